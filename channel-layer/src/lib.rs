@@ -1,0 +1,35 @@
+//! Django Channels' channel layer in Rust.
+//!
+//! A **channel layer** carries **events** between the processes of a site: to one **channel** (a
+//! consumer's mailbox) or to a **group** of channels. This crate speaks byte for byte what Python's
+//! `channels_redis` speaks, so Rust services and Django processes share groups.
+//!
+//! What every [`ChannelLayer`] promises:
+//! - **at most once**: an event never reaches a reader twice; when in doubt it is lost;
+//! - `group_add`, `new_channel` and [`Relay::join`] return only when events sent from then on are heard;
+//! - one sender's events to one channel or group arrive in the order they were sent;
+//! - every queue is bounded, and what a bound costs is counted in [`LayerStats`];
+//! - nothing that arrives from outside, however malformed, stops a reader.
+//!
+//! | layer | reaches | use it for |
+//! | --- | --- | --- |
+//! | [`MemoryLayer`] | this process | tests, development, one node |
+//! | [`RedisPubSubLayer`] | all processes with `channels_redis.pubsub.RedisPubSubChannelLayer` on the same Redis | production |
+#![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, reason = "tests"))]
+
+#[cfg(feature = "contract")]
+pub mod contract;
+mod error;
+mod event;
+mod layer;
+mod memory;
+mod name;
+mod redis;
+mod stats;
+
+pub use error::{BoxError, EventError, LayerError, NameError};
+pub use event::{Event, MAX_DEPTH, MAX_VALUES, Value};
+pub use layer::{ChannelLayer, Delivery, LayerStats, Relay, RelayBackend, RelaySink};
+pub use memory::MemoryLayer;
+pub use name::{ChannelName, GroupName, MAX_ANY_NAME, MAX_NAME};
+pub use redis::{RedisPubSubBuilder, RedisPubSubLayer};

@@ -1,0 +1,240 @@
+//! The layer of one process: for tests, development and single nodes.
+
+mod outlet;
+mod state;
+
+use std::{
+    sync::{Arc, Weak},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use parking_lot::Mutex;
+
+use self::{
+    outlet::Outlet,
+    state::{Poll, State},
+};
+use crate::{
+    ChannelLayer, ChannelName, Delivery, Event, GroupName, LayerError, LayerStats, NameError, Relay, RelayBackend,
+    RelaySink, name, stats::Counters,
+};
+
+/// How many unread events a channel holds, unless told otherwise.
+const CAPACITY: usize = 100;
+/// How long an unread event is kept.
+pub(crate) const EXPIRY: Duration = Duration::from_secs(60);
+/// How long a membership lasts after the last `group_add`.
+pub(crate) const GROUP_EXPIRY: Duration = Duration::from_secs(86_400);
+
+/// Channels and groups in memory, as in Channels' `InMemoryChannelLayer`: capacity 100, events
+/// expire after 60 seconds. Clones share everything; a relay hears its events inside the call that
+/// sends them.
+///
+/// ```
+/// use channel_layer::{ChannelLayer, Event, GroupName, MemoryLayer};
+/// # tokio::runtime::Builder::new_current_thread().enable_time().build()?.block_on(async {
+/// let layer = MemoryLayer::new();
+/// let lobby = GroupName::parse("lobby")?;
+/// let alice = layer.new_channel("").await?;
+/// layer.group_add(&lobby, &alice).await?;
+/// layer.group_send(&lobby, &Event::new("chat.message").with("text", "hello")).await?;
+/// assert_eq!(layer.receive(&alice).await?.text("text"), Some("hello"));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// # })?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone)]
+pub struct MemoryLayer(Arc<Shared>);
+
+struct Shared {
+    state: Mutex<State>,
+    counters: Counters,
+}
+
+impl MemoryLayer {
+    /// A layer whose channels hold 100 unread events.
+    pub fn new() -> Self {
+        Self::with_capacity(CAPACITY)
+    }
+
+    /// A layer whose channels hold `capacity` unread events, at least 1.
+    pub fn with_capacity(capacity: usize) -> Self {
+        Self(Arc::new(Shared { state: Mutex::new(State::new(capacity.max(1))), counters: Counters::default() }))
+    }
+
+    /// How many channels and groups are in memory: zero of both when nothing is waiting anywhere.
+    pub fn footprint(&self) -> (usize, usize) {
+        let mut state = self.0.state.lock();
+        state.sweep(true);
+        state.footprint()
+    }
+
+    fn publish(&self, group: &GroupName, event: &Event) -> Result<(), LayerError> {
+        // Checked here too, so that what works in memory also works on Redis.
+        event.check()?;
+        let event = Arc::new(event.clone());
+        let (outlets, missed) = self.0.state.lock().group_send(group, &event);
+        self.0.counters.published(1);
+        self.0.counters.dropped(missed);
+        for outlet in outlets {
+            self.0.counters.received(1);
+            let delivery = Delivery::Group { group: group.clone(), event: event.clone() };
+            self.0.counters.dropped(outlet.push(delivery));
+        }
+        Ok(())
+    }
+}
+
+impl Default for MemoryLayer {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl std::fmt::Debug for MemoryLayer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("MemoryLayer").finish_non_exhaustive()
+    }
+}
+
+#[async_trait]
+impl ChannelLayer for MemoryLayer {
+    async fn new_channel(&self, prefix: &str) -> Result<ChannelName, LayerError> {
+        let prefix = match prefix.trim_end_matches('.') {
+            "" => "specific",
+            prefix => prefix,
+        };
+        let name = format!("{prefix}.inmemory!{}", name::random_hex32());
+        Ok(ChannelName::parse(&name).map_err(|error| NameError { kind: "channel prefix", ..error })?)
+    }
+
+    async fn remove_channel(&self, channel: &ChannelName) -> Result<(), LayerError> {
+        self.0.state.lock().remove_channel(channel);
+        Ok(())
+    }
+
+    async fn send(&self, channel: &ChannelName, event: &Event) -> Result<(), LayerError> {
+        event.check()?;
+        let event = Arc::new(event.clone());
+        let outlet = self.0.state.lock().send(channel, &event)?;
+        self.0.counters.published(1);
+        if let Some(outlet) = outlet {
+            self.0.counters.received(1);
+            let delivery = Delivery::Channel { channel: channel.clone(), event };
+            self.0.counters.dropped(outlet.push(delivery));
+        }
+        Ok(())
+    }
+
+    async fn receive(&self, channel: &ChannelName) -> Result<Event, LayerError> {
+        let waiter = Waiter::new(&self.0, channel);
+        loop {
+            // Armed before looking, so that an event between looking and waiting wakes us.
+            let notified = waiter.notify.notified();
+            match self.0.state.lock().poll(channel, &waiter.notify) {
+                Poll::Event(event) => {
+                    self.0.counters.received(1);
+                    return Ok(Arc::unwrap_or_clone(event));
+                }
+                Poll::Empty => {}
+                Poll::Removed => return Err(LayerError::Closed),
+            }
+            notified.await;
+        }
+    }
+
+    async fn group_add(&self, group: &GroupName, channel: &ChannelName) -> Result<(), LayerError> {
+        self.0.state.lock().group_add(group, channel);
+        Ok(())
+    }
+
+    async fn group_discard(&self, group: &GroupName, channel: &ChannelName) -> Result<(), LayerError> {
+        self.0.state.lock().group_discard(group, channel);
+        Ok(())
+    }
+
+    async fn group_send(&self, group: &GroupName, event: &Event) -> Result<(), LayerError> {
+        self.publish(group, event)
+    }
+
+    fn group_send_later(&self, group: &GroupName, event: &Event) -> Result<(), LayerError> {
+        self.publish(group, event)
+    }
+
+    async fn flush(&self) -> Result<(), LayerError> {
+        self.0.state.lock().flush();
+        Ok(())
+    }
+
+    async fn relay(&self, sink: Arc<dyn RelaySink>) -> Result<Relay, LayerError> {
+        let prefix = format!("specific.{}", name::random_hex16());
+        let outlet = Arc::new(Outlet::new(sink));
+        let id = self.0.state.lock().add_relay(prefix.clone(), outlet);
+        Ok(Relay::new(MemoryRelay { id, prefix, shared: Arc::downgrade(&self.0) }))
+    }
+
+    async fn ping(&self) -> Result<(), LayerError> {
+        Ok(())
+    }
+
+    fn stats(&self) -> LayerStats {
+        self.0.counters.snapshot()
+    }
+}
+
+/// Somebody inside `receive`: keeps the channel's entry alive while waiting, and only so long.
+struct Waiter<'a> {
+    shared: &'a Shared,
+    channel: &'a ChannelName,
+    notify: Arc<tokio::sync::Notify>,
+}
+
+impl<'a> Waiter<'a> {
+    fn new(shared: &'a Shared, channel: &'a ChannelName) -> Self {
+        let notify = shared.state.lock().start_waiting(channel);
+        Self { shared, channel, notify }
+    }
+}
+
+impl Drop for Waiter<'_> {
+    fn drop(&mut self) {
+        self.shared.state.lock().stop_waiting(self.channel, &self.notify);
+    }
+}
+
+struct MemoryRelay {
+    id: u64,
+    prefix: String,
+    shared: Weak<Shared>,
+}
+
+impl MemoryRelay {
+    fn with_state(&self, change: impl FnOnce(&mut State)) -> Result<(), LayerError> {
+        let shared = self.shared.upgrade().ok_or(LayerError::Closed)?;
+        change(&mut shared.state.lock());
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl RelayBackend for MemoryRelay {
+    fn new_channel(&self) -> ChannelName {
+        ChannelName::trusted(format!("{}{}", self.prefix, name::random_hex16()))
+    }
+
+    async fn join(&self, groups: &[GroupName]) -> Result<(), LayerError> {
+        self.with_state(|state| state.relay_join(self.id, groups))
+    }
+
+    async fn leave(&self, groups: &[GroupName]) -> Result<(), LayerError> {
+        self.with_state(|state| state.relay_leave(self.id, groups))
+    }
+}
+
+impl Drop for MemoryRelay {
+    fn drop(&mut self) {
+        // The layer may be gone already; then so are the subscriptions.
+        let _ = self.with_state(|state| state.remove_relay(self.id));
+    }
+}

@@ -1,0 +1,270 @@
+//! Channels, groups and relays of the in-memory layer; everything here happens under one lock.
+
+use std::{
+    collections::{HashMap, HashSet, VecDeque},
+    sync::Arc,
+};
+
+use tokio::{sync::Notify, time::Instant};
+
+use super::{EXPIRY, GROUP_EXPIRY, outlet::Outlet};
+use crate::{ChannelName, Event, GroupName, LayerError};
+
+/// How often, at most, a send also looks at the channels nobody touches.
+const SWEEP_EVERY: std::time::Duration = std::time::Duration::from_secs(1);
+
+pub(super) struct State {
+    capacity: usize,
+    channels: HashMap<ChannelName, Mailbox>,
+    groups: HashMap<GroupName, Members>,
+    relays: HashMap<u64, RelayEntry>,
+    next_relay: u64,
+    swept: Instant,
+}
+
+/// Exists only while an event waits in it or somebody waits for one.
+struct Mailbox {
+    events: VecDeque<(Instant, Arc<Event>)>,
+    notify: Arc<Notify>,
+    waiters: usize,
+}
+
+#[derive(Default)]
+struct Members {
+    channels: HashMap<ChannelName, Instant>,
+    relays: HashSet<u64>,
+}
+
+struct RelayEntry {
+    prefix: String,
+    outlet: Arc<Outlet>,
+    groups: HashSet<GroupName>,
+}
+
+/// What a look into a mailbox found.
+pub(super) enum Poll {
+    Event(Arc<Event>),
+    Empty,
+    Removed,
+}
+
+impl State {
+    pub(super) fn new(capacity: usize) -> Self {
+        Self {
+            capacity,
+            channels: HashMap::new(),
+            groups: HashMap::new(),
+            relays: HashMap::new(),
+            next_relay: 0,
+            swept: Instant::now(),
+        }
+    }
+
+    pub(super) fn footprint(&self) -> (usize, usize) {
+        (self.channels.len(), self.groups.len())
+    }
+
+    /// Puts an event into a channel, or names the relay it belongs to.
+    pub(super) fn send(
+        &mut self,
+        channel: &ChannelName,
+        event: &Arc<Event>,
+    ) -> Result<Option<Arc<Outlet>>, LayerError> {
+        self.sweep(false);
+        if let Some(relay) = self.relays.values().find(|relay| relay.owns(channel)) {
+            return Ok(Some(relay.outlet.clone()));
+        }
+        match self.put(channel, event) {
+            true => Ok(None),
+            false => Err(LayerError::ChannelFull(channel.clone())),
+        }
+    }
+
+    /// Puts an event into every member channel; returns the relays to tell and how many were full.
+    pub(super) fn group_send(&mut self, group: &GroupName, event: &Arc<Event>) -> (Vec<Arc<Outlet>>, u64) {
+        self.sweep(false);
+        let Some(members) = self.groups.get_mut(group) else { return (Vec::new(), 0) };
+        let now = Instant::now();
+        members.channels.retain(|_, added| now.duration_since(*added) < GROUP_EXPIRY);
+        let channels: Vec<ChannelName> = members.channels.keys().cloned().collect();
+        let relays = members.relays.iter();
+        let outlets = relays.filter_map(|id| Some(self.relays.get(id)?.outlet.clone())).collect();
+        let missed = channels.iter().filter(|channel| !self.put(channel, event)).count();
+        (outlets, missed as u64)
+    }
+
+    fn put(&mut self, channel: &ChannelName, event: &Arc<Event>) -> bool {
+        let now = Instant::now();
+        let mailbox = match self.channels.get_mut(channel) {
+            Some(mailbox) => mailbox,
+            None => self.channels.entry(channel.clone()).or_insert_with(Mailbox::new),
+        };
+        mailbox.expire(now);
+        if mailbox.events.len() >= self.capacity {
+            return false;
+        }
+        mailbox.events.push_back((now + EXPIRY, event.clone()));
+        mailbox.notify.notify_one();
+        true
+    }
+
+    pub(super) fn start_waiting(&mut self, channel: &ChannelName) -> Arc<Notify> {
+        let mailbox = self.channels.entry(channel.clone()).or_insert_with(Mailbox::new);
+        mailbox.waiters += 1;
+        mailbox.notify.clone()
+    }
+
+    pub(super) fn stop_waiting(&mut self, channel: &ChannelName, notify: &Arc<Notify>) {
+        // A mailbox removed and made anew meanwhile is not the one we waited on.
+        let Some(mailbox) = self.channels.get_mut(channel) else { return };
+        if Arc::ptr_eq(&mailbox.notify, notify) {
+            mailbox.waiters -= 1;
+            if mailbox.waiters == 0 && mailbox.events.is_empty() {
+                self.channels.remove(channel);
+            }
+        }
+    }
+
+    pub(super) fn poll(&mut self, channel: &ChannelName, notify: &Arc<Notify>) -> Poll {
+        match self.channels.get_mut(channel) {
+            Some(mailbox) if Arc::ptr_eq(&mailbox.notify, notify) => {
+                mailbox.expire(Instant::now());
+                match mailbox.events.pop_front() {
+                    Some((_, event)) => Poll::Event(event),
+                    None => Poll::Empty,
+                }
+            }
+            _ => Poll::Removed,
+        }
+    }
+
+    pub(super) fn remove_channel(&mut self, channel: &ChannelName) {
+        if let Some(mailbox) = self.channels.remove(channel) {
+            mailbox.notify.notify_waiters();
+        }
+        self.leave_all(channel);
+    }
+
+    fn leave_all(&mut self, channel: &ChannelName) {
+        self.groups.retain(|_, members| {
+            members.channels.remove(channel);
+            !members.is_empty()
+        });
+    }
+
+    pub(super) fn group_add(&mut self, group: &GroupName, channel: &ChannelName) {
+        let members = self.groups.entry(group.clone()).or_default();
+        members.channels.insert(channel.clone(), Instant::now());
+    }
+
+    pub(super) fn group_discard(&mut self, group: &GroupName, channel: &ChannelName) {
+        self.change_members(group, |members| {
+            members.channels.remove(channel);
+        });
+    }
+
+    fn change_members(&mut self, group: &GroupName, change: impl FnOnce(&mut Members)) {
+        if let Some(members) = self.groups.get_mut(group) {
+            change(members);
+            if members.is_empty() {
+                self.groups.remove(group);
+            }
+        }
+    }
+
+    pub(super) fn flush(&mut self) {
+        self.groups.clear();
+        for relay in self.relays.values_mut() {
+            relay.groups.clear();
+        }
+        self.channels.retain(|_, mailbox| {
+            mailbox.events.clear();
+            mailbox.waiters > 0
+        });
+    }
+
+    pub(super) fn add_relay(&mut self, prefix: String, outlet: Arc<Outlet>) -> u64 {
+        self.next_relay += 1;
+        self.relays.insert(self.next_relay, RelayEntry { prefix, outlet, groups: HashSet::new() });
+        self.next_relay
+    }
+
+    pub(super) fn relay_join(&mut self, id: u64, groups: &[GroupName]) {
+        let Some(relay) = self.relays.get_mut(&id) else { return };
+        for group in groups {
+            relay.groups.insert(group.clone());
+            self.groups.entry(group.clone()).or_default().relays.insert(id);
+        }
+    }
+
+    pub(super) fn relay_leave(&mut self, id: u64, groups: &[GroupName]) {
+        for group in groups {
+            if let Some(relay) = self.relays.get_mut(&id) {
+                relay.groups.remove(group);
+            }
+            self.change_members(group, |members| {
+                members.relays.remove(&id);
+            });
+        }
+    }
+
+    pub(super) fn remove_relay(&mut self, id: u64) {
+        let Some(relay) = self.relays.remove(&id) else { return };
+        relay.outlet.close();
+        for group in relay.groups {
+            self.change_members(&group, |members| {
+                members.relays.remove(&id);
+            });
+        }
+    }
+
+    /// Drops expired events, also on channels nobody reads. Such a channel leaves its groups: its
+    /// reader is gone, and nothing else would ever end the membership.
+    pub(super) fn sweep(&mut self, at_once: bool) {
+        let now = Instant::now();
+        if !at_once && now.duration_since(self.swept) < SWEEP_EVERY {
+            return;
+        }
+        self.swept = now;
+        let mut dead = HashSet::new();
+        self.channels.retain(|name, mailbox| {
+            if mailbox.expire(now) && mailbox.waiters == 0 {
+                dead.insert(name.clone());
+            }
+            mailbox.waiters > 0 || !mailbox.events.is_empty()
+        });
+        if !dead.is_empty() {
+            self.groups.retain(|_, members| {
+                members.channels.retain(|channel, _| !dead.contains(channel));
+                !members.is_empty()
+            });
+        }
+    }
+}
+
+impl Mailbox {
+    fn new() -> Self {
+        Self { events: VecDeque::new(), notify: Arc::new(Notify::new()), waiters: 0 }
+    }
+
+    /// Drops what is too old; tells whether there was any.
+    fn expire(&mut self, now: Instant) -> bool {
+        let before = self.events.len();
+        while self.events.front().is_some_and(|(expires, _)| *expires <= now) {
+            self.events.pop_front();
+        }
+        self.events.len() < before
+    }
+}
+
+impl Members {
+    fn is_empty(&self) -> bool {
+        self.channels.is_empty() && self.relays.is_empty()
+    }
+}
+
+impl RelayEntry {
+    fn owns(&self, channel: &ChannelName) -> bool {
+        channel.as_str().strip_prefix(&self.prefix).is_some_and(|local| local.len() == 16)
+    }
+}

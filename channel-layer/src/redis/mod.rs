@@ -1,0 +1,18 @@
+//! The layers on Redis. No other part of the crate knows the word.
+//!
+//! The crate `redis` reads the URLs; the two connections are our own. Its pub/sub connection puts an
+//! unbounded queue between the socket and the reader, and its managed one makes callers wait out a
+//! whole outage; here a slow reader slows Redis down, and a publish fails at once while Redis is away.
+
+mod backoff;
+mod connection;
+mod inbox;
+mod layer;
+mod publisher;
+mod relay;
+mod subscriber;
+mod tls;
+mod topic;
+mod wire;
+
+pub use layer::{RedisPubSubBuilder, RedisPubSubLayer};

@@ -1,0 +1,496 @@
+/**
+ * Browser client of Channel Gateway: one ES module, no dependencies.
+ *
+ *     import { connect } from "/client.js";
+ *     const gateway = connect("/ws/chat/lobby/", { token });
+ *     gateway.on("chat", (frame) => console.log(frame.from_user, frame.message));
+ *     const ack = await gateway.chat("lobby", "hello");
+ *
+ * It comes back by itself after a lost connection, sends every unacknowledged message again under
+ * the `client_id` it was given first (so nothing is stored twice), and drops frames it has seen.
+ */
+
+const DEFAULTS = {
+  token: null, // JWT, offered as the subprotocol `bearer.<jwt>`; without one the cookies sign in
+  getToken: null, // async () => JWT: asked for the first token, after 4401, and before one expires
+  protocols: [], // further subprotocols to offer
+  resume: false, // ask for what was missed after a reconnect
+  positions: null, // where to resume from after a page load: an earlier value of `gateway.positions`
+  ackTimeout: 60_000, // ms until an unacknowledged message is given up; 0 waits for ever
+  requestTimeout: 10_000, // ms until an unanswered request is given up; 0 waits for ever
+  connectTimeout: 15_000, // ms until a handshake is given up
+  baseDelay: 500, // ms: reconnects wait a random part of baseDelay * 2^attempt …
+  maxDelay: 30_000, // … and never longer than this
+  stableAfter: 5_000, // ms a connection must last before the backoff starts afresh
+  renewBefore: 60_000, // ms before a token expires at which `getToken` is asked for the next
+  window: 16, // frames under way without an answer
+  maxPending: 1_000, // frames waiting; more are refused with `queue_full`
+  maxFrameBytes: 65_536, // the gateway closes a socket that sends a larger frame
+  WebSocket: null, // another WebSocket class, for tests and for Node
+};
+
+/** Close codes after which the same attempt would meet the same end. */
+const FINAL = new Set([1008, 1009]);
+/** Errors that pass: the same message is sent again later. */
+const PASSING = new Set(["rate_limited", "unavailable"]);
+/** Requests; each is answered by a frame whose `type` is its `cate`. Messages are answered by an `ack`. */
+const REQUESTS = new Set(["history", "notifications", "seen", "rooms", "presence", "auth"]);
+/** Events of this client; a frame of the site's own with such a type is only seen by "frame". */
+const OWN_EVENTS = new Set(["state", "reload", "frame"]);
+const INBOX = Symbol("notifications");
+
+/** Why a message or request failed. `code` is the gateway's, or `timeout`, `closed`, `queue_full`. */
+export class GatewayError extends Error {
+  constructor(code, detail, extra) {
+    super(detail || code);
+    this.name = "GatewayError";
+    this.code = code;
+    Object.assign(this, extra);
+  }
+}
+
+/** Opens a connection that stays: `url` may be relative, and `http` stands for `ws`. */
+export function connect(url, options) {
+  return new Gateway(url, options).open();
+}
+
+export class Gateway {
+  #url;
+  #options;
+  #token;
+  #state = "closed";
+  #listeners = new Map(); // event -> Set of functions
+  #pending = new Map(); // key -> entry, in the order of sending
+  #streams = new Map(); // room name or INBOX -> {seq, id, live}
+  #socket = null;
+  #run = 0; // counts attempts, so that an old await or timer notices it is out of date
+  #attempt = 0;
+  #refusals = 0; // 4401 in a row
+  #openedAt = 0;
+  #resuming = false;
+  #resumeAgain = false;
+  #holding = 0; // the timer that ends a pause after `rate_limited` or `unavailable`
+  #holds = 0;
+  #timers = { retry: 0, connect: 0, renew: 0 };
+
+  constructor(url, options = {}) {
+    this.#options = { ...DEFAULTS, ...options };
+    this.#url = webSocketUrl(url);
+    this.#token = this.#options.token;
+    const { rooms = {}, notifications } = this.#options.positions ?? {};
+    for (const [room, at] of Object.entries(rooms)) this.#streams.set(room, { ...at, live: false });
+    if (notifications) this.#streams.set(INBOX, { ...notifications, live: false });
+  }
+
+  /** "connecting", "open", "waiting" (for the next attempt) or "closed" (does not come back). */
+  get state() {
+    return this.#state;
+  }
+
+  /** The last position seen of each stream, as the `resume` frame wants it. */
+  get positions() {
+    const all = [...this.#streams].map(([stream, { seq, id }]) => [stream, id ? { seq, id } : { seq }]);
+    const rooms = Object.fromEntries(all.filter(([stream]) => stream !== INBOX));
+    const notifications = all.find(([stream]) => stream === INBOX)?.[1];
+    return notifications ? { rooms, notifications } : { rooms };
+  }
+
+  /**
+   * Calls `listener` for an event and returns the function that ends it. Events: the type of any
+   * frame ("chat", "notification", "rooms", "error", …), "frame" for all of them, "state" with
+   * `{state, retryAt (ms since 1970), code, reason}`, and "reload" with `{group_name}` or `{notifications: true}`
+   * for a stream whose missed part cannot be resumed and is to be read again with `history`.
+   */
+  on(event, listener) {
+    if (!this.#listeners.has(event)) this.#listeners.set(event, new Set());
+    this.#listeners.get(event).add(listener);
+    return () => this.#listeners.get(event)?.delete(listener);
+  }
+
+  /** Connects now, also while waiting for a later attempt or after the end; with a new token if given. */
+  open(token) {
+    if (this.#state === "connecting" || this.#state === "open") return this;
+    if (token) this.#token = token;
+    globalThis.addEventListener?.("online", this.#online);
+    globalThis.addEventListener?.("offline", this.#offline);
+    this.#connect();
+    return this;
+  }
+
+  /** Leaves for good; what was not acknowledged is rejected with `closed`. */
+  close() {
+    this.#drop()?.close(1000);
+    this.#finish(1000, "closed by this client");
+  }
+
+  /** Sends a chat message; resolves with the ack once it is stored. */
+  chat(room, message, options) {
+    return this.send({ cate: "chat", group_name: room, message }, options);
+  }
+
+  /** Sends a notification to a user; resolves with the ack once it is stored. */
+  notify(user, message, options) {
+    return this.send({ cate: "notification", user_name: user, message }, options);
+  }
+
+  /**
+   * Sends a chat or notification frame and resolves with its ack. It waits for the connection, and
+   * is sent again after a reconnect until answered. After a `timeout` the message may still have
+   * been stored: to try again, give the same `client_id`.
+   */
+  send(frame, options = {}) {
+    const { cate = frame.type, client_id = newId() } = frame;
+    if (cate !== "chat" && cate !== "notification") return this.request(frame, options);
+    return this.#enqueue(client_id, { ...frame, cate, client_id }, "ack", options.timeout ?? this.#options.ackTimeout);
+  }
+
+  /** Asks for `history`, `notifications`, `rooms`, `presence` …, and resolves with the answer. */
+  request(frame, { timeout = this.#options.requestTimeout } = {}) {
+    const { cate = frame.type, client_id = newId() } = frame; // the id comes back in an error
+    if (!REQUESTS.has(cate)) throw new TypeError(`no answer is known for a "${cate}" frame; use post()`);
+    return this.#enqueue(client_id, { ...frame, cate, client_id }, cate, timeout);
+  }
+
+  /** Sends a frame that has no answer (`typing`) if the connection is open now; false if not. */
+  post(frame) {
+    if (this.#state !== "open") return false;
+    this.#socket.send(JSON.stringify(frame));
+    return true;
+  }
+
+  // ---- the connection ----
+
+  async #connect() {
+    this.#drop();
+    const run = this.#run;
+    this.#setState("connecting");
+    if (!this.#token && this.#options.getToken) {
+      try {
+        this.#token = await this.#options.getToken();
+      } catch (error) {
+        if (run === this.#run) this.#wait(this.#backoff(), 0, `no token: ${error?.message ?? error}`);
+        return;
+      }
+      if (run !== this.#run) return;
+      if (!this.#token) return this.#finish(4401, "not signed in");
+    }
+    const protocols = ["gateway.v1", ...this.#options.protocols];
+    if (this.#token) protocols.push(`bearer.${this.#token}`);
+    const Socket = this.#options.WebSocket ?? globalThis.WebSocket;
+    try {
+      this.#socket = new Socket(this.#url, protocols);
+    } catch (error) {
+      return this.#finish(0, String(error?.message ?? error)); // a bad address or token: no retry helps
+    }
+    const socket = this.#socket;
+    const mine = (handle) => (event) => this.#socket === socket && handle(event);
+    socket.addEventListener("open", mine(() => this.#opened()));
+    socket.addEventListener("message", mine((event) => this.#received(event.data)));
+    socket.addEventListener("close", mine((event) => this.#lost(event.code, event.reason)));
+    socket.addEventListener("error", () => {}); // a close event always follows, with the code
+    const late = () => this.#abandon("no answer to the handshake");
+    this.#timers.connect = setTimeout(late, this.#options.connectTimeout);
+  }
+
+  #opened() {
+    clearTimeout(this.#timers.connect);
+    this.#openedAt = Date.now();
+    if (this.#options.resume) this.#resume();
+    // Nothing proves that a stream is the one of before, so old numbers drop no frame of this connection.
+    else for (const at of this.#streams.values()) at.live = false;
+    this.#setState("open");
+    if (this.#state !== "open") return; // a listener closed it
+    // The gateway holds stored frames back until the first frame has come. This one also gives the
+    // positions of rooms that nothing has been heard from yet.
+    this.request({ cate: "rooms" }).catch(() => {});
+    this.#renewLater();
+  }
+
+  #resume() {
+    const { rooms, notifications } = this.positions;
+    const frame = { cate: "resume", rooms, ...(notifications && { notifications }) };
+    // Rooms that do not fit into one frame have to be read again.
+    for (const room of Object.keys(rooms).reverse()) {
+      if (byteLength(JSON.stringify(frame)) <= this.#options.maxFrameBytes) break;
+      delete rooms[room];
+      this.#forget(room);
+    }
+    this.#resumeAgain = false;
+    this.#resuming = Boolean(notifications) || Object.keys(rooms).length > 0;
+    if (this.#resuming) this.#socket.send(JSON.stringify(frame));
+  }
+
+  /** What the rules of the close codes ask for. */
+  #lost(code, reason) {
+    this.#drop();
+    if (this.#openedAt && Date.now() - this.#openedAt >= this.#options.stableAfter) {
+      this.#attempt = 0;
+      this.#refusals = 0;
+    }
+    this.#openedAt = 0;
+    if (code === 4401 && this.#options.getToken && this.#refusals < 3) {
+      this.#refusals += 1;
+      this.#token = null;
+      return this.#wait(this.#backoff(), code, reason);
+    }
+    if (FINAL.has(code) || code >= 4400) return this.#finish(code, reason);
+    const range = code === 1001 || code === 1012 ? /\bretry=(\d{1,6})-(\d{1,6})\b/.exec(reason) : null;
+    if (!range) return this.#wait(this.#backoff(), code, reason);
+    const [least, most] = [Number(range[1]), Number(range[2])].sort((a, b) => a - b);
+    this.#wait(least + Math.random() * (most - least), code, reason);
+  }
+
+  #abandon(reason) {
+    this.#drop()?.close();
+    this.#lost(1006, reason);
+  }
+
+  /** Lets go of the socket and of everything that belonged to it. */
+  #drop() {
+    const socket = this.#socket;
+    this.#socket = null;
+    this.#run += 1;
+    this.#resuming = this.#resumeAgain = false;
+    for (const timer of Object.values(this.#timers)) clearTimeout(timer);
+    this.#release();
+    for (const entry of this.#pending.values()) entry.sent = false;
+    return socket;
+  }
+
+  #wait(delay, code, reason) {
+    this.#timers.retry = setTimeout(() => this.#connect(), delay);
+    this.#setState("waiting", { retryAt: Date.now() + delay, code, reason });
+  }
+
+  /** Exponential, with full jitter: a crowd that lost its node does not come back as one. */
+  #backoff() {
+    const { baseDelay, maxDelay } = this.#options;
+    const most = Math.min(maxDelay, baseDelay * 2 ** Math.min(this.#attempt, 30));
+    this.#attempt += 1;
+    return Math.random() * most;
+  }
+
+  #finish(code, reason) {
+    globalThis.removeEventListener?.("online", this.#online);
+    globalThis.removeEventListener?.("offline", this.#offline);
+    this.#attempt = 0;
+    this.#refusals = 0;
+    if (code === 4401) this.#token = null;
+    const entries = [...this.#pending.values()];
+    this.#setState("closed", { code, reason });
+    const error = () => new GatewayError("closed", reason || "the connection is closed", { closeCode: code });
+    for (const entry of entries) this.#settle(entry, error());
+  }
+
+  #online = () => this.#state === "waiting" && this.#connect();
+  #offline = () => this.#socket && this.#abandon("the browser is offline");
+
+  #setState(state, more = {}) {
+    this.#state = state;
+    this.#emit("state", { state, ...more });
+  }
+
+  /** Renews the sign-in in place before the token expires; where that fails, 4401 will follow. */
+  #renewLater() {
+    const expires = this.#options.getToken && expiry(this.#token);
+    if (!expires) return;
+    const left = expires - Date.now();
+    const delay = Math.min(Math.max(left - this.#options.renewBefore, left / 2, 0), 2 ** 31 - 1);
+    const run = this.#run;
+    clearTimeout(this.#timers.renew);
+    this.#timers.renew = setTimeout(async () => {
+      try {
+        const token = await this.#options.getToken();
+        if (run !== this.#run || !token) return;
+        await this.request({ cate: "auth", token });
+        this.#token = token;
+        if (run === this.#run) this.#renewLater();
+      } catch {
+        // An older gateway, or no token to be had: the close with 4401 is handled above.
+      }
+    }, delay);
+  }
+
+  // ---- frames ----
+
+  #enqueue(key, frame, answer, timeout) {
+    const { maxPending, maxFrameBytes } = this.#options;
+    const text = JSON.stringify(frame);
+    const refuse = (code, detail) => Promise.reject(new GatewayError(code, detail, { client_id: frame.client_id }));
+    if (this.#state === "closed") return refuse("closed", "the connection is closed");
+    if (this.#pending.has(key)) return refuse("invalid", "this client_id is already under way");
+    if (this.#pending.size >= maxPending) return refuse("queue_full", "too many frames wait to be sent");
+    if (byteLength(text) > maxFrameBytes) return refuse("too_large", "the message is too long");
+    return new Promise((resolve, reject) => {
+      const entry = { key, text, answer, room: frame.group_name, sent: false, resolve, reject, timer: 0 };
+      const late = () => this.#settle(entry, new GatewayError("timeout", "no answer in time", { client_id: frame.client_id }));
+      if (timeout > 0) entry.timer = setTimeout(late, timeout);
+      this.#pending.set(key, entry);
+      this.#pump();
+    });
+  }
+
+  #settle(entry, result) {
+    clearTimeout(entry.timer);
+    this.#pending.delete(entry.key);
+    if (result instanceof Error) {
+      entry.reject(result);
+    } else {
+      this.#holds = 0;
+      entry.resolve(result);
+    }
+    this.#pump();
+  }
+
+  /** Sends what waits, in order, with a bounded number under way. */
+  #pump() {
+    if (this.#state !== "open" || this.#holding) return;
+    let underWay = 0;
+    for (const entry of this.#pending.values()) {
+      underWay += 1;
+      if (underWay > this.#options.window) return;
+      if (entry.sent) continue;
+      entry.sent = true;
+      this.#socket.send(entry.text);
+    }
+  }
+
+  #received(data) {
+    const frame = parse(data);
+    if (!frame) return;
+    switch (frame.type) {
+      case "chat":
+        if (!this.#isNew(frame.group_name, frame)) return;
+        break;
+      case "notification":
+        if (!this.#isNew(INBOX, frame)) return;
+        break;
+      case "ack":
+        if (this.#pending.has(frame.client_id)) this.#settle(this.#pending.get(frame.client_id), frame);
+        break;
+      case "error":
+        this.#failed(frame);
+        break;
+      case "rooms":
+        for (const room of frame.rooms ?? []) this.#startAt(room.group_name, room);
+        break;
+      case "notifications":
+        this.#startAt(INBOX, (frame.notifications ?? []).reduce((a, b) => (b.seq > a.seq ? b : a), { seq: 0 }));
+        break;
+      case "resumed":
+        this.#resumed(frame);
+        break;
+    }
+    if (REQUESTS.has(frame.type)) {
+      const asked = (entry) => entry.sent && entry.answer === frame.type && entry.room === frame.group_name;
+      const entry = [...this.#pending.values()].find(asked);
+      if (entry) this.#settle(entry, frame);
+    }
+    this.#emit("frame", frame);
+    if (!OWN_EVENTS.has(frame.type)) this.#emit(frame.type, frame);
+  }
+
+  #failed(frame) {
+    if (PASSING.has(frame.code)) {
+      if (this.#resuming && frame.code === "unavailable" && !frame.client_id) this.#resumeAgain = true;
+      const entry = this.#pending.get(frame.client_id);
+      // Without a client_id it is not known which frame was refused; repeating one that was not is harmless.
+      for (const each of entry ? [entry] : this.#pending.values()) each.sent = false;
+      return this.#hold();
+    }
+    // Frames are handled in order, so an error that names no frame answers the oldest request.
+    const oldest = () => [...this.#pending.values()].find((each) => each.sent && each.answer !== "ack");
+    const entry = frame.client_id === undefined ? oldest() : this.#pending.get(frame.client_id);
+    if (entry) this.#settle(entry, new GatewayError(frame.code, frame.detail, { client_id: frame.client_id }));
+  }
+
+  /** Sends nothing for a while: going on would count as flooding. */
+  #hold() {
+    if (this.#holding) return;
+    const most = Math.min(15_000, 1_000 * 2 ** Math.min(this.#holds, 10));
+    this.#holds += 1;
+    this.#holding = setTimeout(() => {
+      this.#release();
+      if (this.#resumeAgain) this.#resume();
+      this.#pump();
+    }, most / 2 + (Math.random() * most) / 2);
+  }
+
+  #release() {
+    clearTimeout(this.#holding);
+    this.#holding = 0;
+  }
+
+  // ---- positions ----
+
+  /** Moves the position of a stream, and tells whether the frame is new. Frames without `seq` were not stored. */
+  #isNew(stream, { seq, id }) {
+    if (typeof seq !== "number") return true;
+    const at = this.#streams.get(stream);
+    if (at?.live && seq <= at.seq) return false;
+    this.#streams.set(stream, { seq, id, live: true });
+    return true;
+  }
+
+  /** A position told rather than heard: good to resume from, but no reason to drop a frame. */
+  #startAt(stream, { seq, id }) {
+    if (typeof seq === "number" && !this.#streams.has(stream)) this.#streams.set(stream, { seq, id, live: false });
+  }
+
+  #resumed(frame) {
+    this.#resuming = false;
+    for (const [room, complete] of Object.entries(frame.rooms ?? {})) if (complete === false) this.#forget(room);
+    if (frame.notifications === false) this.#forget(INBOX);
+  }
+
+  #forget(stream) {
+    this.#streams.delete(stream);
+    this.#emit("reload", stream === INBOX ? { notifications: true } : { group_name: stream });
+  }
+
+  #emit(event, value) {
+    for (const listener of this.#listeners.get(event) ?? []) {
+      try {
+        listener(value);
+      } catch (error) {
+        console.error(error); // one broken listener keeps no frame from the others
+      }
+    }
+  }
+}
+
+/** The value of a JSON text as an object; null if it is not JSON. */
+function parse(text) {
+  try {
+    return Object(JSON.parse(text));
+  } catch {
+    return null;
+  }
+}
+
+function webSocketUrl(url) {
+  const absolute = new URL(url, globalThis.location?.href);
+  absolute.protocol = absolute.protocol.replace(/^http/, "ws");
+  absolute.hash = "";
+  return absolute.href;
+}
+
+/** `randomUUID` exists on secure pages only; a page served by plain HTTP has `getRandomValues`. */
+function newId() {
+  if (globalThis.crypto.randomUUID) return globalThis.crypto.randomUUID();
+  const bytes = globalThis.crypto.getRandomValues(new Uint8Array(16));
+  return Array.from(bytes, (byte) => byte.toString(16).padStart(2, "0")).join("");
+}
+
+function byteLength(text) {
+  return new TextEncoder().encode(text).length;
+}
+
+/** The `exp` of a JWT in ms since 1970; 0 if it cannot be read. */
+function expiry(token) {
+  try {
+    return parse(atob(token.split(".")[1].replace(/-/g, "+").replace(/_/g, "/"))).exp * 1000 || 0;
+  } catch {
+    return 0;
+  }
+}

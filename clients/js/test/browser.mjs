@@ -1,0 +1,246 @@
+// Two people in real browsers, on two nodes with --dev, through the demo page.
+//
+//   GATEWAY_URL_A, GATEWAY_URL_B   the nodes (or one balancer for both; B defaults to A)
+//   CHROMIUM                       the browser, default: `chromium` on the path
+//   SCREENSHOTS                    a directory for a picture of each window when something fails
+//
+// Prints one line per step; exit code 0 if all of them hold, else 1.
+import assert from "node:assert/strict";
+import { execFileSync } from "node:child_process";
+import net from "node:net";
+import { chromium } from "playwright-core";
+
+const urlA = process.env.GATEWAY_URL_A;
+const urlB = process.env.GATEWAY_URL_B || urlA;
+if (!urlA) fail("GATEWAY_URL_A is not set");
+const PATIENCE = 10_000; // ms until something that should be seen counts as missing
+const unique = Math.random().toString(36).slice(2, 8);
+const [alice, bob] = [`alice-${unique}`, `bob-${unique}`];
+const room = `room ${unique}`;
+
+function fail(text) {
+  console.error(`FAILED: ${text}`);
+  process.exit(1);
+}
+setTimeout(() => fail("not done after 120 s"), 120_000).unref();
+
+function browserPath() {
+  if (process.env.CHROMIUM) return process.env.CHROMIUM;
+  try {
+    return execFileSync("sh", ["-c", "command -v chromium || command -v google-chrome"], { encoding: "utf8" }).trim();
+  } catch {
+    return fail("chromium is missing: run ./test.sh, or apt-get install chromium");
+  }
+}
+
+/** A wire to a node that can be cut: what a browser sees when its node dies. */
+async function wire(url) {
+  const { hostname, port } = new URL(url);
+  const sockets = new Set();
+  let whole = true;
+  const server = net.createServer((near) => {
+    if (!whole) return near.destroy();
+    const far = net.connect(Number(port || 80), hostname);
+    for (const [from, to] of [[near, far], [far, near]]) {
+      sockets.add(from);
+      from.setNoDelay(true);
+      from.on("error", () => {});
+      from.on("close", () => (sockets.delete(from), to.destroy()));
+      from.pipe(to);
+    }
+  });
+  await new Promise((resolve) => server.listen(0, "127.0.0.1", resolve));
+  return {
+    url: `http://127.0.0.1:${server.address().port}/`,
+    cut() {
+      whole = false;
+      for (const socket of sockets) socket.destroy();
+    },
+    mend: () => (whole = true),
+    close: () => server.close(),
+  };
+}
+
+const wireA = await wire(urlA);
+const browser = await chromium.launch({
+  executablePath: browserPath(),
+  args: ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"],
+});
+const complaints = [];
+const pages = {};
+
+async function open(name, url, options = {}) {
+  const context = await browser.newContext({ viewport: { width: 1280, height: 800 }, ...options });
+  context.setDefaultTimeout(PATIENCE);
+  const page = await context.newPage();
+  pages[name] = page;
+  page.on("pageerror", (error) => complaints.push(`${name}: ${error}`));
+  page.on("console", (message) => {
+    if (message.type() === "error" && !/ERR_(CONNECTION|EMPTY|NETWORK)|Connection closed/.test(message.text())) complaints.push(`${name}: ${message.text()}`);
+  });
+  // Every state the page has shown, also the short ones.
+  await page.addInitScript(() => {
+    globalThis.states = [];
+    addEventListener("DOMContentLoaded", () => {
+      const lamp = document.getElementById("state");
+      new MutationObserver(() => globalThis.states.push(lamp.dataset.state)).observe(lamp, { attributeFilter: ["data-state"] });
+    });
+  });
+  await page.goto(url);
+  return page;
+}
+
+async function signIn(page, name) {
+  await page.getByLabel("Your name").fill(name);
+  await page.getByRole("button", { name: "Sign in" }).click();
+  await connected(page);
+}
+const connected = (page) => page.locator('#state[data-state="open"]').waitFor();
+const message = (page, text) => page.locator(".message").filter({ hasText: text });
+const stored = (page, text) => page.locator(".message.own:not(.pending):not(.failed)").filter({ hasText: text });
+const inRoom = (page, name) => page.locator("h1#room-title").filter({ hasText: name }).waitFor();
+
+async function join(page, name) {
+  await page.getByLabel("Join or create a room").fill(name);
+  await page.keyboard.press("Enter");
+  await inRoom(page, name);
+}
+
+async function say(page, text) {
+  await page.locator("#text").fill(text);
+  await page.locator("#text").press("Enter");
+}
+
+async function step(text, run) {
+  await run();
+  console.log(`ok - ${text}`);
+}
+
+try {
+  const [a, b] = await Promise.all([open("alice", wireA.url), open("bob", urlB)]);
+
+  await step("both sign in and are connected", () => Promise.all([signIn(a, alice), signIn(b, bob)]));
+
+  await step("both enter a room that did not exist", async () => {
+    await join(a, room);
+    await join(b, room);
+    assert.equal(decodeURIComponent(new URL(a.url()).hash), `#${room}`);
+  });
+
+  await step("each sees what the other says, with the sender's name; one's own is stored", async () => {
+    await say(a, "hello from A");
+    await message(b, "hello from A").waitFor();
+    await say(b, "hello from B");
+    await message(a, "hello from B").waitFor();
+    await Promise.all([stored(a, "hello from A").waitFor(), stored(b, "hello from B").waitFor()]);
+    assert.equal(await message(b, "hello from A").locator(".who").textContent(), alice);
+    assert.equal(await message(a, "hello from A").count(), 1);
+  });
+
+  await step("what people write is text and nothing else", async () => {
+    await say(a, '<img src=x onerror="globalThis.broken = 1"><b>bold</b>');
+    await message(b, '<b>bold</b>').waitFor();
+    assert.equal(await b.evaluate(() => globalThis.broken), undefined);
+  });
+
+  await step("a notification reaches a user on the other node: badge, toast and list", async () => {
+    await b.getByRole("button", { name: "Notifications", exact: true }).click();
+    await b.locator("#notify-user").fill(alice);
+    await b.locator("#notify-text").fill("lunch?");
+    await b.getByRole("button", { name: "Notify", exact: true }).click();
+    await b.getByText(`Sent to ${alice}`).waitFor();
+    await a.locator("#bell-badge").filter({ hasText: "1" }).waitFor();
+    await a.locator(".toast").filter({ hasText: "lunch?" }).waitFor();
+    await a.getByRole("button", { name: "Notifications, 1 new" }).click();
+    await a.locator(".notice").filter({ hasText: "lunch?" }).waitFor();
+    await a.locator("#bell-badge").waitFor({ state: "hidden" });
+    await a.keyboard.press("Escape");
+  });
+
+  await step("a user that nobody knows is named as such", async () => {
+    await b.locator("#notify-user").fill(`nobody-${unique}`);
+    await b.locator("#notify-text").fill("x");
+    await b.getByRole("button", { name: "Notify", exact: true }).click();
+    await b.locator("#notify-result.bad").waitFor();
+    await b.keyboard.press("Escape");
+  });
+
+  await step("a room that is not shown counts what is unread", async () => {
+    const other = `other ${unique}`;
+    await join(a, other);
+    await say(b, "are you there?");
+    const link = a.locator(".room").filter({ hasText: room });
+    await link.locator(".badge").filter({ hasText: "1" }).waitFor();
+    await link.click();
+    await inRoom(a, room);
+    await message(a, "are you there?").waitFor();
+    assert.equal(await link.locator(".badge").count(), 0);
+  });
+
+  // Older messages are there only if this gateway can be asked for them.
+  const remembers = await a.evaluate(async (room) => {
+    const { connect } = await import("/client.js");
+    const gateway = connect("/ws/chat/", { token: JSON.parse(sessionStorage.getItem("gateway.session")).token });
+    return gateway.request({ cate: "history", group_name: room }).then(() => true, () => false).finally(() => gateway.close());
+  }, room);
+
+  await step("a lost connection shows, and what is written meanwhile arrives once", async () => {
+    wireA.cut();
+    await a.locator('#state[data-state="open"]').waitFor({ state: "detached" });
+    await a.waitForFunction(() => globalThis.states.includes("waiting"));
+    await a.locator("#state-text").filter({ hasText: /Reconnecting/ }).waitFor();
+    await say(a, "written in the dark");
+    await a.locator(".message.own.pending").filter({ hasText: "written in the dark" }).waitFor();
+    await say(b, "said while alice was away");
+    await stored(b, "said while alice was away").waitFor();
+    wireA.mend();
+    await connected(a);
+    await stored(a, "written in the dark").waitFor();
+    await message(b, "written in the dark").waitFor();
+    assert.equal(await message(a, "written in the dark").count(), 1);
+    assert.equal(await message(b, "written in the dark").count(), 1);
+  });
+
+  if (remembers) {
+    await step("what was said meanwhile is there after the reconnect, once and in order", async () => {
+      await message(a, "said while alice was away").waitFor();
+      const texts = await a.locator(".message .text").allTextContents();
+      assert.deepEqual(texts.slice(-2).sort(), ["said while alice was away", "written in the dark"]);
+    });
+  }
+
+  await step("a reload keeps the sign-in and the room", async () => {
+    await a.reload();
+    await connected(a);
+    await inRoom(a, room);
+    if (remembers) await message(a, "hello from B").waitFor();
+    await say(b, "welcome back");
+    await message(a, "welcome back").waitFor();
+  });
+
+  await step("a narrow window has the rooms in a drawer and nothing sticks out", async () => {
+    await b.setViewportSize({ width: 390, height: 844 });
+    assert.ok(await b.evaluate(() => document.documentElement.scrollWidth <= innerWidth));
+    await b.getByRole("button", { name: "Rooms", exact: true }).click();
+    await b.locator(".room").filter({ hasText: room }).waitFor();
+    await b.keyboard.press("Escape");
+    await b.locator("#drawer").waitFor({ state: "hidden" });
+  });
+
+  await step("signing out ends it", async () => {
+    await a.getByRole("button", { name: "Sign out" }).click();
+    await a.getByLabel("Your name").waitFor();
+    assert.equal(await a.evaluate(() => sessionStorage.length), 0);
+  });
+
+  await step("no error in any console", async () => assert.deepEqual(complaints, []));
+} catch (error) {
+  if (process.env.SCREENSHOTS) for (const [name, page] of Object.entries(pages)) await page.screenshot({ path: `${process.env.SCREENSHOTS}/${name}.png` }).catch(() => {});
+  console.error(`FAILED: ${error.stack ?? error}`);
+  for (const complaint of complaints) console.error(`  console of ${complaint}`);
+  process.exitCode = 1;
+} finally {
+  await browser.close();
+  wireA.close();
+}
+process.exit();

@@ -1,0 +1,355 @@
+import assert from "node:assert/strict";
+import { afterEach, test } from "node:test";
+import { WebSocket } from "ws";
+import { connect, GatewayError } from "../client.js";
+import { ack, chat, serve } from "./server.mjs";
+
+const cleanups = [];
+afterEach(async () => {
+  for (const cleanup of cleanups.splice(0).reverse()) await cleanup();
+});
+
+async function start(onFrame, options) {
+  const server = await serve(onFrame, options);
+  cleanups.push(() => server.close());
+  return server;
+}
+
+/** A client with short delays, closed when the test ends. */
+function client(server, options) {
+  const gateway = connect(server.url, { WebSocket, baseDelay: 20, maxDelay: 100, ...options });
+  gateway.states = [];
+  gateway.on("state", (event) => gateway.states.push(event));
+  cleanups.push(() => gateway.close());
+  return gateway;
+}
+
+/** The next event (or the first that `wanted` accepts), at most 5 s away. */
+function next(gateway, event, wanted = () => true) {
+  return new Promise((resolve, reject) => {
+    const timer = setTimeout(() => reject(new Error(`waited 5 s for "${event}"`)), 5_000);
+    const off = gateway.on(event, (value) => {
+      if (!wanted(value)) return;
+      clearTimeout(timer);
+      off();
+      resolve(value);
+    });
+  });
+}
+const state = (gateway, wanted) => next(gateway, "state", (event) => event.state === wanted);
+const ofCate = (cate) => (server) => server.frames.filter((frame) => frame.cate === cate);
+
+test("offers gateway.v1 and the token, and asks for the rooms first", async () => {
+  const server = await start();
+  client(server, { token: "a.b.c", protocols: ["mine"] });
+  await server.until(() => server.frames.length > 0);
+  assert.deepEqual(server.offers[0], ["gateway.v1", "mine", "bearer.a.b.c"]);
+  assert.equal(server.frames[0].cate, "rooms");
+});
+
+test("chat and notify resolve with their acks", async () => {
+  const server = await start((frame, socket) => frame.client_id && socket.reply(ack(frame)));
+  const gateway = client(server);
+  const answer = await gateway.chat("lobby", "hello");
+  const sent = ofCate("chat")(server)[0];
+  assert.equal(answer.client_id, sent.client_id);
+  assert.deepEqual({ ...sent, client_id: "" }, { cate: "chat", group_name: "lobby", message: "hello", client_id: "" });
+  await gateway.notify("bob", "psst");
+  assert.deepEqual(ofCate("notification")(server).map(({ user_name, message }) => [user_name, message]), [["bob", "psst"]]);
+});
+
+test("an unacknowledged message is sent again after a reconnect under the same client_id", async () => {
+  const server = await start((frame, socket, number) => {
+    if (frame.cate !== "chat") return;
+    if (number === 1) socket.terminate();
+    else socket.reply(ack(frame));
+  });
+  const gateway = client(server);
+  await gateway.chat("lobby", "once");
+  const sent = ofCate("chat")(server);
+  assert.equal(sent.length, 2);
+  assert.equal(sent[0].client_id, sent[1].client_id);
+  assert.deepEqual(gateway.states.map((event) => event.state), ["open", "waiting", "connecting", "open"]);
+  assert.equal(gateway.states[1].code, 1006);
+});
+
+test("messages sent while the node is away arrive in order once it is back", async () => {
+  const first = await start();
+  const gateway = client(first);
+  await state(gateway, "open");
+  await first.close();
+  await state(gateway, "waiting");
+  const acks = ["one", "two", "three"].map((text) => gateway.chat("lobby", text));
+  const second = await start((frame, socket) => frame.client_id && socket.reply(ack(frame)), { port: first.port });
+  await Promise.all(acks);
+  assert.deepEqual(ofCate("chat")(second).map((frame) => frame.message), ["one", "two", "three"]);
+});
+
+test("a permanent error rejects, a passing one is tried again", async () => {
+  let refusals = 0;
+  const server = await start((frame, socket) => {
+    if (frame.cate !== "chat") return;
+    const error = (code) => socket.reply({ type: "error", code, detail: "because", client_id: frame.client_id });
+    if (frame.group_name === "nowhere") error("room_not_found");
+    else if (refusals++ === 0) error("unavailable");
+    else socket.reply(ack(frame));
+  });
+  const gateway = client(server);
+  const errors = [];
+  gateway.on("error", (frame) => errors.push(frame.code));
+  await assert.rejects(gateway.chat("nowhere", "x"), (error) => error instanceof GatewayError && error.code === "room_not_found" && error.message === "because");
+  await gateway.chat("lobby", "x");
+  const sent = ofCate("chat")(server);
+  assert.equal(sent.length, 3);
+  assert.equal(sent[1].client_id, sent[2].client_id);
+  assert.deepEqual(errors, ["room_not_found", "unavailable"]);
+});
+
+test("after rate_limited nothing is sent until the pause is over, then everything in order", async () => {
+  let limited = false;
+  const server = await start((frame, socket) => {
+    if (frame.cate !== "chat") return;
+    if (!limited) {
+      limited = true;
+      socket.reply({ type: "error", code: "rate_limited", detail: "slow down" }); // names no message
+    } else if (ofCate("chat")(server).length > 2) socket.reply(ack(frame));
+  });
+  const gateway = client(server);
+  await Promise.all([gateway.chat("lobby", "a"), gateway.chat("lobby", "b")]);
+  assert.deepEqual(ofCate("chat")(server).slice(-2).map((frame) => frame.message), ["a", "b"]);
+});
+
+test("no more than the window is under way", async () => {
+  const server = await start();
+  const gateway = client(server, { window: 3 });
+  const acks = Array.from({ length: 10 }, (_, n) => gateway.chat("lobby", `${n}`));
+  await server.until(() => server.frames.length === 3); // the request for the rooms waits like the rest
+  for (let done = 0; done < 10; done += 1) {
+    await server.until(() => ofCate("chat")(server).length > done);
+    assert.ok(ofCate("chat")(server).length <= done + 3);
+    server.sockets[0].reply(ack(ofCate("chat")(server)[done]));
+    await acks[done];
+  }
+});
+
+test("gives up a message after the time-out, and requests too", async () => {
+  const server = await start();
+  const gateway = client(server, { ackTimeout: 30 });
+  await assert.rejects(gateway.chat("lobby", "x"), { code: "timeout" });
+  await assert.rejects(gateway.request({ cate: "history", group_name: "lobby" }, { timeout: 30 }), { code: "timeout" });
+});
+
+test("refuses what the gateway would close the socket for, and more than it may keep", async () => {
+  const server = await start();
+  const gateway = client(server, { maxPending: 1 });
+  await assert.rejects(gateway.chat("lobby", "ä".repeat(40_000)), { code: "too_large" });
+  gateway.chat("lobby", "waits").catch(() => {});
+  await assert.rejects(gateway.chat("lobby", "one too many"), { code: "queue_full" });
+});
+
+test("requests get their own answers and errors; an error without client_id goes to the oldest", async () => {
+  const server = await start((frame, socket) => {
+    if (frame.cate === "rooms") socket.reply({ type: "rooms", rooms: [] });
+    if (frame.cate === "presence") socket.reply({ type: "error", code: "unknown_cate", detail: "", client_id: frame.client_id });
+    if (frame.cate !== "history" || frame.group_name === "silent") return;
+    if (frame.group_name === "no") socket.reply({ type: "error", code: "room_not_found", detail: "" });
+    else socket.reply({ type: "history", group_name: frame.group_name, messages: [], has_more: false });
+  });
+  const gateway = client(server);
+  const ask = (room) => gateway.request({ cate: "history", group_name: room });
+  const [a, b] = await Promise.all([ask("a"), ask("b")]);
+  assert.deepEqual([a.group_name, b.group_name], ["a", "b"]);
+  await assert.rejects(ask("no"), { code: "room_not_found" });
+  ask("silent").catch(() => {});
+  await assert.rejects(gateway.request({ cate: "presence", group_name: "a" }), { code: "unknown_cate" });
+  assert.throws(() => gateway.request({ cate: "typing" }), TypeError);
+});
+
+for (const code of [1008, 1009, 4401, 4403, 4404]) {
+  test(`does not come back after ${code}`, async () => {
+    const server = await start(undefined, { onConnect: (socket) => socket.close(code, "reason") });
+    const gateway = client(server);
+    const waiting = gateway.chat("lobby", "x");
+    await assert.rejects(waiting, (error) => error.code === "closed" && error.closeCode === code);
+    assert.equal(gateway.state, "closed");
+    assert.equal(server.sockets.length, 1);
+    await assert.rejects(gateway.chat("lobby", "y"), { code: "closed" });
+  });
+}
+
+for (const code of [1000, 1001, 1011, 1012, 1013, 4000, 4008]) {
+  test(`comes back after ${code}`, async () => {
+    const server = await start(undefined, { onConnect: (socket, number) => number === 1 && socket.close(code, "") });
+    const gateway = client(server);
+    const { retryAt } = await state(gateway, "waiting");
+    assert.ok(retryAt <= Date.now() + 20);
+    await server.until(() => server.sockets.length === 2);
+  });
+}
+
+test("a leaving node says when to come back", async () => {
+  const server = await start(undefined, { onConnect: (socket, number) => number === 1 && socket.close(1012, "retry=200-300") });
+  const gateway = client(server);
+  const asked = Date.now();
+  const event = await state(gateway, "waiting");
+  assert.ok(event.retryAt - asked >= 200 && event.retryAt - Date.now() <= 300, `${event.retryAt - asked}`);
+  await state(gateway, "open");
+  assert.ok(Date.now() - asked >= 200);
+});
+
+test("the backoff grows to its cap, with full jitter", async () => {
+  const server = await start();
+  await server.close();
+  const random = Math.random;
+  Math.random = () => 0.999;
+  cleanups.push(() => (Math.random = random));
+  const gateway = client(server, { baseDelay: 4, maxDelay: 20 });
+  const delays = [];
+  while (delays.length < 5) {
+    const { retryAt } = await state(gateway, "waiting");
+    delays.push(Math.round(retryAt - Date.now()));
+  }
+  for (const [n, most] of [4, 8, 16, 20, 20].entries()) assert.ok(delays[n] <= most && delays[n] >= most - 3, `${delays}`);
+});
+
+test("4401 asks for a new token, and gives up when new ones are refused too", async () => {
+  const server = await start(undefined, { onConnect: (socket, number) => number !== 2 && socket.close(4401, "expired") });
+  let tokens = 0;
+  const gateway = client(server, { token: "old", getToken: async () => `new${++tokens}` });
+  await server.until(() => server.sockets.length === 2);
+  assert.deepEqual(server.offers.map((offer) => offer[1]), ["bearer.old", "bearer.new1"]);
+  server.sockets[1].close(4401, "expired");
+  await state(gateway, "closed");
+  assert.equal(server.sockets.length, 4); // three new tokens in a row
+  gateway.open("last");
+  await server.until(() => server.sockets.length === 5);
+  assert.equal(server.offers[4][1], "bearer.last");
+});
+
+test("without a token from getToken the client is signed out; an error in it is tried again", async () => {
+  const server = await start();
+  let calls = 0;
+  const gateway = client(server, {
+    getToken: async () => {
+      if (++calls === 1) throw new Error("network");
+      return null;
+    },
+  });
+  assert.equal((await state(gateway, "closed")).code, 4401);
+  assert.equal(calls, 2);
+  assert.equal(server.sockets.length, 0);
+});
+
+test("renews the sign-in in place before the token expires", async () => {
+  const token = (seconds) => `h.${Buffer.from(JSON.stringify({ exp: Math.floor(Date.now() / 1000) + seconds })).toString("base64url")}.s`;
+  const server = await start((frame, socket) => frame.cate === "auth" && socket.reply({ type: "auth", expires_at: "" }));
+  const next = token(3600);
+  const gateway = client(server, { token: token(2), getToken: async () => next });
+  const frame = await server.until((server) => ofCate("auth")(server)[0]);
+  assert.equal(frame.token, next);
+  assert.equal(gateway.state, "open");
+  assert.equal(server.sockets.length, 1);
+});
+
+test("drops what it has seen, per room and inbox, and lets unstored frames through", async () => {
+  const server = await start();
+  const gateway = client(server);
+  const seen = [];
+  gateway.on("chat", (frame) => seen.push(frame.message));
+  gateway.on("notification", (frame) => seen.push(`n${frame.seq}`));
+  await server.until(() => server.frames.length > 0);
+  const socket = server.sockets[0];
+  for (const frame of [chat(1), chat(2), chat(2), chat(1), chat(1, { group_name: "other", message: "other" }), chat(undefined, { message: "live" }), chat(undefined, { message: "live" })]) socket.reply(frame);
+  socket.reply({ type: "notification", id: "x", seq: 1, message: "", from_user: "bob" });
+  socket.reply({ type: "notification", id: "x", seq: 1, message: "", from_user: "bob" });
+  socket.reply(chat(3));
+  await next(gateway, "chat", (frame) => frame.seq === 3);
+  assert.deepEqual(seen, ["m1", "m2", "other", "live", "live", "n1", "m3"]);
+  assert.deepEqual(gateway.positions, { rooms: { lobby: { seq: 3, id: "c3" }, other: { seq: 1, id: "c1" } }, notifications: { seq: 1, id: "x" } });
+});
+
+test("without resume an old number drops nothing of a new connection", async () => {
+  const server = await start();
+  const gateway = client(server);
+  await server.until(() => server.frames.length > 0);
+  server.sockets[0].reply(chat(7));
+  await next(gateway, "chat");
+  server.sockets[0].terminate();
+  await server.until(() => server.sockets.length === 2);
+  const heard = next(gateway, "chat");
+  server.sockets[1].reply(chat(1));
+  assert.equal((await heard).seq, 1);
+});
+
+test("resume is the first frame after a reconnect; a stream it cannot continue is reported", async () => {
+  const server = await start((frame, socket) => {
+    if (frame.cate === "rooms") socket.reply({ type: "rooms", rooms: [{ group_name: "lobby", seq: 4, id: "c4" }, { group_name: "quiet", seq: 9, id: "q9" }] });
+    if (frame.cate !== "resume") return;
+    for (const n of [5, 6, 7]) socket.reply(chat(n));
+    socket.reply({ type: "resumed", rooms: { lobby: true, quiet: false }, notifications: true });
+  });
+  const gateway = client(server, { resume: true });
+  const seen = [];
+  gateway.on("chat", (frame) => seen.push(frame.seq));
+  await next(gateway, "rooms");
+  server.sockets[0].reply(chat(5));
+  await next(gateway, "chat");
+  const reloads = [];
+  gateway.on("reload", (event) => reloads.push(event));
+  server.sockets[0].terminate();
+  await next(gateway, "resumed");
+  assert.deepEqual(server.frames[1], { cate: "resume", rooms: { lobby: { seq: 5, id: "c5" }, quiet: { seq: 9, id: "q9" } } });
+  assert.deepEqual(seen, [5, 6, 7]);
+  assert.deepEqual(reloads, [{ group_name: "quiet" }]);
+  assert.equal(gateway.positions.rooms.lobby.seq, 7);
+});
+
+test("a resume that meets an absent database is repeated; positions survive a page load", async () => {
+  let asked = 0;
+  const server = await start((frame, socket) => {
+    if (frame.cate !== "resume") return;
+    if (++asked === 1) socket.reply({ type: "error", code: "unavailable", detail: "" });
+    else socket.reply({ type: "resumed", rooms: { lobby: true }, notifications: true });
+  });
+  const positions = { rooms: { lobby: { seq: 5, id: "c5" } }, notifications: { seq: 2, id: "n2" } };
+  const gateway = client(server, { resume: true, positions });
+  await next(gateway, "resumed");
+  assert.deepEqual(ofCate("resume")(server), [{ cate: "resume", ...positions }, { cate: "resume", ...positions }]);
+});
+
+test("online and offline events of the browser: retry at once, let go at once", async () => {
+  const page = new EventTarget();
+  for (const name of ["addEventListener", "removeEventListener"]) globalThis[name] = page[name].bind(page);
+  cleanups.push(() => {
+    delete globalThis.addEventListener;
+    delete globalThis.removeEventListener;
+  });
+  const server = await start();
+  const gateway = client(server, { baseDelay: 1e9, maxDelay: 1e9 }); // by itself it would not come back
+  await state(gateway, "open");
+  page.dispatchEvent(new Event("offline"));
+  assert.equal(gateway.state, "waiting");
+  page.dispatchEvent(new Event("online"));
+  await state(gateway, "open");
+  assert.equal(server.sockets.length, 2);
+});
+
+test("close leaves for good, and a broken listener keeps no frame from the others", async () => {
+  const server = await start();
+  const gateway = client(server);
+  const { error } = console;
+  console.error = () => {};
+  cleanups.push(() => (console.error = error));
+  gateway.on("chat", () => {
+    throw new Error("broken");
+  });
+  const heard = next(gateway, "chat");
+  await server.until(() => server.frames.length > 0);
+  server.sockets[0].reply(chat(1));
+  await heard;
+  const waiting = gateway.chat("lobby", "x");
+  gateway.close();
+  await assert.rejects(waiting, { code: "closed" });
+  assert.equal(gateway.state, "closed");
+  assert.equal(gateway.states.at(-1).code, 1000);
+});

@@ -1,0 +1,124 @@
+//! What a connect needs of the database, for many sockets in a few statements.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use persistence::{Membership, Room, Store, StoreError};
+use tokio_util::task::TaskTracker;
+
+use crate::batch::{BatchError, Batcher};
+
+/// Sockets admitted with the same statements.
+const BATCH: usize = 500;
+
+/// Users remembered as known to the database; over it the memory starts afresh.
+const REMEMBERED: usize = 100_000;
+
+/// A user who connects.
+#[derive(Debug, Clone)]
+pub(crate) struct Ask {
+    pub(crate) user: Arc<str>,
+    /// The room of the path.
+    pub(crate) enter: Option<String>,
+    /// Rooms that the token names; made when missing.
+    pub(crate) named: Vec<String>,
+    /// Entering makes the room and joins it for good.
+    pub(crate) open: bool,
+}
+
+/// The rooms a user may hear, by name.
+pub(crate) type Admitted = Vec<Room>;
+
+/// Loads memberships, batched.
+#[derive(Debug)]
+pub(crate) struct Admissions(Batcher<Ask, Admitted, StoreError>);
+
+impl Admissions {
+    pub(crate) fn start(store: &Store, tasks: &TaskTracker) -> Self {
+        let desk = Arc::new(Desk { store: store.clone(), known: Mutex::default() });
+        Self(Batcher::spawn(tasks, BATCH, move |asks| {
+            let desk = Arc::clone(&desk);
+            async move { desk.admit(asks).await }
+        }))
+    }
+
+    pub(crate) async fn admit(&self, ask: Ask) -> Result<Admitted, BatchError<StoreError>> {
+        self.0.load(ask).await
+    }
+}
+
+struct Desk {
+    store: Store,
+    known: Mutex<HashSet<Arc<str>>>,
+}
+
+impl Desk {
+    async fn admit(&self, asks: Vec<Ask>) -> Result<Vec<Admitted>, StoreError> {
+        self.see_users(&asks).await?;
+        let users: Vec<String> = unique(asks.iter().map(|ask| ask.user.to_string()));
+        let mut rooms_of = self.store.rooms_of(&users).await?;
+        let is_member = |rooms_of: &HashMap<String, Vec<Room>>, user: &str, room: &str| {
+            rooms_of.get(user).is_some_and(|rooms| rooms.iter().any(|known| known.name == room))
+        };
+        let joining: HashSet<(String, String)> = asks
+            .iter()
+            .filter(|ask| ask.open)
+            .filter_map(|ask| Some((ask.enter.clone()?, ask.user.to_string())))
+            .filter(|(room, user)| !is_member(&rooms_of, user, room))
+            .collect();
+        if !joining.is_empty() {
+            let pairs: Vec<Membership> = joining
+                .iter()
+                .map(|(room, user)| Membership { room: room.clone(), user: user.clone(), create_room: true })
+                .collect();
+            self.store.add_members(&pairs).await?;
+        }
+        let named = unique(joining.iter().map(|(room, _)| room.clone()).chain(asks.iter().flat_map(|ask| ask.named.clone())));
+        let mut heads = if named.is_empty() { HashMap::new() } else { self.store.room_heads(&named).await? };
+        for room in asks.iter().flat_map(|ask| &ask.named) {
+            if !heads.contains_key(room) {
+                heads.insert(room.clone(), self.store.create_room(room, None).await?);
+            }
+        }
+        for (room, user) in joining {
+            if let Some(head) = heads.get(&room) {
+                rooms_of.entry(user).or_default().push(head.clone());
+            }
+        }
+        Ok(asks
+            .iter()
+            .map(|ask| {
+                let mut rooms = rooms_of.get(&*ask.user).cloned().unwrap_or_default();
+                for room in &ask.named {
+                    if !rooms.iter().any(|known| known.name == *room) {
+                        rooms.extend(heads.get(room).cloned());
+                    }
+                }
+                rooms
+            })
+            .collect())
+    }
+
+    /// Inserts users on first sight; who has been seen by this node costs nothing.
+    async fn see_users(&self, asks: &[Ask]) -> Result<(), StoreError> {
+        let new: Vec<Arc<str>> = {
+            let known = self.known.lock();
+            asks.iter().map(|ask| Arc::clone(&ask.user)).filter(|user| !known.contains(user)).collect()
+        };
+        if new.is_empty() {
+            return Ok(());
+        }
+        self.store.see_users(&unique(new.iter().map(|user| user.to_string()))).await?;
+        let mut known = self.known.lock();
+        if known.len() + new.len() > REMEMBERED {
+            known.clear();
+        }
+        known.extend(new);
+        Ok(())
+    }
+}
+
+fn unique(names: impl Iterator<Item = String>) -> Vec<String> {
+    names.collect::<HashSet<_>>().into_iter().collect()
+}

@@ -1,0 +1,98 @@
+//! Rooms and their members.
+
+use std::sync::Arc;
+
+use channel_layer::{Event, GroupName, NameError};
+use persistence::Membership;
+use serde_json::{Value, json};
+
+use super::{ApiResult, Call, Problem, valid};
+use crate::consumers::ROOMS_CHANGED;
+use crate::events::rfc3339;
+use crate::node::Node;
+
+pub(super) async fn list(call: &Call, node: &Node) -> ApiResult {
+    let after: Option<String> = call.query("after")?;
+    let limit = call.query::<u64>("limit")?.unwrap_or(100).clamp(1, 1000);
+    let rooms = node.store.rooms(after.as_deref(), limit).await?;
+    let rooms: Vec<Value> = rooms
+        .iter()
+        .map(|room| json!({"name": room.name, "display_name": room.display_name, "seq": room.last_seq}))
+        .collect();
+    Ok(json!({ "rooms": rooms }))
+}
+
+pub(super) async fn show(node: &Node, room: &str) -> ApiResult {
+    let room = node.store.room(valid("the room", room)?).await?.ok_or_else(Problem::no_room)?;
+    let mut members = node.store.members(&room.name).await?;
+    members.sort();
+    let mut online: Vec<String> = node.peers.online(node, &members).await.into_iter().collect();
+    online.sort();
+    Ok(json!({
+        "name": room.name, "display_name": room.display_name, "seq": room.last_seq, "members": members, "online": online,
+    }))
+}
+
+pub(super) async fn create(call: &Call, node: &Node, room: &str) -> ApiResult {
+    let body = if call.body.is_empty() { json!({}) } else { call.json()? };
+    let display_name = match body.get("display_name") {
+        None | Some(Value::Null) => None,
+        Some(Value::String(name)) => Some(name.as_str()),
+        Some(_) => return Err(Problem::bad("display_name must be text")),
+    };
+    let room = node.store.create_room(valid("the room", room)?, display_name).await?;
+    Ok(json!({"name": room.name, "display_name": room.display_name, "seq": room.last_seq}))
+}
+
+pub(super) async fn delete(node: &Node, room: &str) -> ApiResult {
+    if !node.store.delete_room(valid("the room", room)?).await? {
+        return Err(Problem::no_room());
+    }
+    // The room's own group still has its sockets: they look again and leave.
+    tell(node, node.names.room(room), Event::new(ROOMS_CHANGED).with("removed", room)).await;
+    Ok(json!({"name": room, "deleted": true}))
+}
+
+pub(super) async fn add_member(node: &Node, room: &str, user: &str) -> ApiResult {
+    let (room, user) = (valid("the room", room)?, valid("the user", user)?);
+    let pair = Membership { room: room.to_owned(), user: user.to_owned(), create_room: false };
+    if node.store.add_members(&[pair]).await? != [true] {
+        return Err(Problem::no_room());
+    }
+    tell(node, node.names.user(user), Event::new(ROOMS_CHANGED).with("added", room)).await;
+    Ok(json!({"room": room, "user": user, "member": true}))
+}
+
+pub(super) async fn remove_member(node: &Node, room: &str, user: &str) -> ApiResult {
+    let (room, user) = (valid("the room", room)?, valid("the user", user)?);
+    let removed = node.store.remove_member(room, user).await?;
+    // Told in any case: the room may have come from the user's token.
+    tell(node, node.names.user(user), Event::new(ROOMS_CHANGED).with("removed", room)).await;
+    Ok(json!({"room": room, "user": user, "member": false, "removed": removed}))
+}
+
+/// Tells open sockets to look at their rooms again.
+async fn tell(node: &Node, group: Result<GroupName, NameError>, event: Event) {
+    let Ok(group) = group else { return };
+    if let Err(error) = node.layer.group_send(&group, &event).await {
+        tracing::warn!(error = &error as &dyn std::error::Error, "open sockets could not be told of a change of members");
+    }
+}
+
+pub(super) async fn history(call: &Call, node: &Arc<Node>, room: &str) -> ApiResult {
+    let (range, limit) = call.range()?;
+    let room = node.store.room(valid("the room", room)?).await?.ok_or_else(Problem::no_room)?;
+    let mut messages = node.store.messages(&room.name, range, limit + 1).await?;
+    let has_more = super::cut(&mut messages, range, limit);
+    let messages: Vec<Value> = messages
+        .iter()
+        .map(|message| {
+            json!({
+                "type": "chat", "id": message.id.to_string(), "seq": message.seq, "group_name": room.name,
+                "display_name": room.display_name, "message": message.message, "from_user": message.from_user,
+                "date": rfc3339(message.date),
+            })
+        })
+        .collect();
+    Ok(json!({"type": "history", "group_name": room.name, "messages": messages, "has_more": has_more}))
+}

@@ -1,0 +1,252 @@
+//! The command line: what may be asked, and the commands that are clients of the API.
+
+use std::collections::HashMap;
+use std::fmt::Write as _;
+
+use clap::{Arg, ArgAction, ArgMatches, Command};
+use serde_json::{Value, json};
+
+use crate::config::{Collected, Config, ConfigErrors, SETTINGS, Source, collect};
+
+/// The whole command line.
+pub fn command() -> Command {
+    let settings = SETTINGS.iter().filter(|setting| setting.has_flag()).map(|setting| {
+        let mut help = setting.help.to_owned();
+        if let Some(default) = setting.default {
+            let _ = write!(help, " [default: {default}]");
+        }
+        let _ = write!(help, " [env: {}]", setting.environment());
+        let arg = Arg::new(setting.name).long(setting.name).help(help).global(true).help_heading("Settings");
+        if setting.switch { arg.action(ArgAction::SetTrue) } else { arg.value_name("VALUE") }
+    });
+    let room = Arg::new("room").required(true).value_name("ROOM");
+    let user = Arg::new("user").required(true).value_name("USER");
+    Command::new("gateway")
+        .version(env!("CARGO_PKG_VERSION"))
+        .about("The WebSocket tier of a Django Channels application")
+        .subcommand_required(true)
+        .arg_required_else_help(true)
+        .args(settings)
+        .arg(Arg::new("config").long("config").global(true).value_name("FILE").env("GATEWAY_CONFIG").help("TOML file with settings"))
+        .arg(Arg::new("api-url").long("api-url").global(true).value_name("URL").env("GATEWAY_API_URL").help("Where the API is, for notify and room; default: the internal listener of these settings"))
+        .subcommand(Command::new("serve").about("Run a node"))
+        .subcommand(
+            Command::new("migrate")
+                .about("Bring the database's tables up to date, or tell which migrations are applied")
+                .arg(Arg::new("what").value_parser(["up", "status"]).default_value("up")),
+        )
+        .subcommand(
+            Command::new("check-config")
+                .about("Check the settings; with --live also Redis and the database")
+                .arg(Arg::new("live").long("live").action(ArgAction::SetTrue)),
+        )
+        .subcommand(Command::new("config").about("Show the settings in force, and where each comes from"))
+        .subcommand(Command::new("genconfig").about("Print a settings file with every setting and its default"))
+        .subcommand(
+            Command::new("token")
+                .about("Sign a token for a user with the first JWT secret")
+                .arg(user.clone())
+                .arg(Arg::new("rooms").long("rooms").value_name("A,B").help("Rooms that count for the socket"))
+                .arg(Arg::new("seconds").long("seconds").value_name("N").default_value("3600").value_parser(clap::value_parser!(u64))),
+        )
+        .subcommand(
+            Command::new("notify")
+                .about("Notify a user")
+                .arg(user.clone())
+                .arg(Arg::new("text").required(true).value_name("TEXT"))
+                .arg(Arg::new("from").long("from").value_name("NAME").default_value("gateway").help("Who it is from")),
+        )
+        .subcommand(
+            Command::new("room")
+                .about("Rooms and members")
+                .subcommand_required(true)
+                .subcommand(Command::new("list").about("List the rooms"))
+                .subcommand(Command::new("create").about("Make a room").arg(room.clone()).arg(Arg::new("display-name").long("display-name").value_name("NAME")))
+                .subcommand(Command::new("delete").about("Delete a room with its messages").arg(room.clone()))
+                .subcommand(Command::new("show").about("Show a room").arg(room.clone()))
+                .subcommand(Command::new("add").about("Put a user into a room").arg(room.clone()).arg(user.clone()))
+                .subcommand(Command::new("remove").about("Take a user out of a room").arg(room).arg(user)),
+        )
+        .subcommand(Command::new("healthcheck").about("Ask the local node whether it is ready; exit code 0 or 1"))
+        .subcommand(Command::new("version").about("Print the version"))
+}
+
+/// Collects the settings of a command line.
+pub fn settings(matches: &ArgMatches) -> Result<Collected, ConfigErrors> {
+    let mut flags = HashMap::new();
+    for setting in SETTINGS.iter().filter(|setting| setting.has_flag()) {
+        if setting.switch {
+            if matches.get_flag(setting.name) {
+                flags.insert(setting.name.to_owned(), "true".to_owned());
+            }
+        } else if let Some(value) = matches.get_one::<String>(setting.name) {
+            flags.insert(setting.name.to_owned(), value.clone());
+        }
+    }
+    let file = match matches.get_one::<String>("config") {
+        Some(path) => Some(
+            std::fs::read_to_string(path).map_err(|error| ConfigErrors(vec![format!("{path} cannot be read: {error}")]))?,
+        ),
+        None => None,
+    };
+    collect(&flags, &|name| std::env::var(name).ok(), file.as_deref())
+}
+
+/// A settings file with every setting, its meaning and its default.
+pub fn genconfig() -> String {
+    let mut text = String::from("# Settings of the channel gateway. A flag or an environment variable goes over this file.\n");
+    let mut section = "";
+    for setting in SETTINGS {
+        let key = setting.file_key();
+        let (in_section, key) = key.split_once('.').unwrap_or(("", &key));
+        if in_section != section {
+            section = setting.name.split('.').next().unwrap_or_default();
+            let _ = write!(text, "\n[{section}]\n");
+        }
+        let number = setting.default.is_some_and(|default| default.parse::<f64>().is_ok());
+        let value = match setting.default {
+            Some(default) if number => default.to_owned(),
+            Some(default) => format!("{default:?}"),
+            None if setting.switch => "false".to_owned(),
+            None => "\"\"".to_owned(),
+        };
+        let _ = write!(text, "# {}\n# {}\n#{key} = {value}\n", setting.help, setting.environment());
+    }
+    text
+}
+
+/// The settings in force, secrets hidden.
+pub fn show(collected: &Collected) -> String {
+    let mut text = String::new();
+    for setting in SETTINGS {
+        let value = match collected.get(setting.name) {
+            None => "(not set)".to_owned(),
+            Some(_) if setting.secret && collected.source(setting.name) != Source::Default => "(hidden)".to_owned(),
+            Some(value) => value.to_owned(),
+        };
+        let source = match collected.source(setting.name) {
+            Source::Default => "default",
+            Source::File => "file",
+            Source::Environment => "environment",
+            Source::Flag => "flag",
+        };
+        let _ = writeln!(text, "{:<34} {value}  [{source}]", setting.name);
+    }
+    text
+}
+
+/// Talks to the API of a running node.
+pub struct ApiClient {
+    http: reqwest::Client,
+    url: String,
+    key: Option<String>,
+}
+
+/// Why a command that is a client of the API failed.
+#[derive(Debug, thiserror::Error)]
+pub enum ApiError {
+    /// No answer.
+    #[error("the node cannot be reached at {0}")]
+    Unreachable(String, #[source] reqwest::Error),
+    /// An answer that says no.
+    #[error("{0}")]
+    Refused(String),
+}
+
+impl ApiClient {
+    /// A client for the node of these settings, or of `--api-url`.
+    pub fn new(matches: &ArgMatches, config: &Config) -> Self {
+        use secrecy::ExposeSecret;
+        let url = matches.get_one::<String>("api-url").cloned();
+        let url = url.unwrap_or_else(|| format!("http://{}", reachable(config.internal_listen)));
+        let key = config.api_key.as_ref().map(|key| key.expose_secret().to_owned());
+        Self { http: reqwest::Client::new(), url: url.trim_end_matches('/').to_owned(), key }
+    }
+
+    /// Runs `notify` or a `room` command and returns what to print.
+    pub async fn run(&self, command: &str, matches: &ArgMatches) -> Result<String, ApiError> {
+        let text = |matches: &ArgMatches, name: &str| matches.get_one::<String>(name).cloned().unwrap_or_default();
+        if command == "notify" {
+            let (user, from) = (text(matches, "user"), text(matches, "from"));
+            let body = json!({
+                "type": "notification", "to": format!("user:{user}"), "source": "cli",
+                "data": {"message": text(matches, "text"), "from_user": from},
+            });
+            return Ok(self.call(reqwest::Method::POST, "/api/events", Some(body)).await?["results"][0].to_string());
+        }
+        let Some((action, matches)) = matches.subcommand() else { return Ok(String::new()) };
+        let path = |name: &str| format!("/api/rooms/{}", encode(&text(matches, name)));
+        let member = || format!("{}/members/{}", path("room"), encode(&text(matches, "user")));
+        let answer = match action {
+            "list" => self.call(reqwest::Method::GET, "/api/rooms", None).await?,
+            "create" => {
+                let body = matches.get_one::<String>("display-name").map(|name| json!({"display_name": name}));
+                self.call(reqwest::Method::PUT, &path("room"), body).await?
+            }
+            "delete" => self.call(reqwest::Method::DELETE, &path("room"), None).await?,
+            "show" => self.call(reqwest::Method::GET, &path("room"), None).await?,
+            "add" => self.call(reqwest::Method::PUT, &member(), None).await?,
+            _ => self.call(reqwest::Method::DELETE, &member(), None).await?,
+        };
+        Ok(answer.to_string())
+    }
+
+    /// Asks for readiness.
+    pub async fn is_ready(&self) -> bool {
+        let answer = self.http.get(format!("{}/readyz", self.url)).timeout(std::time::Duration::from_secs(3)).send().await;
+        answer.is_ok_and(|answer| answer.status().is_success())
+    }
+
+    async fn call(&self, method: reqwest::Method, path: &str, body: Option<Value>) -> Result<Value, ApiError> {
+        let mut request = self.http.request(method, format!("{}{path}", self.url));
+        if let Some(key) = &self.key {
+            request = request.bearer_auth(key);
+        }
+        if let Some(body) = body {
+            request = request.json(&body);
+        }
+        let unreachable = |error: reqwest::Error| ApiError::Unreachable(self.url.clone(), error.without_url());
+        let answer = request.send().await.map_err(unreachable)?;
+        let status = answer.status();
+        let value: Value = answer.json().await.unwrap_or_default();
+        if status.is_success() {
+            return Ok(value);
+        }
+        let detail = value["detail"].as_str().unwrap_or("no detail");
+        Err(ApiError::Refused(format!("{status}: {detail}")))
+    }
+}
+
+/// An address one can connect to: a listener on all addresses is reached on loopback.
+fn reachable(address: std::net::SocketAddr) -> std::net::SocketAddr {
+    let mut address = address;
+    if address.ip().is_unspecified() {
+        address.set_ip(if address.is_ipv4() { std::net::Ipv4Addr::LOCALHOST.into() } else { std::net::Ipv6Addr::LOCALHOST.into() });
+    }
+    address
+}
+
+fn encode(name: &str) -> String {
+    percent_encoding::utf8_percent_encode(name, percent_encoding::NON_ALPHANUMERIC).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        command().debug_assert();
+    }
+
+    #[test]
+    fn a_generated_file_is_a_valid_file() {
+        let file: String = genconfig()
+            .lines()
+            .map(|line| line.strip_prefix('#').filter(|line| !line.starts_with(' ') && line.contains(" = ")).unwrap_or(line).to_owned() + "\n")
+            .filter(|line| !line.contains("= \"\""))
+            .collect();
+        let collected = collect(&HashMap::new(), &|_| None, Some(&file)).unwrap();
+        Config::from_collected(&collected).unwrap();
+    }
+}

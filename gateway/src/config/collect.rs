@@ -1,0 +1,129 @@
+//! Where settings come from, before they mean anything.
+
+use std::collections::HashMap;
+
+use super::{ConfigErrors, SETTINGS, Setting};
+
+/// Where a value was found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Source {
+    /// Nowhere: the default.
+    Default,
+    /// The TOML file.
+    File,
+    /// The environment, or a file it names (`…_FILE`).
+    Environment,
+    /// A flag.
+    Flag,
+}
+
+/// The texts of all settings that have a value.
+#[derive(Clone, Default)]
+pub struct Collected(HashMap<&'static str, (String, Source)>);
+
+impl Collected {
+    /// The text of a setting.
+    pub fn get(&self, name: &str) -> Option<&str> {
+        self.0.get(name).map(|(value, _)| value.as_str())
+    }
+
+    /// Where it came from.
+    pub fn source(&self, name: &str) -> Source {
+        self.0.get(name).map_or(Source::Default, |(_, source)| *source)
+    }
+}
+
+/// Collects flags over environment over file over defaults. `file` is TOML text.
+pub fn collect(
+    flags: &HashMap<String, String>,
+    environment: &dyn Fn(&str) -> Option<String>,
+    file: Option<&str>,
+) -> Result<Collected, ConfigErrors> {
+    let mut errors = Vec::new();
+    let mut in_file = read_file(file.unwrap_or_default(), &mut errors);
+    let mut collected = Collected::default();
+    for setting in SETTINGS {
+        let found = flags
+            .get(setting.name)
+            .map(|value| (value.clone(), Source::Flag))
+            .or_else(|| from_environment(setting, environment, &mut errors).map(|value| (value, Source::Environment)))
+            .or_else(|| in_file.remove(&setting.file_key()).map(|value| (value, Source::File)))
+            .or_else(|| setting.default.map(|value| (value.to_owned(), Source::Default)));
+        if let Some(found) = found {
+            collected.0.insert(setting.name, found);
+        }
+        in_file.remove(&setting.file_key());
+    }
+    for unknown in in_file.keys() {
+        errors.push(unknown_key(unknown));
+    }
+    if errors.is_empty() { Ok(collected) } else { Err(ConfigErrors(errors)) }
+}
+
+fn from_environment(
+    setting: &Setting,
+    environment: &dyn Fn(&str) -> Option<String>,
+    errors: &mut Vec<String>,
+) -> Option<String> {
+    let name = setting.environment();
+    if let Some(value) = environment(&name) {
+        return Some(value);
+    }
+    let path = environment(&format!("{name}_FILE")).filter(|_| setting.secret)?;
+    match std::fs::read_to_string(&path) {
+        Ok(text) => Some(text.trim_end_matches(['\r', '\n']).to_owned()),
+        Err(error) => {
+            errors.push(format!("{name}_FILE: {path} cannot be read: {error}"));
+            None
+        }
+    }
+}
+
+/// Flattens `[section]` and key to `section.key`; lists become comma-separated.
+fn read_file(text: &str, errors: &mut Vec<String>) -> HashMap<String, String> {
+    let mut values = HashMap::new();
+    let table: toml::Table = match text.parse() {
+        Ok(table) => table,
+        Err(error) => {
+            // The message without the excerpt, which could show a secret.
+            errors.push(format!("the settings file is not TOML: {}", error.message()));
+            return values;
+        }
+    };
+    for (key, value) in table {
+        match value {
+            toml::Value::Table(section) => {
+                for (inner, value) in section {
+                    insert(&mut values, format!("{key}.{inner}"), value, errors);
+                }
+            }
+            value => insert(&mut values, key, value, errors),
+        }
+    }
+    values
+}
+
+fn insert(values: &mut HashMap<String, String>, key: String, value: toml::Value, errors: &mut Vec<String>) {
+    let text = match value {
+        toml::Value::String(text) => text,
+        toml::Value::Integer(number) => number.to_string(),
+        toml::Value::Float(number) => number.to_string(),
+        toml::Value::Boolean(switch) => switch.to_string(),
+        toml::Value::Array(entries) if entries.iter().all(toml::Value::is_str) => {
+            entries.iter().filter_map(toml::Value::as_str).collect::<Vec<_>>().join(",")
+        }
+        _ => {
+            errors.push(format!("{key}: must be text, a number, true or false, or a list of texts"));
+            return;
+        }
+    };
+    values.insert(key, text);
+}
+
+fn unknown_key(key: &str) -> String {
+    let nearest = SETTINGS.iter().map(Setting::file_key).min_by_key(|known| strsim::levenshtein(known, key));
+    match nearest {
+        Some(nearest) => format!("{key}: no such setting; did you mean {nearest}?"),
+        None => format!("{key}: no such setting"),
+    }
+}

@@ -1,0 +1,390 @@
+//! Every setting of a node: flag over environment over TOML file over default.
+//!
+//! `settings.rs` is the table of them; this module turns the collected texts into types and reports
+//! every mistake at once.
+
+mod collect;
+mod settings;
+
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use secrecy::{ExposeSecret, SecretString};
+
+pub use collect::{Collected, Source, collect};
+pub use settings::{SETTINGS, Setting};
+
+/// All mistakes in the settings, one line each.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{}", .0.join("\n"))]
+pub struct ConfigErrors(pub Vec<String>);
+
+/// Which channel layer a node uses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LayerKind {
+    /// One node, nothing installed.
+    Memory,
+    /// `channels_redis.pubsub.RedisPubSubChannelLayer`.
+    PubSub,
+}
+
+/// Who may enter rooms.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RoomPolicy {
+    /// Members only.
+    Members,
+    /// Connecting to a room makes it and joins it.
+    Open,
+}
+
+/// Whom a browser may notify.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ClientNotifications {
+    /// Every known user.
+    Any,
+    /// Users with whom the sender shares a room.
+    SharedRoom,
+    /// Nobody.
+    Off,
+}
+
+/// Limits; 0 is off.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(missing_docs, reason = "each one's meaning stands in the table of settings")]
+pub struct Limits {
+    pub connections: usize,
+    pub connections_per_user: usize,
+    pub connections_per_address: usize,
+    pub frame_bytes: usize,
+    pub outbox_bytes: usize,
+    pub frames_per_second: u32,
+    pub frames_burst: u32,
+    pub rooms_per_user: usize,
+    pub handshake: Duration,
+    pub ping: Duration,
+    pub pong: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            connections: 0,
+            connections_per_user: 100,
+            connections_per_address: 0,
+            frame_bytes: 65_536,
+            outbox_bytes: 1_048_576,
+            frames_per_second: 50,
+            frames_burst: 100,
+            rooms_per_user: 1000,
+            handshake: Duration::from_secs(10),
+            ping: Duration::from_secs(25),
+            pong: Duration::from_secs(10),
+        }
+    }
+}
+
+/// How a node leaves.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Drain {
+    /// Between "not ready" and the first close, so that balancers notice.
+    pub delay: Duration,
+    /// Over which sockets are closed and waited for.
+    pub window: Duration,
+}
+
+/// The settings of a node, checked.
+#[derive(Debug, Clone)]
+#[allow(missing_docs, reason = "each one's meaning stands in the table of settings")]
+pub struct Config {
+    pub listen: SocketAddr,
+    pub internal_listen: SocketAddr,
+    pub redis_url: Option<SecretString>,
+    pub layer: LayerKind,
+    pub layer_prefix: String,
+    pub namespace: String,
+    pub raw_group_names: bool,
+    pub user_group: String,
+    pub database_url: SecretString,
+    pub database_connections: u32,
+    pub jwt_secrets: Vec<SecretString>,
+    pub jwt_user_claim: String,
+    pub jwt_audience: Vec<String>,
+    pub jwt_issuer: Option<String>,
+    pub api_key: Option<SecretString>,
+    pub allowed_origins: Vec<String>,
+    pub trusted_proxies: Vec<IpAddr>,
+    pub room_policy: RoomPolicy,
+    pub client_notifications: ClientNotifications,
+    pub dev: bool,
+    pub node_id: String,
+    pub log_json: bool,
+    pub limits: Limits,
+    pub drain: Drain,
+}
+
+impl Config {
+    /// Makes the settings of what was collected.
+    pub fn from_collected(collected: &Collected) -> Result<Self, ConfigErrors> {
+        let mut reader = Reader { collected, errors: Vec::new() };
+        let config = reader.read();
+        reader.errors.sort();
+        reader.errors.dedup();
+        match config {
+            Some(config) if reader.errors.is_empty() => Ok(config),
+            _ => Err(ConfigErrors(reader.errors)),
+        }
+    }
+
+    /// What `serve` needs beyond well-formed settings.
+    pub fn check_serve(&self) -> Result<(), ConfigErrors> {
+        let mut errors = Vec::new();
+        if !self.dev && self.jwt_secrets.is_empty() {
+            errors.push(
+                "nobody could sign in: set --jwt-secret (GATEWAY_JWT_SECRET) to the secret your site signs tokens with, \
+                 or use --dev on your own machine"
+                    .to_owned(),
+            );
+        }
+        if self.dev {
+            for (name, address) in [("--listen", self.listen), ("--internal-listen", self.internal_listen)] {
+                if !address.ip().is_loopback() {
+                    errors.push(format!("--dev signs in anybody, so {name} must be a loopback address, not {address}"));
+                }
+            }
+        }
+        if errors.is_empty() { Ok(()) } else { Err(ConfigErrors(errors)) }
+    }
+}
+
+/// Reads typed values, notes mistakes and goes on.
+struct Reader<'a> {
+    collected: &'a Collected,
+    errors: Vec<String>,
+}
+
+impl Reader<'_> {
+    fn read(&mut self) -> Option<Config> {
+        let dev = self.flag("dev");
+        let redis_url = self.secret("redis-url");
+        let layer = match self.collected.get("layer") {
+            None if redis_url.is_some() => LayerKind::PubSub,
+            None => LayerKind::Memory,
+            Some("memory") => LayerKind::Memory,
+            Some("pubsub") => LayerKind::PubSub,
+            Some("core") => self.wrong("layer", "the core layer is not built yet; use pubsub", LayerKind::PubSub),
+            Some(_) => self.wrong("layer", "must be memory or pubsub", LayerKind::Memory),
+        };
+        if layer == LayerKind::PubSub && redis_url.is_none() {
+            self.errors.push("layer: pubsub needs --redis-url (GATEWAY_REDIS_URL)".to_owned());
+        }
+        if layer == LayerKind::Memory && redis_url.is_some() {
+            self.errors.push("layer: memory does not use a Redis; leave out --redis-url or choose pubsub".to_owned());
+        }
+        if redis_url.as_ref().is_some_and(|url| url.expose_secret().contains(',')) {
+            self.errors.push("redis-url: several Redis servers (shards) are not supported yet".to_owned());
+        }
+        let user_group = self.text("user-group");
+        if user_group.matches("{username}").count() != 1 {
+            self.errors.push("user-group: must contain {username} once".to_owned());
+        }
+        let layer_prefix = self.text("layer-prefix");
+        let namespace = self.text("namespace");
+        if namespace.is_empty() || namespace.contains(|c: char| !c.is_ascii_alphanumeric() && c != '-' && c != '_') {
+            self.errors.push("namespace: letters, digits, - and _ only".to_owned());
+        }
+        let jwt_secrets = self.secrets("jwt-secret");
+        if jwt_secrets.iter().any(|secret| secret.expose_secret().len() < 16) {
+            self.errors.push("jwt-secret: a secret must have at least 16 bytes".to_owned());
+        }
+        let seconds = |reader: &mut Self, key: &str| {
+            let value: f64 = reader.number(key);
+            Duration::try_from_secs_f64(value).unwrap_or_else(|_| reader.wrong(key, "must be a number of seconds, 0 or more", Duration::ZERO))
+        };
+        let limits = Limits {
+            connections: self.number("limits.connections"),
+            connections_per_user: self.number("limits.connections_per_user"),
+            connections_per_address: self.number("limits.connections_per_address"),
+            frame_bytes: self.number("limits.frame_bytes"),
+            outbox_bytes: self.number("limits.outbox_bytes"),
+            frames_per_second: self.number("limits.frames_per_second"),
+            frames_burst: self.number("limits.frames_burst"),
+            rooms_per_user: self.number("limits.rooms_per_user"),
+            handshake: seconds(self, "limits.handshake_seconds"),
+            ping: seconds(self, "limits.ping_seconds"),
+            pong: seconds(self, "limits.pong_seconds"),
+        };
+        let drain = Drain { delay: seconds(self, "drain.delay_seconds"), window: seconds(self, "drain.window_seconds") };
+        let room_policy = match self.collected.get("room-policy") {
+            None if dev => RoomPolicy::Open,
+            None | Some("members") => RoomPolicy::Members,
+            Some("open") => RoomPolicy::Open,
+            Some(_) => self.wrong("room-policy", "must be members or open", RoomPolicy::Members),
+        };
+        let client_notifications = match self.collected.get("client-notifications") {
+            None | Some("any") => ClientNotifications::Any,
+            Some("shared-room") => ClientNotifications::SharedRoom,
+            Some("off") => ClientNotifications::Off,
+            Some(_) => self.wrong("client-notifications", "must be any, shared-room or off", ClientNotifications::Off),
+        };
+        let database_url = self.secret("database-url").unwrap_or_default();
+        let scheme = database_url.expose_secret().split(':').next().unwrap_or_default().to_owned();
+        if !["sqlite", "postgres", "postgresql", "mysql", "mariadb"].contains(&scheme.as_str()) {
+            self.errors.push("database-url: must begin with sqlite:, postgres:// or mysql://".to_owned());
+        }
+        Some(Config {
+            listen: self.address("listen")?,
+            internal_listen: self.address("internal-listen")?,
+            redis_url,
+            layer,
+            layer_prefix,
+            namespace,
+            raw_group_names: self.flag("raw-group-names"),
+            user_group,
+            database_url,
+            database_connections: self.number("database-connections"),
+            jwt_secrets,
+            jwt_user_claim: self.text("jwt-user-claim"),
+            jwt_audience: self.list("jwt-audience"),
+            jwt_issuer: self.collected.get("jwt-issuer").map(str::to_owned),
+            api_key: self.secret("api-key"),
+            allowed_origins: self.list("allowed-origins"),
+            trusted_proxies: self.addresses("trusted-proxies"),
+            room_policy,
+            client_notifications,
+            dev,
+            node_id: self.collected.get("node-id").map_or_else(random_node_id, str::to_owned),
+            log_json: match self.text("log-format").as_str() {
+                "text" => false,
+                "json" => true,
+                _ => self.wrong("log-format", "must be text or json", false),
+            },
+            limits,
+            drain,
+        })
+    }
+
+    fn wrong<T>(&mut self, key: &str, what: &str, fallback: T) -> T {
+        self.errors.push(format!("{key}: {what}"));
+        fallback
+    }
+
+    fn text(&mut self, key: &str) -> String {
+        self.collected.get(key).unwrap_or_default().to_owned()
+    }
+
+    fn flag(&mut self, key: &str) -> bool {
+        match self.collected.get(key).map(str::to_ascii_lowercase).as_deref() {
+            None | Some("" | "0" | "false" | "no" | "off") => false,
+            Some("1" | "true" | "yes" | "on") => true,
+            Some(_) => self.wrong(key, "must be true or false", false),
+        }
+    }
+
+    fn number<T: std::str::FromStr + Default>(&mut self, key: &str) -> T {
+        match self.text(key).parse() {
+            Ok(number) => number,
+            Err(_) => self.wrong(key, "must be a number, 0 or more", T::default()),
+        }
+    }
+
+    fn list(&mut self, key: &str) -> Vec<String> {
+        self.text(key).split(',').map(str::trim).filter(|entry| !entry.is_empty()).map(str::to_owned).collect()
+    }
+
+    fn secret(&mut self, key: &str) -> Option<SecretString> {
+        self.collected.get(key).filter(|text| !text.is_empty()).map(SecretString::from)
+    }
+
+    fn secrets(&mut self, key: &str) -> Vec<SecretString> {
+        self.list(key).into_iter().map(SecretString::from).collect()
+    }
+
+    fn address(&mut self, key: &str) -> Option<SocketAddr> {
+        let text = self.text(key);
+        // `localhost:8000` is what people type.
+        let parsed = text.strip_prefix("localhost:").map_or_else(|| text.parse(), |port| format!("127.0.0.1:{port}").parse());
+        match parsed {
+            Ok(address) => Some(address),
+            Err(_) => self.wrong(key, "must be an address and a port, like 127.0.0.1:8000", None),
+        }
+    }
+
+    fn addresses(&mut self, key: &str) -> Vec<IpAddr> {
+        let list = self.list(key);
+        list.iter()
+            .filter_map(|entry| match entry.parse() {
+                Ok(address) => Some(address),
+                Err(_) => self.wrong(key, "must be IP addresses, comma between", None),
+            })
+            .collect()
+    }
+}
+
+fn random_node_id() -> String {
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let host = host.trim();
+    let host = if host.is_empty() { "node" } else { host };
+    format!("{host}-{:08x}", rand::random::<u32>())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(flags: &[(&str, &str)], env: &[(&str, &str)], file: &str) -> Result<Config, Vec<String>> {
+        let flags = flags.iter().map(|(key, value)| (key.to_string(), value.to_string())).collect();
+        let env = |name: &str| env.iter().find(|(key, _)| *key == name).map(|(_, value)| value.to_string());
+        let collected = collect(&flags, &env, Some(file)).map_err(|errors| errors.0)?;
+        Config::from_collected(&collected).map_err(|errors| errors.0)
+    }
+
+    #[test]
+    fn defaults_are_those_of_the_contract() {
+        let config = config(&[], &[], "").unwrap();
+        assert_eq!(config.listen.to_string(), "127.0.0.1:8000");
+        assert_eq!(config.internal_listen.to_string(), "127.0.0.1:9000");
+        assert_eq!(config.layer, LayerKind::Memory);
+        assert_eq!(config.database_url.expose_secret(), "sqlite://gateway.db?mode=rwc");
+        assert_eq!(config.limits, Limits::default());
+        assert_eq!(config.drain, Drain { delay: Duration::from_secs(5), window: Duration::from_secs(20) });
+        assert_eq!(config.room_policy, RoomPolicy::Members);
+        assert!(config.check_serve().unwrap_err().to_string().contains("--jwt-secret"));
+    }
+
+    #[test]
+    fn flag_over_environment_over_file() {
+        let file = "listen = \"127.0.0.1:1\"\n[limits]\nframe_bytes = 10\nping_seconds = 0.5\n";
+        let env = [("GATEWAY_LISTEN", "127.0.0.1:2"), ("GATEWAY_LIMITS__FRAME_BYTES", "20")];
+        let config = config(&[("listen", "127.0.0.1:3")], &env, file).unwrap();
+        assert_eq!(config.listen.port(), 3);
+        assert_eq!(config.limits.frame_bytes, 20);
+        assert_eq!(config.limits.ping, Duration::from_millis(500));
+    }
+
+    #[test]
+    fn every_mistake_is_reported_at_once_and_the_nearest_name_told() {
+        let errors = config(&[], &[("GATEWAY_LISTEN", "nowhere"), ("GATEWAY_ROOM_POLICY", "all")], "[limits]\nframe_byte = 1\n")
+            .unwrap_err();
+        assert!(errors.iter().any(|error| error.contains("limits.frame_byte") && error.contains("limits.frame_bytes")));
+        let errors = config(&[], &[("GATEWAY_LISTEN", "nowhere"), ("GATEWAY_ROOM_POLICY", "all")], "").unwrap_err();
+        assert_eq!(errors.len(), 2, "{errors:?}");
+    }
+
+    #[test]
+    fn dev_opens_rooms_and_stays_on_loopback() {
+        let dev = config(&[("dev", "true"), ("listen", "0.0.0.0:8000")], &[], "").unwrap();
+        assert_eq!(dev.room_policy, RoomPolicy::Open);
+        assert!(dev.check_serve().unwrap_err().to_string().contains("loopback"));
+    }
+
+    #[test]
+    fn secrets_come_from_files_and_stay_out_of_debug() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), "from-a-file-0123456789\n").unwrap();
+        let path = file.path().to_str().unwrap();
+        let config = config(&[], &[("GATEWAY_JWT_SECRET_FILE", path), ("GATEWAY_API_KEY", "canary-key")], "").unwrap();
+        assert_eq!(config.jwt_secrets[0].expose_secret(), "from-a-file-0123456789");
+        let shown = format!("{config:?}");
+        assert!(!shown.contains("canary-key") && !shown.contains("from-a-file"));
+    }
+}

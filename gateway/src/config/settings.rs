@@ -1,0 +1,85 @@
+//! The table of all settings; flags, environment, file, `genconfig` and the documents follow it.
+
+/// One setting.
+#[derive(Debug, Clone, Copy)]
+pub struct Setting {
+    /// Name of the flag without dashes, and of the key in the file (there with `_` for `-`). A dot
+    /// separates section and key; those have no flag.
+    pub name: &'static str,
+    /// Default, as text; `None` when there is none or it depends on other settings.
+    pub default: Option<&'static str>,
+    /// Whether it must not be shown.
+    pub secret: bool,
+    /// Whether it is a switch: the flag takes no value.
+    pub switch: bool,
+    /// What it is, its unit, and when to change it.
+    pub help: &'static str,
+}
+
+impl Setting {
+    /// The environment variable: `GATEWAY_LISTEN`, `GATEWAY_LIMITS__FRAME_BYTES`.
+    pub fn environment(&self) -> String {
+        format!("GATEWAY_{}", self.name.replace('.', "__").replace('-', "_").to_uppercase())
+    }
+
+    /// The key in the TOML file.
+    pub fn file_key(&self) -> String {
+        self.name.replace('-', "_")
+    }
+
+    /// Whether it has a flag of its own.
+    pub fn has_flag(&self) -> bool {
+        !self.name.contains('.')
+    }
+}
+
+const fn text(name: &'static str, default: Option<&'static str>, help: &'static str) -> Setting {
+    Setting { name, default, secret: false, switch: false, help }
+}
+
+const fn secret(name: &'static str, default: Option<&'static str>, help: &'static str) -> Setting {
+    Setting { name, default, secret: true, switch: false, help }
+}
+
+const fn switch(name: &'static str, help: &'static str) -> Setting {
+    Setting { name, default: None, secret: false, switch: true, help }
+}
+
+/// All settings, in the order of the documents.
+pub const SETTINGS: &[Setting] = &[
+    text("listen", Some("127.0.0.1:8000"), "Public address: browsers, behind the balancer"),
+    text("internal-listen", Some("127.0.0.1:9000"), "Internal address: metrics and API; never to be reached from outside"),
+    secret("redis-url", None, "Redis of the channel layer, redis://, rediss:// or unix://; without it the node is alone (in-memory layer)"),
+    text("layer", None, "memory or pubsub; default memory without a Redis URL, else pubsub. Must be what the site's Python side uses"),
+    text("layer-prefix", Some("asgi"), "Prefix of the channel layer in Redis, as in CHANNEL_LAYERS"),
+    text("namespace", Some("gateway"), "Prefix of this gateway's own Redis keys"),
+    switch("raw-group-names", "Take any UTF-8 name for a group as it is (pub/sub layer), for sites that already send to such names"),
+    text("user-group", Some("{username}"), "Name of a user's group, with {username} in it"),
+    secret("database-url", Some("sqlite://gateway.db?mode=rwc"), "Database: sqlite://FILE?mode=rwc, sqlite::memory:, postgres:// or mysql://"),
+    text("database-connections", Some("10"), "Connections to the database, at most"),
+    secret("jwt-secret", None, "Secrets of HS256/384/512 tokens, comma between; the first one signs. At least 16 bytes each"),
+    text("jwt-user-claim", Some("sub"), "Claim that holds the username"),
+    text("jwt-audience", None, "Accepted values of the claim aud, comma between; unset: not checked"),
+    text("jwt-issuer", None, "Accepted value of the claim iss; unset: not checked"),
+    secret("api-key", None, "Key of the API on the internal listener; without it the API answers 401 (not with --dev)"),
+    text("allowed-origins", None, "Origins that may connect, comma between: hosts (.example.com with subdomains), or scheme://host[:port], or *; default: the request's own host"),
+    text("trusted-proxies", None, "Addresses of proxies whose X-Forwarded-For and X-Forwarded-Host count, comma between"),
+    text("room-policy", None, "members, or open: connecting to a room makes it and joins it; default members, with --dev open"),
+    text("client-notifications", Some("any"), "Whom browsers may notify: any, shared-room or off"),
+    switch("dev", "Sign in anybody by name, open rooms, the demo page; only on loopback"),
+    text("node-id", None, "Name of this node; default: host name and a random part"),
+    text("log-format", Some("text"), "text or json; the level is set by RUST_LOG (info)"),
+    text("limits.connections", Some("0"), "Sockets on this node; over it 503. Set it to what the machine's memory holds"),
+    text("limits.connections_per_user", Some("100"), "Sockets of one user on this node; over it 429"),
+    text("limits.connections_per_address", Some("0"), "Sockets of one client address on this node; over it 429. Needs trusted proxies behind a balancer"),
+    text("limits.frame_bytes", Some("65536"), "Bytes of a client's frame or message; over it close 1009"),
+    text("limits.outbox_bytes", Some("1048576"), "Bytes that may wait for a slow client; over it close 4008"),
+    text("limits.frames_per_second", Some("50"), "Frames a socket may send per second, on average"),
+    text("limits.frames_burst", Some("100"), "Frames a socket may send at once; after as many more it is closed with 1008"),
+    text("limits.rooms_per_user", Some("1000"), "Rooms a user may hear; over it 429"),
+    text("limits.handshake_seconds", Some("10"), "Seconds until a connection must have sent its request"),
+    text("limits.ping_seconds", Some("25"), "Seconds without a sign of life until a ping is sent. Less than the balancer's idle time-out"),
+    text("limits.pong_seconds", Some("10"), "Seconds the answer to a ping may take; then close 4000"),
+    text("drain.delay_seconds", Some("5"), "Seconds between 'not ready' and the first close, so that the balancer notices"),
+    text("drain.window_seconds", Some("20"), "Seconds over which sockets are closed; clients come back spread over it"),
+];

@@ -1,0 +1,317 @@
+//! The life of one socket: connect, then frames and events one after another, then goodbye.
+//!
+//! Before the upgrade the connection is a [`Handshake`], owned by the request; after it a task owned
+//! by the node's tracker. Whatever ends either of them, dropping the context leaves every group.
+
+use std::future::poll_fn;
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::task::{Context as TaskContext, Poll, ready};
+use std::time::Duration;
+
+use channel_layer::Event;
+use futures_util::FutureExt;
+use hyper::upgrade::OnUpgrade;
+use hyper_util::rt::TokioIo;
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+
+use crate::close::CloseReason;
+use crate::consumer::{AnyConsumer, Context, Frame, Outcome, Refusal};
+use crate::metrics::{ByCode, ByReason};
+use crate::node::Node;
+use crate::scope::Scope;
+use crate::socket::Socket;
+use crate::websocket::{Decoder, Message, ProtocolError, WireFrame};
+
+/// How long a closing handshake may take: our close frame out, the client's back.
+const CLOSE_TIME: Duration = Duration::from_secs(2);
+
+/// How long a consumer may take to say goodbye (Channels gives it 10 s too).
+const DISCONNECT_TIME: Duration = Duration::from_secs(10);
+
+/// Bytes read from a socket at a time, into a buffer that its thread's sockets share.
+const READ_BYTES: usize = 16 * 1024;
+
+/// A connection whose consumer has accepted it and which waits for the upgrade.
+pub(crate) struct Handshake {
+    consumer: Box<dyn AnyConsumer>,
+    ctx: Context,
+}
+
+impl Handshake {
+    /// Runs the consumer's `connect`; a panic in it is a failure of this connection alone.
+    pub(crate) async fn connect(node: &Arc<Node>, socket: Arc<Socket>, scope: Scope) -> Result<Self, Refusal> {
+        let mut consumer = socket.class.make();
+        let keeps_scope = socket.class.keeps_scope;
+        let mut ctx = Context::new(Arc::clone(node), socket, scope);
+        let connected = AssertUnwindSafe(consumer.connect(&mut ctx)).catch_unwind().await;
+        match connected {
+            Ok(Ok(())) => {
+                if !keeps_scope {
+                    ctx.forget_scope();
+                }
+                Ok(Self { consumer, ctx })
+            }
+            Ok(Err(refusal)) => Err(refusal),
+            Err(_) => {
+                node.metrics.handler_errors.inc();
+                Err(Refusal::Failed)
+            }
+        }
+    }
+
+    /// Waits for the upgrade, then serves the connection in a task of its own, which is small.
+    pub(crate) async fn upgrade(self, on_upgrade: OnUpgrade) {
+        let node = Arc::clone(self.ctx.node());
+        let upgraded = match timeout(node.config.limits.handshake.max(Duration::from_secs(1)), on_upgrade).await {
+            Ok(Ok(upgraded)) => upgraded,
+            // The client left between request and answer; dropping `self` cleans up.
+            Ok(Err(_)) | Err(_) => return,
+        };
+        let Ok(parts) = upgraded.downcast::<TokioIo<TcpStream>>() else {
+            tracing::error!("the upgraded connection is not a TCP stream");
+            return;
+        };
+        let (io, early) = (parts.io.into_inner(), parts.read_buf);
+        let connection = Box::new(Connection::new(self, &early));
+        connection.ctx.socket().attach(io);
+        drop(early);
+        node.tasks.spawn(connection.run());
+    }
+}
+
+/// A live connection.
+struct Connection {
+    consumer: Box<dyn AnyConsumer>,
+    ctx: Context,
+    decoder: Decoder,
+    /// Whose turn it is when client and layer both have something.
+    layer_first: bool,
+}
+
+/// What happens next to a connection.
+enum Step {
+    Message(Message),
+    Event(Arc<Event>),
+    Close(CloseReason),
+}
+
+impl Connection {
+    fn new(handshake: Handshake, early: &[u8]) -> Self {
+        let Handshake { consumer, ctx } = handshake;
+        let mut decoder = Decoder::new(ctx.node().config.limits.frame_bytes);
+        if !early.is_empty() {
+            decoder.feed(early);
+        }
+        Self { consumer, ctx, decoder, layer_first: false }
+    }
+
+    async fn run(mut self: Box<Self>) {
+        let node = Arc::clone(self.ctx.node());
+        node.metrics.connections.inc();
+        node.metrics.connections_opened.inc();
+        tracing::info!(channel = %self.ctx.channel_name(), user = ?self.ctx.username(), "WSCONNECT {}", self.ctx.socket().path);
+        let reason = self.serve().await;
+        self.say_goodbye(&reason).await;
+        let code = reason.code();
+        let goodbye = AssertUnwindSafe(self.consumer.disconnect(&mut self.ctx, code)).catch_unwind();
+        if !matches!(timeout(DISCONNECT_TIME, goodbye).await, Ok(Ok(()))) {
+            node.metrics.handler_errors.inc();
+        }
+        node.metrics.connections.dec();
+        node.metrics.connections_closed.get_or_create(&ByCode { code: code_label(code) }).inc();
+        tracing::info!(channel = %self.ctx.channel_name(), user = ?self.ctx.username(), "WSDISCONNECT {} {reason}", self.ctx.socket().path);
+    }
+
+    /// Serves events until something ends the connection.
+    async fn serve(&mut self) -> CloseReason {
+        loop {
+            let step = poll_fn(|task| self.poll_step(task)).await;
+            let outcome = match step {
+                Step::Message(message) => self.receive(message).await,
+                Step::Event(event) => guarded(self.consumer.handle(&mut self.ctx, &event)).await,
+                Step::Close(reason) => Err(reason),
+            };
+            if let Err(reason) = outcome {
+                if reason == CloseReason::InternalError {
+                    self.ctx.node().metrics.handler_errors.inc();
+                }
+                return reason;
+            }
+        }
+    }
+
+    async fn receive(&mut self, message: Message) -> Outcome {
+        let frame = match message {
+            Message::Text(text) => Frame::Text(text),
+            Message::Binary(bytes) => Frame::Binary(bytes),
+            Message::Ping(payload) => {
+                // Pings count as frames written: who floods them without reading fills its own outbox.
+                self.ctx.node().send_to(self.ctx.socket(), &WireFrame::pong(&payload), "pong");
+                return Ok(());
+            }
+            Message::Pong => return Ok(()),
+            Message::Close(None) => return Err(CloseReason::ByClient(1005)),
+            Message::Close(Some((code, _))) => return Err(CloseReason::ByClient(code)),
+        };
+        guarded(self.consumer.receive(&mut self.ctx, frame)).await
+    }
+
+    /// The next thing to do. Cancel-safe: nothing is taken that is not returned.
+    fn poll_step(&mut self, task: &mut TaskContext<'_>) -> Poll<Step> {
+        let socket = Arc::clone(self.ctx.socket());
+        // Registered before looking, so that what comes in between wakes us.
+        socket.register(task.waker());
+        if let Some(reason) = socket.closing() {
+            return Poll::Ready(Step::Close(reason));
+        }
+        if self.layer_first
+            && let Some(event) = socket.pop_event()
+        {
+            self.layer_first = false;
+            return Poll::Ready(Step::Event(event));
+        }
+        if let Poll::Ready(step) = self.poll_message(&socket, task) {
+            self.layer_first = true;
+            return Poll::Ready(step);
+        }
+        self.layer_first = false;
+        if let Some(event) = socket.pop_event() {
+            return Poll::Ready(Step::Event(event));
+        }
+        poll_flush(&socket, task);
+        match socket.closing() {
+            Some(reason) => Poll::Ready(Step::Close(reason)),
+            None => Poll::Pending,
+        }
+    }
+
+    fn poll_message(&mut self, socket: &Socket, task: &mut TaskContext<'_>) -> Poll<Step> {
+        loop {
+            match self.decoder.next_message() {
+                Ok(Some(message)) => return Poll::Ready(Step::Message(message)),
+                Ok(None) => {}
+                Err(error) => return Poll::Ready(Step::Close(close_reason(error))),
+            }
+            match ready!(poll_read(socket, task, &mut self.decoder)) {
+                Ok(0) => return Poll::Ready(Step::Close(CloseReason::Lost)),
+                Ok(_) => socket.heard(self.ctx.node().clock.seconds()),
+                Err(_) => return Poll::Ready(Step::Close(CloseReason::Lost)),
+            }
+        }
+    }
+
+    /// Closes with a close frame, waits shortly for the client's, and lets the kernel send the rest.
+    async fn say_goodbye(&mut self, reason: &CloseReason) {
+        let socket = Arc::clone(self.ctx.socket());
+        let frame = match reason {
+            CloseReason::Lost => return,
+            CloseReason::ByClient(1005) => WireFrame::close_empty(),
+            _ => WireFrame::close(reason.code(), &reason.text()),
+        };
+        // A slow client is not made to read a megabyte before it learns that it was too slow.
+        let keep_queued = !matches!(reason, CloseReason::SlowConsumer | CloseReason::PingTimeout);
+        socket.queue_close(&frame, keep_queued);
+        let answered = timeout(CLOSE_TIME, async {
+            poll_fn(|task| {
+                socket.register(task.waker());
+                poll_flush(&socket, task);
+                if socket.is_flushed() { Poll::Ready(()) } else { Poll::Pending }
+            })
+            .await;
+            if let Some(io) = socket.io() {
+                shut_down_writing(io);
+            }
+            if !matches!(reason, CloseReason::ByClient(_)) {
+                self.drain(&socket).await;
+            }
+        });
+        // Past the time the socket is dropped as it is.
+        let _ = answered.await;
+    }
+
+    /// Reads until the client closes, so that closing does not reset what it has not read yet.
+    async fn drain(&mut self, socket: &Socket) {
+        loop {
+            let mut ignored = Decoder::new(0);
+            match poll_fn(|task| poll_read(socket, task, &mut ignored)).await {
+                Ok(0) | Err(_) => return,
+                Ok(_) => {}
+            }
+        }
+    }
+}
+
+/// Ends the sending side; the client then knows that nothing follows the close frame.
+fn shut_down_writing(io: &TcpStream) {
+    // A connection that is already gone cannot be shut down, which is all right.
+    let _ = socket2::SockRef::from(io).shutdown(std::net::Shutdown::Write);
+}
+
+/// Runs a handler; a panic in it ends this connection with 1011 and touches nothing else.
+async fn guarded(handler: impl Future<Output = Outcome>) -> Outcome {
+    AssertUnwindSafe(handler).catch_unwind().await.unwrap_or(Err(CloseReason::InternalError))
+}
+
+/// Waits until the kernel takes more, if something waits for that, and writes.
+fn poll_flush(socket: &Socket, task: &mut TaskContext<'_>) {
+    let Some(io) = socket.io() else { return };
+    while socket.is_blocked() {
+        match io.poll_write_ready(task) {
+            Poll::Ready(_) => socket.flush(),
+            Poll::Pending => return,
+        }
+        if socket.is_flushed() {
+            return;
+        }
+    }
+}
+
+/// Reads once, through a buffer that all sockets of this thread share: an idle one needs none.
+fn poll_read(socket: &Socket, task: &mut TaskContext<'_>, decoder: &mut Decoder) -> Poll<std::io::Result<usize>> {
+    thread_local! {
+        static BUFFER: std::cell::RefCell<Box<[u8]>> = std::cell::RefCell::new(vec![0; READ_BYTES].into());
+    }
+    let Some(io) = socket.io() else { return Poll::Pending };
+    loop {
+        ready!(io.poll_read_ready(task))?;
+        let read = BUFFER.with_borrow_mut(|buffer| {
+            let read = io.try_read(buffer)?;
+            decoder.feed(&buffer[..read]);
+            Ok(read)
+        });
+        match read {
+            Err(error) if error_is_transient(&error) => {}
+            result => return Poll::Ready(result),
+        }
+    }
+}
+
+fn error_is_transient(error: &std::io::Error) -> bool {
+    matches!(error.kind(), std::io::ErrorKind::WouldBlock | std::io::ErrorKind::Interrupted)
+}
+
+fn close_reason(error: ProtocolError) -> CloseReason {
+    match error {
+        ProtocolError::Violation(what) => CloseReason::ProtocolError(what),
+        ProtocolError::NotUtf8 => CloseReason::NotUtf8,
+        ProtocolError::TooLarge => CloseReason::TooLarge,
+        ProtocolError::TooManyFragments => CloseReason::PolicyViolation("too many fragments"),
+    }
+}
+
+/// Clients choose among thousands of codes; as labels only the usual ones stand for themselves.
+fn code_label(code: u16) -> u16 {
+    match code {
+        1000..=1015 | 4000 | 4008 | 4401 | 4403 | 4404 => code,
+        3000..=3999 => 3000,
+        _ => 4999,
+    }
+}
+
+/// The label of a refused handshake.
+pub(crate) fn refused(node: &Node, path: &str, reason: &'static str) {
+    node.metrics.handshakes_rejected.get_or_create(&ByReason { reason }).inc();
+    tracing::info!(reason, "WSREJECT {path}");
+}

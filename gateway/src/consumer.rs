@@ -1,0 +1,398 @@
+//! The consumer framework: one consumer serves one connection, its events strictly one after another.
+//!
+//! A handler is chosen by the event's type (`chat.message` → `chat_message`) and comes in two kinds:
+//!
+//! - *shared*: a pure function from event to frame. It runs once per node and event, and all sockets
+//!   of the consumer's class share the frame. Use it for everything that looks the same to everybody.
+//! - *own*: runs for one connection, one event after another, with the consumer's state. What Channels has.
+
+use std::collections::HashMap;
+use std::future::Future;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use channel_layer::{ChannelLayer, ChannelName, Event, GroupName};
+use futures_util::future::BoxFuture;
+use persistence::{Store, Stream};
+use serde::Serialize;
+
+use crate::close::CloseReason;
+use crate::events;
+use crate::node::Node;
+use crate::scope::Scope;
+use crate::socket::{Pushed, Socket};
+use crate::websocket::WireFrame;
+
+/// What a handler answers: go on, or close for a reason.
+pub type Outcome = Result<(), CloseReason>;
+
+/// A client's frame.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Frame {
+    /// Text, valid UTF-8.
+    Text(String),
+    /// Bytes.
+    Binary(Vec<u8>),
+}
+
+/// Why a consumer did not accept its connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refusal {
+    /// 401, or 4401 after the upgrade for clients of `gateway.v1`.
+    Unauthorized,
+    /// 403, or 4403.
+    Forbidden,
+    /// 404, or 4404. Also for what exists and may not be entered.
+    NotFound,
+    /// 429: a limit of this user or address is reached.
+    TooMany,
+    /// 503: the node is draining, overloaded or cut off from what it needs.
+    Unavailable,
+    /// 500: a handler failed.
+    Failed,
+}
+
+/// Serves one connection. Made by the route's function, then `connect`, any number of `receive` and
+/// own handlers, then `disconnect`, whatever ended the connection.
+pub trait Consumer: Sized + Send + 'static {
+    /// Whether [`Context::scope`] keeps headers, cookies and query after `connect`. They cost about a KiB per socket.
+    const KEEPS_SCOPE: bool = true;
+
+    /// Names the handlers of this class; called once per route.
+    fn handlers(_handlers: &mut Handlers<Self>) {}
+
+    /// Runs before the handshake is answered. `Ok` accepts; the default accepts everybody who is signed in.
+    fn connect(&mut self, _ctx: &mut Context) -> impl Future<Output = Result<(), Refusal>> + Send {
+        async { Ok(()) }
+    }
+
+    /// A frame of the client. The default ignores it.
+    fn receive(&mut self, _ctx: &mut Context, _frame: Frame) -> impl Future<Output = Outcome> + Send {
+        async { Ok(()) }
+    }
+
+    /// The connection has ended with this code. Groups are left by themselves.
+    fn disconnect(&mut self, _ctx: &mut Context, _code: u16) -> impl Future<Output = ()> + Send {
+        async {}
+    }
+}
+
+/// A shared handler: a pure function from event to what sockets are sent. `None` sends nothing.
+pub type SharedHandler = fn(&Event) -> Option<Rendering>;
+
+/// An own handler: runs in the connection's turn.
+pub type OwnHandler<C> = for<'a> fn(&'a mut C, &'a mut Context, &'a Event) -> BoxFuture<'a, Outcome>;
+
+/// The handlers of a consumer class, by event type.
+pub struct Handlers<C> {
+    table: HashMap<String, Handler<C>>,
+}
+
+enum Handler<C> {
+    Shared(SharedHandler),
+    Own(OwnHandler<C>),
+}
+
+impl<C> Handlers<C> {
+    /// `gateway.disconnect` and `gateway.send` are known to every class.
+    fn new() -> Self {
+        let mut handlers = Self { table: HashMap::new() };
+        handlers.shared(events::SEND, events::gateway_send);
+        handlers
+    }
+
+    /// Registers a shared handler for an event type (`.` and `_` mean the same).
+    pub fn shared(&mut self, event_type: &str, handler: SharedHandler) -> &mut Self {
+        self.table.insert(event_type.replace('.', "_"), Handler::Shared(handler));
+        self
+    }
+
+    /// Registers an own handler for an event type (`.` and `_` mean the same).
+    pub fn own(&mut self, event_type: &str, handler: OwnHandler<C>) -> &mut Self {
+        self.table.insert(event_type.replace('.', "_"), Handler::Own(handler));
+        self
+    }
+}
+
+/// What a shared handler made of an event, ready for all its sockets.
+#[derive(Debug, Clone)]
+pub struct Rendering {
+    pub(crate) frame: WireFrame,
+    /// The frame's type, for the count of sent frames.
+    pub(crate) kind: &'static str,
+    pub(crate) v1_only: bool,
+    pub(crate) except_user: Option<String>,
+}
+
+impl Rendering {
+    /// A text frame. `kind` is its label in `gateway_frames_sent_total`.
+    pub fn text(kind: &'static str, text: &str) -> Self {
+        Self { frame: WireFrame::text(text), kind, v1_only: false, except_user: None }
+    }
+
+    /// A JSON frame; `None` when the value cannot be JSON.
+    pub fn json(kind: &'static str, value: &impl Serialize) -> Option<Self> {
+        Some(Self::text(kind, &serde_json::to_string(value).ok()?))
+    }
+
+    /// Only for sockets that speak `gateway.v1`: plain clients get no frame they did not ask for.
+    pub fn v1_only(mut self) -> Self {
+        self.v1_only = true;
+        self
+    }
+
+    /// Not for the sockets of this user.
+    pub fn except_user(mut self, username: &str) -> Self {
+        self.except_user = Some(username.to_owned());
+        self
+    }
+}
+
+/// What an event means to a class of consumers.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Lookup {
+    Shared(SharedHandler),
+    Own,
+    Disconnect,
+    Unknown,
+}
+
+/// All connections of one route share this: how to make a consumer, and which events it knows.
+pub(crate) struct ConsumerClass {
+    table: HashMap<String, Lookup>,
+    make: Box<dyn Fn() -> Box<dyn AnyConsumer> + Send + Sync>,
+    pub(crate) keeps_scope: bool,
+}
+
+impl ConsumerClass {
+    pub(crate) fn new<C: Consumer>(make: impl Fn() -> C + Send + Sync + 'static) -> Self {
+        let mut handlers = Handlers::new();
+        C::handlers(&mut handlers);
+        let mut table: HashMap<String, Lookup> = handlers
+            .table
+            .iter()
+            .map(|(name, handler)| {
+                let lookup = match handler {
+                    Handler::Shared(handler) => Lookup::Shared(*handler),
+                    Handler::Own(_) => Lookup::Own,
+                };
+                (name.clone(), lookup)
+            })
+            .collect();
+        table.entry(events::DISCONNECT.to_owned()).or_insert(Lookup::Disconnect);
+        let own: Arc<HashMap<String, OwnHandler<C>>> = Arc::new(
+            handlers
+                .table
+                .into_iter()
+                .filter_map(|(name, handler)| match handler {
+                    Handler::Own(handler) => Some((name, handler)),
+                    Handler::Shared(_) => None,
+                })
+                .collect(),
+        );
+        let make = move || -> Box<dyn AnyConsumer> { Box::new(Instance { consumer: make(), own: Arc::clone(&own) }) };
+        Self { table, make: Box::new(make), keeps_scope: C::KEEPS_SCOPE }
+    }
+
+    pub(crate) fn lookup(&self, handler_name: &str) -> Lookup {
+        self.table.get(handler_name).copied().unwrap_or(Lookup::Unknown)
+    }
+
+    pub(crate) fn make(&self) -> Box<dyn AnyConsumer> {
+        (self.make)()
+    }
+}
+
+impl std::fmt::Debug for ConsumerClass {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ConsumerClass").field("handlers", &self.table.keys()).finish_non_exhaustive()
+    }
+}
+
+/// A consumer of any class.
+pub(crate) trait AnyConsumer: Send {
+    fn connect<'a>(&'a mut self, ctx: &'a mut Context) -> BoxFuture<'a, Result<(), Refusal>>;
+    fn receive<'a>(&'a mut self, ctx: &'a mut Context, frame: Frame) -> BoxFuture<'a, Outcome>;
+    fn handle<'a>(&'a mut self, ctx: &'a mut Context, event: &'a Event) -> BoxFuture<'a, Outcome>;
+    fn disconnect<'a>(&'a mut self, ctx: &'a mut Context, code: u16) -> BoxFuture<'a, ()>;
+}
+
+struct Instance<C> {
+    consumer: C,
+    own: Arc<HashMap<String, OwnHandler<C>>>,
+}
+
+impl<C: Consumer> AnyConsumer for Instance<C> {
+    fn connect<'a>(&'a mut self, ctx: &'a mut Context) -> BoxFuture<'a, Result<(), Refusal>> {
+        Box::pin(self.consumer.connect(ctx))
+    }
+
+    fn receive<'a>(&'a mut self, ctx: &'a mut Context, frame: Frame) -> BoxFuture<'a, Outcome> {
+        Box::pin(self.consumer.receive(ctx, frame))
+    }
+
+    fn handle<'a>(&'a mut self, ctx: &'a mut Context, event: &'a Event) -> BoxFuture<'a, Outcome> {
+        match event.handler_name().ok().and_then(|name| self.own.get(name.as_ref())) {
+            Some(handler) => handler(&mut self.consumer, ctx, event),
+            None => Box::pin(std::future::ready(Ok(()))),
+        }
+    }
+
+    fn disconnect<'a>(&'a mut self, ctx: &'a mut Context, code: u16) -> BoxFuture<'a, ()> {
+        Box::pin(self.consumer.disconnect(ctx, code))
+    }
+}
+
+/// What a consumer does things with. Dropping it leaves every group and ends the link of user and
+/// socket, so that this happens whatever ended the connection, a panicking handler included.
+pub struct Context {
+    node: Arc<Node>,
+    socket: Arc<Socket>,
+    scope: Option<Box<Scope>>,
+    groups: Vec<GroupName>,
+}
+
+impl Context {
+    pub(crate) fn new(node: Arc<Node>, socket: Arc<Socket>, scope: Scope) -> Self {
+        Self { node, socket, scope: Some(Box::new(scope)), groups: Vec::new() }
+    }
+
+    /// What was known at connect. `None` only in classes that gave it up ([`Consumer::KEEPS_SCOPE`]).
+    pub fn scope(&self) -> Option<&Scope> {
+        self.scope.as_deref()
+    }
+
+    pub(crate) fn forget_scope(&mut self) {
+        self.scope = None;
+    }
+
+    /// The signed-in user's name.
+    pub fn username(&self) -> &Arc<str> {
+        &self.socket.user
+    }
+
+    /// The name under which `send` on the layer reaches this connection alone.
+    pub fn channel_name(&self) -> &ChannelName {
+        &self.socket.channel_name
+    }
+
+    /// Whether the client speaks `gateway.v1`.
+    pub fn is_v1(&self) -> bool {
+        self.socket.v1
+    }
+
+    /// Sends a text frame. Never waits: a client whose outbox is full is closed with 4008.
+    pub fn send_text(&self, text: &str) {
+        self.push(WireFrame::text(text), "own");
+    }
+
+    /// Sends a binary frame.
+    pub fn send_bytes(&self, bytes: &Bytes) {
+        self.push(WireFrame::binary(bytes), "own");
+    }
+
+    /// Sends a value as JSON in a text frame.
+    pub fn send_json(&self, value: &impl Serialize) -> Outcome {
+        let text = serde_json::to_string(value).map_err(|_| CloseReason::InternalError)?;
+        self.send_text(&text);
+        Ok(())
+    }
+
+    fn push(&self, frame: WireFrame, kind: &'static str) {
+        self.node.send_to(&self.socket, &frame, kind);
+    }
+
+    /// Sends one of the protocol's own frames, counted by its type.
+    pub(crate) fn send_frame(&self, kind: &'static str, value: &impl Serialize) -> Outcome {
+        let text = serde_json::to_string(value).map_err(|_| CloseReason::InternalError)?;
+        self.push(WireFrame::text(&text), kind);
+        Ok(())
+    }
+
+    /// Closes the connection after what has been sent.
+    pub fn close(&self, reason: CloseReason) {
+        self.socket.close(reason);
+    }
+
+    /// Adds this connection to a group. Returns after the layer has confirmed it: what is sent to the
+    /// group from then on arrives. Again is fine.
+    pub async fn group_add(&mut self, group: &GroupName) -> Result<(), Refusal> {
+        self.join(vec![(group.clone(), None)]).await
+    }
+
+    /// Adds this connection to groups that carry stored streams, all at once: from then on their
+    /// messages arrive in `seq` order without a hole.
+    pub async fn join_streams(&mut self, streams: Vec<(GroupName, Stream)>) -> Result<(), Refusal> {
+        self.join(streams.into_iter().map(|(group, stream)| (group, Some(stream))).collect()).await
+    }
+
+    async fn join(&mut self, groups: Vec<(GroupName, Option<Stream>)>) -> Result<(), Refusal> {
+        let new: Vec<_> = groups.into_iter().filter(|(group, _)| !self.groups.contains(group)).collect();
+        if new.is_empty() {
+            return Ok(());
+        }
+        // Noted before the wait, so that a connection dropped in between leaves them again.
+        self.groups.reserve_exact(new.len());
+        self.groups.extend(new.iter().map(|(group, _)| group.clone()));
+        self.node.hub.join(&self.socket, new).await.map_err(|error| {
+            tracing::warn!(error = &error as &dyn std::error::Error, "groups could not be joined");
+            Refusal::Unavailable
+        })
+    }
+
+    /// Takes this connection out of a group. Not a member is fine.
+    pub fn group_discard(&mut self, group: &GroupName) {
+        if let Some(at) = self.groups.iter().position(|joined| joined == group) {
+            self.groups.swap_remove(at);
+            self.node.hub.leave(&self.socket, group);
+        }
+    }
+
+    /// Sends an event to everybody in a group, on all nodes and in every Django process.
+    pub async fn group_send(&self, group: &GroupName, event: &Event) -> Result<(), channel_layer::LayerError> {
+        self.layer().group_send(group, event).await
+    }
+
+    /// The channel layer.
+    pub fn layer(&self) -> &dyn ChannelLayer {
+        self.node.layer.as_ref()
+    }
+
+    /// The database.
+    pub fn store(&self) -> &Store {
+        &self.node.store
+    }
+
+    pub(crate) fn node(&self) -> &Arc<Node> {
+        &self.node
+    }
+
+    pub(crate) fn socket(&self) -> &Arc<Socket> {
+        &self.socket
+    }
+}
+
+impl Drop for Context {
+    fn drop(&mut self) {
+        self.socket.shut();
+        for group in &self.groups {
+            self.node.hub.leave(&self.socket, group);
+        }
+        self.node.registry.remove(&self.socket);
+    }
+}
+
+impl Node {
+    /// Sends one frame to one socket, and counts it.
+    pub(crate) fn send_to(&self, socket: &Socket, frame: &WireFrame, kind: &'static str) {
+        match socket.send(frame) {
+            Pushed::MustFlush | Pushed::Queued => {
+                self.metrics.frames_sent.get_or_create(&crate::metrics::ByType { r#type: kind }).inc();
+            }
+            Pushed::Full => {
+                self.metrics.outbox_full.inc();
+            }
+            Pushed::Closed => {}
+        }
+    }
+}

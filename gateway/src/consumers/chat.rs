@@ -1,0 +1,162 @@
+//! `/ws/chat/` and `/ws/chat/{room_name}/`: all the user's rooms, and the user's notifications.
+
+use futures_util::FutureExt;
+use channel_layer::Event;
+use persistence::{Room, Stream};
+use serde::Serialize;
+
+use super::limits::Guard;
+use super::send;
+use crate::admission::Ask;
+use crate::close::CloseReason;
+use crate::config::RoomPolicy;
+use crate::consumer::{Consumer, Context, Frame, Handlers, Outcome, Refusal};
+use crate::events;
+use crate::frames::{ClientFrame, ErrorCode, ErrorFrame};
+use crate::names;
+
+/// The event that tells a user's sockets to look at their memberships again.
+pub(crate) const ROOMS_CHANGED: &str = "gateway_rooms_changed";
+
+/// Serves one chat connection.
+#[derive(Default)]
+pub struct ChatConsumer {
+    /// Names of the rooms this socket hears, sorted.
+    rooms: Vec<Box<str>>,
+    /// Rooms that the token names, for as long as the socket lives.
+    named: Vec<String>,
+    guard: Option<Guard>,
+}
+
+impl Consumer for ChatConsumer {
+    const KEEPS_SCOPE: bool = false;
+
+    fn handlers(handlers: &mut Handlers<Self>) {
+        handlers
+            .shared("chat.message", events::chat_message)
+            .shared("notification.message", events::notification_message)
+            .own(ROOMS_CHANGED, |consumer, ctx, event| consumer.rooms_changed(ctx, event).boxed());
+    }
+
+    /// Joins the user's group and the rooms' groups; from then on everything committed is heard.
+    async fn connect(&mut self, ctx: &mut Context) -> Result<(), Refusal> {
+        let scope = ctx.scope().ok_or(Refusal::Failed)?;
+        let enter = scope.kwarg("room_name").map(str::to_owned);
+        if enter.as_deref().is_some_and(|room| !names::is_valid_name(room)) {
+            return Err(Refusal::NotFound);
+        }
+        self.named = scope.user.rooms.clone();
+        let rooms = self.load_rooms(ctx, enter.clone()).await?;
+        if enter.is_some_and(|enter| !rooms.iter().any(|room| room.name == enter)) {
+            return Err(Refusal::NotFound);
+        }
+        let limit = ctx.node().config.limits.rooms_per_user;
+        if limit > 0 && rooms.len() > limit {
+            return Err(Refusal::TooMany);
+        }
+        self.join(ctx, &rooms, true).await
+    }
+
+    async fn receive(&mut self, ctx: &mut Context, frame: Frame) -> Outcome {
+        match send::read(ctx, &mut self.guard, frame)? {
+            Some(ClientFrame::Chat { group_name, message, client_id }) => {
+                if !self.hears(&group_name) {
+                    send::answer_error(ctx, &ErrorFrame::new(ErrorCode::RoomNotFound, "no such room", client_id));
+                    return Ok(());
+                }
+                send::chat(ctx, group_name, message, client_id).await
+            }
+            Some(ClientFrame::Notification { user_name, message, client_id }) => {
+                send::notification(ctx, user_name, message, client_id).await
+            }
+            Some(ClientFrame::Rooms) => self.answer_rooms(ctx).await,
+            None => Ok(()),
+        }
+    }
+}
+
+#[derive(Serialize)]
+struct RoomsFrame<'a> {
+    r#type: &'static str,
+    rooms: Vec<RoomEntry<'a>>,
+}
+
+#[derive(Serialize)]
+struct RoomEntry<'a> {
+    group_name: &'a str,
+    display_name: &'a str,
+    seq: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    id: Option<String>,
+}
+
+impl ChatConsumer {
+    fn hears(&self, room: &str) -> bool {
+        self.rooms.binary_search_by(|known| (**known).cmp(room)).is_ok()
+    }
+
+    async fn load_rooms(&self, ctx: &Context, enter: Option<String>) -> Result<Vec<Room>, Refusal> {
+        let open = ctx.node().config.room_policy == RoomPolicy::Open;
+        let ask = Ask { user: ctx.username().clone(), enter, named: self.named.clone(), open };
+        ctx.node().admissions.admit(ask).await.map_err(|error| {
+            tracing::warn!(error = &error as &dyn std::error::Error, "memberships could not be loaded");
+            Refusal::Unavailable
+        })
+    }
+
+    async fn join(&mut self, ctx: &mut Context, rooms: &[Room], with_inbox: bool) -> Result<(), Refusal> {
+        let group_names = &ctx.node().names;
+        let mut streams = Vec::with_capacity(rooms.len() + 1);
+        if with_inbox {
+            let group = group_names.user(ctx.username()).map_err(|_| Refusal::Failed)?;
+            streams.push((group, Stream::Inbox(ctx.username().to_string())));
+        }
+        for room in rooms {
+            let group = group_names.room(&room.name).map_err(|_| Refusal::Failed)?;
+            streams.push((group, Stream::Room(room.name.clone())));
+        }
+        ctx.join_streams(streams).await?;
+        self.rooms = rooms.iter().map(|room| room.name.as_str().into()).collect();
+        self.rooms.sort_unstable();
+        Ok(())
+    }
+
+    /// Memberships have changed somewhere: the database says what holds now.
+    async fn rooms_changed(&mut self, ctx: &mut Context, event: &Event) -> Outcome {
+        // A room taken away counts also when the token named it.
+        if let Some(removed) = event.text("removed") {
+            self.named.retain(|room| room != removed);
+        }
+        let rooms = match self.load_rooms(ctx, None).await {
+            Ok(rooms) => rooms,
+            // In doubt silence, not access: the client comes back and asks again.
+            Err(_) => return Err(CloseReason::Overloaded),
+        };
+        for gone in self.rooms.iter().filter(|name| !rooms.iter().any(|room| *room.name == ***name)) {
+            if let Ok(group) = ctx.node().names.room(gone) {
+                ctx.group_discard(&group);
+            }
+        }
+        self.join(ctx, &rooms, false).await.map_err(|_| CloseReason::Overloaded)
+    }
+
+    async fn answer_rooms(&self, ctx: &Context) -> Outcome {
+        let names: Vec<String> = self.rooms.iter().map(|room| room.to_string()).collect();
+        let heads = match ctx.store().room_heads(&names).await {
+            Ok(heads) => heads,
+            Err(error) => {
+                tracing::warn!(error = &error as &dyn std::error::Error, "rooms could not be read");
+                send::answer_error(ctx, &ErrorFrame::new(ErrorCode::Unavailable, "try again", None));
+                return Ok(());
+            }
+        };
+        let entries = self.rooms.iter().filter_map(|name| {
+            let head = heads.get(&**name)?;
+            let group = ctx.node().names.room(name).ok()?;
+            let (seq, id) = ctx.node().hub.position(&group)?;
+            let id = id.map(|id| id.to_string());
+            Some(RoomEntry { group_name: name, display_name: &head.display_name, seq, id })
+        });
+        ctx.send_frame("rooms", &RoomsFrame { r#type: "rooms", rooms: entries.collect() })
+    }
+}

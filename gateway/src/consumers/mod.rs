@@ -1,0 +1,20 @@
+//! The built-in consumers, written with the framework and nothing else, and their routes.
+
+mod chat;
+mod limits;
+mod notification;
+mod send;
+
+pub(crate) use chat::ROOMS_CHANGED;
+pub use chat::ChatConsumer;
+pub use notification::NotificationConsumer;
+
+use crate::routing::Router;
+
+/// The routes of the contract, section 3.
+pub fn routes() -> Router {
+    Router::new()
+        .route("/ws/chat/{room_name}/", ChatConsumer::default)
+        .route("/ws/chat/", ChatConsumer::default)
+        .route("/ws/notifications/", NotificationConsumer::default)
+}

@@ -1,0 +1,143 @@
+//! What both built-in consumers do with a client's frames: read them, keep the limits, store
+//! messages, and answer with `ack` or `error`.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use persistence::{Append, AppendError, Appended, Key, Stream};
+
+use super::limits::{Guard, Verdict};
+use crate::config::ClientNotifications;
+use crate::consumer::{Context, Frame, Outcome};
+use crate::events;
+use crate::frames::{Ack, ClientFrame, ErrorCode, ErrorFrame};
+use crate::metrics::{ByCate, ByReason};
+use crate::writer::WriteError;
+
+/// Reads a frame, within the limits. `None` when it has been answered already.
+pub(super) fn read(ctx: &Context, guard: &mut Option<Guard>, frame: Frame) -> Result<Option<ClientFrame>, crate::CloseReason> {
+    let limits = &ctx.node().config.limits;
+    let guard = guard.get_or_insert_with(|| Guard::new(limits));
+    match guard.frame(limits, Instant::now())? {
+        Verdict::Serve => {}
+        Verdict::Warn => {
+            answer_error(ctx, &ErrorFrame::new(ErrorCode::RateLimited, "too many frames", None));
+            return Ok(None);
+        }
+        Verdict::Ignore => {
+            count_bad(ctx, ErrorCode::RateLimited.as_str());
+            return Ok(None);
+        }
+    }
+    let parsed = match frame {
+        Frame::Text(text) => ClientFrame::parse(&text),
+        Frame::Binary(_) => Err(ErrorFrame::new(ErrorCode::Invalid, "binary frames mean nothing here", None)),
+    };
+    match parsed {
+        Ok(frame) => {
+            guard.good();
+            ctx.node().metrics.frames_received.get_or_create(&ByCate { cate: frame.cate() }).inc();
+            Ok(Some(frame))
+        }
+        Err(error) => {
+            ctx.node().metrics.frames_received.get_or_create(&ByCate { cate: "bad" }).inc();
+            answer_error(ctx, &error);
+            guard.bad()?;
+            Ok(None)
+        }
+    }
+}
+
+/// Sends an `error` frame and counts it.
+pub(super) fn answer_error(ctx: &Context, error: &ErrorFrame) {
+    count_bad(ctx, error.code());
+    // An error frame of ours always serializes.
+    let _ = ctx.send_frame("error", error);
+}
+
+fn count_bad(ctx: &Context, reason: &'static str) {
+    ctx.node().metrics.frames_bad.get_or_create(&ByReason { reason }).inc();
+}
+
+/// Stores a chat message; it reaches the room when it is committed.
+pub(super) async fn chat(ctx: &Context, room: String, message: String, client_id: Option<String>) -> Outcome {
+    store(ctx, Stream::Room(room), message, client_id).await
+}
+
+/// Stores a notification; it reaches the user when it is committed.
+pub(super) async fn notification(ctx: &Context, user: String, message: String, client_id: Option<String>) -> Outcome {
+    let allowed = match ctx.node().config.client_notifications {
+        ClientNotifications::Any => true,
+        ClientNotifications::Off => false,
+        ClientNotifications::SharedRoom => match share_a_room(ctx, &user).await {
+            Ok(shared) => shared,
+            Err(error) => {
+                tracing::warn!(error = &error as &dyn std::error::Error, "rooms could not be compared");
+                answer_error(ctx, &ErrorFrame::new(ErrorCode::Unavailable, "try again", client_id));
+                return Ok(());
+            }
+        },
+    };
+    if !allowed {
+        answer_error(ctx, &ErrorFrame::new(ErrorCode::Forbidden, "you may not notify this user", client_id));
+        return Ok(());
+    }
+    store(ctx, Stream::Inbox(user), message, client_id).await
+}
+
+async fn share_a_room(ctx: &Context, user: &str) -> Result<bool, persistence::StoreError> {
+    let mut rooms = ctx.store().rooms_of(&[ctx.username().to_string(), user.to_owned()]).await?;
+    let theirs = rooms.remove(user).unwrap_or_default();
+    let ours = rooms.remove(&**ctx.username()).unwrap_or_default();
+    Ok(&**ctx.username() == user || ours.iter().any(|room| theirs.iter().any(|other| other.name == room.name)))
+}
+
+/// Hands over to the writer. The answer goes to the socket from there, so the next frame of this
+/// client need not wait for this one's commit, and many share one transaction.
+async fn store(ctx: &Context, stream: Stream, message: String, client_id: Option<String>) -> Outcome {
+    let username = ctx.username().to_string();
+    let key = client_id.clone().map(|client_id| Key::Client { user: username.clone(), client_id });
+    let append = Append { stream, from_user: username, message, key, create_inbox: false, origin: None };
+    let (node, socket) = (Arc::clone(ctx.node()), Arc::clone(ctx.socket()));
+    let done = move |result: Result<Appended, WriteError>| {
+        let (kind, text) = match result {
+            Ok(appended) => match client_id {
+                Some(client_id) => ("ack", ack(&client_id, &appended)),
+                None => return,
+            },
+            Err(error) => {
+                let error = write_error(&error, client_id);
+                node.metrics.frames_bad.get_or_create(&ByReason { reason: error.code() }).inc();
+                ("error", serde_json::to_string(&error))
+            }
+        };
+        if let Ok(text) = text {
+            node.send_to(&socket, &crate::websocket::WireFrame::text(&text), kind);
+        }
+    };
+    ctx.node().writer.submit(append, Box::new(done)).await;
+    Ok(())
+}
+
+fn ack(client_id: &str, appended: &Appended) -> serde_json::Result<String> {
+    serde_json::to_string(&Ack {
+        r#type: "ack",
+        client_id,
+        id: appended.id.to_string(),
+        seq: appended.seq,
+        date: events::rfc3339(appended.date),
+    })
+}
+
+fn write_error(error: &WriteError, client_id: Option<String>) -> ErrorFrame {
+    let (code, detail) = match error {
+        WriteError::Refused(AppendError::RoomNotFound) => (ErrorCode::RoomNotFound, "no such room".to_owned()),
+        WriteError::Refused(AppendError::UserNotFound) => (ErrorCode::UserNotFound, "no such user".to_owned()),
+        WriteError::Refused(AppendError::KeyReused) => {
+            (ErrorCode::Invalid, "client_id was used before with other content".to_owned())
+        }
+        WriteError::Refused(AppendError::Invalid(field)) => (ErrorCode::Invalid, format!("{field} cannot be stored")),
+        WriteError::Unavailable => (ErrorCode::Unavailable, "try again".to_owned()),
+    };
+    ErrorFrame::new(code, detail, client_id)
+}

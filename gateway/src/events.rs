@@ -1,0 +1,216 @@
+//! Events on the channel layer (contract, section 5), and what they look like to a browser (section 4).
+
+use channel_layer::Event;
+use persistence::{Message, Notification};
+use serde::Serialize;
+use serde_json::value::RawValue;
+use time::OffsetDateTime;
+use time::macros::format_description;
+
+use crate::consumer::Rendering;
+
+/// Handler names of the events that everybody on the layer may send.
+pub(crate) const CHAT_MESSAGE: &str = "chat_message";
+/// A notification for a user.
+pub(crate) const NOTIFICATION_MESSAGE: &str = "notification_message";
+/// Closes every socket in the group.
+pub(crate) const DISCONNECT: &str = "gateway_disconnect";
+/// Passes on a JSON object of the site's own.
+pub(crate) const SEND: &str = "gateway_send";
+
+/// `type` values of our own frames, which `gateway.send` must not fake.
+const OWN_FRAME_TYPES: [&str; 13] = [
+    "chat",
+    "notification",
+    "ack",
+    "history",
+    "notifications",
+    "seen",
+    "resumed",
+    "rooms",
+    "typing",
+    "presence",
+    "auth",
+    "error",
+    "pong",
+];
+
+/// RFC 3339 in UTC with microseconds.
+pub(crate) fn rfc3339(date: OffsetDateTime) -> String {
+    let format = format_description!("[year]-[month]-[day]T[hour]:[minute]:[second].[subsecond digits:6]Z");
+    date.to_offset(time::UtcOffset::UTC).format(format).unwrap_or_default()
+}
+
+/// The layer event of a stored chat message.
+pub(crate) fn chat_event(room: &str, display_name: &str, message: &Message) -> Event {
+    Event::new(CHAT_MESSAGE)
+        .with("message", message.message.as_str())
+        .with("group_name", room)
+        .with("from_user", message.from_user.as_str())
+        .with("cate", "chat")
+        .with("id", message.id.to_string())
+        .with("seq", message.seq as i64)
+        .with("epoch", message.epoch)
+        .with("date", rfc3339(message.date))
+        .with("display_name", display_name)
+}
+
+/// The layer event of a stored notification.
+pub(crate) fn notification_event(notification: &Notification) -> Event {
+    Event::new(NOTIFICATION_MESSAGE)
+        .with("message", notification.message.as_str())
+        .with("from_user", notification.from_user.as_str())
+        .with("cate", "notification")
+        .with("id", notification.id.to_string())
+        .with("seq", notification.seq as i64)
+        .with("epoch", notification.epoch)
+        .with("date", rfc3339(notification.date))
+}
+
+/// The position an event takes in its stream: `(epoch, seq)`, if it was stored by a gateway.
+pub(crate) fn position(event: &Event) -> Option<(i64, u64)> {
+    let epoch = event.get("epoch")?.as_i64()?;
+    let seq = event.get("seq")?.as_u64()?;
+    (seq > 0).then_some((epoch, seq))
+}
+
+#[derive(Serialize)]
+struct ChatFrame<'a> {
+    r#type: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    id: Option<serde_json::Value>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    seq: Option<u64>,
+    group_name: &'a str,
+    display_name: &'a str,
+    message: &'a str,
+    from_user: &'a str,
+    date: &'a str,
+}
+
+#[derive(Serialize)]
+struct NotificationFrame<'a> {
+    r#type: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    id: Option<serde_json::Value>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    seq: Option<u64>,
+    message: &'a str,
+    from_user: &'a str,
+    date: &'a str,
+}
+
+/// `chat.message` → the `chat` frame, once per node for all members.
+pub(crate) fn chat_message(event: &Event) -> Option<Rendering> {
+    let group_name = event.text("group_name")?;
+    let now;
+    let frame = ChatFrame {
+        r#type: "chat",
+        id: json(event.get("id")),
+        seq: position(event).map(|(_, seq)| seq),
+        group_name,
+        display_name: event.text("display_name").unwrap_or(group_name),
+        message: event.text("message")?,
+        from_user: event.text("from_user").unwrap_or_default(),
+        date: match event.text("date") {
+            Some(date) => date,
+            None => {
+                now = rfc3339(OffsetDateTime::now_utc());
+                &now
+            }
+        },
+    };
+    Rendering::json("chat", &frame)
+}
+
+/// `notification.message` → the `notification` frame.
+pub(crate) fn notification_message(event: &Event) -> Option<Rendering> {
+    let now;
+    let frame = NotificationFrame {
+        r#type: "notification",
+        id: json(event.get("id")),
+        seq: position(event).map(|(_, seq)| seq),
+        message: event.text("message")?,
+        from_user: event.text("from_user").unwrap_or_default(),
+        date: match event.text("date") {
+            Some(date) => date,
+            None => {
+                now = rfc3339(OffsetDateTime::now_utc());
+                &now
+            }
+        },
+    };
+    Rendering::json("notification", &frame)
+}
+
+/// `gateway.send` → its text as it is, if that is a JSON object and not one of our own frames.
+pub(crate) fn gateway_send(event: &Event) -> Option<Rendering> {
+    let text = event.text("text")?;
+    let object: std::collections::HashMap<String, &RawValue> = serde_json::from_str(text).ok()?;
+    if let Some(kind) = object.get("type") {
+        let kind: Result<String, _> = serde_json::from_str(kind.get());
+        if kind.is_ok_and(|kind| OWN_FRAME_TYPES.contains(&kind.as_str())) {
+            return None;
+        }
+    }
+    Some(Rendering::text("site", text))
+}
+
+fn json(value: Option<&channel_layer::Value>) -> Option<serde_json::Value> {
+    value.and_then(|value| serde_json::to_value(value).ok()).filter(|value| !value.is_null())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use time::macros::datetime;
+    use uuid::Uuid;
+
+    fn rendered(event: &Event, handler: fn(&Event) -> Option<Rendering>) -> serde_json::Value {
+        let frame = handler(event).unwrap().frame;
+        let bytes = frame.as_bytes();
+        let header = if bytes[1] == 126 { 4 } else { 2 };
+        serde_json::from_slice(&bytes[header..]).unwrap()
+    }
+
+    #[test]
+    fn a_stored_message_becomes_the_frame_of_the_contract() {
+        let id = Uuid::nil();
+        let message = Message {
+            id,
+            seq: 7,
+            epoch: 3,
+            room: "lobby".into(),
+            from_user: "alice".into(),
+            message: "hi".into(),
+            date: datetime!(2026-01-02 03:04:05.000006 UTC),
+        };
+        let event = chat_event("lobby", "The Lobby", &message);
+        assert_eq!(position(&event), Some((3, 7)));
+        assert_eq!(
+            rendered(&event, chat_message),
+            serde_json::json!({"type":"chat","id":id.to_string(),"seq":7,"group_name":"lobby","display_name":"The Lobby",
+                "message":"hi","from_user":"alice","date":"2026-01-02T03:04:05.000006Z"})
+        );
+    }
+
+    #[test]
+    fn an_event_from_outside_has_no_seq_and_gets_a_date() {
+        let event = Event::new("chat.message").with("message", "hi").with("group_name", "lobby").with("seq", 5);
+        let frame = rendered(&event, chat_message);
+        assert_eq!(frame.get("seq"), None);
+        assert_eq!(frame["display_name"], "lobby");
+        assert!(frame["date"].as_str().unwrap().ends_with('Z'));
+        let event = Event::new("notification_message").with("message", "hi").with("id", 17).with("from_user", "shop");
+        assert_eq!(rendered(&event, notification_message)["id"], 17);
+        assert!(chat_message(&Event::new("chat.message").with("message", 5).with("group_name", "x")).is_none());
+    }
+
+    #[test]
+    fn a_sites_own_frame_may_not_fake_ours() {
+        let send = |text: &str| gateway_send(&Event::new("gateway.send").with("text", text)).is_some();
+        assert!(send(r#"{"type":"cart","items":2}"#) && send("{}"));
+        assert!(!send(r#"{"type":"chat"}"#) && !send("[1]") && !send("no json") && !send(r#"{"type":"ack"}"#));
+        assert!(!send(r#"{"\u0074ype":"chat"}"#));
+    }
+}

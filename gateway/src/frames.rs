@@ -1,0 +1,243 @@
+//! Client frames (contract, section 4), read strictly, and the answers that are not events.
+
+use serde::Serialize;
+use serde_json::{Map, Value};
+
+/// Error codes a client may see.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum ErrorCode {
+    /// Bad input.
+    Invalid,
+    /// A `cate` that nobody knows.
+    UnknownCate,
+    /// Not allowed.
+    Forbidden,
+    /// No such room, or not yours.
+    RoomNotFound,
+    /// Nobody has heard of that user.
+    UserNotFound,
+    /// Too many frames.
+    RateLimited,
+    /// The database or the layer is away; trying again helps.
+    Unavailable,
+}
+
+impl ErrorCode {
+    /// As it stands in the frame.
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Invalid => "invalid",
+            Self::UnknownCate => "unknown_cate",
+            Self::Forbidden => "forbidden",
+            Self::RoomNotFound => "room_not_found",
+            Self::UserNotFound => "user_not_found",
+            Self::RateLimited => "rate_limited",
+            Self::Unavailable => "unavailable",
+        }
+    }
+}
+
+/// The `error` frame.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub(crate) struct ErrorFrame {
+    r#type: &'static str,
+    code: &'static str,
+    detail: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    client_id: Option<String>,
+}
+
+impl ErrorFrame {
+    /// An error with a short text for people. It never repeats what the client sent.
+    pub(crate) fn new(code: ErrorCode, detail: impl Into<String>, client_id: Option<String>) -> Self {
+        Self { r#type: "error", code: code.as_str(), detail: detail.into(), client_id }
+    }
+
+    /// Its code.
+    pub(crate) fn code(&self) -> &'static str {
+        self.code
+    }
+}
+
+/// The `ack` frame: committed.
+#[derive(Debug, Serialize)]
+pub(crate) struct Ack<'a> {
+    /// Always `ack`.
+    pub r#type: &'static str,
+    /// The client's own id.
+    pub client_id: &'a str,
+    /// Id of the stored row.
+    pub id: String,
+    /// Its position.
+    pub seq: u64,
+    /// When it was stored.
+    pub date: String,
+}
+
+/// What a client asks for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum ClientFrame {
+    /// Say something in a room.
+    Chat {
+        /// The room.
+        group_name: String,
+        /// What to say.
+        message: String,
+        /// Asks for an ack.
+        client_id: Option<String>,
+    },
+    /// Notify a user.
+    Notification {
+        /// The user.
+        user_name: String,
+        /// What to say.
+        message: String,
+        /// Asks for an ack.
+        client_id: Option<String>,
+    },
+    /// Which rooms may be heard.
+    Rooms,
+}
+
+impl ClientFrame {
+    /// The label in `gateway_frames_received_total`.
+    pub(crate) fn cate(&self) -> &'static str {
+        match self {
+            Self::Chat { .. } => "chat",
+            Self::Notification { .. } => "notification",
+            Self::Rooms => "rooms",
+        }
+    }
+
+    /// Reads a text frame. The error says which field is wrong.
+    pub(crate) fn parse(text: &str) -> Result<Self, ErrorFrame> {
+        let invalid = |detail: &str| ErrorFrame::new(ErrorCode::Invalid, detail, None);
+        let value: Value = serde_json::from_str(text).map_err(|_| invalid("the frame is not JSON"))?;
+        let Value::Object(object) = value else {
+            return Err(invalid("the frame is not a JSON object"));
+        };
+        let fields = Fields { client_id: readable_client_id(&object), object };
+        let Some(cate) = fields.first(&["cate", "type"]) else {
+            return Err(fields.invalid("cate is missing"));
+        };
+        let Some(cate) = cate.as_str() else {
+            return Err(fields.invalid("cate must be text"));
+        };
+        match cate {
+            "chat" => Ok(Self::Chat {
+                group_name: fields.name(&["group_name", "groupname"])?,
+                message: fields.message()?,
+                client_id: fields.client_id()?,
+            }),
+            "notification" => Ok(Self::Notification {
+                user_name: fields.name(&["user_name"])?,
+                message: fields.message()?,
+                client_id: fields.client_id()?,
+            }),
+            "rooms" => Ok(Self::Rooms),
+            _ => Err(ErrorFrame::new(ErrorCode::UnknownCate, "no such cate", fields.client_id)),
+        }
+    }
+}
+
+struct Fields {
+    object: Map<String, Value>,
+    /// For errors: the client's id, if it can be read.
+    client_id: Option<String>,
+}
+
+impl Fields {
+    fn invalid(&self, detail: &str) -> ErrorFrame {
+        ErrorFrame::new(ErrorCode::Invalid, detail, self.client_id.clone())
+    }
+
+    fn first(&self, names: &[&str]) -> Option<&Value> {
+        names.iter().find_map(|name| self.object.get(*name)).filter(|value| !value.is_null())
+    }
+
+    fn name(&self, names: &[&str]) -> Result<String, ErrorFrame> {
+        let field = names[0];
+        match self.first(names) {
+            Some(Value::String(name)) if crate::names::is_valid_name(name) => Ok(name.clone()),
+            Some(Value::String(_)) => Err(self.invalid(&format!("{field} is not a valid name"))),
+            Some(_) => Err(self.invalid(&format!("{field} must be text"))),
+            None => Err(self.invalid(&format!("{field} is missing"))),
+        }
+    }
+
+    fn message(&self) -> Result<String, ErrorFrame> {
+        match self.first(&["message"]) {
+            // PostgreSQL cannot keep a NUL in text, so it is refused everywhere alike.
+            Some(Value::String(message)) if message.contains('\0') => Err(self.invalid("message contains NUL")),
+            Some(Value::String(message)) => Ok(message.clone()),
+            Some(_) => Err(self.invalid("message must be text")),
+            None => Err(self.invalid("message is missing")),
+        }
+    }
+
+    fn client_id(&self) -> Result<Option<String>, ErrorFrame> {
+        match self.first(&["client_id"]) {
+            None => Ok(None),
+            Some(Value::String(id)) if is_client_id(id) => Ok(Some(id.clone())),
+            Some(_) => Err(self.invalid("client_id must be text of 1 to 64 bytes")),
+        }
+    }
+}
+
+fn is_client_id(id: &str) -> bool {
+    (1..=64).contains(&id.len()) && !id.contains('\0')
+}
+
+fn readable_client_id(object: &Map<String, Value>) -> Option<String> {
+    object.get("client_id")?.as_str().filter(|id| is_client_id(id)).map(str::to_owned)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn code(text: &str) -> &'static str {
+        ClientFrame::parse(text).map_or_else(|error| error.code(), |frame| frame.cate())
+    }
+
+    #[test]
+    fn frames_and_their_other_spellings() {
+        let chat = ClientFrame::Chat { group_name: "lobby".into(), message: "hi".into(), client_id: Some("1".into()) };
+        for text in [
+            r#"{"cate":"chat","group_name":"lobby","message":"hi","client_id":"1"}"#,
+            r#"{"type":"chat","groupname":"lobby","message":"hi","client_id":"1","from_user":"mallory","seq":9}"#,
+        ] {
+            assert_eq!(ClientFrame::parse(text), Ok(chat.clone()));
+        }
+        assert_eq!(code(r#"{"cate":"notification","user_name":"bob","message":"hi"}"#), "notification");
+        assert_eq!(code(r#"{"cate":"rooms"}"#), "rooms");
+    }
+
+    #[test]
+    fn bad_frames_have_a_code() {
+        for text in [
+            "", "nonsense", "[]", "5", "{}", r#"{"cate":5}"#, r#"{"cate":"chat"}"#,
+            r#"{"cate":"chat","group_name":5,"message":"x"}"#,
+            r#"{"cate":"chat","group_name":"a/b","message":"x"}"#,
+            r#"{"cate":"chat","group_name":"a","message":["x"]}"#,
+            r#"{"cate":"chat","group_name":"a","message":"\u0000"}"#,
+            r#"{"cate":"chat","group_name":"a","message":"x","client_id":""}"#,
+            r#"{"cate":"chat","group_name":"a","message":"x","client_id":7}"#,
+            r#"{"cate":"chat","group_name":"a","message":"\ud800"}"#,
+            &"[".repeat(10_000),
+        ] {
+            assert_eq!(code(text), "invalid", "{text}");
+        }
+        assert_eq!(code(r#"{"cate":"nope"}"#), "unknown_cate");
+        let error = ClientFrame::parse(r#"{"cate":"chat","client_id":"7"}"#).unwrap_err();
+        assert_eq!(error.client_id.as_deref(), Some("7"));
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_answered(text in "\\PC*") {
+            let _ = ClientFrame::parse(&text);
+        }
+    }
+}

@@ -1,0 +1,116 @@
+//! Finding what the layer lost: holes that show themselves, and positions compared with the database.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use channel_layer::{Event, GroupName};
+use persistence::{Head, Range, StoreError, Stream};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+
+use super::{Filled, Hub, Work};
+use crate::events;
+
+/// Nodes commit in order but may publish out of order: a hole is given this long to fill by itself.
+const HOLD: Duration = Duration::from_millis(50);
+
+/// Rows fetched at a time.
+const PAGE: u64 = 1000;
+
+/// Holes filled at the same time.
+const CONCURRENT_FILLS: usize = 8;
+
+/// How often positions are compared: while the layer works, and while it is away.
+const COMPARE_EVERY: Duration = Duration::from_secs(30);
+const COMPARE_WHILE_DOWN: Duration = Duration::from_secs(1);
+
+/// Serves requests for what is missing.
+pub(super) async fn fill_holes(hub: Arc<Hub>, mut holes: mpsc::Receiver<GroupName>) {
+    let mut fills = JoinSet::new();
+    while let Some(group) = holes.recv().await {
+        while fills.len() >= CONCURRENT_FILLS {
+            fills.join_next().await;
+        }
+        while fills.try_join_next().is_some() {}
+        let hub = Arc::clone(&hub);
+        fills.spawn(async move { hub.fill(group).await });
+    }
+}
+
+/// Compares the positions of all streams with the database, in turns.
+pub(super) async fn reconcile(hub: Arc<Hub>) {
+    loop {
+        let wait = if hub.layer_down.load(Ordering::Relaxed) {
+            COMPARE_WHILE_DOWN
+        } else {
+            COMPARE_EVERY.mul_f64(rand::random_range(0.8..1.2))
+        };
+        let _ = tokio::time::timeout(wait, hub.reconcile_now.notified()).await;
+        if let Err(error) = hub.compare_positions().await {
+            tracing::warn!(error = &error as &dyn std::error::Error, "positions could not be compared");
+        }
+    }
+}
+
+impl Hub {
+    async fn fill(&self, name: GroupName) {
+        tokio::time::sleep(HOLD).await;
+        let Some(group) = self.group(&name) else { return };
+        let Some((stream, _, seq)) = group.standing() else { return group.end_fill() };
+        match self.missing(&name, &stream, seq).await {
+            Ok((head, events)) => {
+                let shard = self.shard_of(&name);
+                self.push(shard, Work::Filled(Filled { group: name, asked_at: seq, head, events }));
+                shard.ready.notify_one();
+            }
+            Err(error) => {
+                tracing::warn!(error = &error as &dyn std::error::Error, "missing messages could not be read");
+                // The next comparison, a second from now at the earliest, asks again.
+                tokio::time::sleep(Duration::from_secs(1)).await;
+                group.end_fill();
+                self.reconcile_now.notify_one();
+            }
+        }
+    }
+
+    /// The stream's head, and its rows after `seq` as events.
+    async fn missing(
+        &self,
+        name: &GroupName,
+        stream: &Stream,
+        seq: u64,
+    ) -> Result<(Option<Head>, Vec<(i64, u64, Arc<Event>)>), StoreError> {
+        let head = self.heads(&[(name.clone(), stream.clone())]).await?.remove(name);
+        let events = match stream {
+            Stream::Room(room) => {
+                let display_name = self.store.room(room).await?.map_or_else(|| room.clone(), |room| room.display_name);
+                let rows = self.store.messages(room, Range::After(seq), PAGE).await?;
+                let event = |row: &persistence::Message| Arc::new(events::chat_event(room, &display_name, row));
+                rows.iter().map(|row| (row.epoch, row.seq, event(row))).collect()
+            }
+            Stream::Inbox(user) => {
+                let rows = self.store.notifications(user, Range::After(seq), false, PAGE).await?;
+                rows.iter().map(|row| (row.epoch, row.seq, Arc::new(events::notification_event(row)))).collect()
+            }
+        };
+        Ok((head, events))
+    }
+
+    /// Finds streams that are behind the database, in one statement for all rooms and one for all inboxes.
+    async fn compare_positions(&self) -> Result<(), StoreError> {
+        let groups: Vec<_> = self.shards.iter().flat_map(|shard| shard.groups.lock().values().cloned().collect::<Vec<_>>()).collect();
+        for groups in groups.chunks(PAGE as usize) {
+            let standing: Vec<_> = groups.iter().filter_map(|group| Some((group, group.standing()?))).collect();
+            let streams: Vec<_> =
+                standing.iter().map(|(group, (stream, _, _))| (group.name.clone(), stream.clone())).collect();
+            let heads = self.heads(&streams).await?;
+            for (group, (_, epoch, seq)) in standing {
+                if heads.get(&group.name).is_some_and(|head| head.epoch != epoch || head.last_seq != seq) {
+                    self.request_fill(group);
+                }
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,162 @@
+//! Joining groups on the layer, once per node and many at a time; leaving them when nobody is left.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use channel_layer::{GroupName, LayerError};
+use persistence::{Head, StoreError, Stream};
+use tokio_util::task::TaskTracker;
+
+use super::Hub;
+use super::group::Group;
+use crate::batch::{BatchError, Batcher};
+
+/// Groups joined with one command and one statement.
+const GROUPS_PER_BATCH: usize = 1000;
+
+/// Why groups could not be joined.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum JoinError {
+    /// The layer did not confirm the subscription.
+    #[error("the channel layer cannot subscribe")]
+    Layer(#[from] LayerError),
+    /// The streams' positions could not be read.
+    #[error("the database cannot tell positions")]
+    Store(#[from] StoreError),
+    /// A batch of joins failed.
+    #[error("joining failed")]
+    Batch(#[source] Arc<JoinError>),
+    /// The node is stopping.
+    #[error("the node is stopping")]
+    Stopped,
+}
+
+/// Makes groups live, one batch after another, so that joining and leaving never race.
+pub(super) struct Joiner(Batcher<Request, (), JoinError>);
+
+enum Request {
+    MakeLive(GroupName, Option<Stream>),
+    Reap,
+}
+
+impl Joiner {
+    pub(super) fn spawn(hub: &Arc<Hub>, tasks: &TaskTracker) -> Self {
+        let hub = Arc::downgrade(hub);
+        Self(Batcher::spawn(tasks, GROUPS_PER_BATCH, move |requests| {
+            let hub = hub.upgrade();
+            async move {
+                let answers = vec![(); requests.len()];
+                let hub = hub.ok_or(JoinError::Stopped)?;
+                hub.serve(requests).await?;
+                Ok(answers)
+            }
+        }))
+    }
+
+    pub(super) async fn make_live(&self, name: GroupName, stream: Option<Stream>) -> Result<(), JoinError> {
+        self.load(Request::MakeLive(name, stream)).await
+    }
+
+    async fn load(&self, request: Request) -> Result<(), JoinError> {
+        self.0.load(request).await.map_err(|error| match error {
+            BatchError::Failed(error) => JoinError::Batch(error),
+            BatchError::Stopped => JoinError::Stopped,
+        })
+    }
+}
+
+/// Leaves groups that have been empty for a while.
+pub(super) async fn reap(hub: Arc<Hub>) {
+    let mut ticks = tokio::time::interval(Duration::from_secs(1));
+    loop {
+        ticks.tick().await;
+        if let Some(joins) = hub.joins.get()
+            && let Err(error) = joins.load(Request::Reap).await
+        {
+            tracing::debug!(error = &error as &dyn std::error::Error, "empty groups could not be left");
+        }
+    }
+}
+
+impl Hub {
+    async fn serve(&self, requests: Vec<Request>) -> Result<(), JoinError> {
+        let mut wanted: HashMap<GroupName, Option<Stream>> = HashMap::new();
+        let mut reap = false;
+        for request in requests {
+            match request {
+                Request::Reap => reap = true,
+                Request::MakeLive(name, stream) => {
+                    let known = self.group(&name).is_some_and(|group| group.follows(stream.as_ref()));
+                    if !known {
+                        let entry = wanted.entry(name).or_default();
+                        *entry = stream.or_else(|| entry.take());
+                    }
+                }
+            }
+        }
+        self.make_live(wanted).await?;
+        if reap {
+            self.leave_empty_groups().await?;
+        }
+        Ok(())
+    }
+
+    /// Subscribes, then reads the positions: what is committed after the head was read is heard.
+    async fn make_live(&self, wanted: HashMap<GroupName, Option<Stream>>) -> Result<(), JoinError> {
+        if wanted.is_empty() {
+            return Ok(());
+        }
+        let relay = self.relay.get().ok_or(JoinError::Stopped)?;
+        let new: Vec<GroupName> = wanted.keys().filter(|name| self.group(name).is_none()).cloned().collect();
+        if !new.is_empty() {
+            relay.join(&new).await?;
+        }
+        let streams: Vec<(GroupName, Stream)> =
+            wanted.iter().filter_map(|(name, stream)| Some((name.clone(), stream.clone()?))).collect();
+        let heads = match self.heads(&streams).await {
+            Ok(heads) => heads,
+            Err(error) => {
+                // Without a position the groups are of no use; the next who wants them tries again.
+                if let Err(error) = relay.leave(&new).await {
+                    tracing::debug!(error = &error as &dyn std::error::Error, "groups could not be left again");
+                }
+                return Err(error.into());
+            }
+        };
+        let nothing = Head { epoch: 0, last_seq: 0, last_id: None };
+        for (name, stream) in wanted {
+            let shard = self.shard_of(&name);
+            let group = Arc::clone(shard.groups.lock().entry(name.clone()).or_insert_with(|| {
+                self.metrics.groups.inc();
+                Arc::new(Group::new(name.clone()))
+            }));
+            if let Some(stream) = stream {
+                // A stream without a head begins with its first message; its epoch shows itself then.
+                group.follow(stream, heads.get(&name).unwrap_or(&nothing));
+            }
+        }
+        Ok(())
+    }
+
+    async fn leave_empty_groups(&self) -> Result<(), JoinError> {
+        let now = Instant::now();
+        let mut left = Vec::new();
+        for shard in &self.shards {
+            shard.groups.lock().retain(|name, group| {
+                let expired = group.expire(now);
+                if expired {
+                    left.push(name.clone());
+                }
+                !expired
+            });
+        }
+        if !left.is_empty() {
+            self.metrics.groups.dec_by(left.len() as i64);
+            if let Some(relay) = self.relay.get() {
+                relay.leave(&left).await?;
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,233 @@
+//! The groups this node has joined: members, position in each stream, holes, one rendering per node.
+//!
+//! A node joins a group once, however many of its sockets are members. Groups are spread over shards;
+//! each shard has one dispatcher, so the events of a group stay in order while groups use all cores.
+
+mod deliver;
+mod fill;
+mod group;
+mod join;
+
+use std::collections::{HashMap, VecDeque};
+use std::hash::{BuildHasher, RandomState};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
+
+use channel_layer::{ChannelLayer, ChannelName, Delivery, GroupName, LayerError, Relay, RelaySink};
+use parking_lot::Mutex;
+use persistence::{Head, Store, StoreError, Stream};
+use tokio::sync::{Notify, mpsc};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::metrics::{ByReason, Metrics};
+use crate::registry::Registry;
+use crate::socket::Socket;
+use group::{Group, Member};
+pub(crate) use join::JoinError;
+
+/// Deliveries that may wait for a dispatcher. Over it the oldest go; stored ones come back from the
+/// database as a hole, others are counted as dropped.
+const QUEUE_LIMIT: usize = 65_536;
+
+/// See the [module](self).
+pub(crate) struct Hub {
+    layer: Arc<dyn ChannelLayer>,
+    store: Store,
+    registry: Arc<Registry>,
+    metrics: Arc<Metrics>,
+    relay: OnceLock<Relay>,
+    shards: Box<[Shard]>,
+    hasher: RandomState,
+    joins: OnceLock<join::Joiner>,
+    holes: mpsc::Sender<GroupName>,
+    /// The layer is away: what it should have brought is looked for in the database every second.
+    layer_down: AtomicBool,
+    reconcile_now: Notify,
+}
+
+struct Shard {
+    groups: Mutex<HashMap<GroupName, Arc<Group>>>,
+    queue: Mutex<VecDeque<Work>>,
+    ready: Notify,
+}
+
+/// What a dispatcher does next.
+enum Work {
+    Layer(Delivery),
+    /// Rows that were missing, or the news that there are none.
+    Filled(Filled),
+}
+
+/// The database's answer about a stream.
+struct Filled {
+    group: GroupName,
+    /// Where the node stood when it asked.
+    asked_at: u64,
+    head: Option<Head>,
+    /// Rows after `asked_at`, ascending: epoch, seq, event.
+    events: Vec<(i64, u64, Arc<channel_layer::Event>)>,
+}
+
+impl Hub {
+    /// Makes the hub and starts its tasks. They end with `stop`.
+    pub(crate) async fn start(
+        layer: Arc<dyn ChannelLayer>,
+        store: Store,
+        registry: Arc<Registry>,
+        metrics: Arc<Metrics>,
+        tasks: &TaskTracker,
+        stop: &CancellationToken,
+    ) -> Result<Arc<Self>, LayerError> {
+        let shards = std::thread::available_parallelism().map_or(2, usize::from).clamp(1, 16);
+        let (holes, holes_seen) = mpsc::channel(4096);
+        let hub = Arc::new(Self {
+            layer,
+            store,
+            registry,
+            metrics,
+            relay: OnceLock::new(),
+            shards: (0..shards).map(|_| Shard::new()).collect(),
+            hasher: RandomState::new(),
+            joins: OnceLock::new(),
+            holes,
+            layer_down: AtomicBool::new(false),
+            reconcile_now: Notify::new(),
+        });
+        let sink: Arc<dyn RelaySink> = Arc::new(Sink(Arc::clone(&hub)));
+        let relay = hub.layer.relay(sink).await?;
+        let _ = hub.relay.set(relay);
+        let _ = hub.joins.set(join::Joiner::spawn(&hub, tasks));
+        for shard in 0..shards {
+            tasks.spawn(until(stop.clone(), deliver::dispatch(Arc::clone(&hub), shard)));
+        }
+        tasks.spawn(until(stop.clone(), fill::fill_holes(Arc::clone(&hub), holes_seen)));
+        tasks.spawn(until(stop.clone(), fill::reconcile(Arc::clone(&hub))));
+        tasks.spawn(until(stop.clone(), join::reap(Arc::clone(&hub))));
+        Ok(hub)
+    }
+
+    /// A fresh channel name that the layer brings to this node.
+    pub(crate) fn new_channel(&self) -> Option<ChannelName> {
+        self.relay.get().map(Relay::new_channel)
+    }
+
+    /// Adds a socket to groups; returns when all of them are heard on this node.
+    pub(crate) async fn join(&self, socket: &Arc<Socket>, groups: Vec<(GroupName, Option<Stream>)>) -> Result<(), JoinError> {
+        let joins = self.joins.get().ok_or(JoinError::Stopped)?;
+        for (name, stream) in groups {
+            let mut member = Some(Member::new(socket));
+            loop {
+                if self.group(&name).is_some_and(|group| group.add(&mut member, stream.as_ref())) {
+                    break;
+                }
+                joins.make_live(name.clone(), stream.clone()).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes a socket out of a group. The group itself stays for some seconds, so that a client that
+    /// comes back finds it as it was.
+    pub(crate) fn leave(&self, socket: &Socket, name: &GroupName) {
+        if let Some(group) = self.group(name) {
+            group.remove(socket);
+        }
+    }
+
+    /// What this node has handed on in the stream of a group: `(seq, id)`.
+    pub(crate) fn position(&self, name: &GroupName) -> Option<(u64, Option<uuid::Uuid>)> {
+        self.group(name)?.position()
+    }
+
+    fn group(&self, name: &GroupName) -> Option<Arc<Group>> {
+        self.shard_of(name).groups.lock().get(name).cloned()
+    }
+
+    fn shard_of(&self, name: &GroupName) -> &Shard {
+        &self.shards[self.hasher.hash_one(name) as usize % self.shards.len()]
+    }
+
+    fn push(&self, shard: &Shard, work: Work) {
+        let mut queue = shard.queue.lock();
+        if queue.len() >= QUEUE_LIMIT {
+            queue.pop_front();
+            self.metrics.layer_events_dropped.get_or_create(&ByReason { reason: "queue_full" }).inc();
+        }
+        queue.push_back(work);
+    }
+
+    /// Asks for what is missing in a stream. When the queue is full the next comparison finds it.
+    fn request_fill(&self, group: &Group) {
+        if group.begin_fill() && self.holes.try_send(group.name.clone()).is_err() {
+            group.end_fill();
+        }
+    }
+
+    /// The heads of streams, in one statement for rooms and one for inboxes.
+    async fn heads(&self, streams: &[(GroupName, Stream)]) -> Result<HashMap<GroupName, Head>, StoreError> {
+        let (mut rooms, mut users) = (Vec::new(), Vec::new());
+        for (_, stream) in streams {
+            match stream {
+                Stream::Room(room) => rooms.push(room.clone()),
+                Stream::Inbox(user) => users.push(user.clone()),
+            }
+        }
+        let rooms = if rooms.is_empty() { HashMap::new() } else { self.store.room_heads(&rooms).await? };
+        let inboxes = if users.is_empty() { HashMap::new() } else { self.store.inbox_heads(&users).await? };
+        let head = |stream: &Stream| match stream {
+            Stream::Room(room) => rooms
+                .get(room)
+                .map(|room| Head { epoch: room.epoch, last_seq: room.last_seq, last_id: room.last_id }),
+            Stream::Inbox(user) => inboxes.get(user).cloned(),
+        };
+        Ok(streams.iter().filter_map(|(name, stream)| Some((name.clone(), head(stream)?))).collect())
+    }
+}
+
+impl Shard {
+    fn new() -> Self {
+        Self { groups: Mutex::default(), queue: Mutex::default(), ready: Notify::new() }
+    }
+}
+
+/// The layer's entrance: sorts what has come to the dispatchers, without waiting.
+struct Sink(Arc<Hub>);
+
+impl RelaySink for Sink {
+    fn deliver(&self, batch: &mut Vec<Delivery>) {
+        let hub = &self.0;
+        for delivery in batch.drain(..) {
+            let shard = match &delivery {
+                Delivery::Group { group, .. } => hub.shard_of(group),
+                Delivery::Channel { .. } => &hub.shards[0],
+                Delivery::Disconnected => {
+                    hub.layer_down.store(true, Ordering::Relaxed);
+                    hub.reconcile_now.notify_one();
+                    continue;
+                }
+                Delivery::Reconnected => {
+                    hub.layer_down.store(false, Ordering::Relaxed);
+                    hub.reconcile_now.notify_one();
+                    continue;
+                }
+            };
+            hub.push(shard, Work::Layer(delivery));
+        }
+        for shard in &hub.shards {
+            if !shard.queue.lock().is_empty() {
+                shard.ready.notify_one();
+            }
+        }
+    }
+}
+
+async fn until(stop: CancellationToken, task: impl Future<Output = ()>) {
+    stop.run_until_cancelled(task).await;
+}
+
+impl std::fmt::Debug for Hub {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Hub")
+    }
+}

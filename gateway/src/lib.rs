@@ -1,0 +1,57 @@
+//! The WebSocket tier of a Django Channels application: stateless nodes that hold the sockets, store
+//! every message and notification before it is delivered, and speak `channels_redis` with Django.
+//!
+//! The path of one chat message, step by step:
+//!
+//! 1. `connection.rs`, `serve`: reads a frame from the socket
+//! 2. `consumers/chat.rs`, `receive`: decodes it and hands it to the writer (`writer.rs`), which stores it
+//! 3. the channel layer's `group_send_later`: encodes once, publishes on the group's topic
+//! 4. the layer's subscriber on every node that has joined the group hears it
+//! 5. `hub/deliver.rs`, `deliver_to_group`: position checked, a hole filled first
+//! 6. `events.rs`, `chat_message`: event → frame, once per node for all members
+//! 7. `hub/deliver.rs`, `fan_out`: the same bytes into each member's outbox
+//! 8. `socket.rs`, `flush`: one write per socket for everything queued
+//!
+//! To write a consumer of your own, see [`Consumer`] and `examples/`.
+
+mod admission;
+mod api;
+mod auth;
+mod batch;
+pub mod cli;
+mod clock;
+mod close;
+pub mod config;
+mod connection;
+mod consumer;
+pub mod consumers;
+mod drain;
+mod events;
+mod frames;
+mod hub;
+mod metrics;
+mod names;
+mod node;
+mod page;
+mod peers;
+mod position;
+mod redis;
+mod registry;
+mod routing;
+mod scope;
+mod server;
+mod socket;
+mod watch;
+mod websocket;
+mod writer;
+
+pub use auth::{Claims, JwtAuth, TokenError};
+pub use close::CloseReason;
+pub use config::Config;
+pub use consumer::{Consumer, Context, Frame, Handlers, Outcome, OwnHandler, Refusal, Rendering, SharedHandler};
+pub use names::{GroupNames, is_valid_name};
+pub use node::{Node, NodeError, RunningNode, SharedLayer, check_layer, store_options};
+pub use routing::Router;
+pub use scope::{Scope, User};
+
+pub use channel_layer::{Event, GroupName};

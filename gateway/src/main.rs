@@ -1,0 +1,178 @@
+//! The `gateway` binary: arguments, settings, logs, then a command.
+#![allow(clippy::print_stdout, reason = "what a command is asked for goes to standard output")]
+
+use std::process::ExitCode;
+
+use gateway::cli::{self, ApiClient};
+use gateway::config::ConfigErrors;
+use gateway::{Config, JwtAuth, Node, consumers, store_options};
+use persistence::Store;
+use tracing_subscriber::EnvFilter;
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// Wrong settings.
+const WRONG_SETTINGS: u8 = 2;
+
+/// The drain window passed with sockets left.
+const SOCKETS_LEFT: u8 = 3;
+
+fn main() -> ExitCode {
+    let matches = cli::command().get_matches();
+    // Another provider installed before us would be ours too; the error says just that.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return failed(&error.into()),
+    };
+    runtime.block_on(run(&matches))
+}
+
+async fn run(matches: &clap::ArgMatches) -> ExitCode {
+    let Some((command, arguments)) = matches.subcommand() else { return ExitCode::from(WRONG_SETTINGS) };
+    match command {
+        "version" => {
+            println!("gateway {}", env!("CARGO_PKG_VERSION"));
+            return ExitCode::SUCCESS;
+        }
+        "genconfig" => {
+            print!("{}", cli::genconfig());
+            return ExitCode::SUCCESS;
+        }
+        _ => {}
+    }
+    let collected = match cli::settings(arguments) {
+        Ok(collected) => collected,
+        Err(errors) => return wrong_settings(&errors),
+    };
+    let config = match Config::from_collected(&collected) {
+        Ok(config) => config,
+        Err(errors) => return wrong_settings(&errors),
+    };
+    let result = match command {
+        "config" => {
+            print!("{}", cli::show(&collected));
+            Ok(ExitCode::SUCCESS)
+        }
+        "serve" => match config.check_serve() {
+            Ok(()) => serve(config).await,
+            Err(errors) => return wrong_settings(&errors),
+        },
+        "migrate" => migrate(&config, arguments).await,
+        "check-config" => match config.check_serve() {
+            Ok(()) => check_config(&config, arguments.get_flag("live")).await,
+            Err(errors) => return wrong_settings(&errors),
+        },
+        "token" => token(&config, arguments),
+        "healthcheck" => {
+            let ready = ApiClient::new(arguments, &config).is_ready().await;
+            Ok(if ready { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+        }
+        _ => call_api(&config, command, arguments).await,
+    };
+    result.unwrap_or_else(|error| failed(&error))
+}
+
+/// Runs a node until it is asked to stop, and leaves well.
+async fn serve(config: Config) -> anyhow::Result<ExitCode> {
+    start_logging(config.log_json);
+    let dev = config.dev;
+    let mut stop = StopSignals::new()?;
+    let node = Node::start(config, consumers::routes()).await?;
+    tracing::info!(public = %node.public, internal = %node.internal, node = node.node().config.node_id, "listening");
+    if dev {
+        println!("open http://{}/", node.public);
+    }
+    stop.recv().await;
+    let left = tokio::select! {
+        left = node.drain() => left,
+        () = stop.recv() => {
+            tracing::warn!("asked to stop again: leaving at once");
+            return Ok(ExitCode::from(SOCKETS_LEFT));
+        }
+    };
+    Ok(if left == 0 { ExitCode::SUCCESS } else { ExitCode::from(SOCKETS_LEFT) })
+}
+
+/// SIGTERM and SIGINT.
+struct StopSignals {
+    terminate: tokio::signal::unix::Signal,
+    interrupt: tokio::signal::unix::Signal,
+}
+
+impl StopSignals {
+    fn new() -> std::io::Result<Self> {
+        use tokio::signal::unix::{SignalKind, signal};
+        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+    }
+
+    async fn recv(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}
+
+async fn migrate(config: &Config, arguments: &clap::ArgMatches) -> anyhow::Result<ExitCode> {
+    let store = Store::connect(store_options(config)).await?;
+    if arguments.get_one::<String>("what").is_some_and(|what| what == "status") {
+        for (name, applied) in store.migration_status().await? {
+            println!("{name}  {}", if applied { "applied" } else { "pending" });
+        }
+        return Ok(ExitCode::SUCCESS);
+    }
+    let applied = store.migrate().await?;
+    applied.iter().for_each(|name| println!("applied {name}"));
+    if applied.is_empty() {
+        println!("nothing to do");
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn check_config(config: &Config, live: bool) -> anyhow::Result<ExitCode> {
+    if live {
+        let store = Store::connect(store_options(config)).await?;
+        store.ping().await?;
+        println!("the database answers");
+        gateway::check_layer(config).await?;
+        println!("the channel layer answers");
+    }
+    println!("the settings are good");
+    Ok(ExitCode::SUCCESS)
+}
+
+fn token(config: &Config, arguments: &clap::ArgMatches) -> anyhow::Result<ExitCode> {
+    let auth = JwtAuth::new(&config.jwt_secrets, &config.jwt_user_claim, &config.jwt_audience, config.jwt_issuer.as_deref());
+    let user = arguments.get_one::<String>("user").cloned().unwrap_or_default();
+    anyhow::ensure!(gateway::is_valid_name(&user), "{user:?} is not a valid username");
+    let rooms = arguments.get_one::<String>("rooms").map(|rooms| rooms.split(',').map(str::to_owned).collect::<Vec<_>>());
+    let seconds = arguments.get_one::<u64>("seconds").copied().unwrap_or(3600);
+    println!("{}", auth.sign(&user, rooms.as_deref(), seconds)?);
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn call_api(config: &Config, command: &str, arguments: &clap::ArgMatches) -> anyhow::Result<ExitCode> {
+    println!("{}", ApiClient::new(arguments, config).run(command, arguments).await?);
+    Ok(ExitCode::SUCCESS)
+}
+
+fn start_logging(json: bool) {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info,warp=off"));
+    let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    // A second subscriber in this process would be a mistake of ours, not the user's.
+    let _ = if json { subscriber.json().try_init() } else { subscriber.with_target(false).try_init() };
+}
+
+fn wrong_settings(errors: &ConfigErrors) -> ExitCode {
+    for error in &errors.0 {
+        eprintln!("error: {error}");
+    }
+    ExitCode::from(WRONG_SETTINGS)
+}
+
+fn failed(error: &anyhow::Error) -> ExitCode {
+    eprintln!("error: {error:#}");
+    ExitCode::FAILURE
+}

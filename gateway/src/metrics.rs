@@ -1,0 +1,169 @@
+//! What a node counts (contract, section 10). One registry per node, so that several nodes can live in one process.
+
+use std::sync::atomic::{AtomicI64, AtomicU64};
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::metrics::info::Info;
+use prometheus_client::registry::Registry;
+
+/// A label set of one name.
+macro_rules! label {
+    ($type:ident, $field:ident: $value:ty) => {
+        #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+        #[doc = concat!("The label `", stringify!($field), "`.")]
+        pub struct $type {
+            #[doc = "Its value."]
+            pub $field: $value,
+        }
+    };
+}
+label!(ByCode, code: u16);
+label!(ByReason, reason: &'static str);
+label!(ByCate, cate: &'static str);
+label!(ByType, r#type: &'static str);
+label!(ByOperation, operation: &'static str);
+
+fn seconds() -> Histogram {
+    Histogram::new([0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0])
+}
+
+fn batch_sizes() -> Histogram {
+    Histogram::new([1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0])
+}
+
+/// All metrics of a node.
+#[derive(Debug)]
+#[allow(missing_docs, reason = "each field's help text stands in `new`")]
+pub struct Metrics {
+    registry: Registry,
+    pub connections: Gauge,
+    pub connections_opened: Counter,
+    pub connections_closed: Family<ByCode, Counter>,
+    pub handshakes_rejected: Family<ByReason, Counter>,
+    pub accept_errors: Counter,
+    pub frames_received: Family<ByCate, Counter>,
+    pub frames_sent: Family<ByType, Counter>,
+    pub frames_bad: Family<ByReason, Counter>,
+    pub outbox_full: Counter,
+    pub inbox_full: Counter,
+    pub handler_errors: Counter,
+    pub groups: Gauge,
+    pub layer_events_published: Gauge<u64, AtomicU64>,
+    pub layer_events_received: Gauge<u64, AtomicU64>,
+    pub layer_events_undecodable: Gauge<u64, AtomicU64>,
+    pub layer_events_unhandled: Counter,
+    pub layer_events_dropped: Family<ByReason, Counter>,
+    pub layer_publish_failures: Counter,
+    pub layer_delivery_seconds: Histogram,
+    pub layer_reconnects: Gauge<u64, AtomicU64>,
+    pub layer_gaps_filled: Counter,
+    pub store_seconds: Family<ByOperation, Histogram>,
+    pub store_errors: Family<ByOperation, Counter>,
+    pub store_batch_size: Histogram,
+    pub draining: Gauge<i64, AtomicI64>,
+}
+
+impl Metrics {
+    /// A fresh set, all at zero.
+    pub fn new() -> Self {
+        let mut registry = Registry::with_prefix("gateway");
+        macro_rules! register {
+            ($($name:literal, $help:literal, $metric:expr);+ $(;)?) => {
+                ($({ let metric = $metric; registry.register($name, $help, metric.clone()); metric },)+)
+            };
+        }
+        let (connections, connections_opened, connections_closed, handshakes_rejected, accept_errors) = register! {
+            "connections", "Open sockets", Gauge::default();
+            "connections_opened", "Sockets accepted", Counter::default();
+            "connections_closed", "Sockets closed, by close code", Family::<ByCode, Counter>::default();
+            "handshakes_rejected", "Handshakes refused before the upgrade, or closed right after it", Family::<ByReason, Counter>::default();
+            "accept_errors", "Errors of accept(), such as no free file descriptor", Counter::default();
+        };
+        let (frames_received, frames_sent, frames_bad, outbox_full, inbox_full, handler_errors) = register! {
+            "frames_received", "Client frames by meaning", Family::<ByCate, Counter>::default();
+            "frames_sent", "Frames handed to sockets, by type", Family::<ByType, Counter>::default();
+            "frames_bad", "Client frames answered with an error, by its code", Family::<ByReason, Counter>::default();
+            "outbox_full", "Sockets closed with 4008", Counter::default();
+            "inbox_full", "Events dropped because a consumer does not keep up", Counter::default();
+            "handler_errors", "Consumers ended by an error or a panic", Counter::default();
+        };
+        let (groups, layer_events_published, layer_events_received, layer_events_undecodable) = register! {
+            "groups", "Layer groups this node has joined", Gauge::default();
+            "layer_events_published_total", "Events this node wrote to the layer", Gauge::<u64, AtomicU64>::default();
+            "layer_events_received_total", "Events this node read from the layer", Gauge::<u64, AtomicU64>::default();
+            "layer_events_undecodable_total", "Payloads on the layer that no event could be made of", Gauge::<u64, AtomicU64>::default();
+        };
+        let (layer_events_unhandled, layer_events_dropped, layer_publish_failures, layer_delivery_seconds) = register! {
+            "layer_events_unhandled", "Events of a type that no handler knows", Counter::default();
+            "layer_events_dropped", "Events not delivered, by reason", Family::<ByReason, Counter>::default();
+            "layer_publish_failures", "Events that could not be written to the layer", Counter::default();
+            "layer_delivery_seconds", "From the commit of a stored message to its sockets' outboxes on this node", seconds();
+        };
+        let (layer_reconnects, layer_gaps_filled, draining) = register! {
+            "layer_reconnects_total", "Times the layer's connection came back", Gauge::<u64, AtomicU64>::default();
+            "layer_gaps_filled", "Messages fetched from the database because the layer lost them", Counter::default();
+            "draining", "1 while the node is leaving", Gauge::<i64, AtomicI64>::default();
+        };
+        let store_seconds = Family::<ByOperation, Histogram>::new_with_constructor(seconds as fn() -> Histogram);
+        registry.register("store_seconds", "Time of database operations", store_seconds.clone());
+        let (store_errors, store_batch_size) = register! {
+            "store_errors", "Failed database operations", Family::<ByOperation, Counter>::default();
+            "store_batch_size", "Messages and notifications per transaction", batch_sizes();
+        };
+        registry.register("build", "Version of this node", Info::new([("version", env!("CARGO_PKG_VERSION"))]));
+        Self {
+            registry,
+            connections,
+            connections_opened,
+            connections_closed,
+            handshakes_rejected,
+            accept_errors,
+            frames_received,
+            frames_sent,
+            frames_bad,
+            outbox_full,
+            inbox_full,
+            handler_errors,
+            groups,
+            layer_events_published,
+            layer_events_received,
+            layer_events_undecodable,
+            layer_events_unhandled,
+            layer_events_dropped,
+            layer_publish_failures,
+            layer_delivery_seconds,
+            layer_reconnects,
+            layer_gaps_filled,
+            store_seconds,
+            store_errors,
+            store_batch_size,
+            draining,
+        }
+    }
+
+    /// Takes over the layer's own counts, which it keeps as plain numbers.
+    pub fn take_layer_stats(&self, stats: &channel_layer::LayerStats) {
+        self.layer_events_published.set(stats.published);
+        self.layer_events_received.set(stats.received);
+        self.layer_events_undecodable.set(stats.undecodable);
+        self.layer_reconnects.set(stats.reconnects);
+    }
+
+    /// The text that `/metrics` answers with (OpenMetrics, which Prometheus reads).
+    pub fn encode(&self) -> String {
+        let mut text = String::new();
+        // Writing to a string does not fail.
+        let _ = prometheus_client::encoding::text::encode(&mut text, &self.registry);
+        text
+    }
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}

@@ -1,0 +1,101 @@
+//! Names of rooms and users, and the layer groups that belong to them (contract, section 5).
+
+use channel_layer::{GroupName, NameError};
+use sha2::{Digest, Sha256};
+
+/// Longest name of a room or a user, in characters.
+const MAX_CHARACTERS: usize = 150;
+
+/// Whether this can be the name of a room or a user: 1 to 150 characters, no control character, no `/`.
+pub fn is_valid_name(name: &str) -> bool {
+    !name.is_empty()
+        && !name.chars().any(|character| character.is_control() || character == '/')
+        && name.chars().count() <= MAX_CHARACTERS
+}
+
+/// Makes group names of users and rooms, by the site's settings.
+#[derive(Debug, Clone)]
+pub struct GroupNames {
+    user_template: String,
+    raw: bool,
+}
+
+impl GroupNames {
+    /// `user_template` contains `{username}` once. With `raw` any UTF-8 name stands as it is
+    /// (pub/sub layer only), for sites that already send to such names.
+    pub fn new(user_template: &str, raw: bool) -> Self {
+        Self { user_template: user_template.to_owned(), raw }
+    }
+
+    /// The group of all sockets of a user.
+    pub fn user(&self, username: &str) -> Result<GroupName, NameError> {
+        // With another template than the default the prefix keeps a name from meaning a room.
+        let reserved = self.user_template.starts_with("{username}")
+            && ["chat_", "u.", "r."].iter().any(|prefix| username.starts_with(prefix));
+        let name = self.user_template.replace("{username}", username);
+        if reserved {
+            return GroupName::parse(&hashed("u.", username));
+        }
+        self.plain(&name).or_else(|_| GroupName::parse(&hashed("u.", username)))
+    }
+
+    /// The group of all sockets of a room's members.
+    pub fn room(&self, room: &str) -> Result<GroupName, NameError> {
+        self.plain(&format!("chat_{room}")).or_else(|_| GroupName::parse(&hashed("r.", room)))
+    }
+
+    fn plain(&self, name: &str) -> Result<GroupName, NameError> {
+        if self.raw { GroupName::parse_any(name) } else { GroupName::parse(name) }
+    }
+}
+
+fn hashed(prefix: &str, name: &str) -> String {
+    let digest = Sha256::digest(name.as_bytes());
+    let hex: String = digest.iter().take(20).map(|byte| format!("{byte:02x}")).collect();
+    format!("{prefix}{hex}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn names() -> GroupNames {
+        GroupNames::new("{username}", false)
+    }
+
+    #[test]
+    fn plain_names_stand_as_they_are_and_others_are_hashed() {
+        let names = names();
+        assert_eq!(names.user("alice").unwrap().as_str(), "alice");
+        assert_eq!(names.room("lobby").unwrap().as_str(), "chat_lobby");
+        // `printf %s 'a@b.c' | sha256sum | cut -c1-40`
+        assert_eq!(names.user("a@b.c").unwrap().as_str(), "u.d648b243a3e817eaa3309e00e183483f2867baad");
+        assert!(names.user("chat_lobby").unwrap().as_str().starts_with("u."));
+        assert!(names.user("r.x").unwrap().as_str().starts_with("u."));
+        assert!(names.room(&"x".repeat(95)).unwrap().as_str().starts_with("r."));
+        assert_eq!(names.room(&"x".repeat(94)).unwrap().as_str().len(), 99);
+    }
+
+    #[test]
+    fn a_template_and_raw_names() {
+        assert_eq!(GroupNames::new("user_{username}", false).user("chat_x").unwrap().as_str(), "user_chat_x");
+        assert_eq!(GroupNames::new("{username}", true).user("a@b.c").unwrap().as_str(), "a@b.c");
+    }
+
+    #[test]
+    fn names_have_a_rule() {
+        assert!(is_valid_name("Łódź 1") && is_valid_name(&"é".repeat(150)));
+        for bad in ["", "a/b", "a\nb", "\u{7f}", &"x".repeat(151)] {
+            assert!(!is_valid_name(bad), "{bad:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_users_group_is_never_a_rooms(user in "\\PC{1,150}", room in "\\PC{1,150}") {
+            let (user, room) = (names().user(&user).unwrap(), names().room(&room).unwrap());
+            prop_assert_ne!(user, room);
+        }
+    }
+}

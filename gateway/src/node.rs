@@ -1,0 +1,257 @@
+//! A node: everything that serves sockets, made from the settings, started and stopped as one.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use channel_layer::{ChannelLayer, MemoryLayer, RedisPubSubLayer};
+use persistence::{Backend, Store, StoreOptions};
+use secrecy::{ExposeSecret, SecretString};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use uuid::Uuid;
+
+use crate::admission::Admissions;
+use crate::auth::{JwtAuth, Origins};
+use crate::clock::Clock;
+use crate::config::{Config, LayerKind};
+use crate::hub::Hub;
+use crate::metrics::Metrics;
+use crate::names::GroupNames;
+use crate::peers::Peers;
+use crate::redis::Deployment;
+use crate::registry::Registry;
+use crate::routing::Router;
+use crate::writer::Writer;
+use crate::{drain, server, watch};
+
+/// How long a node waits for Redis and the database when it starts.
+const START_PATIENCE: Duration = Duration::from_secs(30);
+
+/// Why a node does not run.
+#[derive(Debug, thiserror::Error)]
+pub enum NodeError {
+    /// The channel layer cannot be used.
+    #[error("the channel layer cannot be used")]
+    Layer(#[from] channel_layer::LayerError),
+    /// The database cannot be used.
+    #[error("the database cannot be used")]
+    Store(#[from] persistence::StoreError),
+    /// Another deployment uses this Redis.
+    #[error(transparent)]
+    Deployment(#[from] crate::redis::DeploymentError),
+    /// An address cannot be listened on.
+    #[error("cannot listen on {0}")]
+    Listen(SocketAddr, #[source] std::io::Error),
+}
+
+/// What connections and the API share.
+#[derive(Debug)]
+#[allow(missing_docs, reason = "each field is its type")]
+pub struct Node {
+    pub config: Config,
+    pub store: Store,
+    pub layer: SharedLayer,
+    pub registry: Arc<Registry>,
+    pub metrics: Arc<Metrics>,
+    pub names: GroupNames,
+    pub(crate) router: Router,
+    pub(crate) hub: Arc<Hub>,
+    pub(crate) writer: Writer,
+    pub(crate) admissions: Admissions,
+    pub(crate) auth: JwtAuth,
+    pub(crate) origins: Origins,
+    pub(crate) peers: Peers,
+    pub(crate) clock: Clock,
+    /// Connections; a node waits for them when it leaves.
+    pub(crate) tasks: TaskTracker,
+    pub(crate) draining: AtomicBool,
+}
+
+/// A layer that can stand in a struct with `Debug`.
+#[derive(Clone)]
+pub struct SharedLayer(Arc<dyn ChannelLayer>);
+
+impl std::ops::Deref for SharedLayer {
+    type Target = Arc<dyn ChannelLayer>;
+
+    fn deref(&self) -> &Self::Target {
+        &self.0
+    }
+}
+
+impl std::fmt::Debug for SharedLayer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("ChannelLayer")
+    }
+}
+
+/// A running node. Call [`drain`](Self::drain) to leave well; dropping it stops it at once.
+pub struct RunningNode {
+    node: Arc<Node>,
+    /// Address of the public listener, with the port the system chose if it was 0.
+    pub public: SocketAddr,
+    /// Address of the internal listener.
+    pub internal: SocketAddr,
+    accepting: CancellationToken,
+    stop: CancellationToken,
+    _stop_on_drop: tokio_util::sync::DropGuard,
+    background: TaskTracker,
+}
+
+impl Node {
+    /// Starts a node: database, layer, hub, listeners.
+    pub async fn start(config: Config, router: Router) -> Result<RunningNode, NodeError> {
+        let store = open_store(&config).await?;
+        let stop = CancellationToken::new();
+        let stop_on_drop = stop.clone().drop_guard();
+        let (tasks, background) = (TaskTracker::new(), TaskTracker::new());
+        let layer = SharedLayer(connect_layer(&config).await?);
+        if let Some(url) = &config.redis_url {
+            let id = store.deployment_id().await?;
+            let deployment = Deployment::new(url.expose_secret(), &config, id);
+            deployment.claim().await?;
+            background.spawn(stop.clone().run_until_cancelled_owned(deployment.keep_claiming()));
+        }
+        let (metrics, registry) = (Arc::new(Metrics::new()), Arc::new(Registry::new()));
+        let hub = Hub::start(
+            Arc::clone(&layer),
+            store.clone(),
+            Arc::clone(&registry),
+            Arc::clone(&metrics),
+            &background,
+            &stop,
+        )
+        .await?;
+        let names = GroupNames::new(&config.user_group, config.raw_group_names);
+        let public = server::listen(config.listen).map_err(|error| NodeError::Listen(config.listen, error))?;
+        let internal =
+            server::listen(config.internal_listen).map_err(|error| NodeError::Listen(config.internal_listen, error))?;
+        let addresses = (public.local_addr(), internal.local_addr());
+        let node = Arc::new(Self {
+            writer: Writer::start(&store, &layer, &names, &metrics, &background),
+            admissions: Admissions::start(&store, &background),
+            auth: jwt(&config),
+            origins: Origins::new(&config.allowed_origins),
+            peers: Peers::new(&config, &layer),
+            clock: Clock::start(),
+            draining: AtomicBool::new(false),
+            config,
+            store,
+            layer,
+            registry,
+            metrics,
+            names,
+            router,
+            hub,
+            tasks,
+        });
+        let accepting = stop.child_token();
+        background.spawn(stop.clone().run_until_cancelled_owned(watch::watch(Arc::clone(&node))));
+        background.spawn(stop.clone().run_until_cancelled_owned(crate::peers::answer(Arc::clone(&node))));
+        background.spawn(server::serve_public(Arc::clone(&node), public, accepting.clone()));
+        background.spawn(server::serve_internal(Arc::clone(&node), internal, stop.clone()));
+        let listen = |error| NodeError::Listen(node.config.listen, error);
+        let (public, internal) = (addresses.0.map_err(listen)?, addresses.1.map_err(listen)?);
+        Ok(RunningNode { node, public, internal, accepting, stop, _stop_on_drop: stop_on_drop, background })
+    }
+
+    /// Whether the node is leaving.
+    pub fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Relaxed)
+    }
+}
+
+impl RunningNode {
+    /// What the node's parts share.
+    pub fn node(&self) -> &Arc<Node> {
+        &self.node
+    }
+
+    /// Leaves without losing anyone: not ready, no new sockets, the open ones closed over the drain
+    /// window, then everything stopped. Returns how many sockets were left.
+    pub async fn drain(self) -> usize {
+        let left = drain::drain(&self.node, &self.accepting).await;
+        self.stop.cancel();
+        self.background.close();
+        // What is being written gets its time; the store bounds it.
+        let _ = tokio::time::timeout(Duration::from_secs(5), self.background.wait()).await;
+        left
+    }
+}
+
+fn jwt(config: &Config) -> JwtAuth {
+    let mut secrets = config.jwt_secrets.clone();
+    if secrets.is_empty() && config.dev {
+        // Good for this process: nobody else can sign in, and a restart signs everybody out.
+        secrets.push(SecretString::from(Uuid::new_v4().to_string()));
+    }
+    JwtAuth::new(&secrets, &config.jwt_user_claim, &config.jwt_audience, config.jwt_issuer.as_deref())
+}
+
+/// The store's options that follow from the settings.
+pub fn store_options(config: &Config) -> StoreOptions {
+    let mut options = StoreOptions::new(config.database_url.expose_secret());
+    options.max_connections = config.database_connections.max(1);
+    options
+}
+
+async fn open_store(config: &Config) -> Result<Store, NodeError> {
+    let store = patiently("the database", || Store::connect(store_options(config)), |error| error.is_retryable()).await?;
+    // SQLite belongs to this node, and an empty database to nobody yet; another one is the operator's
+    // to change, with `gateway migrate`.
+    let empty = store.migration_status().await?.iter().all(|(_, applied)| !applied);
+    if store.backend() == Backend::Sqlite || empty {
+        for name in store.migrate().await? {
+            tracing::info!(name, "migration applied");
+        }
+    }
+    store.check_schema().await?;
+    Ok(store)
+}
+
+async fn connect_layer(config: &Config) -> Result<Arc<dyn ChannelLayer>, NodeError> {
+    match (&config.redis_url, config.layer) {
+        (Some(url), LayerKind::PubSub) => {
+            let connect = || {
+                RedisPubSubLayer::builder(url.expose_secret())
+                    .prefix(&config.layer_prefix)
+                    .raw_group_names(config.raw_group_names)
+                    .connect()
+            };
+            let retryable = |error: &channel_layer::LayerError| !matches!(error, channel_layer::LayerError::Config(_));
+            Ok(Arc::new(patiently("the channel layer", connect, retryable).await?))
+        }
+        _ => Ok(Arc::new(MemoryLayer::new())),
+    }
+}
+
+/// Whether the channel layer of these settings answers.
+pub async fn check_layer(config: &Config) -> Result<(), channel_layer::LayerError> {
+    match (&config.redis_url, config.layer) {
+        (Some(url), LayerKind::PubSub) => {
+            let layer = RedisPubSubLayer::builder(url.expose_secret()).prefix(&config.layer_prefix).connect().await?;
+            layer.ping().await
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Tries again for a while: at a start of a whole site the parts come up in any order.
+async fn patiently<T, E, F>(what: &str, connect: impl Fn() -> F, retryable: impl Fn(&E) -> bool) -> Result<T, E>
+where
+    E: std::error::Error + 'static,
+    F: Future<Output = Result<T, E>>,
+{
+    let give_up = tokio::time::Instant::now() + START_PATIENCE;
+    loop {
+        match connect().await {
+            Err(error) if retryable(&error) && tokio::time::Instant::now() < give_up => {
+                tracing::warn!(error = &error as &dyn std::error::Error, "{what} is not there yet");
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+            result => return result,
+        }
+    }
+}

@@ -1,0 +1,228 @@
+//! Asking all nodes: who is online, and where.
+//!
+//! Nothing about a socket is written anywhere when it connects. Who wants to know asks the nodes
+//! through the channel layer, and each answers from its memory; a node that is dead does not answer,
+//! so a crash leaves no ghosts.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use channel_layer::{ChannelName, Event, GroupName, LayerError, Value};
+use parking_lot::Mutex;
+use tokio::sync::mpsc;
+
+use crate::config::Config;
+use crate::node::{Node, SharedLayer};
+
+const ASK: &str = "gateway.ask";
+const ANSWER: &str = "gateway.answer";
+const HELLO: &str = "gateway.hello";
+
+/// How long answers are waited for. A healthy node answers within some milliseconds.
+const PATIENCE: Duration = Duration::from_millis(500);
+
+/// How often a node says that it is there, and after what silence it is taken for gone.
+const HELLO_EVERY: Duration = Duration::from_secs(10);
+const GONE_AFTER: Duration = Duration::from_secs(35);
+
+/// The other nodes, as far as this one has heard of them.
+pub(crate) struct Peers {
+    layer: SharedLayer,
+    node_id: String,
+    group: Option<GroupName>,
+    seen: Mutex<HashMap<String, Instant>>,
+    questions: Mutex<HashMap<String, mpsc::Sender<Event>>>,
+    /// This node's mailbox, once it is open.
+    mailbox: Mutex<Option<ChannelName>>,
+}
+
+/// One socket of a user, as the API shows it.
+#[derive(Debug, Clone, serde::Serialize, serde::Deserialize)]
+pub(crate) struct SocketInfo {
+    pub(crate) node: String,
+    pub(crate) channel_name: String,
+    pub(crate) path: String,
+    pub(crate) since: String,
+}
+
+impl Peers {
+    pub(crate) fn new(config: &Config, layer: &SharedLayer) -> Self {
+        // `r.` and not 40 hex digits: neither a user's group nor a room's.
+        let group = GroupName::parse(&format!("r.{}.nodes", config.namespace)).ok();
+        Self {
+            layer: layer.clone(),
+            node_id: config.node_id.clone(),
+            group,
+            seen: Mutex::default(),
+            questions: Mutex::default(),
+            mailbox: Mutex::default(),
+        }
+    }
+
+    /// Nodes heard of lately, this one included.
+    pub(crate) fn nodes(&self) -> Vec<String> {
+        let mut seen = self.seen.lock();
+        seen.retain(|_, at| at.elapsed() < GONE_AFTER);
+        let mut nodes: Vec<String> = seen.keys().cloned().collect();
+        if !seen.contains_key(&self.node_id) {
+            nodes.push(self.node_id.clone());
+        }
+        nodes.sort();
+        nodes
+    }
+
+    /// All sockets of a user, on all nodes.
+    pub(crate) async fn sockets(&self, node: &Node, username: &str) -> Vec<SocketInfo> {
+        let mut sockets = node.sockets_of(username);
+        let question = Event::new(ASK).with("what", "sockets").with("user", username);
+        for answer in self.ask(question).await {
+            let found = answer.text("sockets").and_then(|text| serde_json::from_str::<Vec<SocketInfo>>(text).ok());
+            sockets.extend(found.unwrap_or_default());
+        }
+        sockets
+    }
+
+    /// Which of these users have a socket anywhere.
+    pub(crate) async fn online(&self, node: &Node, users: &[String]) -> HashSet<String> {
+        let mut online: HashSet<String> = users.iter().filter(|user| node.registry.is_online(user)).cloned().collect();
+        let names = users.iter().map(|user| Value::from(user.as_str())).collect();
+        let question = Event::new(ASK).with("what", "online").with("users", Value::List(names));
+        for answer in self.ask(question).await {
+            if let Some(Value::List(users)) = answer.get("online") {
+                online.extend(users.iter().filter_map(Value::as_str).map(str::to_owned));
+            }
+        }
+        online
+    }
+
+    /// The answers of the other nodes.
+    async fn ask(&self, question: Event) -> Vec<Event> {
+        let mailbox = self.mailbox.lock().clone();
+        let others = self.nodes().len() - 1;
+        let (Some(group), Some(mailbox)) = (&self.group, mailbox) else { return Vec::new() };
+        if others == 0 {
+            return Vec::new();
+        }
+        let id = uuid::Uuid::new_v4().to_string();
+        let (sender, mut answers) = mpsc::channel(others.max(1) * 2);
+        self.questions.lock().insert(id.clone(), sender);
+        let question = question.with("id", id.as_str()).with("reply_to", mailbox.as_str()).with("from", self.node_id.as_str());
+        let mut collected = Vec::new();
+        if let Err(error) = self.layer.group_send(group, &question).await {
+            tracing::debug!(error = &error as &dyn std::error::Error, "the other nodes cannot be asked");
+        } else {
+            // Past the time the answers that came are all there are.
+            let _ = tokio::time::timeout(PATIENCE, async {
+                while collected.len() < others {
+                    match answers.recv().await {
+                        Some(answer) => collected.push(answer),
+                        None => break,
+                    }
+                }
+            })
+            .await;
+        }
+        self.questions.lock().remove(&id);
+        collected
+    }
+
+    async fn say_hello(&self, back: bool) -> Result<(), LayerError> {
+        let Some(group) = &self.group else { return Ok(()) };
+        self.layer.group_send(group, &Event::new(HELLO).with("node", self.node_id.as_str()).with("back", back)).await
+    }
+
+    /// One event of the mailbox.
+    async fn handle(&self, node: &Node, event: Event) -> Result<(), LayerError> {
+        match event.event_type() {
+            Some(HELLO) => {
+                let Some(name) = event.text("node").filter(|name| *name != self.node_id) else { return Ok(()) };
+                let new = self.seen.lock().insert(name.to_owned(), Instant::now()).is_none();
+                if new && event.get("back").and_then(Value::as_bool) != Some(true) {
+                    // So that a new node need not wait for our next turn to know us.
+                    return self.say_hello(true).await;
+                }
+                Ok(())
+            }
+            Some(ANSWER) => {
+                let asked = event.text("id").and_then(|id| self.questions.lock().get(id).cloned());
+                if let Some(asked) = asked {
+                    // A full queue means more answers than nodes; what is over is of no use.
+                    let _ = asked.try_send(event);
+                }
+                Ok(())
+            }
+            Some(ASK) if event.text("from") != Some(&self.node_id) => self.answer(node, &event).await,
+            _ => Ok(()),
+        }
+    }
+
+    async fn answer(&self, node: &Node, question: &Event) -> Result<(), LayerError> {
+        let (Some(id), Some(reply_to)) = (question.text("id"), question.text("reply_to")) else { return Ok(()) };
+        let Ok(reply_to) = ChannelName::parse(reply_to) else { return Ok(()) };
+        let answer = Event::new(ANSWER).with("id", id);
+        let answer = match (question.text("what"), question.text("user"), question.get("users")) {
+            (Some("sockets"), Some(user), _) => {
+                answer.with("sockets", serde_json::to_string(&node.sockets_of(user)).unwrap_or_default())
+            }
+            (Some("online"), _, Some(Value::List(users))) => {
+                let online = |user: &&Value| user.as_str().is_some_and(|user| node.registry.is_online(user));
+                answer.with("online", Value::List(users.iter().filter(online).cloned().collect()))
+            }
+            _ => return Ok(()),
+        };
+        self.layer.send(&reply_to, &answer).await
+    }
+}
+
+impl std::fmt::Debug for Peers {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Peers").field("seen", &self.seen.lock().len()).finish_non_exhaustive()
+    }
+}
+
+impl Node {
+    /// This node's sockets of a user.
+    fn sockets_of(&self, username: &str) -> Vec<SocketInfo> {
+        let info = |socket: &Arc<crate::socket::Socket>| SocketInfo {
+            node: self.config.node_id.clone(),
+            channel_name: socket.channel_name.to_string(),
+            path: socket.path.to_string(),
+            since: crate::events::rfc3339(socket.since),
+        };
+        self.registry.of_user(username).iter().map(info).collect()
+    }
+}
+
+/// Reads the node's mailbox until the node stops; opens it again when the layer was away.
+pub(crate) async fn answer(node: Arc<Node>) {
+    loop {
+        if let Err(error) = read_mailbox(&node).await {
+            tracing::debug!(error = &error as &dyn std::error::Error, "the node's mailbox is closed");
+        }
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+}
+
+async fn read_mailbox(node: &Node) -> Result<(), LayerError> {
+    let peers = &node.peers;
+    let Some(group) = &peers.group else { return Ok(()) };
+    let mailbox = peers.layer.new_channel("gateway.node.").await?;
+    peers.layer.group_add(group, &mailbox).await?;
+    *peers.mailbox.lock() = Some(mailbox.clone());
+    let result = async {
+        peers.say_hello(false).await?;
+        let mut hello = tokio::time::interval(HELLO_EVERY);
+        hello.tick().await;
+        loop {
+            tokio::select! {
+                event = peers.layer.receive(&mailbox) => peers.handle(node, event?).await?,
+                _ = hello.tick() => peers.say_hello(true).await?,
+            }
+        }
+    }
+    .await;
+    *peers.mailbox.lock() = None;
+    let _ = peers.layer.remove_channel(&mailbox).await;
+    result
+}

@@ -1,0 +1,119 @@
+//! The sockets of this node: by channel name for direct sends, by user for limits and for `add_clients`.
+//!
+//! This is the link between users and sockets. It is kept where the socket is and nowhere else: a
+//! connect costs no statement and no Redis command, and a crashed node leaves nothing to clean up.
+//! Who wants to know it of all nodes asks them (`peers.rs`).
+
+use std::collections::HashMap;
+use std::hash::{BuildHasher, RandomState};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use channel_layer::ChannelName;
+use parking_lot::Mutex;
+
+use crate::socket::Socket;
+
+const SHARDS: usize = 16;
+
+/// All sockets of a node.
+pub struct Registry {
+    by_channel: [Mutex<HashMap<ChannelName, Arc<Socket>>>; SHARDS],
+    by_user: [Mutex<HashMap<Arc<str>, Vec<Arc<Socket>>>>; SHARDS],
+    count: AtomicUsize,
+    hasher: RandomState,
+}
+
+/// A limit that a new socket would exceed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum LimitReached {
+    Connections,
+    PerUser,
+}
+
+impl Registry {
+    pub(crate) fn new() -> Self {
+        Self {
+            by_channel: std::array::from_fn(|_| Mutex::default()),
+            by_user: std::array::from_fn(|_| Mutex::default()),
+            count: AtomicUsize::new(0),
+            hasher: RandomState::new(),
+        }
+    }
+
+    /// Links a user to a socket. A limit of 0 is none.
+    pub(crate) fn add(&self, socket: &Arc<Socket>, limit: usize, limit_per_user: usize) -> Result<(), LimitReached> {
+        if self.count.fetch_add(1, Ordering::Relaxed) >= limit && limit > 0 {
+            self.count.fetch_sub(1, Ordering::Relaxed);
+            return Err(LimitReached::Connections);
+        }
+        {
+            let mut users = self.by_user[self.shard(&*socket.user)].lock();
+            let sockets = users.entry(Arc::clone(&socket.user)).or_default();
+            if limit_per_user > 0 && sockets.len() >= limit_per_user {
+                self.count.fetch_sub(1, Ordering::Relaxed);
+                return Err(LimitReached::PerUser);
+            }
+            sockets.reserve_exact(1);
+            sockets.push(Arc::clone(socket));
+        }
+        let shard = self.shard(socket.channel_name.as_str());
+        self.by_channel[shard].lock().insert(socket.channel_name.clone(), Arc::clone(socket));
+        Ok(())
+    }
+
+    /// Ends the link. Only this socket's: the user's other sockets stay.
+    pub(crate) fn remove(&self, socket: &Socket) {
+        let shard = self.shard(socket.channel_name.as_str());
+        if self.by_channel[shard].lock().remove(&socket.channel_name).is_none() {
+            return;
+        }
+        self.count.fetch_sub(1, Ordering::Relaxed);
+        let mut users = self.by_user[self.shard(&*socket.user)].lock();
+        if let Some(sockets) = users.get_mut(&*socket.user) {
+            sockets.retain(|other| other.channel_name != socket.channel_name);
+            if sockets.is_empty() {
+                users.remove(&*socket.user);
+            }
+        }
+    }
+
+    pub(crate) fn by_channel(&self, name: &ChannelName) -> Option<Arc<Socket>> {
+        self.by_channel[self.shard(name.as_str())].lock().get(name).cloned()
+    }
+
+    /// The user's sockets on this node.
+    pub fn of_user(&self, username: &str) -> Vec<Arc<Socket>> {
+        self.by_user[self.shard(username)].lock().get(username).cloned().unwrap_or_default()
+    }
+
+    /// Whether the user has a socket on this node.
+    pub fn is_online(&self, username: &str) -> bool {
+        self.by_user[self.shard(username)].lock().contains_key(username)
+    }
+
+    /// How many sockets are open.
+    pub fn len(&self) -> usize {
+        self.count.load(Ordering::Relaxed)
+    }
+
+    /// Whether no socket is open.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// All sockets, collected shard by shard.
+    pub(crate) fn all(&self) -> Vec<Arc<Socket>> {
+        self.by_channel.iter().flat_map(|shard| shard.lock().values().cloned().collect::<Vec<_>>()).collect()
+    }
+
+    fn shard(&self, key: &str) -> usize {
+        self.hasher.hash_one(key) as usize % SHARDS
+    }
+}
+
+impl std::fmt::Debug for Registry {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Registry").field("sockets", &self.len()).finish()
+    }
+}

@@ -1,0 +1,324 @@
+//! What the rest of the node knows of one connection: who it is, its outbox, and how to wake its owner.
+//!
+//! Everything here is shared between the connection's own task and whoever delivers to it. Nobody
+//! waits for a slow client: a push only queues, a flush writes what the kernel takes, and an outbox
+//! over its limit closes that client alone.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, Ordering};
+use std::sync::{Arc, OnceLock};
+
+use channel_layer::{ChannelName, Event};
+use futures_util::task::AtomicWaker;
+use parking_lot::Mutex;
+use time::OffsetDateTime;
+use tokio::net::TcpStream;
+
+use crate::close::CloseReason;
+use crate::consumer::ConsumerClass;
+use crate::websocket::WireFrame;
+
+/// Events for *own* handlers that may wait per connection, so that a stuck consumer cannot take the node's memory.
+const INBOX_EVENTS: usize = 256;
+
+/// Frames that are joined into one write.
+const WRITE_BYTES: usize = 64 * 1024;
+
+/// One connection, as everybody but its own task sees it.
+pub struct Socket {
+    /// The name under which the channel layer reaches this socket alone.
+    pub channel_name: ChannelName,
+    /// The signed-in user.
+    pub user: Arc<str>,
+    /// Percent-decoded path of the request.
+    pub path: Arc<str>,
+    /// When it connected.
+    pub since: OffsetDateTime,
+    /// Whether the client speaks the subprotocol `gateway.v1`.
+    pub v1: bool,
+    pub(crate) class: Arc<ConsumerClass>,
+    /// Bytes that may wait in the outbox; 0 is no limit.
+    outbox_limit: usize,
+    io: OnceLock<TcpStream>,
+    state: Mutex<State>,
+    waker: AtomicWaker,
+    /// Seconds on the node's clock when the client was last heard of.
+    pub(crate) heard_at: AtomicU32,
+    /// A ping is out and nothing has been heard since.
+    pub(crate) pinged: AtomicBool,
+    /// Unix seconds when the sign-in ends; `i64::MAX` for never.
+    pub(crate) expires_at: AtomicI64,
+}
+
+#[derive(Default)]
+struct State {
+    outbox: VecDeque<WireFrame>,
+    /// Bytes of the first frame that are written already.
+    written: usize,
+    /// Bytes still to be written.
+    waiting: usize,
+    /// The kernel's buffer was full at the last write; the owner waits for it to drain.
+    blocked: bool,
+    /// Somebody has queued frames and will flush.
+    flush_due: bool,
+    inbox: VecDeque<Arc<Event>>,
+    closing: Option<CloseReason>,
+    /// Nothing is queued any more: the close frame is out, or the connection is gone.
+    shut: bool,
+}
+
+/// What [`Socket::push`] did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Pushed {
+    /// Queued, and the caller must flush.
+    MustFlush,
+    /// Queued; somebody else will flush.
+    Queued,
+    /// The outbox was full: the socket is closing with 4008.
+    Full,
+    /// The socket is closing; the frame was not queued.
+    Closed,
+}
+
+impl Socket {
+    #[allow(clippy::too_many_arguments, reason = "a plain constructor of a record, called once")]
+    pub(crate) fn new(
+        channel_name: ChannelName,
+        user: Arc<str>,
+        path: Arc<str>,
+        v1: bool,
+        class: Arc<ConsumerClass>,
+        outbox_limit: usize,
+        expires_at: i64,
+        now: u32,
+    ) -> Self {
+        Self {
+            channel_name,
+            user,
+            path,
+            since: OffsetDateTime::now_utc(),
+            v1,
+            class,
+            outbox_limit,
+            io: OnceLock::new(),
+            state: Mutex::default(),
+            waker: AtomicWaker::new(),
+            heard_at: AtomicU32::new(now),
+            pinged: AtomicBool::new(false),
+            expires_at: AtomicI64::new(expires_at),
+        }
+    }
+
+    /// Gives the socket its connection once the handshake is answered. What was pushed before goes out now.
+    pub(crate) fn attach(&self, io: TcpStream) {
+        if self.io.set(io).is_ok() {
+            self.flush();
+        }
+    }
+
+    pub(crate) fn io(&self) -> Option<&TcpStream> {
+        self.io.get()
+    }
+
+    /// Queues a frame. Waits for nothing.
+    pub(crate) fn push(&self, frame: &WireFrame) -> Pushed {
+        let mut state = self.state.lock();
+        if state.closing.is_some() || state.shut {
+            return Pushed::Closed;
+        }
+        if self.outbox_limit > 0 && state.waiting > 0 && state.waiting + frame.len() > self.outbox_limit {
+            state.closing = Some(CloseReason::SlowConsumer);
+            drop(state);
+            self.waker.wake();
+            return Pushed::Full;
+        }
+        state.waiting += frame.len();
+        state.outbox.push_back(frame.clone());
+        if state.blocked || state.flush_due {
+            return Pushed::Queued;
+        }
+        state.flush_due = true;
+        Pushed::MustFlush
+    }
+
+    /// Queues a frame and writes it at once if the kernel takes it.
+    pub(crate) fn send(&self, frame: &WireFrame) -> Pushed {
+        let pushed = self.push(frame);
+        if pushed == Pushed::MustFlush {
+            self.flush();
+        }
+        pushed
+    }
+
+    /// Writes what is queued, as far as the kernel takes it. Whoever got [`Pushed::MustFlush`] calls this.
+    pub(crate) fn flush(&self) {
+        let Some(io) = self.io.get() else {
+            // Before the upgrade: `attach` will flush.
+            self.state.lock().flush_due = false;
+            return;
+        };
+        let mut state = self.state.lock();
+        state.flush_due = false;
+        if state.shut {
+            return;
+        }
+        match state.write_to(io) {
+            Ok(true) => state.blocked = false,
+            Ok(false) => {
+                // The owner has to wait for the kernel; wake it only for the news.
+                if !std::mem::replace(&mut state.blocked, true) {
+                    drop(state);
+                    self.waker.wake();
+                }
+            }
+            Err(_) => {
+                state.shut = true;
+                state.drop_outbox();
+                state.closing.get_or_insert(CloseReason::Lost);
+                drop(state);
+                self.waker.wake();
+            }
+        }
+    }
+
+    /// Asks the connection to end for this reason. The first reason counts.
+    pub fn close(&self, reason: CloseReason) {
+        let mut state = self.state.lock();
+        if state.closing.is_none() {
+            state.closing = Some(reason);
+            drop(state);
+            self.waker.wake();
+        }
+    }
+
+    /// Replaces everything queued by the close frame, except a frame that is half written.
+    pub(crate) fn queue_close(&self, frame: &WireFrame, keep_queued: bool) {
+        let mut state = self.state.lock();
+        if !keep_queued {
+            let half_written = (state.written > 0).then(|| state.outbox.pop_front()).flatten();
+            state.outbox.clear();
+            state.waiting = half_written.as_ref().map_or(0, |frame| frame.len()) - state.written;
+            state.outbox.extend(half_written);
+        }
+        state.waiting += frame.len();
+        state.outbox.push_back(frame.clone());
+        drop(state);
+        self.flush();
+    }
+
+    /// Ends all delivery: from now on pushes are refused and memory is free.
+    pub(crate) fn shut(&self) {
+        let mut state = self.state.lock();
+        state.shut = true;
+        state.drop_outbox();
+        state.inbox = VecDeque::new();
+    }
+
+    /// Queues an event for the consumer's own handler. `false` when the consumer does not keep up.
+    pub(crate) fn push_event(&self, event: Arc<Event>) -> bool {
+        let mut state = self.state.lock();
+        if state.inbox.len() >= INBOX_EVENTS {
+            return false;
+        }
+        state.inbox.push_back(event);
+        drop(state);
+        self.waker.wake();
+        true
+    }
+
+    pub(crate) fn pop_event(&self) -> Option<Arc<Event>> {
+        let mut state = self.state.lock();
+        let event = state.inbox.pop_front();
+        if state.inbox.is_empty() && state.inbox.capacity() > 0 {
+            state.inbox = VecDeque::new();
+        }
+        event
+    }
+
+    pub(crate) fn closing(&self) -> Option<CloseReason> {
+        self.state.lock().closing.clone()
+    }
+
+    pub(crate) fn is_blocked(&self) -> bool {
+        self.state.lock().blocked
+    }
+
+    /// Whether everything queued has reached the kernel, or never will.
+    pub(crate) fn is_flushed(&self) -> bool {
+        let state = self.state.lock();
+        state.waiting == 0 || state.shut
+    }
+
+    pub(crate) fn register(&self, waker: &std::task::Waker) {
+        self.waker.register(waker);
+    }
+
+    /// Notes that the client was heard of, at this second of the node's clock.
+    pub(crate) fn heard(&self, now: u32) {
+        self.heard_at.store(now, Ordering::Relaxed);
+        self.pinged.store(false, Ordering::Relaxed);
+    }
+}
+
+impl std::fmt::Debug for Socket {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Socket").field("channel_name", &self.channel_name).field("path", &self.path).finish_non_exhaustive()
+    }
+}
+
+impl State {
+    /// `Ok(true)` when the outbox is empty now, `Ok(false)` when the kernel takes no more.
+    fn write_to(&mut self, io: &TcpStream) -> std::io::Result<bool> {
+        thread_local! {
+            static JOINED: std::cell::RefCell<Vec<u8>> = const { std::cell::RefCell::new(Vec::new()) };
+        }
+        while let Some(first) = self.outbox.front() {
+            let first_rest = &first.as_bytes()[self.written..];
+            let written = if self.outbox.len() == 1 || first_rest.len() >= WRITE_BYTES {
+                io.try_write(first_rest)
+            } else {
+                // Copying some hundred bytes costs less than a vector of pieces or a write for each.
+                JOINED.with_borrow_mut(|joined| {
+                    joined.clear();
+                    joined.extend_from_slice(first_rest);
+                    for frame in self.outbox.iter().skip(1) {
+                        if joined.len() + frame.len() > WRITE_BYTES {
+                            break;
+                        }
+                        joined.extend_from_slice(frame.as_bytes());
+                    }
+                    io.try_write(joined)
+                })
+            };
+            match written {
+                Ok(0) => return Err(std::io::ErrorKind::WriteZero.into()),
+                Ok(count) => self.advance(count),
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return Ok(false),
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        if self.outbox.capacity() > 16 {
+            self.outbox = VecDeque::new();
+        }
+        Ok(true)
+    }
+
+    fn advance(&mut self, count: usize) {
+        self.waiting -= count;
+        self.written += count;
+        while let Some(first) = self.outbox.front() {
+            if self.written < first.len() {
+                break;
+            }
+            self.written -= first.len();
+            self.outbox.pop_front();
+        }
+    }
+
+    fn drop_outbox(&mut self) {
+        self.outbox = VecDeque::new();
+        self.waiting = 0;
+        self.written = 0;
+    }
+}

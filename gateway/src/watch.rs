@@ -1,0 +1,53 @@
+//! One task that watches over all sockets: pings, dead peers, sign-ins that end. A timer per socket
+//! would cost each of them memory and a wake-up; a walk over the registry costs neither.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use crate::clock;
+use crate::close::CloseReason;
+use crate::node::Node;
+use crate::socket::Socket;
+use crate::websocket::WireFrame;
+
+/// Sockets looked at before other tasks get a turn.
+const PER_TURN: usize = 512;
+
+/// Runs until the node stops.
+pub(crate) async fn watch(node: Arc<Node>) {
+    let mut ticks = tokio::time::interval(Duration::from_secs(1));
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
+    let ping = WireFrame::ping();
+    loop {
+        ticks.tick().await;
+        let (now, unix) = (node.clock.seconds(), clock::unix_seconds());
+        for sockets in node.registry.all().chunks(PER_TURN) {
+            for socket in sockets {
+                look_at(&node, socket, &ping, now, unix);
+            }
+            tokio::task::yield_now().await;
+        }
+        node.metrics.take_layer_stats(&node.layer.stats());
+    }
+}
+
+fn look_at(node: &Node, socket: &Socket, ping: &WireFrame, now: u32, unix: i64) {
+    if unix >= socket.expires_at.load(Ordering::Relaxed) {
+        return socket.close(CloseReason::Unauthorized);
+    }
+    let limits = &node.config.limits;
+    let (every, patience) = (limits.ping.as_secs_f64().ceil() as u32, limits.pong.as_secs_f64().ceil() as u32);
+    if every == 0 || socket.io().is_none() {
+        return;
+    }
+    let silent = now.saturating_sub(socket.heard_at.load(Ordering::Relaxed));
+    if socket.pinged.load(Ordering::Relaxed) {
+        if silent >= every + patience {
+            socket.close(CloseReason::PingTimeout);
+        }
+    } else if silent >= every {
+        socket.pinged.store(true, Ordering::Relaxed);
+        node.send_to(socket, ping, "ping");
+    }
+}

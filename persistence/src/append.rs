@@ -1,0 +1,149 @@
+//! Storing messages: one transaction for a batch, positions without holes, repeats recognised.
+//!
+//! In order: lock the heads of all streams of the batch (sorted, rooms before inboxes), claim the
+//! keys, number what is left, insert it, write the heads, commit. The head's lock is held to the
+//! commit, so in one stream the order of positions is the order of commits, and a transaction that
+//! rolls back gives its positions back.
+
+mod plan;
+mod write;
+
+use std::collections::HashMap;
+
+use crate::{
+    Append, AppendError, Appended, Store, StoreError, Stream,
+    append::plan::{Heads, Plan},
+    db::{Transaction, rows},
+    error::Fault,
+    inboxes::{InboxRow, select_inboxes},
+    receipts::{self, Identity},
+    rooms::{RoomRow, head_lock, select_rooms},
+    types::{MAX_EVENT_ID_BYTES, MAX_MESSAGE_BYTES, MAX_NAME_CHARS},
+    values::{MAX_LIST, distinct, now, storable},
+};
+
+impl Store {
+    /// Stores a batch in one transaction and answers for each item, in the order asked. An item that
+    /// is refused costs its neighbours nothing and takes no position. The outer error means that
+    /// nothing was stored, or, when the database was lost during the commit, that it is unknown:
+    /// then repeat with the same keys.
+    ///
+    /// One message without a key costs three statements beside BEGIN and COMMIT; a thousand to any
+    /// number of streams, with keys, seven.
+    pub async fn append(&self, batch: &[Append]) -> Result<Vec<Result<Appended, AppendError>>, StoreError> {
+        if batch.is_empty() {
+            return Ok(Vec::new());
+        }
+        let checked: Vec<_> = batch.iter().map(|append| check(append).map(|()| Identity::of(append))).collect();
+        self.db.run(|| self.try_append(batch, &checked)).await
+    }
+
+    async fn try_append(
+        &self,
+        batch: &[Append],
+        checked: &[Result<Option<Identity>, AppendError>],
+    ) -> Result<Vec<Result<Appended, AppendError>>, Fault> {
+        let transaction = self.db.begin().await?;
+        let heads = Heads {
+            rooms: self.lock_rooms(&transaction, batch).await?,
+            inboxes: self.lock_inboxes(&transaction, batch).await?,
+        };
+        let mut plan = Plan::new(batch, checked, heads, now());
+        let mut claims = plan.claims();
+        if !claims.is_empty() {
+            let earlier = receipts::claim(&transaction, &mut claims).await?;
+            if !earlier.is_empty() {
+                plan.settle_repeats(&earlier);
+                receipts::amend(&transaction, &mut plan.claims()).await?;
+            }
+        }
+        write::messages(&transaction, &plan).await?;
+        write::notifications(&transaction, &plan).await?;
+        write::room_heads(&transaction, &plan).await?;
+        write::inbox_heads(&transaction, &plan).await?;
+        transaction.commit().await?;
+        Ok(plan.answers())
+    }
+
+    async fn lock_rooms(
+        &self,
+        transaction: &Transaction<'_>,
+        batch: &[Append],
+    ) -> Result<HashMap<String, RoomRow>, Fault> {
+        let names = distinct(batch.iter().filter_map(|append| match &append.stream {
+            Stream::Room(name) => Some(&**name),
+            Stream::Inbox(_) => None,
+        }));
+        let mut locked = HashMap::with_capacity(names.len());
+        for names in names.chunks(MAX_LIST) {
+            let mut select = select_rooms(names);
+            write::force_index(&mut select, "gateway_rooms_name").lock(head_lock(self.backend()));
+            for row in rows::<RoomRow>(&transaction.inner, &select).await? {
+                locked.insert(row.name.clone(), row);
+            }
+        }
+        Ok(locked)
+    }
+
+    async fn lock_inboxes(
+        &self,
+        transaction: &Transaction<'_>,
+        batch: &[Append],
+    ) -> Result<HashMap<String, InboxRow>, Fault> {
+        let inboxes = || {
+            batch.iter().filter_map(|append| match &append.stream {
+                Stream::Inbox(user) => Some((&**user, append.create_inbox)),
+                Stream::Room(_) => None,
+            })
+        };
+        let mut locked = HashMap::new();
+        self.lock_these_inboxes(transaction, &distinct(inboxes().map(|(user, _)| user)), &mut locked).await?;
+        let missing =
+            distinct(inboxes().filter(|(user, create)| *create && !locked.contains_key(*user)).map(|(user, _)| user));
+        if !missing.is_empty() {
+            self.insert_inboxes(&transaction.inner, &missing).await?;
+            self.lock_these_inboxes(transaction, &missing, &mut locked).await?;
+        }
+        Ok(locked)
+    }
+
+    async fn lock_these_inboxes(
+        &self,
+        transaction: &Transaction<'_>,
+        users: &[&str],
+        locked: &mut HashMap<String, InboxRow>,
+    ) -> Result<(), Fault> {
+        for users in users.chunks(MAX_LIST) {
+            let mut select = select_inboxes(users);
+            write::force_index(&mut select, "gateway_inboxes_user").lock(head_lock(self.backend()));
+            for row in rows::<InboxRow>(&transaction.inner, &select).await? {
+                locked.insert(row.user_name.clone(), row);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Refuses what not all databases can store. One bad item must not fail the whole insert.
+fn check(append: &Append) -> Result<(), AppendError> {
+    // A name that cannot exist is like one that does not; but none is made of it.
+    if !storable(append.stream.name()) {
+        return Err(match &append.stream {
+            Stream::Room(_) => AppendError::RoomNotFound,
+            Stream::Inbox(_) if append.create_inbox => AppendError::Invalid("user name"),
+            Stream::Inbox(_) => AppendError::UserNotFound,
+        });
+    }
+    if append.from_user.contains('\0') || append.from_user.chars().count() > MAX_NAME_CHARS {
+        return Err(AppendError::Invalid("from_user"));
+    }
+    if append.message.contains('\0') || append.message.len() > MAX_MESSAGE_BYTES {
+        return Err(AppendError::Invalid("message"));
+    }
+    if let Some((source, id)) = &append.origin
+        && [source, id].into_iter().any(|text| text.contains('\0') || text.len() > MAX_EVENT_ID_BYTES)
+    {
+        return Err(AppendError::Invalid("origin"));
+    }
+    Ok(())
+}

@@ -1,0 +1,190 @@
+//! What becomes of each item of a batch: pure arithmetic between the statements.
+
+use std::collections::HashMap;
+
+use uuid::Uuid;
+
+use crate::{
+    Append, AppendError, Appended, Stream,
+    inboxes::InboxRow,
+    receipts::{Claim, Hash, Identity, Receipt},
+    rooms::RoomRow,
+    values::{date, unsigned},
+};
+
+/// The locked heads of the batch's streams, by name, as they were before the batch.
+pub(super) struct Heads {
+    pub(super) rooms: HashMap<String, RoomRow>,
+    pub(super) inboxes: HashMap<String, InboxRow>,
+}
+
+impl Heads {
+    /// Epoch and last position of a stream.
+    fn of(&self, stream: &Stream) -> Result<(i64, u64), AppendError> {
+        match stream {
+            Stream::Room(name) => {
+                self.rooms.get(name).map(|room| (room.epoch, unsigned(room.last_seq))).ok_or(AppendError::RoomNotFound)
+            }
+            Stream::Inbox(name) => self
+                .inboxes
+                .get(name)
+                .map(|inbox| (inbox.epoch, unsigned(inbox.last_seq)))
+                .ok_or(AppendError::UserNotFound),
+        }
+    }
+}
+
+/// The fate of one item.
+#[derive(Debug)]
+enum Fate {
+    Refused(AppendError),
+    /// Stored by this batch.
+    New {
+        id: Uuid,
+        seq: u64,
+        epoch: i64,
+    },
+    /// Stored by an earlier batch.
+    Earlier {
+        id: Uuid,
+        seq: u64,
+        epoch: i64,
+        date: i64,
+    },
+    /// The same key as that item of this batch.
+    Repeats(usize),
+}
+
+/// One message to insert.
+pub(super) struct NewMessage<'a> {
+    pub(super) append: &'a Append,
+    pub(super) id: Uuid,
+    pub(super) seq: u64,
+}
+
+/// A batch between its statements.
+pub(super) struct Plan<'a> {
+    batch: &'a [Append],
+    identities: Vec<Option<Identity>>,
+    pub(super) heads: Heads,
+    pub(super) date: i64,
+    fates: Vec<Fate>,
+}
+
+impl<'a> Plan<'a> {
+    pub(super) fn new(
+        batch: &'a [Append],
+        checked: &[Result<Option<Identity>, AppendError>],
+        heads: Heads,
+        date: i64,
+    ) -> Self {
+        let mut first: HashMap<Hash, (usize, Hash)> = HashMap::new();
+        let mut fates = Vec::with_capacity(batch.len());
+        for (index, (append, checked)) in batch.iter().zip(checked).enumerate() {
+            fates.push(match (checked, heads.of(&append.stream)) {
+                (Err(error), _) => Fate::Refused(error.clone()),
+                (_, Err(error)) => Fate::Refused(error),
+                (Ok(identity), Ok((epoch, _))) => {
+                    let new = Fate::New { id: Uuid::now_v7(), seq: 0, epoch };
+                    match identity {
+                        None => new,
+                        Some(identity) => match first.get(&identity.key) {
+                            None => {
+                                first.insert(identity.key, (index, identity.content));
+                                new
+                            }
+                            Some((first, content)) if *content == identity.content => Fate::Repeats(*first),
+                            Some(_) => Fate::Refused(AppendError::KeyReused),
+                        },
+                    }
+                }
+            });
+        }
+        let identities = checked.iter().map(|checked| checked.as_ref().ok().copied().flatten()).collect();
+        let mut plan = Self { batch, identities, heads, date, fates };
+        plan.number();
+        plan
+    }
+
+    /// Gives positions to what is new, in the order of the batch.
+    fn number(&mut self) {
+        let mut last: HashMap<&Stream, u64> = HashMap::new();
+        for (append, fate) in self.batch.iter().zip(&mut self.fates) {
+            if let Fate::New { seq, .. } = fate {
+                let before = self.heads.of(&append.stream).map_or(0, |(_, seq)| seq);
+                let last = last.entry(&append.stream).or_insert(before);
+                *last += 1;
+                *seq = *last;
+            }
+        }
+    }
+
+    /// The keys of what is new.
+    pub(super) fn claims(&self) -> Vec<Claim> {
+        self.identities
+            .iter()
+            .zip(&self.fates)
+            .filter_map(|(identity, fate)| match (identity, fate) {
+                (Some(identity), Fate::New { id, seq, epoch }) => {
+                    Some(Claim { identity: *identity, id: *id, seq: *seq, epoch: *epoch, date: self.date })
+                }
+                _ => None,
+            })
+            .collect()
+    }
+
+    /// Takes out what was stored before, and numbers the rest again.
+    pub(super) fn settle_repeats(&mut self, earlier: &HashMap<Hash, Receipt>) {
+        for (identity, fate) in self.identities.iter().zip(&mut self.fates) {
+            if let (Some(identity), Fate::New { .. }) = (identity, &fate)
+                && let Some(receipt) = earlier.get(&identity.key)
+            {
+                *fate = if receipt.content_hash == identity.content {
+                    Fate::Earlier {
+                        id: receipt.id,
+                        seq: unsigned(receipt.seq),
+                        epoch: receipt.epoch,
+                        date: receipt.date,
+                    }
+                } else {
+                    Fate::Refused(AppendError::KeyReused)
+                };
+            }
+        }
+        self.number();
+    }
+
+    /// What is to be inserted, in the order of the batch.
+    pub(super) fn new_messages(&self) -> impl Iterator<Item = NewMessage<'a>> {
+        self.batch.iter().zip(&self.fates).filter_map(|(append, fate)| match fate {
+            Fate::New { id, seq, .. } => Some(NewMessage { append, id: *id, seq: *seq }),
+            _ => None,
+        })
+    }
+
+    /// The new last position and id of each stream that has got something.
+    pub(super) fn new_heads(&self) -> HashMap<&'a Stream, (u64, Uuid)> {
+        self.new_messages().map(|new| (&new.append.stream, (new.seq, new.id))).collect()
+    }
+
+    pub(super) fn answers(&self) -> Vec<Result<Appended, AppendError>> {
+        (0..self.fates.len()).map(|index| self.answer(index)).collect()
+    }
+
+    fn answer(&self, index: usize) -> Result<Appended, AppendError> {
+        let display_name = || match &self.batch[index].stream {
+            Stream::Room(name) => self.heads.rooms.get(name).map(|room| room.display_name.clone()),
+            Stream::Inbox(_) => None,
+        };
+        let answer = |id: Uuid, seq, epoch, micros, repeated| {
+            Ok(Appended { id, seq, epoch, date: date(micros), display_name: display_name(), repeated })
+        };
+        match &self.fates[index] {
+            Fate::Refused(error) => Err(error.clone()),
+            Fate::New { id, seq, epoch } => answer(*id, *seq, *epoch, self.date, false),
+            Fate::Earlier { id, seq, epoch, date } => answer(*id, *seq, *epoch, *date, true),
+            // One step only: the item repeated is the first with its key.
+            Fate::Repeats(first) => self.answer(*first).map(|first| Appended { repeated: true, ..first }),
+        }
+    }
+}

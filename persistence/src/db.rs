@@ -1,0 +1,174 @@
+//! Connections, transactions, retries and time-outs: what every query goes through.
+
+use std::{
+    future::Future,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use rand::RngExt;
+use sea_orm::{
+    ConnectionTrait, DatabaseConnection, DatabaseTransaction, DbErr, FromQueryResult, SqliteTransactionMode,
+    TransactionOptions, TransactionTrait, sea_query::SelectStatement,
+};
+use std::sync::RwLock;
+use tokio::time::error::Elapsed;
+
+use crate::{
+    Backend, StoreError, StoreOptions,
+    error::Fault,
+    options::{Pools, Target},
+};
+
+/// Attempts of a transaction that met a conflict or a broken connection.
+const ATTEMPTS: u32 = 4;
+
+/// The pools of a store and what is counted about them.
+pub(crate) struct Db {
+    pub(crate) backend: Backend,
+    target: Target,
+    options: StoreOptions,
+    pools: RwLock<(u64, Pools)>,
+    statements: Arc<AtomicU64>,
+}
+
+impl Db {
+    pub(crate) fn new(options: StoreOptions) -> Result<Self, StoreError> {
+        let target = Target::parse(&options.url)?;
+        let statements = Arc::new(AtomicU64::new(0));
+        let pools = counted(Pools::new(&target, &options), &statements);
+        Ok(Self { backend: target.backend(), target, options, pools: RwLock::new((0, pools)), statements })
+    }
+
+    fn pools(&self) -> (u64, Pools) {
+        self.pools.read().unwrap_or_else(|poisoned| poisoned.into_inner()).clone()
+    }
+
+    /// The connections to read from.
+    pub(crate) fn reads(&self) -> DatabaseConnection {
+        self.pools().1.reads
+    }
+
+    /// The connections to write to.
+    pub(crate) fn writes(&self) -> DatabaseConnection {
+        self.pools().1.writes
+    }
+
+    pub(crate) fn statements(&self) -> u64 {
+        self.statements.load(Ordering::Relaxed)
+    }
+
+    /// Begins a transaction that may write at once.
+    pub(crate) async fn begin(&self) -> Result<Transaction<'_>, Fault> {
+        let inner = self
+            .writes()
+            .begin_with_options(TransactionOptions {
+                // A deferred one fails, without waiting, when it turns into a writer too late.
+                sqlite_transaction_mode: Some(SqliteTransactionMode::Immediate),
+                ..TransactionOptions::default()
+            })
+            .await?;
+        self.statements.fetch_add(1, Ordering::Relaxed);
+        Ok(Transaction { inner, db: self })
+    }
+
+    /// Runs `attempt` until it succeeds, fails for good, or time is up.
+    pub(crate) async fn run<T, F, A>(&self, attempt: F) -> Result<T, StoreError>
+    where
+        F: Fn() -> A,
+        A: Future<Output = Result<T, Fault>>,
+    {
+        let limit = self.options.acquire_timeout + self.options.statement_timeout;
+        let generation = self.pools().0;
+        match self.attempts(limit, attempt).await {
+            Ok(result) => result,
+            Err(elapsed) => {
+                self.replace_pools(generation);
+                Err(StoreError::Unavailable(elapsed.into()))
+            }
+        }
+    }
+
+    /// As `run`, in less time.
+    pub(crate) async fn run_within<T, F, A>(&self, limit: Duration, attempt: F) -> Result<T, StoreError>
+    where
+        F: Fn() -> A,
+        A: Future<Output = Result<T, Fault>>,
+    {
+        self.attempts(limit, attempt).await.unwrap_or_else(|elapsed| Err(StoreError::Unavailable(elapsed.into())))
+    }
+
+    async fn attempts<T, F, A>(&self, limit: Duration, attempt: F) -> Result<Result<T, StoreError>, Elapsed>
+    where
+        F: Fn() -> A,
+        A: Future<Output = Result<T, Fault>>,
+    {
+        tokio::time::timeout(limit, async {
+            let mut left = ATTEMPTS;
+            loop {
+                left -= 1;
+                match attempt().await {
+                    Ok(value) => return Ok(value),
+                    Err(fault) if left > 0 && fault.retry_now() => {
+                        let most = 20 * u64::from(ATTEMPTS - left);
+                        let pause = rand::rng().random_range(most / 4..=most);
+                        tokio::time::sleep(Duration::from_millis(pause)).await;
+                    }
+                    Err(fault) => return Err(fault.into_error()),
+                }
+            }
+        })
+        .await
+    }
+
+    /// After a time-out: the driver has none of its own, and a connection whose peer has vanished
+    /// would keep its place in the pool until TCP gives up, so the whole pool is replaced.
+    fn replace_pools(&self, generation: u64) {
+        if self.backend == Backend::Sqlite {
+            return;
+        }
+        let mut pools = self.pools.write().unwrap_or_else(|poisoned| poisoned.into_inner());
+        if pools.0 == generation {
+            *pools = (generation + 1, counted(Pools::new(&self.target, &self.options), &self.statements));
+        }
+    }
+
+    /// Reads all rows of a query.
+    pub(crate) async fn select<T: FromQueryResult>(&self, query: &SelectStatement) -> Result<Vec<T>, StoreError> {
+        self.run(|| async { Ok(rows(&self.reads(), query).await?) }).await
+    }
+}
+
+fn counted(mut pools: Pools, statements: &Arc<AtomicU64>) -> Pools {
+    for pool in [&mut pools.reads, &mut pools.writes] {
+        let statements = Arc::clone(statements);
+        pool.set_metric_callback(move |_| {
+            statements.fetch_add(1, Ordering::Relaxed);
+        });
+    }
+    pools
+}
+
+/// Reads all rows of a query on this connection.
+pub(crate) async fn rows<T: FromQueryResult>(
+    connection: &impl ConnectionTrait,
+    query: &SelectStatement,
+) -> Result<Vec<T>, DbErr> {
+    connection.query_all(query).await?.iter().map(|row| T::from_query_result(row, "")).collect()
+}
+
+/// An open transaction; dropped, it rolls back.
+pub(crate) struct Transaction<'a> {
+    pub(crate) inner: DatabaseTransaction,
+    db: &'a Db,
+}
+
+impl Transaction<'_> {
+    pub(crate) async fn commit(self) -> Result<(), Fault> {
+        self.db.statements.fetch_add(1, Ordering::Relaxed);
+        self.inner.commit().await.map_err(Fault::Commit)
+    }
+}

@@ -1,0 +1,20 @@
+//! The schema's history. A released migration is never changed; a new one is added at the end.
+
+mod m20261123_000001_init;
+
+use sea_orm_migration::{
+    MigrationTrait, MigratorTrait,
+    sea_orm::{DynIden, sea_query::IntoIden},
+};
+
+pub(crate) struct Migrator;
+
+impl MigratorTrait for Migrator {
+    fn migrations() -> Vec<Box<dyn MigrationTrait>> {
+        vec![Box::new(m20261123_000001_init::Migration)]
+    }
+
+    fn migration_table_name() -> DynIden {
+        "gateway_migrations".into_iden()
+    }
+}

@@ -1,0 +1,227 @@
+//! How to reach a database, and the connection pools that do.
+
+use std::{fmt, str::FromStr, time::Duration};
+
+use sea_orm::{
+    DatabaseConnection, SqlxMySqlConnector, SqlxPostgresConnector, SqlxSqliteConnector,
+    sqlx::{
+        self, ConnectOptions as _, Connection, Executor,
+        mysql::{MySqlConnectOptions, MySqlPool},
+        pool::PoolOptions,
+        postgres::{PgConnectOptions, PgPool},
+        sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqliteSynchronous},
+    },
+};
+
+use crate::{Backend, StoreError};
+
+/// A connection idle for so long is pinged before it is used.
+const PING_AFTER_IDLE: Duration = Duration::from_secs(2);
+/// What such a ping may take. Without a bound, one dead connection would use up `acquire_timeout`.
+const PING_TIMEOUT: Duration = Duration::from_millis(700);
+/// How long a statement may wait for a lock before the transaction is tried again.
+const LOCK_TIMEOUT_SECONDS: u64 = 3;
+/// How long a frozen node may keep others from a stream.
+const IDLE_IN_TRANSACTION_SECONDS: u64 = 15;
+
+/// Where the database is and how long to wait for it.
+#[derive(Clone)]
+pub struct StoreOptions {
+    /// `sqlite://file.db?mode=rwc`, `sqlite::memory:`, `postgres://…` or `mysql://…`. May hold a password: `Debug` hides it.
+    pub url: String,
+    /// Most connections open at once (10). An in-memory SQLite always has one.
+    pub max_connections: u32,
+    /// How long to wait for a free connection (2 s).
+    pub acquire_timeout: Duration,
+    /// How long one statement may take, where the database can bound it (10 s). A whole call may
+    /// take this and `acquire_timeout` together, on every database.
+    pub statement_timeout: Duration,
+}
+
+impl StoreOptions {
+    /// Options with the defaults for this URL.
+    pub fn new(url: impl Into<String>) -> Self {
+        Self {
+            url: url.into(),
+            max_connections: 10,
+            acquire_timeout: Duration::from_secs(2),
+            statement_timeout: Duration::from_secs(10),
+        }
+    }
+}
+
+impl fmt::Debug for StoreOptions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("StoreOptions")
+            .field("url", &scheme(&self.url))
+            .field("max_connections", &self.max_connections)
+            .field("acquire_timeout", &self.acquire_timeout)
+            .field("statement_timeout", &self.statement_timeout)
+            .finish()
+    }
+}
+
+/// All of a URL that may be shown.
+fn scheme(url: &str) -> &str {
+    url.split_once(':').map_or("", |(scheme, _)| scheme)
+}
+
+/// A parsed URL. The pools are made by hand, as SeaORM's own way in puts the URL into its spans.
+#[derive(Clone)]
+pub(crate) enum Target {
+    Sqlite { options: SqliteConnectOptions, in_memory: bool },
+    Postgres(PgConnectOptions),
+    MySql(MySqlConnectOptions),
+}
+
+impl Target {
+    pub(crate) fn parse(url: &str) -> Result<Self, StoreError> {
+        // The parser's own text is dropped: it may repeat parts of the URL.
+        let invalid = |_| StoreError::Invalid(format!("the {} database URL cannot be parsed", scheme(url)));
+        match scheme(url) {
+            "sqlite" => {
+                let in_memory = url.contains(":memory:") || url.contains("mode=memory");
+                let options = SqliteConnectOptions::from_str(url)
+                    .map_err(invalid)?
+                    .journal_mode(SqliteJournalMode::Wal)
+                    // FULL: an acknowledged message survives a power failure.
+                    .synchronous(SqliteSynchronous::Full)
+                    .busy_timeout(Duration::from_secs(5))
+                    .foreign_keys(true)
+                    .statement_cache_capacity(256)
+                    .disable_statement_logging();
+                Ok(Self::Sqlite { options, in_memory })
+            }
+            "postgres" | "postgresql" => Ok(Self::Postgres(
+                PgConnectOptions::from_str(url)
+                    .map_err(invalid)?
+                    .application_name("gateway")
+                    .statement_cache_capacity(256)
+                    .disable_statement_logging(),
+            )),
+            "mysql" | "mariadb" => Ok(Self::MySql(
+                MySqlConnectOptions::from_str(url)
+                    .map_err(invalid)?
+                    .charset("utf8mb4")
+                    .statement_cache_capacity(256)
+                    .disable_statement_logging(),
+            )),
+            _ => {
+                Err(StoreError::Invalid("the database URL must begin with sqlite:, postgres:// or mysql://".to_owned()))
+            }
+        }
+    }
+
+    pub(crate) fn backend(&self) -> Backend {
+        match self {
+            Self::Sqlite { .. } => Backend::Sqlite,
+            Self::Postgres(_) => Backend::Postgres,
+            Self::MySql(_) => Backend::MySql,
+        }
+    }
+}
+
+/// The connections of one store. They are the same pool twice, except for a SQLite file.
+#[derive(Clone)]
+pub(crate) struct Pools {
+    pub(crate) reads: DatabaseConnection,
+    pub(crate) writes: DatabaseConnection,
+}
+
+impl Pools {
+    /// Pools that connect when first used.
+    pub(crate) fn new(target: &Target, options: &StoreOptions) -> Self {
+        match target {
+            Target::Sqlite { options: sqlite, in_memory } => {
+                // One writer: a second one would only wait for the file lock, without a queue.
+                let one = || {
+                    common::<sqlx::Sqlite>(options)
+                        .max_connections(1)
+                        // An in-memory database lives in its one connection, which must never close.
+                        .idle_timeout(None)
+                        .max_lifetime(None)
+                        .test_before_acquire(false)
+                        .connect_lazy_with(sqlite.clone())
+                };
+                let connection = SqlxSqliteConnector::from_sqlx_sqlite_pool;
+                let writer: SqlitePool = one();
+                if *in_memory {
+                    let writer = connection(writer);
+                    return Self { reads: writer.clone(), writes: writer };
+                }
+                let readers =
+                    common::<sqlx::Sqlite>(options).test_before_acquire(false).connect_lazy_with(sqlite.clone());
+                Self { reads: connection(readers), writes: connection(writer) }
+            }
+            Target::Postgres(postgres) => {
+                let setup = format!(
+                    "SET statement_timeout = {}; SET lock_timeout = {}; SET idle_in_transaction_session_timeout = {}",
+                    options.statement_timeout.as_millis(),
+                    LOCK_TIMEOUT_SECONDS * 1000,
+                    IDLE_IN_TRANSACTION_SECONDS * 1000,
+                );
+                let pool: PgPool = setup_each(common(options), setup).connect_lazy_with(postgres.clone());
+                let pool = SqlxPostgresConnector::from_sqlx_postgres_pool(pool);
+                Self { reads: pool.clone(), writes: pool }
+            }
+            Target::MySql(mysql) => {
+                // READ COMMITTED: every statement sees what is committed, and no gap locks are taken.
+                // The first comment is read by MariaDB only, the second by MySQL only.
+                let setup = format!(
+                    "SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED; \
+                     SET SESSION innodb_lock_wait_timeout = {LOCK_TIMEOUT_SECONDS}\
+                     /*M!100300 , SESSION max_statement_time = {}, SESSION idle_transaction_timeout = {IDLE_IN_TRANSACTION_SECONDS} */\
+                     /*!50708 , SESSION max_execution_time = {} */",
+                    options.statement_timeout.as_secs_f64(),
+                    options.statement_timeout.as_millis(),
+                );
+                let pool: MySqlPool = setup_each(common(options), setup).connect_lazy_with(mysql.clone());
+                let pool = SqlxMySqlConnector::from_sqlx_mysql_pool(pool);
+                Self { reads: pool.clone(), writes: pool }
+            }
+        }
+    }
+}
+
+fn common<DB: sqlx::Database>(options: &StoreOptions) -> PoolOptions<DB> {
+    PoolOptions::new().max_connections(options.max_connections.max(1)).acquire_timeout(options.acquire_timeout)
+}
+
+/// Runs `setup` on every new connection, and pings one that has been idle before it is used.
+fn setup_each<DB>(pool: PoolOptions<DB>, setup: String) -> PoolOptions<DB>
+where
+    DB: sqlx::Database,
+    for<'c> &'c mut DB::Connection: Executor<'c, Database = DB>,
+{
+    pool.test_before_acquire(false)
+        .before_acquire(|connection, about| {
+            Box::pin(async move {
+                if about.idle_for < PING_AFTER_IDLE {
+                    return Ok(true);
+                }
+                Ok(tokio::time::timeout(PING_TIMEOUT, connection.ping()).await.is_ok_and(|ping| ping.is_ok()))
+            })
+        })
+        .after_connect(move |connection, _| {
+            let setup = setup.clone();
+            Box::pin(async move {
+                connection.execute(sqlx::AssertSqlSafe(setup)).await?;
+                Ok(())
+            })
+        })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_password_shows_nowhere() {
+        let options = StoreOptions::new("postgres://u:hunter2@[bad/x");
+        assert!(!format!("{options:?}").contains("hunter2"));
+        let error = Target::parse(&options.url).err().expect("must fail");
+        assert!(!format!("{error} {error:?}").contains("hunter2"));
+        let error = Target::parse("mongo://u:hunter2@h/x").err().expect("must fail");
+        assert!(!format!("{error} {error:?}").contains("hunter2"));
+    }
+}

@@ -1,0 +1,164 @@
+//! Keys and receipts: how a repeat is told from a new message.
+
+use std::collections::HashMap;
+
+use sea_orm::{
+    ConnectionTrait, ExprTrait, FromQueryResult,
+    sea_query::{Expr, OnConflict, Query},
+};
+use sha2::{Digest, Sha256};
+use uuid::Uuid;
+
+use crate::{
+    Append, Key, Stream,
+    db::{Transaction, rows},
+    entity::receipts,
+    error::Fault,
+    values::{MAX_LIST, builder, now, padded, signed},
+};
+
+pub(crate) type Hash = [u8; 32];
+
+/// What an item's key and content come down to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Identity {
+    pub(crate) key: Hash,
+    pub(crate) content: Hash,
+}
+
+impl Identity {
+    pub(crate) fn of(append: &Append) -> Option<Self> {
+        let (kind, name) = match &append.stream {
+            Stream::Room(name) => ("room", name),
+            Stream::Inbox(name) => ("inbox", name),
+        };
+        let key = match append.key.as_ref()? {
+            // Unique per user and kind of frame: the same id for another room is a misuse.
+            Key::Client { user, client_id } => digest(&["client", user, client_id, kind]),
+            // One event may go to many streams; it is known in each.
+            Key::Event { source, id } => digest(&["event", source, id, kind, name]),
+        };
+        Some(Self { key, content: digest(&[kind, name, &append.from_user, &append.message]) })
+    }
+}
+
+/// Each part goes in behind its length, so that no two lists of parts give the same bytes.
+fn digest(parts: &[&str]) -> Hash {
+    let mut hash = Sha256::new();
+    for part in parts {
+        hash.update((part.len() as u64).to_be_bytes());
+        hash.update(part.as_bytes());
+    }
+    hash.finalize().into()
+}
+
+/// A key about to be claimed, with the answer that a repeat shall get.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Claim {
+    pub(crate) identity: Identity,
+    pub(crate) id: Uuid,
+    pub(crate) seq: u64,
+    pub(crate) epoch: i64,
+    pub(crate) date: i64,
+}
+
+/// What was answered to a key before.
+#[derive(Debug, FromQueryResult)]
+pub(crate) struct Receipt {
+    key_hash: Vec<u8>,
+    pub(crate) content_hash: Vec<u8>,
+    pub(crate) id: Uuid,
+    pub(crate) seq: i64,
+    pub(crate) epoch: i64,
+    pub(crate) date: i64,
+}
+
+const COLUMNS: [receipts::Column; 7] = [
+    receipts::Column::KeyHash,
+    receipts::Column::ContentHash,
+    receipts::Column::Id,
+    receipts::Column::Seq,
+    receipts::Column::Epoch,
+    receipts::Column::Date,
+    receipts::Column::CreatedAt,
+];
+
+/// Claims these keys. The answer holds the receipts of those that were claimed before; it is empty,
+/// at the price of one statement, when all are new.
+pub(crate) async fn claim(
+    transaction: &Transaction<'_>,
+    claims: &mut [Claim],
+) -> Result<HashMap<Hash, Receipt>, Fault> {
+    // In one order for everybody: two writers cannot wait for each other.
+    claims.sort_unstable_by_key(|claim| claim.identity.key);
+    let mut inserted = 0;
+    for claims in claims.chunks(MAX_LIST) {
+        let mut insert = insert(claims)?;
+        // Without columns MySQL gets INSERT IGNORE, the only form that counts what was new.
+        insert.on_conflict(OnConflict::column(receipts::Column::KeyHash).do_nothing().to_owned());
+        inserted += transaction.inner.execute(&insert).await?.rows_affected();
+    }
+    let mut earlier = HashMap::new();
+    if inserted == claims.len() as u64 {
+        return Ok(earlier);
+    }
+    for claims in claims.chunks(MAX_LIST) {
+        let keys: Vec<_> = claims.iter().map(|claim| claim.identity.key.to_vec()).collect();
+        let select = Query::select()
+            .columns(COLUMNS)
+            .from(receipts::Entity)
+            .and_where(Expr::col(receipts::Column::KeyHash).is_in(padded(&keys)))
+            .to_owned();
+        for receipt in rows::<Receipt>(&transaction.inner, &select).await? {
+            if let Ok(key) = Hash::try_from(receipt.key_hash.as_slice()) {
+                earlier.insert(key, receipt);
+            }
+        }
+    }
+    earlier.retain(|key, receipt| !claims.iter().any(|claim| claim.identity.key == *key && claim.id == receipt.id));
+    Ok(earlier)
+}
+
+/// Writes the positions of claims again, for when some of the batch turned out to be repeats and the
+/// positions behind them moved.
+pub(crate) async fn amend(transaction: &Transaction<'_>, claims: &mut [Claim]) -> Result<(), Fault> {
+    claims.sort_unstable_by_key(|claim| claim.identity.key);
+    for claims in claims.chunks(MAX_LIST) {
+        let mut insert = insert(claims)?;
+        insert
+            .on_conflict(OnConflict::column(receipts::Column::KeyHash).update_column(receipts::Column::Seq).to_owned());
+        transaction.inner.execute(&insert).await?;
+    }
+    Ok(())
+}
+
+fn insert(claims: &[Claim]) -> Result<sea_orm::sea_query::InsertStatement, Fault> {
+    let mut insert = Query::insert();
+    insert.into_table(receipts::Entity).columns(COLUMNS);
+    let now = now();
+    for claim in claims {
+        insert
+            .values([
+                claim.identity.key.to_vec().into(),
+                claim.identity.content.to_vec().into(),
+                claim.id.into(),
+                signed(claim.seq).into(),
+                claim.epoch.into(),
+                claim.date.into(),
+                now.into(),
+            ])
+            .map_err(builder)?;
+    }
+    Ok(insert)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_cannot_be_shifted() {
+        assert_ne!(digest(&["ab", "c"]), digest(&["a", "bc"]));
+        assert_ne!(digest(&["a", ""]), digest(&["a"]));
+    }
+}

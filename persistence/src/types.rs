@@ -1,0 +1,224 @@
+//! The words the store speaks: rooms, inboxes, messages, and what is asked of them.
+
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+/// Longest name of a room, a user or a sender, in characters.
+pub const MAX_NAME_CHARS: usize = 150;
+/// Longest display name of a room, in characters.
+pub const MAX_DISPLAY_NAME_CHARS: usize = 255;
+/// Longest source or event id of a published event, in bytes.
+pub const MAX_EVENT_ID_BYTES: usize = 128;
+/// Longest text of a stored message, in bytes (1 MiB).
+pub const MAX_MESSAGE_BYTES: usize = 1024 * 1024;
+
+/// A room and the head of its stream.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Room {
+    /// The room's name, its identity; compared by bytes.
+    pub name: String,
+    /// What people see; the name until somebody sets another.
+    pub display_name: String,
+    /// Random, made with the room: a room deleted and made again has another.
+    pub epoch: i64,
+    /// The `seq` of the newest message, 0 when there is none yet.
+    pub last_seq: u64,
+    /// The id of the message `last_seq`.
+    pub last_id: Option<Uuid>,
+}
+
+/// The head of a user's inbox.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Head {
+    /// Random, made with the inbox.
+    pub epoch: i64,
+    /// The `seq` of the newest notification, 0 when there is none yet.
+    pub last_seq: u64,
+    /// The id of the notification `last_seq`.
+    pub last_id: Option<Uuid>,
+}
+
+/// Where a message goes; each stream is numbered on its own.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Stream {
+    /// The chat of the room of this name.
+    Room(String),
+    /// The notifications of the user of this name.
+    Inbox(String),
+}
+
+impl Stream {
+    /// The name of the room or user.
+    pub fn name(&self) -> &str {
+        match self {
+            Self::Room(name) | Self::Inbox(name) => name,
+        }
+    }
+}
+
+/// One message to store.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Append {
+    /// Where it goes.
+    pub stream: Stream,
+    /// Who sent it, at most [`MAX_NAME_CHARS`].
+    pub from_user: String,
+    /// The text, at most [`MAX_MESSAGE_BYTES`].
+    pub message: String,
+    /// What makes a repeat of it recognisable; `None` stores every time.
+    pub key: Option<Key>,
+    /// For inboxes: make the user known when nobody has heard of them. Ignored for rooms.
+    pub create_inbox: bool,
+    /// Source and event id, stored beside the message.
+    pub origin: Option<(String, String)>,
+}
+
+/// The identity of a message to those who may send it twice.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Key {
+    /// A browser's `client_id`: unique per user and kind of stream.
+    Client {
+        /// The signed-in user.
+        user: String,
+        /// What the client chose.
+        client_id: String,
+    },
+    /// A service's event: source and id are unique per stream.
+    Event {
+        /// The publishing service.
+        source: String,
+        /// Its id of the event.
+        id: String,
+    },
+}
+
+/// Where and when a message was stored.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Appended {
+    /// UUIDv7.
+    pub id: Uuid,
+    /// Position in the stream: 1, 2, 3 … without holes.
+    pub seq: u64,
+    /// Epoch of the stream `seq` belongs to.
+    pub epoch: i64,
+    /// UTC, microseconds.
+    pub date: OffsetDateTime,
+    /// The room's display name; `None` for inboxes.
+    pub display_name: Option<String>,
+    /// Whether this is the answer to an earlier append with the same key.
+    pub repeated: bool,
+}
+
+/// Why one item of a batch was not stored; its neighbours were.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum AppendError {
+    /// No room of that name.
+    #[error("no such room")]
+    RoomNotFound,
+    /// Nobody has heard of that user, and `create_inbox` was not set.
+    #[error("no such user")]
+    UserNotFound,
+    /// The key was used before for other content.
+    #[error("the same key was used before with other content")]
+    KeyReused,
+    /// A field is too long, empty, or holds a NUL character; the text says which.
+    #[error("invalid {0}")]
+    Invalid(&'static str),
+}
+
+/// A stored chat message.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Message {
+    /// UUIDv7.
+    pub id: Uuid,
+    /// Position in the room.
+    pub seq: u64,
+    /// Epoch of the room.
+    pub epoch: i64,
+    /// Name of the room.
+    pub room: String,
+    /// Who sent it.
+    pub from_user: String,
+    /// The text.
+    pub message: String,
+    /// When it was stored: UTC, microseconds.
+    pub date: OffsetDateTime,
+}
+
+/// A stored notification.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Notification {
+    /// UUIDv7.
+    pub id: Uuid,
+    /// Position in the inbox.
+    pub seq: u64,
+    /// Epoch of the inbox.
+    pub epoch: i64,
+    /// Who sent it.
+    pub from_user: String,
+    /// The text.
+    pub message: String,
+    /// When it was stored: UTC, microseconds.
+    pub date: OffsetDateTime,
+    /// Whether the user has marked it seen.
+    pub seen: bool,
+    /// The publishing service, for events.
+    pub source: Option<String>,
+    /// The service's id of the event.
+    pub event_id: Option<String>,
+}
+
+/// Which part of a stream to read. Results ascend by `seq` in every case.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Range {
+    /// The newest.
+    Latest,
+    /// The newest of those with a smaller `seq`.
+    Before(u64),
+    /// The oldest of those with a larger `seq`.
+    After(u64),
+}
+
+/// Which notifications have been seen.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Seen {
+    /// These.
+    Ids(Vec<Uuid>),
+    /// All up to and with this `seq`.
+    UpTo(u64),
+}
+
+/// A user to put into a room.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Membership {
+    /// Name of the room.
+    pub room: String,
+    /// Name of the user.
+    pub user: String,
+    /// Make the room when there is none of that name.
+    pub create_room: bool,
+}
+
+/// What to delete, oldest first; `None` keeps.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Retention {
+    /// Delete chat messages older than this.
+    pub messages_before: Option<OffsetDateTime>,
+    /// Keep so many of the newest messages of each room.
+    pub messages_per_room: Option<u64>,
+    /// Delete notifications older than this.
+    pub notifications_before: Option<OffsetDateTime>,
+    /// Delete the receipts of keys older than this; at least 7 days are promised.
+    pub receipts_before: Option<OffsetDateTime>,
+}
+
+/// The database behind a store.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Backend {
+    /// Embedded SQLite.
+    Sqlite,
+    /// PostgreSQL.
+    Postgres,
+    /// MySQL or MariaDB.
+    MySql,
+}

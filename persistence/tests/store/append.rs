@@ -1,0 +1,158 @@
+//! Positions, batches and what they cost.
+
+use persistence::{AppendError, Range, Stream};
+use uuid::Uuid;
+
+use crate::common::*;
+
+on_all_databases!(
+    positions_are_contiguous,
+    a_refused_item_takes_no_position,
+    what_is_read_is_what_was_stored,
+    ranges_ascend,
+    a_thousand_rows_cost_few_statements,
+    large_messages_fit,
+);
+
+async fn positions_are_contiguous(database: Database) {
+    let store = database.store().await;
+    let room = store.create_room("lobby", Some("The Lobby")).await.unwrap();
+    assert_eq!((room.last_seq, room.last_id), (0, None));
+    let first = stored(&store, chat("lobby", "alice", "1")).await;
+    assert_eq!((first.seq, first.epoch), (1, room.epoch));
+    assert_eq!(first.display_name.as_deref(), Some("The Lobby"));
+    assert_eq!(first.id.get_version_num(), 7);
+    let batch = [
+        chat("lobby", "bob", "2"),
+        notify("carol", "1"),
+        chat("lobby", "alice", "3"),
+        notify("dave", "1"),
+        notify("carol", "2"),
+        chat("lobby", "bob", "4"),
+    ];
+    let results: Vec<_> = store.append(&batch).await.unwrap().into_iter().map(Result::unwrap).collect();
+    assert_eq!(results.iter().map(|stored| stored.seq).collect::<Vec<_>>(), [2, 1, 3, 1, 2, 4]);
+    assert_eq!(results[1].display_name, None);
+    assert!(room.epoch > 0);
+    let room = store.room("lobby").await.unwrap().unwrap();
+    assert_eq!((room.last_seq, room.last_id), (4, Some(results[5].id)));
+    let heads = store.inbox_heads(&names(&["carol", "dave", "nobody"])).await.unwrap();
+    assert_eq!(heads.len(), 2);
+    assert_eq!((heads["carol"].last_seq, heads["carol"].last_id), (2, Some(results[4].id)));
+    assert_eq!(heads["carol"].epoch, results[1].epoch);
+    assert!(store.append(&[]).await.unwrap().is_empty());
+}
+
+async fn a_refused_item_takes_no_position(database: Database) {
+    let store = database.store().await;
+    store.create_room("lobby", None).await.unwrap();
+    let mut to_stranger = notify("stranger", "hello");
+    to_stranger.create_inbox = false;
+    let batch = [
+        chat("lobby", "alice", "1"),
+        chat("no-such-room", "alice", "x"),
+        to_stranger,
+        chat("lobby", "alice", "nul \0"),
+        chat("lobby", &"x".repeat(151), "x"),
+        chat("lobby", "alice", "2"),
+    ];
+    let results = store.append(&batch).await.unwrap();
+    assert_eq!(results[0].as_ref().unwrap().seq, 1);
+    assert_eq!(results[1], Err(AppendError::RoomNotFound));
+    assert_eq!(results[2], Err(AppendError::UserNotFound));
+    assert_eq!(results[3], Err(AppendError::Invalid("message")));
+    assert_eq!(results[4], Err(AppendError::Invalid("from_user")));
+    assert_eq!(results[5].as_ref().unwrap().seq, 2);
+    assert!(store.known_users(&names(&["stranger"])).await.unwrap().is_empty());
+}
+
+async fn what_is_read_is_what_was_stored(database: Database) {
+    let store = database.store().await;
+    store.create_room("lobby", None).await.unwrap();
+    let text = "ünï 🦀 'quoted'; DROP TABLE gateway_rooms; -- \\ %s $1 ? \n\t\u{1b}[31m";
+    let mut append = chat("lobby", "élise", text);
+    append.origin = Some(("shop".into(), "order-42".into()));
+    let sent = stored(&store, append).await;
+    let read = store.messages("lobby", Range::Latest, 10).await.unwrap().pop().unwrap();
+    assert_eq!(
+        (read.id, read.seq, read.epoch, read.date),
+        (sent.id, sent.seq, sent.epoch, sent.date),
+        "the date keeps its microseconds"
+    );
+    assert_eq!((&*read.room, &*read.from_user, &*read.message), ("lobby", "élise", text));
+    assert_eq!(read.date.offset(), time::UtcOffset::UTC);
+
+    let mut append = notify("alice", "");
+    append.origin = Some(("shop".into(), "order-42".into()));
+    let sent = stored(&store, append).await;
+    let read = store.notifications("alice", Range::After(0), false, 10).await.unwrap().pop().unwrap();
+    assert_eq!((read.id, read.seq, read.epoch, read.date), (sent.id, sent.seq, sent.epoch, sent.date));
+    assert_eq!((read.source.as_deref(), read.event_id.as_deref()), (Some("shop"), Some("order-42")));
+    assert_eq!((&*read.from_user, &*read.message, read.seen), ("shop", "", false));
+}
+
+async fn ranges_ascend(database: Database) {
+    let store = database.store().await;
+    store.create_room("lobby", None).await.unwrap();
+    let batch: Vec<_> = (1..=9).map(|n| chat("lobby", "alice", &n.to_string())).collect();
+    store.append(&batch).await.unwrap();
+    let seqs = async |range, limit| -> Vec<u64> {
+        store.messages("lobby", range, limit).await.unwrap().iter().map(|message| message.seq).collect()
+    };
+    assert_eq!(seqs(Range::Latest, 3).await, [7, 8, 9]);
+    assert_eq!(seqs(Range::Before(5), 3).await, [2, 3, 4]);
+    assert_eq!(seqs(Range::After(5), 3).await, [6, 7, 8]);
+    assert!(seqs(Range::After(9), 3).await.is_empty());
+    assert!(seqs(Range::After(u64::MAX), 3).await.is_empty());
+    assert_eq!(seqs(Range::Before(u64::MAX), u64::MAX).await.len(), 9);
+    assert!(store.messages("elsewhere", Range::Latest, 3).await.unwrap().is_empty());
+}
+
+async fn a_thousand_rows_cost_few_statements(database: Database) {
+    let store = database.store().await;
+    store.create_room("lobby", None).await.unwrap();
+    let before = store.statements();
+    stored(&store, chat("lobby", "alice", "hello")).await;
+    assert_eq!(store.statements() - before, 5, "BEGIN, lock, insert, head, COMMIT");
+
+    let users: Vec<_> = (0..500).map(|n| format!("user{n}")).collect();
+    store.see_users(&users).await.unwrap();
+    let mut batch = Vec::new();
+    for (n, user) in users.iter().enumerate() {
+        let mut chat = chat("lobby", "alice", "hello");
+        chat.key = client_key("alice", &n.to_string());
+        batch.extend([chat, notify(user, "hello")]);
+    }
+    let before = store.statements();
+    let results = store.append(&batch).await.unwrap();
+    assert!(results.iter().all(Result::is_ok));
+    assert_eq!(store.statements() - before, 9, "two of each and the keys, BEGIN, COMMIT");
+    let heads = store.inbox_heads(&users).await.unwrap();
+    assert_eq!(heads.len(), 500);
+    for (item, result) in batch.iter().zip(&results) {
+        if let Stream::Inbox(user) = &item.stream {
+            let head = &heads[user];
+            assert_eq!((head.last_seq, head.last_id), (1, result.as_ref().ok().map(|stored| stored.id)));
+        }
+    }
+    // All again: repeats, and the heads stay where they are.
+    let again = store.append(&batch).await.unwrap();
+    for (first, again) in results.iter().zip(&again).step_by(2) {
+        let (first, again) = (first.as_ref().unwrap(), again.as_ref().unwrap());
+        assert_eq!((first.id, first.seq, first.date), (again.id, again.seq, again.date));
+        assert!(again.repeated);
+    }
+    assert_eq!(store.room("lobby").await.unwrap().unwrap().last_seq, 501);
+}
+
+async fn large_messages_fit(database: Database) {
+    let store = database.store().await;
+    store.create_room("lobby", None).await.unwrap();
+    let text = "ä".repeat(100_000);
+    // 20 MB together, more than MariaDB takes in one packet.
+    let batch: Vec<_> = (0..100).map(|_| chat("lobby", "alice", &text)).collect();
+    let results = store.append(&batch).await.unwrap();
+    assert_eq!(results.last().unwrap().as_ref().unwrap().seq, 100);
+    let read = store.messages("lobby", Range::Latest, 1).await.unwrap().pop().unwrap();
+    assert!(read.message == text && read.id != Uuid::nil());
+}

@@ -1,0 +1,102 @@
+//! Fresh databases, and small words for what the tests do.
+
+use persistence::{Append, Appended, Key, Membership, Store, StoreOptions, Stream};
+use tempfile::TempDir;
+use testkit::{mariadb::MariaDb, postgres::Postgres};
+
+/// A database of one test.
+pub(crate) struct Database {
+    pub(crate) url: String,
+    _dir: Option<TempDir>,
+}
+
+impl Database {
+    pub(crate) fn sqlite() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let url = format!("sqlite://{}?mode=rwc", dir.path().join("gateway.db").display());
+        Self { url, _dir: Some(dir) }
+    }
+
+    pub(crate) fn memory() -> Self {
+        Self { url: "sqlite::memory:".into(), _dir: None }
+    }
+
+    pub(crate) fn postgres() -> Self {
+        Self { url: Postgres::shared().fresh_database(), _dir: None }
+    }
+
+    pub(crate) fn mariadb() -> Self {
+        Self { url: MariaDb::shared().fresh_database(), _dir: None }
+    }
+
+    /// A store with connections of its own.
+    pub(crate) async fn connect(&self) -> Store {
+        Store::connect(StoreOptions::new(&self.url)).await.unwrap()
+    }
+
+    /// The first store, with the schema made.
+    pub(crate) async fn store(&self) -> Store {
+        let store = self.connect().await;
+        store.migrate().await.unwrap();
+        store
+    }
+}
+
+/// Makes of each `async fn name(database: Database)` of this file a test on every database.
+macro_rules! on_all_databases {
+    ($($name:ident),+ $(,)?) => {
+        on_databases! { sqlite: $($name),+ }
+        on_databases! { postgres: $($name),+ }
+        on_databases! { mariadb: $($name),+ }
+    };
+}
+
+/// The same on one kind of database.
+macro_rules! on_databases {
+    ($database:ident: $($name:ident),+) => {
+        mod $database {
+            $(
+                #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+                async fn $name() {
+                    super::$name($crate::common::Database::$database()).await;
+                }
+            )+
+        }
+    };
+}
+
+pub(crate) fn chat(room: &str, from: &str, text: &str) -> Append {
+    Append {
+        stream: Stream::Room(room.into()),
+        from_user: from.into(),
+        message: text.into(),
+        key: None,
+        create_inbox: false,
+        origin: None,
+    }
+}
+
+pub(crate) fn notify(user: &str, text: &str) -> Append {
+    Append { stream: Stream::Inbox(user.into()), create_inbox: true, ..chat("", "shop", text) }
+}
+
+pub(crate) fn client_key(user: &str, client_id: &str) -> Option<Key> {
+    Some(Key::Client { user: user.into(), client_id: client_id.into() })
+}
+
+pub(crate) fn event_key(source: &str, id: &str) -> Option<Key> {
+    Some(Key::Event { source: source.into(), id: id.into() })
+}
+
+/// Stores one message that must be accepted.
+pub(crate) async fn stored(store: &Store, append: Append) -> Appended {
+    store.append(&[append]).await.unwrap().pop().unwrap().unwrap()
+}
+
+pub(crate) fn names(names: &[&str]) -> Vec<String> {
+    names.iter().map(|name| (*name).to_owned()).collect()
+}
+
+pub(crate) fn member(room: &str, user: &str, create_room: bool) -> Membership {
+    Membership { room: room.into(), user: user.into(), create_room }
+}

@@ -1,0 +1,172 @@
+//! Databases that die, freeze and come back.
+
+use std::time::{Duration, Instant};
+
+use persistence::{Range, Store, StoreOptions};
+use testkit::{mariadb::MariaDb, postgres::Postgres};
+
+use crate::common::*;
+
+/// What the two servers have in common.
+trait Server {
+    fn url(&self) -> String;
+    fn kill9(&mut self);
+    fn restart(&mut self);
+    fn pause(&mut self);
+    fn resume(&mut self);
+}
+
+macro_rules! server {
+    ($type:ty) => {
+        impl Server for $type {
+            fn url(&self) -> String {
+                self.url()
+            }
+            fn kill9(&mut self) {
+                self.kill9();
+            }
+            fn restart(&mut self) {
+                self.restart();
+            }
+            fn pause(&mut self) {
+                self.pause();
+            }
+            fn resume(&mut self) {
+                self.resume();
+            }
+        }
+    };
+}
+server!(Postgres);
+server!(MariaDb);
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn postgres_dies_and_comes_back() {
+    dies_and_comes_back(Postgres::start()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn mariadb_dies_and_comes_back() {
+    dies_and_comes_back(MariaDb::start()).await;
+}
+
+async fn connect(server: &impl Server, statement_timeout: Duration) -> Store {
+    let mut options = StoreOptions::new(server.url());
+    options.acquire_timeout = Duration::from_millis(500);
+    options.statement_timeout = statement_timeout;
+    let store = Store::connect(options).await.unwrap();
+    store.migrate().await.unwrap();
+    store.create_room("lobby", None).await.unwrap();
+    store
+}
+
+/// Appends until one succeeds; each failure must be one to retry.
+async fn append_again(store: &Store) -> u64 {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    loop {
+        match store.append(&[chat("lobby", "alice", "again")]).await {
+            Ok(results) => return results[0].as_ref().unwrap().seq,
+            Err(error) => assert!(error.is_retryable() && Instant::now() < deadline, "{error:?}"),
+        }
+    }
+}
+
+async fn dies_and_comes_back(mut server: impl Server) {
+    let store = connect(&server, Duration::from_secs(10)).await;
+    let mut acknowledged = Vec::new();
+    for round in 0..3 {
+        // Killed under load: what was acknowledged must be there afterwards.
+        let writers: Vec<_> = (0..4)
+            .map(|writer| {
+                let store = store.clone();
+                async move {
+                    let mut acknowledged = Vec::new();
+                    for n in 0.. {
+                        let append = chat("lobby", "alice", &format!("{round}-{writer}-{n}"));
+                        match store.append(&[append]).await {
+                            Ok(results) => acknowledged.push(results[0].as_ref().unwrap().id),
+                            Err(error) => {
+                                assert!(error.is_retryable(), "{error:?}");
+                                break;
+                            }
+                        }
+                    }
+                    acknowledged
+                }
+            })
+            .collect();
+        let mut tasks = tokio::task::JoinSet::new();
+        for writer in writers {
+            tasks.spawn(writer);
+        }
+        while store.messages("lobby", Range::Latest, 1).await.unwrap().len() < 1 {}
+        server.kill9();
+        let before = acknowledged.len();
+        acknowledged.extend(tasks.join_all().await.into_iter().flatten());
+        assert!(round > 0 || acknowledged.len() > before);
+        assert!(store.ping().await.unwrap_err().is_retryable());
+        assert!(store.room("lobby").await.unwrap_err().is_retryable());
+        server.restart();
+        append_again(&store).await;
+        store.ping().await.unwrap();
+    }
+    let read = store.messages("lobby", Range::After(0), 1_000_000).await.unwrap();
+    assert!(read.iter().enumerate().all(|(at, message)| message.seq == at as u64 + 1), "no hole");
+    let ids: std::collections::HashSet<_> = read.iter().map(|message| message.id).collect();
+    assert!(acknowledged.iter().all(|id| ids.contains(id)), "nothing acknowledged is lost");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn postgres_freezes() {
+    freezes(Postgres::start()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn mariadb_freezes() {
+    freezes(MariaDb::start()).await;
+}
+
+async fn freezes(mut server: impl Server) {
+    let store = connect(&server, Duration::from_secs(1)).await;
+    let first = append_again(&store).await;
+    server.pause();
+    let mut tasks = tokio::task::JoinSet::new();
+    let asked = Instant::now();
+    // More than there are connections: some wait for an answer, some for a connection.
+    for _ in 0..12 {
+        let store = store.clone();
+        tasks.spawn(async move {
+            store.append(&[chat("lobby", "alice", "hello")]).await.is_err_and(|error| error.is_retryable())
+        });
+    }
+    assert!(tasks.join_all().await.into_iter().all(|retryable| retryable));
+    assert!(store.ping().await.unwrap_err().is_retryable());
+    assert!(asked.elapsed() < Duration::from_secs(8), "bounded: {:?}", asked.elapsed());
+    // Also while it stays frozen: the pool was replaced, so these fail for want of an answer.
+    assert!(store.room("lobby").await.unwrap_err().is_retryable());
+    server.resume();
+    assert!(append_again(&store).await > first);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_locked_head_is_waited_for_and_then_given_up() {
+    let server = Postgres::shared();
+    let url = server.fresh_database();
+    let mut options = StoreOptions::new(&url);
+    options.statement_timeout = Duration::from_secs(1);
+    let store = Store::connect(options).await.unwrap();
+    store.migrate().await.unwrap();
+    store.create_room("lobby", None).await.unwrap();
+    let mut holder = tokio::task::JoinSet::new();
+    holder.spawn_blocking(move || {
+        server.sql(&url, "BEGIN; SELECT 1 FROM gateway_rooms FOR UPDATE; SELECT pg_sleep(6); COMMIT");
+    });
+    // Until the lock is held, appends pass.
+    let error = loop {
+        if let Err(error) = store.append(&[chat("lobby", "alice", "x")]).await {
+            break error;
+        }
+    };
+    assert!(error.is_retryable(), "{error:?}");
+    append_again(&store).await;
+}

@@ -1,0 +1,15 @@
+//! The store against real SQLite, PostgreSQL and MariaDB: every behaviour on all three.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
+
+#[macro_use]
+mod common;
+
+mod append;
+mod concurrency;
+mod faults;
+mod identity;
+mod keys;
+mod notifications;
+mod retention;
+mod rooms;
+mod schema;

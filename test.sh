@@ -1,0 +1,147 @@
+#!/usr/bin/env bash
+# Installs what the tests need and runs every check: ./test.sh [--long] [--install-only]
+#   --long          also the tests that take minutes (GATEWAY_LONG=1)
+#   --install-only  stop after installing
+# Needs a Rust toolchain and, to install packages, Debian or Ubuntu as root or with sudo.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")"
+
+install_only=
+for option in "$@"; do
+  case $option in
+    --long) export GATEWAY_LONG=1 ;;
+    --install-only) install_only=1 ;;
+    -h | --help) sed -n '2,5s/^# //p' "$0"; exit 0 ;;
+    *) echo "test.sh: unknown option $option (--long, --install-only)" >&2; exit 2 ;;
+  esac
+done
+
+say() { printf '\n\033[1m== %s\033[0m\n' "$*"; }
+die() { echo "test.sh: $*" >&2; exit 1; }
+has() { command -v "$1" >/dev/null; }
+
+# Servers are in /usr/sbin, which is not on every user's path.
+export PATH="$PATH:/usr/local/sbin:/usr/sbin:/sbin"
+
+# ---- Debian packages, only the missing ones ----
+
+missing=()
+need() { "${@:2}" >/dev/null 2>&1 || missing+=("$1"); }
+has_postgres() { has postgres || compgen -G '/usr/lib/postgresql/*/bin/postgres'; }
+node_works() { has node && [ "$(node -p 'process.versions.node.split(".")[0]')" -ge 20 ]; }
+
+need redis-server has redis-server
+need postgresql has_postgres
+need mariadb-server has mariadbd
+need mariadb-server has mariadb-install-db
+need haproxy has haproxy
+need chromium has chromium
+need fonts-dejavu-core compgen -G '/usr/share/fonts/*/*/*.ttf'
+need build-essential has cc
+need build-essential has make
+need pkg-config has pkg-config
+need curl has curl
+need procps has ps
+need ca-certificates test -s /etc/ssl/certs/ca-certificates.crt
+need python3 has python3
+need python3-venv python3 -c 'import ensurepip, venv'
+if ! node_works; then
+  need nodejs has node
+  need npm has npm
+fi
+
+if [ ${#missing[@]} -gt 0 ]; then
+  mapfile -t missing < <(printf '%s\n' "${missing[@]}" | sort -u)
+  say "installing ${missing[*]}"
+  has apt-get || die "please install: ${missing[*]}"
+  as_root=()
+  if [ "$(id -u)" -ne 0 ]; then
+    has sudo || die "as root, please: apt-get install ${missing[*]}"
+    as_root=(sudo)
+  fi
+  # The tests start servers of their own: the packages are not to start any.
+  policy=/usr/sbin/policy-rc.d
+  if [ ! -e $policy ]; then
+    trap '"${as_root[@]}" rm -f $policy' EXIT
+    printf '#!/bin/sh\nexit 101\n' | "${as_root[@]}" tee $policy >/dev/null
+    "${as_root[@]}" chmod 755 $policy
+  fi
+  apt=("${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=300)
+  "${apt[@]}" update
+  "${apt[@]}" install -y --no-install-recommends "${missing[@]}" >/dev/null
+  if [ -n "$(trap -p EXIT)" ]; then
+    "${as_root[@]}" rm -f $policy
+    trap - EXIT
+  fi
+fi
+
+# ---- Rust ----
+
+has cargo || { [ -x "$HOME/.cargo/bin/cargo" ] && PATH="$HOME/.cargo/bin:$PATH"; } ||
+  die "cargo is missing: install Rust from https://rustup.rs"
+for component in rustfmt clippy; do
+  cargo "${component/rustfmt/fmt}" --version >/dev/null 2>&1 || rustup component add "$component"
+done
+
+# ---- Python: made again when the requirements have changed ----
+
+python_packages=(-r testkit/requirements.txt kosoku==0.1.0) # kosoku: the WebSocket conformance cases
+wanted=$(cat testkit/requirements.txt; printf '%s' "${python_packages[*]}")
+if [ ! -x .venv/bin/python ] || [ "$(cat .venv/installed 2>/dev/null)" != "$wanted" ]; then
+  say "making the Python environment"
+  rm -rf .venv
+  python3 -m venv .venv
+  .venv/bin/python -m pip install --quiet --disable-pip-version-check "${python_packages[@]}"
+  printf '%s\n' "$wanted" >.venv/installed
+fi
+
+# ---- Node: Debian's may be too old for the browser driver ----
+
+if ! node_works; then
+  case $(uname -m) in x86_64) arch=x64 ;; aarch64) arch=arm64 ;; *) die "please install Node 20 or newer" ;; esac
+  if [ ! -x .node/node_modules/.bin/node ] && [ ! -x ".node/node_modules/node-linux-$arch/bin/node" ]; then
+    say "installing Node 20"
+    mkdir -p .node
+    echo '*' >.node/.gitignore
+    npm install --silent --no-save --prefix .node "node-linux-$arch@20"
+  fi
+  export PATH="$PWD/.node/node_modules/node-linux-$arch/bin:$PATH"
+fi
+if [ ! -e clients/js/node_modules/.package-lock.json ] ||
+  [ clients/js/package-lock.json -nt clients/js/node_modules/.package-lock.json ]; then
+  say "installing the packages of the browser client's tests"
+  (cd clients/js && npm ci --silent --no-fund --no-audit && touch node_modules/.package-lock.json)
+fi
+
+[ -z "$install_only" ] || exit 0
+
+# ---- the checks: all of them, also when an earlier one fails ----
+
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
+failed=()
+check() {
+  say "$1"
+  "${@:2}" 2>&1 | tee -a "$log" || failed+=("$1")
+}
+
+export RUSTDOCFLAGS="${RUSTDOCFLAGS:-} -D warnings"
+check "format" cargo fmt --all --check
+check "clippy" cargo clippy --workspace --all-targets --quiet -- -D warnings
+check "documentation" cargo doc --workspace --no-deps --quiet
+check "build" cargo build --workspace --quiet
+check "tests" cargo test --workspace --no-fail-fast
+check "browser client" node --test --test-reporter=spec clients/js/test/client.test.mjs
+
+# `cargo test` and `node --test` both say how many; the sum is exact unless something did not compile.
+count() { awk -v word="$1" '
+  /^test result: / { for (i = 2; i <= NF; i++) if ($i == word ";") sum += $(i - 1) }
+  /^(ℹ|#) / && $2 == substr(word, 1, 4) { sum += $3 }
+  END { print sum + 0 }' "$log"; }
+passed=$(count passed)
+wrong=$(count failed)
+
+echo
+for name in "${failed[@]+"${failed[@]}"}"; do echo "FAILED: $name"; done
+grep -q '^error: could not compile' "$log" || echo "$passed passed, $wrong failed"
+[ ${#failed[@]} -eq 0 ]

@@ -1,0 +1,175 @@
+//! MariaDB servers.
+
+use std::{
+    fs,
+    os::unix::fs::MetadataExt,
+    path::PathBuf,
+    process::Command,
+    sync::{
+        OnceLock,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::Duration,
+};
+
+use crate::{
+    net::free_port,
+    process::{Guarded, private_dir},
+};
+
+const READY: Duration = Duration::from_secs(60);
+
+/// A MariaDB server of the test's own, on a free port of 127.0.0.1, with the user `gateway` and no
+/// password. It does not sync to the disk: what is committed outlives the server's death, but not
+/// the machine's.
+#[derive(Debug)]
+pub struct MariaDb {
+    port: u16,
+    process: Guarded,
+    databases: AtomicU32,
+}
+
+impl MariaDb {
+    /// The server that all tests of this process share; each takes its own database of it.
+    pub fn shared() -> &'static Self {
+        static SHARED: OnceLock<MariaDb> = OnceLock::new();
+        SHARED.get_or_init(Self::start)
+    }
+
+    /// Starts a server of one's own, to be killed and frozen, and waits until it answers.
+    pub fn start() -> Self {
+        let mut last = String::new();
+        // Somebody else may take the port between our look and the server's start.
+        for _ in 0..5 {
+            match Self::try_start() {
+                Ok(server) => return server,
+                Err(why) => last = why,
+            }
+        }
+        panic!("mariadbd {last}");
+    }
+
+    fn try_start() -> Result<Self, String> {
+        let (install, server) = (program("mariadb-install-db"), program("mariadbd"));
+        let dir = private_dir("mariadb");
+        let data = format!("--datadir={}", dir.join("data").display());
+        let root = fs::metadata(&dir).expect("just made").uid() == 0;
+        let user = root.then_some("--user=root");
+        let output = Command::new(install)
+            .args(["--no-defaults", &data, "--auth-root-authentication-method=normal", "--skip-test-db"])
+            .args(user)
+            .current_dir(&dir)
+            .output();
+        if !output.as_ref().is_ok_and(|output| output.status.success()) {
+            let _ = fs::remove_dir_all(&dir);
+            return Err(format!("mariadb-install-db failed: {output:?}"));
+        }
+        let init = dir.join("init.sql");
+        let sql = "CREATE USER IF NOT EXISTS gateway@'%'; GRANT ALL ON *.* TO gateway@'%';\n";
+        fs::write(&init, sql).expect("the directory is ours");
+        let port = free_port();
+        let mut command = vec![
+            "--no-defaults".to_owned(),
+            data,
+            format!("--socket={}", dir.join("sock").display()),
+            format!("--pid-file={}", dir.join("pid").display()),
+            format!("--init-file={}", init.display()),
+            format!("--port={port}"),
+            "--bind-address=127.0.0.1".into(),
+            "--skip-name-resolve".into(),
+            "--skip-log-bin".into(),
+            "--max-connections=300".into(),
+            "--innodb-buffer-pool-size=32M".into(),
+            "--innodb-log-file-size=16M".into(),
+            // Written at every commit, left to the system to sync.
+            "--innodb-flush-log-at-trx-commit=2".into(),
+            "--innodb-flush-method=nosync".into(),
+            "--innodb-doublewrite=0".into(),
+            "--innodb-use-native-aio=0".into(),
+        ];
+        command.extend(user.map(str::to_owned));
+        let process = Guarded::spawn(dir, server, command);
+        let server = Self { port, process, databases: AtomicU32::new(0) };
+        match server.process.try_ready(READY, || server.answers()) {
+            Ok(()) => Ok(server),
+            Err(why) => Err(format!("{why}{}", server.process.log_tail())),
+        }
+    }
+
+    /// The socket lies in our own directory, and the server ends when it cannot have its port.
+    fn answers(&self) -> bool {
+        self.client("mysql", "SELECT 1 FROM mysql.global_priv WHERE User = 'gateway'")
+            .is_ok_and(|rows| rows.trim() == "1")
+    }
+
+    /// Makes an empty database and returns its URL.
+    pub fn fresh_database(&self) -> String {
+        let name = format!("test{}", self.databases.fetch_add(1, Ordering::Relaxed));
+        self.sql("mysql", &format!("CREATE DATABASE {name}"));
+        format!("mysql://gateway@127.0.0.1:{}/{name}", self.port)
+    }
+
+    /// The URL of a database that is always there.
+    pub fn url(&self) -> String {
+        self.sql("mysql", "CREATE DATABASE IF NOT EXISTS gateway");
+        format!("mysql://gateway@127.0.0.1:{}/gateway", self.port)
+    }
+
+    /// The server's port.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// Runs SQL in a database, given by name or URL, and returns the rows, columns split by tabs.
+    pub fn sql(&self, database: &str, sql: &str) -> String {
+        self.client(database, sql).unwrap_or_else(|error| panic!("{sql}: {error}{}", self.process.log_tail()))
+    }
+
+    fn client(&self, database: &str, sql: &str) -> Result<String, String> {
+        let database = database.rsplit('/').next().unwrap_or(database);
+        let socket = format!("--socket={}", self.process.dir().join("sock").display());
+        let output = Command::new(program("mariadb"))
+            .args(["--no-defaults", "--user=root", "--connect-timeout=5", "--batch", "--skip-column-names"])
+            .args([&socket, "--default-character-set=utf8mb4", "-D", database, "-e", sql])
+            .output()
+            .map_err(|error| error.to_string())?;
+        if !output.status.success() {
+            return Err(String::from_utf8_lossy(&output.stderr).into_owned());
+        }
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    /// Kills the server (`SIGKILL`); returns when it is dead.
+    pub fn kill9(&mut self) {
+        self.process.kill();
+    }
+
+    /// Starts it again after [`kill9`](Self::kill9), on the same port with the same data.
+    pub fn restart(&mut self) {
+        if self.process.running() {
+            self.kill9();
+        }
+        self.process.start();
+        self.process.wait_ready(READY, || self.answers());
+    }
+
+    /// Freezes the server (`SIGSTOP`): connections stay open, nobody answers.
+    pub fn pause(&mut self) {
+        self.process.pause();
+    }
+
+    /// Ends a [`pause`](Self::pause).
+    pub fn resume(&mut self) {
+        self.process.resume();
+    }
+}
+
+/// Servers may live off the search path.
+fn program(name: &str) -> PathBuf {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path)
+        .chain(["/usr/sbin", "/usr/local/sbin"].map(PathBuf::from))
+        .map(|dir| dir.join(name))
+        .find(|program| program.is_file())
+        .unwrap_or_else(|| panic!("{name} is missing: run ./test.sh, or apt-get install mariadb-server"))
+}

@@ -1,0 +1,240 @@
+//! PostgreSQL servers.
+
+use std::{
+    fs,
+    os::unix::fs::{MetadataExt, chown},
+    path::{Path, PathBuf},
+    process::Command,
+    sync::{
+        OnceLock,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use crate::{
+    net::free_port,
+    process::{Guarded, private_dir},
+};
+
+const READY: Duration = Duration::from_secs(30);
+const MISSING: &str = "PostgreSQL is missing: run ./test.sh, or apt-get install postgresql";
+
+/// A PostgreSQL server of the test's own, on a free port of 127.0.0.1, with the superuser `postgres`
+/// and no password. It does not sync to the disk: what is committed outlives the server's death, but
+/// not the machine's.
+#[derive(Debug)]
+pub struct Postgres {
+    port: u16,
+    bin: PathBuf,
+    process: Guarded,
+    databases: AtomicU32,
+}
+
+impl Postgres {
+    /// The server that all tests of this process share; each takes its own database of it.
+    pub fn shared() -> &'static Self {
+        static SHARED: OnceLock<Postgres> = OnceLock::new();
+        SHARED.get_or_init(Self::start)
+    }
+
+    /// Starts a server of one's own, to be killed and frozen, and waits until it answers.
+    pub fn start() -> Self {
+        let mut last = String::new();
+        // Somebody else may take the port between our look and the server's start.
+        for _ in 0..5 {
+            match Self::try_start() {
+                Ok(server) => return server,
+                Err(why) => last = why,
+            }
+        }
+        panic!("postgres {last}");
+    }
+
+    fn try_start() -> Result<Self, String> {
+        let bin = bin();
+        let dir = private_dir("postgres");
+        let data = dir.join("data");
+        let run_as = servant(&dir);
+        let output = Command::new(&run_as[0])
+            .args(&run_as[1..])
+            .arg(bin.join("initdb"))
+            .args(["--auth=trust", "--username=postgres", "--encoding=UTF8", "--locale=C.UTF-8", "--no-sync", "-D"])
+            .arg(&data)
+            .current_dir(&dir)
+            .output();
+        if !output.as_ref().is_ok_and(|output| output.status.success()) {
+            let _ = fs::remove_dir_all(&dir);
+            return Err(format!("initdb failed: {output:?}"));
+        }
+        let port = free_port();
+        let mut command = run_as;
+        command.extend([bin.join("postgres").display().to_string(), "-D".into(), data.display().to_string()]);
+        for setting in [
+            format!("port={port}"),
+            "listen_addresses=127.0.0.1".into(),
+            format!("unix_socket_directories={}", dir.display()),
+            "fsync=off".into(),
+            "full_page_writes=off".into(),
+            "max_connections=300".into(),
+            "shared_buffers=32MB".into(),
+            // Else a killed server would leave files in /dev/shm.
+            "dynamic_shared_memory_type=mmap".into(),
+        ] {
+            command.extend(["-c".into(), setting]);
+        }
+        // QUIT: without a checkpoint, but with its shared memory given back.
+        let process = Guarded::spawn_with(dir, "QUIT", &[], command.remove(0), command);
+        let server = Self { port, bin, process, databases: AtomicU32::new(0) };
+        match server.process.try_ready(READY, || server.is_ours()) {
+            Ok(()) => Ok(server),
+            Err(why) => Err(format!("{why}{}", server.process.log_tail())),
+        }
+    }
+
+    fn is_ours(&self) -> bool {
+        self.psql("postgres", "SHOW data_directory")
+            .is_ok_and(|directory| Path::new(directory.trim()) == self.process.dir().join("data"))
+    }
+
+    /// Makes an empty database and returns its URL.
+    pub fn fresh_database(&self) -> String {
+        let name = format!("test{}", self.databases.fetch_add(1, Ordering::Relaxed));
+        self.sql("postgres", &format!("CREATE DATABASE {name}"));
+        format!("postgres://postgres@127.0.0.1:{}/{name}", self.port)
+    }
+
+    /// The URL of the database that is always there.
+    pub fn url(&self) -> String {
+        format!("postgres://postgres@127.0.0.1:{}/postgres", self.port)
+    }
+
+    /// The server's port.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// Runs SQL in a database, given by name or URL, and returns the rows, columns split by `|`.
+    pub fn sql(&self, database: &str, sql: &str) -> String {
+        self.psql(database, sql).unwrap_or_else(|error| panic!("{sql}: {error}{}", self.process.log_tail()))
+    }
+
+    fn psql(&self, database: &str, sql: &str) -> Result<String, String> {
+        let database = database.rsplit('/').next().unwrap_or(database);
+        let output = Command::new(self.bin.join("psql"))
+            .args(["-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-h", "127.0.0.1", "-U", "postgres", "-p"])
+            .args([&self.port.to_string(), "-d", database, "-c", sql])
+            .env("PGCONNECT_TIMEOUT", "5")
+            .output()
+            .map_err(|error| error.to_string())?;
+        if !output.status.success() {
+            return Err(String::from_utf8_lossy(&output.stderr).into_owned());
+        }
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    /// Kills the server with all its children (`SIGKILL`); returns when they are dead.
+    pub fn kill9(&mut self) {
+        let children = self.children();
+        self.process.kill();
+        signal("KILL", &children);
+        let deadline = Instant::now() + READY;
+        while children.iter().any(|child| Path::new(&format!("/proc/{child}")).exists()) {
+            assert!(Instant::now() < deadline, "children of postgres do not die");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// Starts it again after [`kill9`](Self::kill9), on the same port with the same data.
+    pub fn restart(&mut self) {
+        if self.process.running() {
+            self.kill9();
+        }
+        self.process.start();
+        self.process.wait_ready(READY, || self.is_ours());
+    }
+
+    /// Freezes the server with all its children (`SIGSTOP`): connections stay open, nobody answers.
+    pub fn pause(&mut self) {
+        // The main process first: it makes the children.
+        self.process.pause();
+        signal("STOP", &self.children());
+    }
+
+    /// Ends a [`pause`](Self::pause).
+    pub fn resume(&mut self) {
+        signal("CONT", &self.children());
+        self.process.resume();
+    }
+
+    /// The processes that serve the connections; each leads a process group of its own.
+    fn children(&self) -> Vec<u32> {
+        let parent = self.process.pid().to_string();
+        let Ok(processes) = fs::read_dir("/proc") else { return Vec::new() };
+        processes
+            .flatten()
+            .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+            .filter(|pid: &u32| {
+                let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+                // "pid (name) state parent …"; the name may hold anything.
+                stat.rsplit(')').next().and_then(|rest| rest.split_whitespace().nth(1)) == Some(&parent)
+            })
+            .collect()
+    }
+}
+
+impl Drop for Postgres {
+    fn drop(&mut self) {
+        if self.process.running() {
+            signal("CONT", &self.children());
+            return;
+        }
+        // Killed and not started again: its shared memory is still there, and only root or the
+        // same user may remove it. The seventh line of the file ends with its id.
+        let lock = fs::read_to_string(self.process.dir().join("data/postmaster.pid")).unwrap_or_default();
+        if let Some(id) = lock.lines().nth(6).and_then(|line| line.split_whitespace().last()) {
+            let _ = Command::new("ipcrm").args(["-m", id]).output();
+        }
+    }
+}
+
+fn signal(signal: &str, pids: &[u32]) {
+    if !pids.is_empty() {
+        let pids = pids.iter().map(u32::to_string);
+        let _ = Command::new("kill").arg(format!("-{signal}")).args(pids).output();
+    }
+}
+
+/// The newest installation's programs; Debian keeps them off the search path.
+fn bin() -> PathBuf {
+    let mut found: Vec<_> = fs::read_dir("/usr/lib/postgresql")
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|version| version.path().join("bin"))
+        .filter(|bin| bin.join("initdb").is_file())
+        .collect();
+    found.sort_by_key(|bin| {
+        let version = bin.parent().and_then(|version| version.file_name()?.to_str()?.parse::<u32>().ok());
+        version.unwrap_or(0)
+    });
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let on_path = std::env::split_paths(&path).find(|dir| dir.join("initdb").is_file());
+    found.pop().or(on_path).expect(MISSING)
+}
+
+/// The command in front of PostgreSQL's: it refuses to run as root, so root becomes another user,
+/// who gets the directory.
+fn servant(dir: &Path) -> Vec<String> {
+    if fs::metadata(dir).expect("just made").uid() != 0 {
+        return vec!["env".into()];
+    }
+    let users = fs::read_to_string("/etc/passwd").expect("a list of users");
+    let ids = ["postgres", "nobody"].iter().find_map(|name| {
+        let fields: Vec<_> = users.lines().find(|line| line.split(':').next() == Some(name))?.split(':').collect();
+        Some((fields.get(2)?.parse().ok()?, fields.get(3)?.parse().ok()?))
+    });
+    let (user, group): (u32, u32) = ids.expect("a user to run PostgreSQL as");
+    chown(dir, Some(user), Some(group)).expect("root may change the owner");
+    vec!["setpriv".into(), format!("--reuid={user}"), format!("--regid={group}"), "--clear-groups".into()]
+}
