@@ -74,7 +74,8 @@ impl Desk {
                 .collect();
             self.store.add_members(&pairs).await?;
         }
-        let named = unique(joining.iter().map(|(room, _)| room.clone()).chain(asks.iter().flat_map(|ask| ask.named.clone())));
+        let named =
+            unique(joining.iter().map(|(room, _)| room.clone()).chain(asks.iter().flat_map(|ask| ask.named.clone())));
         let mut heads = if named.is_empty() { HashMap::new() } else { self.store.room_heads(&named).await? };
         for room in asks.iter().flat_map(|ask| &ask.named) {
             if !heads.contains_key(room) {

@@ -47,7 +47,9 @@ where
                     waiting.drain(..).map(|request| (request.key, request.answer)).unzip();
                 // Whoever has gone away in the meantime does not hear the answer; that is all right.
                 match work(keys).await {
-                    Ok(values) => values.into_iter().zip(answers).for_each(|(value, answer)| drop(answer.send(Ok(value)))),
+                    Ok(values) => {
+                        values.into_iter().zip(answers).for_each(|(value, answer)| drop(answer.send(Ok(value))))
+                    }
                     Err(error) => {
                         let error = Arc::new(error);
                         answers.into_iter().for_each(|answer| drop(answer.send(Err(Arc::clone(&error)))));

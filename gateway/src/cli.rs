@@ -27,8 +27,22 @@ pub fn command() -> Command {
         .subcommand_required(true)
         .arg_required_else_help(true)
         .args(settings)
-        .arg(Arg::new("config").long("config").global(true).value_name("FILE").env("GATEWAY_CONFIG").help("TOML file with settings"))
-        .arg(Arg::new("api-url").long("api-url").global(true).value_name("URL").env("GATEWAY_API_URL").help("Where the API is, for notify and room; default: the internal listener of these settings"))
+        .arg(
+            Arg::new("config")
+                .long("config")
+                .global(true)
+                .value_name("FILE")
+                .env("GATEWAY_CONFIG")
+                .help("TOML file with settings"),
+        )
+        .arg(
+            Arg::new("api-url")
+                .long("api-url")
+                .global(true)
+                .value_name("URL")
+                .env("GATEWAY_API_URL")
+                .help("Where the API is, for notify and room; default: the internal listener of these settings"),
+        )
         .subcommand(Command::new("serve").about("Run a node"))
         .subcommand(
             Command::new("migrate")
@@ -47,7 +61,13 @@ pub fn command() -> Command {
                 .about("Sign a token for a user with the first JWT secret")
                 .arg(user.clone())
                 .arg(Arg::new("rooms").long("rooms").value_name("A,B").help("Rooms that count for the socket"))
-                .arg(Arg::new("seconds").long("seconds").value_name("N").default_value("3600").value_parser(clap::value_parser!(u64))),
+                .arg(
+                    Arg::new("seconds")
+                        .long("seconds")
+                        .value_name("N")
+                        .default_value("3600")
+                        .value_parser(clap::value_parser!(u64)),
+                ),
         )
         .subcommand(
             Command::new("notify")
@@ -61,7 +81,12 @@ pub fn command() -> Command {
                 .about("Rooms and members")
                 .subcommand_required(true)
                 .subcommand(Command::new("list").about("List the rooms"))
-                .subcommand(Command::new("create").about("Make a room").arg(room.clone()).arg(Arg::new("display-name").long("display-name").value_name("NAME")))
+                .subcommand(
+                    Command::new("create")
+                        .about("Make a room")
+                        .arg(room.clone())
+                        .arg(Arg::new("display-name").long("display-name").value_name("NAME")),
+                )
                 .subcommand(Command::new("delete").about("Delete a room with its messages").arg(room.clone()))
                 .subcommand(Command::new("show").about("Show a room").arg(room.clone()))
                 .subcommand(Command::new("add").about("Put a user into a room").arg(room.clone()).arg(user.clone()))
@@ -85,7 +110,8 @@ pub fn settings(matches: &ArgMatches) -> Result<Collected, ConfigErrors> {
     }
     let file = match matches.get_one::<String>("config") {
         Some(path) => Some(
-            std::fs::read_to_string(path).map_err(|error| ConfigErrors(vec![format!("{path} cannot be read: {error}")]))?,
+            std::fs::read_to_string(path)
+                .map_err(|error| ConfigErrors(vec![format!("{path} cannot be read: {error}")]))?,
         ),
         None => None,
     };
@@ -94,7 +120,8 @@ pub fn settings(matches: &ArgMatches) -> Result<Collected, ConfigErrors> {
 
 /// A settings file with every setting, its meaning and its default.
 pub fn genconfig() -> String {
-    let mut text = String::from("# Settings of the channel gateway. A flag or an environment variable goes over this file.\n");
+    let mut text =
+        String::from("# Settings of the channel gateway. A flag or an environment variable goes over this file.\n");
     let mut section = "";
     for setting in SETTINGS {
         let key = setting.file_key();
@@ -193,7 +220,8 @@ impl ApiClient {
 
     /// Asks for readiness.
     pub async fn is_ready(&self) -> bool {
-        let answer = self.http.get(format!("{}/readyz", self.url)).timeout(std::time::Duration::from_secs(3)).send().await;
+        let answer =
+            self.http.get(format!("{}/readyz", self.url)).timeout(std::time::Duration::from_secs(3)).send().await;
         answer.is_ok_and(|answer| answer.status().is_success())
     }
 
@@ -221,7 +249,11 @@ impl ApiClient {
 fn reachable(address: std::net::SocketAddr) -> std::net::SocketAddr {
     let mut address = address;
     if address.ip().is_unspecified() {
-        address.set_ip(if address.is_ipv4() { std::net::Ipv4Addr::LOCALHOST.into() } else { std::net::Ipv6Addr::LOCALHOST.into() });
+        address.set_ip(if address.is_ipv4() {
+            std::net::Ipv4Addr::LOCALHOST.into()
+        } else {
+            std::net::Ipv6Addr::LOCALHOST.into()
+        });
     }
     address
 }
@@ -243,7 +275,13 @@ mod tests {
     fn a_generated_file_is_a_valid_file() {
         let file: String = genconfig()
             .lines()
-            .map(|line| line.strip_prefix('#').filter(|line| !line.starts_with(' ') && line.contains(" = ")).unwrap_or(line).to_owned() + "\n")
+            .map(|line| {
+                line.strip_prefix('#')
+                    .filter(|line| !line.starts_with(' ') && line.contains(" = "))
+                    .unwrap_or(line)
+                    .to_owned()
+                    + "\n"
+            })
             .filter(|line| !line.contains("= \"\""))
             .collect();
         let collected = collect(&HashMap::new(), &|_| None, Some(&file)).unwrap();

@@ -217,7 +217,13 @@ mod tests {
     #[test]
     fn bad_frames_have_a_code() {
         for text in [
-            "", "nonsense", "[]", "5", "{}", r#"{"cate":5}"#, r#"{"cate":"chat"}"#,
+            "",
+            "nonsense",
+            "[]",
+            "5",
+            "{}",
+            r#"{"cate":5}"#,
+            r#"{"cate":"chat"}"#,
             r#"{"cate":"chat","group_name":5,"message":"x"}"#,
             r#"{"cate":"chat","group_name":"a/b","message":"x"}"#,
             r#"{"cate":"chat","group_name":"a","message":["x"]}"#,

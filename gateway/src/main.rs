@@ -144,10 +144,12 @@ async fn check_config(config: &Config, live: bool) -> anyhow::Result<ExitCode> {
 }
 
 fn token(config: &Config, arguments: &clap::ArgMatches) -> anyhow::Result<ExitCode> {
-    let auth = JwtAuth::new(&config.jwt_secrets, &config.jwt_user_claim, &config.jwt_audience, config.jwt_issuer.as_deref());
+    let auth =
+        JwtAuth::new(&config.jwt_secrets, &config.jwt_user_claim, &config.jwt_audience, config.jwt_issuer.as_deref());
     let user = arguments.get_one::<String>("user").cloned().unwrap_or_default();
     anyhow::ensure!(gateway::is_valid_name(&user), "{user:?} is not a valid username");
-    let rooms = arguments.get_one::<String>("rooms").map(|rooms| rooms.split(',').map(str::to_owned).collect::<Vec<_>>());
+    let rooms =
+        arguments.get_one::<String>("rooms").map(|rooms| rooms.split(',').map(str::to_owned).collect::<Vec<_>>());
     let seconds = arguments.get_one::<u64>("seconds").copied().unwrap_or(3600);
     println!("{}", auth.sign(&user, rooms.as_deref(), seconds)?);
     Ok(ExitCode::SUCCESS)
@@ -159,8 +161,12 @@ async fn call_api(config: &Config, command: &str, arguments: &clap::ArgMatches) 
 }
 
 fn start_logging(json: bool) {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info,warp=off"));
-    let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let filter =
+        EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info,warp=off,sea_orm_migration=warn"));
+    let subscriber = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()));
     // A second subscriber in this process would be a mistake of ours, not the user's.
     let _ = if json { subscriber.json().try_init() } else { subscriber.with_target(false).try_init() };
 }

@@ -198,7 +198,8 @@ pub fn store_options(config: &Config) -> StoreOptions {
 }
 
 async fn open_store(config: &Config) -> Result<Store, NodeError> {
-    let store = patiently("the database", || Store::connect(store_options(config)), |error| error.is_retryable()).await?;
+    let store =
+        patiently("the database", || Store::connect(store_options(config)), |error| error.is_retryable()).await?;
     // SQLite belongs to this node, and an empty database to nobody yet; another one is the operator's
     // to change, with `gateway migrate`.
     let empty = store.migration_status().await?.iter().all(|(_, applied)| !applied);

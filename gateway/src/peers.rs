@@ -107,7 +107,8 @@ impl Peers {
         let id = uuid::Uuid::new_v4().to_string();
         let (sender, mut answers) = mpsc::channel(others.max(1) * 2);
         self.questions.lock().insert(id.clone(), sender);
-        let question = question.with("id", id.as_str()).with("reply_to", mailbox.as_str()).with("from", self.node_id.as_str());
+        let question =
+            question.with("id", id.as_str()).with("reply_to", mailbox.as_str()).with("from", self.node_id.as_str());
         let mut collected = Vec::new();
         if let Err(error) = self.layer.group_send(group, &question).await {
             tracing::debug!(error = &error as &dyn std::error::Error, "the other nodes cannot be asked");

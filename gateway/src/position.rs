@@ -43,7 +43,14 @@ pub(crate) enum Offer {
 impl Position {
     /// A stream whose head the database gave; what comes after it will be delivered.
     pub(crate) fn at(head: &Head) -> Self {
-        Self { epoch: head.epoch, seq: head.last_seq, id: head.last_id, held: BTreeMap::new(), foreign: None, fruitless: 0 }
+        Self {
+            epoch: head.epoch,
+            seq: head.last_seq,
+            id: head.last_id,
+            held: BTreeMap::new(),
+            foreign: None,
+            fruitless: 0,
+        }
     }
 
     /// Epoch of the stream.

@@ -59,10 +59,13 @@ pub(crate) fn cookie<'a>(cookies: &'a [(String, String)], name: &str) -> Option<
 }
 
 pub(crate) fn query(query_string: &str, name: &str) -> Option<String> {
-    let decode = |text: &str| {
-        percent_encoding::percent_decode_str(&text.replace('+', " ")).decode_utf8_lossy().into_owned()
-    };
-    query_string.split('&').filter_map(|pair| pair.split_once('=')).find(|(key, _)| decode(key) == name).map(|(_, value)| decode(value))
+    let decode =
+        |text: &str| percent_encoding::percent_decode_str(&text.replace('+', " ")).decode_utf8_lossy().into_owned();
+    query_string
+        .split('&')
+        .filter_map(|pair| pair.split_once('='))
+        .find(|(key, _)| decode(key) == name)
+        .map(|(_, value)| decode(value))
 }
 
 /// Reads the first `Cookie` header by Channels' rules (`channel-layer-spec`, section 1.10): split at

@@ -297,7 +297,14 @@ impl Visit {
 
     /// Browsers hide the status of a failed handshake, so clients of `gateway.v1` are accepted and
     /// closed with a code they can read, where the reason is about who they are or where they want to go.
-    fn refuse_or_close(&self, refusal: Refusal, reason: &'static str, v1: bool, accept: HeaderValue, upgrade: OnUpgrade) -> Answer {
+    fn refuse_or_close(
+        &self,
+        refusal: Refusal,
+        reason: &'static str,
+        v1: bool,
+        accept: HeaderValue,
+        upgrade: OnUpgrade,
+    ) -> Answer {
         let close = match refusal {
             Refusal::Unauthorized => CloseReason::Unauthorized,
             Refusal::Forbidden => CloseReason::Forbidden,

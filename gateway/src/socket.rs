@@ -262,7 +262,10 @@ impl Socket {
 
 impl std::fmt::Debug for Socket {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Socket").field("channel_name", &self.channel_name).field("path", &self.path).finish_non_exhaustive()
+        f.debug_struct("Socket")
+            .field("channel_name", &self.channel_name)
+            .field("path", &self.path)
+            .finish_non_exhaustive()
     }
 }
 

@@ -142,16 +142,20 @@ impl Lane {
     /// comparing positions.
     fn publish(&self, append: &Append, appended: &Appended) {
         let (group, event) = self.event(append, appended);
-        let sent = group.map_err(|error| error.to_string()).and_then(|group| {
-            self.layer.group_send_later(&group, &event).map_err(|error| error.to_string())
-        });
+        let sent = group
+            .map_err(|error| error.to_string())
+            .and_then(|group| self.layer.group_send_later(&group, &event).map_err(|error| error.to_string()));
         if let Err(error) = sent {
             self.metrics.layer_publish_failures.inc();
             tracing::debug!(error, "a stored message could not be written to the layer");
         }
     }
 
-    fn event(&self, append: &Append, appended: &Appended) -> (Result<channel_layer::GroupName, channel_layer::NameError>, Event) {
+    fn event(
+        &self,
+        append: &Append,
+        appended: &Appended,
+    ) -> (Result<channel_layer::GroupName, channel_layer::NameError>, Event) {
         let Appended { id, seq, epoch, date, .. } = *appended;
         let (from_user, message) = (append.from_user.clone(), append.message.clone());
         match &append.stream {

@@ -3,8 +3,8 @@
 use std::collections::HashMap;
 
 use sea_orm::{
-    ConnectionTrait, ExprTrait, FromQueryResult,
-    sea_query::{Expr, OnConflict, Query},
+    ConnectionTrait, DbBackend, ExprTrait, FromQueryResult, Statement,
+    sea_query::{Expr, InsertStatement, OnConflict, Query},
 };
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
@@ -93,10 +93,8 @@ pub(crate) async fn claim(
     claims.sort_unstable_by_key(|claim| claim.identity.key);
     let mut inserted = 0;
     for claims in claims.chunks(MAX_LIST) {
-        let mut insert = insert(claims)?;
-        // Without columns MySQL gets INSERT IGNORE, the only form that counts what was new.
-        insert.on_conflict(OnConflict::column(receipts::Column::KeyHash).do_nothing().to_owned());
-        inserted += transaction.inner.execute(&insert).await?.rows_affected();
+        let inserted_now = transaction.inner.execute_raw(ignoring(transaction, insert(claims)?)).await?;
+        inserted += inserted_now.rows_affected();
     }
     let mut earlier = HashMap::new();
     if inserted == claims.len() as u64 {
@@ -115,8 +113,26 @@ pub(crate) async fn claim(
             }
         }
     }
-    earlier.retain(|key, receipt| !claims.iter().any(|claim| claim.identity.key == *key && claim.id == receipt.id));
+    // What was found under its own id has just been inserted.
+    for claim in claims {
+        if earlier.get(&claim.identity.key).is_some_and(|receipt| receipt.id == claim.id) {
+            earlier.remove(&claim.identity.key);
+        }
+    }
     Ok(earlier)
+}
+
+/// Makes an insert pass over the keys that are there already, and count only the new ones.
+fn ignoring(transaction: &Transaction<'_>, mut insert: InsertStatement) -> Statement {
+    let backend = transaction.inner.get_database_backend();
+    if backend == DbBackend::MySql {
+        // The builder has only ON DUPLICATE KEY UPDATE, which counts the old ones too.
+        let mut statement = backend.build(&insert);
+        statement.sql = statement.sql.replacen("INSERT INTO", "INSERT IGNORE INTO", 1);
+        return statement;
+    }
+    insert.on_conflict(OnConflict::column(receipts::Column::KeyHash).do_nothing().to_owned());
+    backend.build(&insert)
 }
 
 /// Writes the positions of claims again, for when some of the batch turned out to be repeats and the
@@ -132,7 +148,7 @@ pub(crate) async fn amend(transaction: &Transaction<'_>, claims: &mut [Claim]) -
     Ok(())
 }
 
-fn insert(claims: &[Claim]) -> Result<sea_orm::sea_query::InsertStatement, Fault> {
+fn insert(claims: &[Claim]) -> Result<InsertStatement, Fault> {
     let mut insert = Query::insert();
     insert.into_table(receipts::Entity).columns(COLUMNS);
     let now = now();

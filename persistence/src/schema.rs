@@ -126,7 +126,11 @@ impl Store {
             .columns([deployment::Column::Singleton, deployment::Column::Id, deployment::Column::CreatedAt])
             .values([1.into(), Uuid::new_v4().into(), now().into()])
             .map_err(builder)?
-            .on_conflict(OnConflict::column(deployment::Column::Singleton).do_nothing().to_owned());
+            .on_conflict(
+                OnConflict::column(deployment::Column::Singleton)
+                    .do_nothing_on([deployment::Column::Singleton])
+                    .to_owned(),
+            );
         self.db.run(|| async { Ok(self.db.writes().execute(&insert).await?) }).await?;
         let made = self.db.run(|| async { Ok(rows::<Deployment>(&self.db.writes(), &select).await?) }).await?;
         made.first().map(|made| made.id).ok_or_else(|| StoreError::Other("the deployment id has vanished".into()))

@@ -64,8 +64,9 @@ impl MariaDb {
             let _ = fs::remove_dir_all(&dir);
             return Err(format!("mariadb-install-db failed: {output:?}"));
         }
+        // One statement a line, or it is an error in the log and nothing else.
         let init = dir.join("init.sql");
-        let sql = "CREATE USER IF NOT EXISTS gateway@'%'; GRANT ALL ON *.* TO gateway@'%';\n";
+        let sql = "CREATE USER IF NOT EXISTS gateway@'%';\nGRANT ALL ON *.* TO gateway@'%';\n";
         fs::write(&init, sql).expect("the directory is ours");
         let port = free_port();
         let mut command = vec![

@@ -117,7 +117,11 @@ fn read(node: &Node, envelope: &Value, key: Option<String>) -> Result<Vec<Item>,
             if let Some(reason) = text("reason") {
                 event = event.with("reason", reason);
             }
-            return Ok(Item::Disconnect { to, group: group.map_err(|_| Problem::bad("no group of that name"))?, event });
+            return Ok(Item::Disconnect {
+                to,
+                group: group.map_err(|_| Problem::bad("no group of that name"))?,
+                event,
+            });
         }
         match (envelope.r#type.as_str(), &stream) {
             ("chat", Stream::Room(_)) | ("notification", Stream::Inbox(_)) => {}
@@ -170,15 +174,16 @@ async fn run(node: &Node, item: Item) -> ApiResult {
         Item::Store { to, append } => {
             let stored = node.writer.write(append).await.map_err(|error| match error {
                 WriteError::Refused(AppendError::RoomNotFound) => Problem::no_room(),
-                WriteError::Refused(AppendError::KeyReused) => Problem::new(
-                    StatusCode::UNPROCESSABLE_ENTITY,
-                    "this id was used before with other content",
-                ),
+                WriteError::Refused(AppendError::KeyReused) => {
+                    Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "this id was used before with other content")
+                }
                 WriteError::Refused(error) => Problem::bad(error.to_string()),
                 WriteError::Unavailable => Problem::new(StatusCode::SERVICE_UNAVAILABLE, "the database is unavailable"),
             })?;
             let date = rfc3339(stored.date);
-            Ok(json!({"to": to, "id": stored.id.to_string(), "seq": stored.seq, "date": date, "repeated": stored.repeated}))
+            Ok(
+                json!({"to": to, "id": stored.id.to_string(), "seq": stored.seq, "date": date, "repeated": stored.repeated}),
+            )
         }
     }
 }

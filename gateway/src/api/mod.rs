@@ -26,11 +26,7 @@ const MAX_BODY: u64 = 8 * 1024 * 1024;
 pub(crate) fn routes(node: &Arc<Node>) -> BoxedFilter<(Answer,)> {
     let metrics = warp::path!("metrics").and(warp::get()).and(with(node)).map(|node: Arc<Node>| {
         node.metrics.take_layer_stats(&node.layer.stats());
-        answer(
-            StatusCode::OK,
-            "application/openmetrics-text; version=1.0.0; charset=utf-8",
-            node.metrics.encode(),
-        )
+        answer(StatusCode::OK, "application/openmetrics-text; version=1.0.0; charset=utf-8", node.metrics.encode())
     });
     let api = warp::path("api")
         .and(with(node))
@@ -87,7 +83,8 @@ impl Problem {
 
     fn answer(self) -> Answer {
         let title = self.status.canonical_reason().unwrap_or("error");
-        let body = json!({"type": "about:blank", "title": title, "status": self.status.as_u16(), "detail": self.detail});
+        let body =
+            json!({"type": "about:blank", "title": title, "status": self.status.as_u16(), "detail": self.detail});
         answer(self.status, "application/problem+json", body.to_string())
     }
 }

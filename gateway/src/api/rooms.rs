@@ -75,7 +75,10 @@ pub(super) async fn remove_member(node: &Node, room: &str, user: &str) -> ApiRes
 async fn tell(node: &Node, group: Result<GroupName, NameError>, event: Event) {
     let Ok(group) = group else { return };
     if let Err(error) = node.layer.group_send(&group, &event).await {
-        tracing::warn!(error = &error as &dyn std::error::Error, "open sockets could not be told of a change of members");
+        tracing::warn!(
+            error = &error as &dyn std::error::Error,
+            "open sockets could not be told of a change of members"
+        );
     }
 }
 

@@ -124,6 +124,10 @@ impl JwtAuth {
             return Err(malformed("token_type"));
         }
         let expires_at = claims.get("exp").and_then(Value::as_f64).ok_or_else(|| malformed("exp"))? as i64;
+        // The library lets the last second pass; a socket opened in it would only be closed again.
+        if expires_at <= crate::clock::unix_seconds() {
+            return Err(malformed("exp"));
+        }
         let rooms = match claims.get("rooms") {
             None | Some(Value::Null) => Vec::new(),
             Some(Value::Array(rooms)) => rooms
@@ -166,7 +170,8 @@ mod tests {
     #[test]
     fn every_secret_and_algorithm_is_good() {
         for algorithm in ALGORITHMS {
-            let claims = auth().check(&token(algorithm, json!({"sub": "alice", "exp": soon(), "rooms": ["a", "b"]}))).unwrap();
+            let claims =
+                auth().check(&token(algorithm, json!({"sub": "alice", "exp": soon(), "rooms": ["a", "b"]}))).unwrap();
             assert_eq!((claims.username.as_str(), claims.rooms.len()), ("alice", 2));
         }
         let signed = auth().sign("bob", None, 60).unwrap();
@@ -182,7 +187,8 @@ mod tests {
         let (head, signature) = good.rsplit_once('.').unwrap();
         let header = head.split('.').next().unwrap();
         let swapped = format!("{header}.{}.{signature}", part(json!({"sub": "mallory", "exp": soon()})));
-        let other = JwtAuth::new(&["a-wrong-secret-a-wrong-secret".into()], "sub", &[], None).sign("alice", None, 60).unwrap();
+        let other =
+            JwtAuth::new(&["a-wrong-secret-a-wrong-secret".into()], "sub", &[], None).sign("alice", None, 60).unwrap();
         for bad in [
             String::new(),
             "x".into(),

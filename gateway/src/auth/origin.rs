@@ -8,9 +8,16 @@ pub(crate) struct Origins(Vec<Pattern>);
 enum Pattern {
     Any,
     /// Host only, or with a port; a leading dot also admits subdomains.
-    Host { host: String, port: Option<u16> },
+    Host {
+        host: String,
+        port: Option<u16>,
+    },
     /// Scheme, host and port.
-    Full { scheme: String, host: String, port: u16 },
+    Full {
+        scheme: String,
+        host: String,
+        port: u16,
+    },
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -49,7 +56,8 @@ impl Parsed {
     fn origin(text: &str) -> Option<Self> {
         let (scheme, rest) = text.split_once("://")?;
         let (host, port) = split_port(rest)?;
-        let valid = !host.is_empty() && !scheme.is_empty() && !rest.contains(['/', '@', '?', '#', ' ']) && !host.ends_with('.');
+        let valid =
+            !host.is_empty() && !scheme.is_empty() && !rest.contains(['/', '@', '?', '#', ' ']) && !host.ends_with('.');
         valid.then(|| Self { scheme: scheme.to_ascii_lowercase(), host: host.to_ascii_lowercase(), port })
     }
 
@@ -80,10 +88,13 @@ impl Pattern {
         match self {
             Self::Any => true,
             Self::Host { host, port } => {
-                host_matches(host, &origin.host) && port.is_none_or(|port| origin.port.or(origin.default_port()) == Some(port))
+                host_matches(host, &origin.host)
+                    && port.is_none_or(|port| origin.port.or(origin.default_port()) == Some(port))
             }
             Self::Full { scheme, host, port } => {
-                *scheme == origin.scheme && host_matches(host, &origin.host) && origin.port.or(origin.default_port()) == Some(*port)
+                *scheme == origin.scheme
+                    && host_matches(host, &origin.host)
+                    && origin.port.or(origin.default_port()) == Some(*port)
             }
         }
     }
@@ -127,9 +138,17 @@ mod tests {
         assert!(allows(&[], "https://chat.example.com:8443"));
         assert!(allows(&[], "https://CHAT.example.com:8443"));
         for foreign in [
-            "https://chat.example.com", "https://evil.com:8443", "https://chat.example.com.evil.com:8443",
-            "https://evilchat.example.com:8443", "null", "", "file://", "https://", "https://a@chat.example.com:8443",
-            "https://chat.example.com:8443/x", "https://chat.example.com:port",
+            "https://chat.example.com",
+            "https://evil.com:8443",
+            "https://chat.example.com.evil.com:8443",
+            "https://evilchat.example.com:8443",
+            "null",
+            "",
+            "file://",
+            "https://",
+            "https://a@chat.example.com:8443",
+            "https://chat.example.com:8443/x",
+            "https://chat.example.com:port",
         ] {
             assert!(!allows(&[], foreign), "{foreign}");
         }

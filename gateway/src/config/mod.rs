@@ -198,7 +198,8 @@ impl Reader<'_> {
         }
         let seconds = |reader: &mut Self, key: &str| {
             let value: f64 = reader.number(key);
-            Duration::try_from_secs_f64(value).unwrap_or_else(|_| reader.wrong(key, "must be a number of seconds, 0 or more", Duration::ZERO))
+            Duration::try_from_secs_f64(value)
+                .unwrap_or_else(|_| reader.wrong(key, "must be a number of seconds, 0 or more", Duration::ZERO))
         };
         let limits = Limits {
             connections: self.number("limits.connections"),
@@ -213,7 +214,8 @@ impl Reader<'_> {
             ping: seconds(self, "limits.ping_seconds"),
             pong: seconds(self, "limits.pong_seconds"),
         };
-        let drain = Drain { delay: seconds(self, "drain.delay_seconds"), window: seconds(self, "drain.window_seconds") };
+        let drain =
+            Drain { delay: seconds(self, "drain.delay_seconds"), window: seconds(self, "drain.window_seconds") };
         let room_policy = match self.collected.get("room-policy") {
             None if dev => RoomPolicy::Open,
             None | Some("members") => RoomPolicy::Members,
@@ -302,7 +304,8 @@ impl Reader<'_> {
     fn address(&mut self, key: &str) -> Option<SocketAddr> {
         let text = self.text(key);
         // `localhost:8000` is what people type.
-        let parsed = text.strip_prefix("localhost:").map_or_else(|| text.parse(), |port| format!("127.0.0.1:{port}").parse());
+        let parsed =
+            text.strip_prefix("localhost:").map_or_else(|| text.parse(), |port| format!("127.0.0.1:{port}").parse());
         match parsed {
             Ok(address) => Some(address),
             Err(_) => self.wrong(key, "must be an address and a port, like 127.0.0.1:8000", None),
@@ -363,8 +366,9 @@ mod tests {
 
     #[test]
     fn every_mistake_is_reported_at_once_and_the_nearest_name_told() {
-        let errors = config(&[], &[("GATEWAY_LISTEN", "nowhere"), ("GATEWAY_ROOM_POLICY", "all")], "[limits]\nframe_byte = 1\n")
-            .unwrap_err();
+        let errors =
+            config(&[], &[("GATEWAY_LISTEN", "nowhere"), ("GATEWAY_ROOM_POLICY", "all")], "[limits]\nframe_byte = 1\n")
+                .unwrap_err();
         assert!(errors.iter().any(|error| error.contains("limits.frame_byte") && error.contains("limits.frame_bytes")));
         let errors = config(&[], &[("GATEWAY_LISTEN", "nowhere"), ("GATEWAY_ROOM_POLICY", "all")], "").unwrap_err();
         assert_eq!(errors.len(), 2, "{errors:?}");

@@ -1,7 +1,7 @@
 //! `/ws/chat/` and `/ws/chat/{room_name}/`: all the user's rooms, and the user's notifications.
 
-use futures_util::FutureExt;
 use channel_layer::Event;
+use futures_util::FutureExt;
 use persistence::{Room, Stream};
 use serde::Serialize;
 

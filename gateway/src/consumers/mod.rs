@@ -5,8 +5,8 @@ mod limits;
 mod notification;
 mod send;
 
-pub(crate) use chat::ROOMS_CHANGED;
 pub use chat::ChatConsumer;
+pub(crate) use chat::ROOMS_CHANGED;
 pub use notification::NotificationConsumer;
 
 use crate::routing::Router;

@@ -15,7 +15,11 @@ use crate::metrics::{ByCate, ByReason};
 use crate::writer::WriteError;
 
 /// Reads a frame, within the limits. `None` when it has been answered already.
-pub(super) fn read(ctx: &Context, guard: &mut Option<Guard>, frame: Frame) -> Result<Option<ClientFrame>, crate::CloseReason> {
+pub(super) fn read(
+    ctx: &Context,
+    guard: &mut Option<Guard>,
+    frame: Frame,
+) -> Result<Option<ClientFrame>, crate::CloseReason> {
     let limits = &ctx.node().config.limits;
     let guard = guard.get_or_insert_with(|| Guard::new(limits));
     match guard.frame(limits, Instant::now())? {

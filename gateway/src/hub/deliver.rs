@@ -178,7 +178,10 @@ impl Hub {
         }
     }
 
-    fn dropped(&self, reason: &'static str) -> impl std::ops::Deref<Target = prometheus_client::metrics::counter::Counter> {
+    fn dropped(
+        &self,
+        reason: &'static str,
+    ) -> impl std::ops::Deref<Target = prometheus_client::metrics::counter::Counter> {
         self.metrics.layer_events_dropped.get_or_create(&ByReason { reason })
     }
 
@@ -186,7 +189,9 @@ impl Hub {
     fn tell_afresh(&self, group: &Group, stream: &persistence::Stream, dirty: &mut Vec<Arc<Socket>>) {
         let frame = match stream {
             persistence::Stream::Room(room) => serde_json::json!({"type": "resumed", "rooms": {room.as_str(): false}}),
-            persistence::Stream::Inbox(_) => serde_json::json!({"type": "resumed", "rooms": {}, "notifications": false}),
+            persistence::Stream::Inbox(_) => {
+                serde_json::json!({"type": "resumed", "rooms": {}, "notifications": false})
+            }
         };
         let Some(rendering) = Rendering::json("resumed", &frame).map(Rendering::v1_only) else { return };
         let kind = Kind::Frame(rendering);

@@ -99,7 +99,8 @@ impl Hub {
 
     /// Finds streams that are behind the database, in one statement for all rooms and one for all inboxes.
     async fn compare_positions(&self) -> Result<(), StoreError> {
-        let groups: Vec<_> = self.shards.iter().flat_map(|shard| shard.groups.lock().values().cloned().collect::<Vec<_>>()).collect();
+        let groups: Vec<_> =
+            self.shards.iter().flat_map(|shard| shard.groups.lock().values().cloned().collect::<Vec<_>>()).collect();
         for groups in groups.chunks(PAGE as usize) {
             let standing: Vec<_> = groups.iter().filter_map(|group| Some((group, group.standing()?))).collect();
             let streams: Vec<_> =

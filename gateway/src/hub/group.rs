@@ -42,7 +42,8 @@ struct Inner {
 
 impl Group {
     pub(super) fn new(name: GroupName) -> Self {
-        let inner = Inner { alive: true, members: Vec::new(), stream: None, filling: false, empty_since: Some(Instant::now()) };
+        let inner =
+            Inner { alive: true, members: Vec::new(), stream: None, filling: false, empty_since: Some(Instant::now()) };
         Self { name, inner: Mutex::new(inner) }
     }
 

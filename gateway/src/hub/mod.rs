@@ -113,7 +113,11 @@ impl Hub {
     }
 
     /// Adds a socket to groups; returns when all of them are heard on this node.
-    pub(crate) async fn join(&self, socket: &Arc<Socket>, groups: Vec<(GroupName, Option<Stream>)>) -> Result<(), JoinError> {
+    pub(crate) async fn join(
+        &self,
+        socket: &Arc<Socket>,
+        groups: Vec<(GroupName, Option<Stream>)>,
+    ) -> Result<(), JoinError> {
         let joins = self.joins.get().ok_or(JoinError::Stopped)?;
         for (name, stream) in groups {
             let mut member = Some(Member::new(socket));
@@ -176,9 +180,9 @@ impl Hub {
         let rooms = if rooms.is_empty() { HashMap::new() } else { self.store.room_heads(&rooms).await? };
         let inboxes = if users.is_empty() { HashMap::new() } else { self.store.inbox_heads(&users).await? };
         let head = |stream: &Stream| match stream {
-            Stream::Room(room) => rooms
-                .get(room)
-                .map(|room| Head { epoch: room.epoch, last_seq: room.last_seq, last_id: room.last_id }),
+            Stream::Room(room) => {
+                rooms.get(room).map(|room| Head { epoch: room.epoch, last_seq: room.last_seq, last_id: room.last_id })
+            }
             Stream::Inbox(user) => inboxes.get(user).cloned(),
         };
         Ok(streams.iter().filter_map(|(name, stream)| Some((name.clone(), head(stream)?))).collect())

@@ -46,10 +46,8 @@ pub enum DeploymentError {
 
 impl Deployment {
     pub(crate) fn new(url: &str, config: &Config, id: Uuid) -> Self {
-        let pool = deadpool_redis::Config::from_url(url)
-            .builder()
-            .map_err(|error| error.to_string())
-            .and_then(|builder| {
+        let pool =
+            deadpool_redis::Config::from_url(url).builder().map_err(|error| error.to_string()).and_then(|builder| {
                 let builder = builder.max_size(1).runtime(Runtime::Tokio1);
                 let builder = builder.create_timeout(Some(PATIENCE)).wait_timeout(Some(PATIENCE));
                 builder.build().map_err(|error| error.to_string())
@@ -85,8 +83,12 @@ impl Deployment {
             tokio::time::sleep(CLAIM_EVERY).await;
             match self.claim().await {
                 Ok(()) => {}
-                Err(DeploymentError::Unavailable(error)) => tracing::debug!(error, "the deployment could not be checked"),
-                Err(error) => tracing::error!(error = &error as &dyn std::error::Error, "two deployments share one Redis"),
+                Err(DeploymentError::Unavailable(error)) => {
+                    tracing::debug!(error, "the deployment could not be checked")
+                }
+                Err(error) => {
+                    tracing::error!(error = &error as &dyn std::error::Error, "two deployments share one Redis")
+                }
             }
         }
     }

@@ -184,7 +184,11 @@ impl Decoder {
                 return Ok(None);
             }
             let Some(partial) = self.partial.take() else { return Ok(None) };
-            return if partial.text { text(partial.payload).map(Some) } else { Ok(Some(Message::Binary(partial.payload))) };
+            return if partial.text {
+                text(partial.payload).map(Some)
+            } else {
+                Ok(Some(Message::Binary(partial.payload)))
+            };
         }
         if self.partial.is_some() {
             return Err(ProtocolError::Violation("a new message inside a fragmented one"));
@@ -271,7 +275,7 @@ mod tests {
         frame
     }
 
-    fn code(error: ProtocolError) -> u16 {
+    fn close_code(error: ProtocolError) -> u16 {
         match error {
             ProtocolError::Violation(_) => 1002,
             ProtocolError::NotUtf8 => 1007,
@@ -306,7 +310,7 @@ mod tests {
         assert_eq!(decoder.next_message(), Err(ProtocolError::TooLarge));
         let mut decoder = Decoder::new(0);
         decoder.feed(&[0x81, 0xff, 0xff, 0, 0, 0, 0, 0, 0, 0]);
-        assert_eq!(decoder.next_message().map_err(code), Err(1002));
+        assert_eq!(decoder.next_message().map_err(close_code), Err(1002));
     }
 
     #[test]
@@ -336,7 +340,7 @@ mod tests {
         for (bytes, code) in cases {
             let mut decoder = Decoder::new(1000);
             decoder.feed(&bytes);
-            assert_eq!(decode_all(&mut decoder).map_err(code), Err(code), "{bytes:?}");
+            assert_eq!(decode_all(&mut decoder).map_err(close_code), Err(code), "{bytes:?}");
         }
     }
 

@@ -99,7 +99,7 @@ async fn dies_and_comes_back(mut server: impl Server) {
         for writer in writers {
             tasks.spawn(writer);
         }
-        while store.messages("lobby", Range::Latest, 1).await.unwrap().len() < 1 {}
+        while store.messages("lobby", Range::Latest, 1).await.unwrap().is_empty() {}
         server.kill9();
         let before = acknowledged.len();
         acknowledged.extend(tasks.join_all().await.into_iter().flatten());

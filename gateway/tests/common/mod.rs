@@ -1,0 +1,342 @@
+//! What the tests share: nodes in this process, nodes as processes, and a client.
+#![allow(
+    dead_code,
+    unreachable_pub,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    missing_docs,
+    reason = "helpers of tests"
+)]
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use futures_util::{SinkExt, StreamExt};
+use gateway::config::{Config, collect};
+use gateway::{JwtAuth, Node, Router, RunningNode, consumers};
+use serde_json::{Value, json};
+use testkit::process::{Guarded, private_dir};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+use tokio_tungstenite::tungstenite::client::IntoClientRequest;
+use tokio_tungstenite::tungstenite::{Error, Message};
+use tokio_tungstenite::{MaybeTlsStream, WebSocketStream};
+
+pub const SECRET: &str = "test-secret-test-secret-test-secret";
+pub const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Settings every test node has; the test's own go over them.
+fn settings(own: &[(&str, &str)]) -> HashMap<String, String> {
+    let base = [
+        ("listen", "127.0.0.1:0"),
+        ("internal-listen", "127.0.0.1:0"),
+        ("database-url", "sqlite::memory:"),
+        ("jwt-secret", SECRET),
+        ("api-key", "key"),
+        ("room-policy", "open"),
+        ("drain.delay_seconds", "0"),
+        ("drain.window_seconds", "2"),
+    ];
+    base.iter().chain(own).map(|(key, value)| (key.to_string(), value.to_string())).collect()
+}
+
+/// A node in this process.
+pub struct TestNode {
+    pub running: RunningNode,
+}
+
+impl TestNode {
+    pub async fn start(own: &[(&str, &str)]) -> Self {
+        Self::start_with(own, consumers::routes()).await
+    }
+
+    pub async fn start_with(own: &[(&str, &str)], router: Router) -> Self {
+        Self::try_start(own, router).await.unwrap()
+    }
+
+    pub async fn try_start(own: &[(&str, &str)], router: Router) -> Result<Self, gateway::NodeError> {
+        let collected = collect(&settings(own), &|_| None, None).unwrap();
+        let config = Config::from_collected(&collected).unwrap();
+        Ok(Self { running: Node::start(config, router).await? })
+    }
+
+    pub fn at(&self) -> Door {
+        Door { public: self.running.public, internal: self.running.internal }
+    }
+
+    pub async fn join(&self, user: &str, room: &str) -> Client {
+        self.at().join(user, room).await
+    }
+
+    /// The value of a metric line that begins like this, 0 if there is none.
+    pub async fn metric(&self, line: &str) -> f64 {
+        self.at().metric(line).await
+    }
+}
+
+/// The addresses of a node, wherever it runs.
+#[derive(Clone, Copy, Debug)]
+pub struct Door {
+    pub public: SocketAddr,
+    pub internal: SocketAddr,
+}
+
+impl Door {
+    /// Connects to a room and waits for the upgrade.
+    pub async fn join(&self, user: &str, room: &str) -> Client {
+        self.connect(&format!("/ws/chat/{room}/"), user).await
+    }
+
+    pub async fn connect(&self, path: &str, user: &str) -> Client {
+        self.try_connect(path, &[("authorization", &format!("Bearer {}", token(user)))]).await.unwrap()
+    }
+
+    /// Connects with these headers; the error is the status of a refusal.
+    pub async fn try_connect(&self, path: &str, headers: &[(&str, &str)]) -> Result<Client, u16> {
+        let mut request = format!("ws://{}{path}", self.public).into_client_request().unwrap();
+        for (name, value) in headers {
+            let name: http::HeaderName = name.parse().unwrap();
+            request.headers_mut().append(name, value.parse().unwrap());
+        }
+        match timeout(PATIENCE, tokio_tungstenite::connect_async(request)).await.expect("an answer in time") {
+            Ok((socket, response)) => {
+                let protocol =
+                    response.headers().get("sec-websocket-protocol").map(|value| value.to_str().unwrap().to_owned());
+                Ok(Client { socket, protocol })
+            }
+            Err(Error::Http(response)) => Err(response.status().as_u16()),
+            Err(error) => panic!("{error}"),
+        }
+    }
+
+    /// A call to the API: status and JSON.
+    pub async fn api(&self, method: &str, path: &str, body: Option<Value>) -> (u16, Value) {
+        self.api_with(method, path, body, &[("authorization", "Bearer key")]).await
+    }
+
+    pub async fn api_with(
+        &self,
+        method: &str,
+        path: &str,
+        body: Option<Value>,
+        headers: &[(&str, &str)],
+    ) -> (u16, Value) {
+        let mut request = http_client().request(method.parse().unwrap(), format!("http://{}{path}", self.internal));
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        if let Some(body) = body {
+            request = request.json(&body);
+        }
+        let answer = request.send().await.unwrap();
+        (answer.status().as_u16(), answer.json().await.unwrap_or_default())
+    }
+
+    /// GET on the public listener: status and text.
+    pub async fn get(&self, path: &str) -> (u16, String) {
+        let answer = http_client().get(format!("http://{}{path}", self.public)).send().await.unwrap();
+        (answer.status().as_u16(), answer.text().await.unwrap())
+    }
+
+    pub async fn metric(&self, line: &str) -> f64 {
+        let text =
+            http_client().get(format!("http://{}/metrics", self.internal)).send().await.unwrap().text().await.unwrap();
+        let found = text.lines().find_map(|text| text.strip_prefix(line)?.trim().parse().ok());
+        found.unwrap_or(0.0)
+    }
+}
+
+fn http_client() -> reqwest::Client {
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    reqwest::Client::builder().timeout(PATIENCE).build().unwrap()
+}
+
+pub fn token(user: &str) -> String {
+    JwtAuth::new(&[SECRET.into()], "sub", &[], None).sign(user, None, 600).unwrap()
+}
+
+pub fn token_with(user: &str, rooms: &[&str], seconds: u64) -> String {
+    let rooms: Vec<String> = rooms.iter().map(|room| room.to_string()).collect();
+    JwtAuth::new(&[SECRET.into()], "sub", &[], None).sign(user, Some(&rooms), seconds).unwrap()
+}
+
+/// A client; every wait has an end.
+pub struct Client {
+    socket: WebSocketStream<MaybeTlsStream<TcpStream>>,
+    /// The subprotocol the node chose.
+    pub protocol: Option<String>,
+}
+
+/// What a client hears.
+#[derive(Debug, PartialEq)]
+pub enum Heard {
+    Frame(Value),
+    Closed(u16, String),
+    Gone,
+}
+
+impl Client {
+    pub async fn send(&mut self, frame: Value) {
+        self.send_text(&frame.to_string()).await;
+    }
+
+    pub async fn send_text(&mut self, text: &str) {
+        self.socket.send(Message::text(text.to_owned())).await.unwrap();
+    }
+
+    pub async fn try_send_text(&mut self, text: &str) -> bool {
+        self.socket.send(Message::text(text.to_owned())).await.is_ok()
+    }
+
+    pub async fn send_binary(&mut self, bytes: &[u8]) {
+        self.socket.send(Message::binary(bytes.to_vec())).await.unwrap();
+    }
+
+    pub async fn say(&mut self, room: &str, text: &str) {
+        self.send(json!({"cate": "chat", "group_name": room, "message": text})).await;
+    }
+
+    /// Says something and waits until it is committed: the ack.
+    pub async fn say_acked(&mut self, room: &str, text: &str, id: &str) -> Value {
+        self.send(json!({"cate": "chat", "group_name": room, "message": text, "client_id": id})).await;
+        self.until(|frame| frame["client_id"] == id).await
+    }
+
+    pub async fn hear(&mut self) -> Heard {
+        self.hear_within(PATIENCE).await.expect("something to hear in time")
+    }
+
+    /// The next frame or close; pings are answered on the way.
+    pub async fn hear_within(&mut self, patience: Duration) -> Option<Heard> {
+        timeout(patience, async {
+            loop {
+                match self.socket.next().await {
+                    Some(Ok(Message::Text(text))) => break Heard::Frame(serde_json::from_str(&text).unwrap()),
+                    Some(Ok(Message::Close(Some(frame)))) => {
+                        break Heard::Closed(frame.code.into(), frame.reason.to_string());
+                    }
+                    Some(Ok(Message::Close(None))) => break Heard::Closed(1005, String::new()),
+                    Some(Ok(_)) => {}
+                    Some(Err(_)) | None => break Heard::Gone,
+                }
+            }
+        })
+        .await
+        .ok()
+    }
+
+    pub async fn frame(&mut self) -> Value {
+        match self.hear().await {
+            Heard::Frame(frame) => frame,
+            other => panic!("a frame was expected, not {other:?}"),
+        }
+    }
+
+    /// The next frame for which `wanted` holds; others are skipped.
+    pub async fn until(&mut self, wanted: impl Fn(&Value) -> bool) -> Value {
+        loop {
+            let frame = self.frame().await;
+            if wanted(&frame) {
+                return frame;
+            }
+        }
+    }
+
+    /// The text of the next chat frame.
+    pub async fn hears(&mut self) -> String {
+        self.until(|frame| frame["type"] == "chat").await["message"].as_str().unwrap().to_owned()
+    }
+
+    /// The code the connection ends with.
+    pub async fn closed(&mut self) -> u16 {
+        loop {
+            match self.hear().await {
+                Heard::Closed(code, _) => return code,
+                Heard::Gone => return 1006,
+                Heard::Frame(_) => {}
+            }
+        }
+    }
+
+    /// Says something of its own and hears nothing else before it: nothing was there to hear.
+    pub async fn hears_nothing_before_own(&mut self, room: &str) {
+        let mark = uuid::Uuid::new_v4().to_string();
+        self.say(room, &mark).await;
+        let frame = self.frame().await;
+        assert_eq!(frame["message"], mark, "{frame}");
+    }
+
+    pub async fn close(mut self) {
+        let _ = self.socket.close(None).await;
+        while let Some(Ok(_)) = self.socket.next().await {}
+    }
+
+    /// The bare connection, for bytes that no client would send.
+    pub fn into_tcp(self) -> TcpStream {
+        match self.socket.into_inner() {
+            MaybeTlsStream::Plain(stream) => stream,
+            _ => panic!("no TLS here"),
+        }
+    }
+}
+
+/// A node as a process of its own.
+pub struct NodeProcess {
+    pub process: Guarded,
+    pub door: Door,
+}
+
+impl NodeProcess {
+    /// Starts a node with these settings (as environment) and waits until it is ready.
+    pub fn start(own: &[(&str, &str)]) -> Self {
+        let node = Self::spawn(own);
+        let internal = node.door.internal;
+        node.process.wait_ready(Duration::from_secs(40), || ready(internal));
+        node
+    }
+
+    /// The same without waiting.
+    pub fn spawn(own: &[(&str, &str)]) -> Self {
+        let (public, internal) = (testkit::net::free_port(), testkit::net::free_port());
+        let door = Door {
+            public: SocketAddr::from(([127, 0, 0, 1], public)),
+            internal: SocketAddr::from(([127, 0, 0, 1], internal)),
+        };
+        let mut all = settings(own);
+        if !own.iter().any(|(key, _)| *key == "listen") {
+            all.insert("listen".into(), door.public.to_string());
+            all.insert("internal-listen".into(), door.internal.to_string());
+        }
+        let env: Vec<(String, String)> = all
+            .into_iter()
+            .map(|(key, value)| (format!("GATEWAY_{}", key.replace('.', "__").replace('-', "_").to_uppercase()), value))
+            .collect();
+        let env: Vec<(&str, &str)> = env.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect();
+        let process =
+            Guarded::spawn_with(private_dir("gateway"), "KILL", &env, env!("CARGO_BIN_EXE_gateway"), ["serve"]);
+        Self { process, door }
+    }
+
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.process.dir().join("log")).unwrap_or_default()
+    }
+}
+
+fn ready(internal: SocketAddr) -> bool {
+    use std::io::{Read, Write};
+    let Ok(mut stream) = std::net::TcpStream::connect(internal) else { return false };
+    let _ = stream.write_all(b"GET /readyz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+    let mut answer = String::new();
+    let _ = stream.read_to_string(&mut answer);
+    answer.starts_with("HTTP/1.1 200")
+}
+
+/// Waits until something holds.
+pub async fn eventually<F: Future<Output = bool>>(what: &str, check: impl Fn() -> F) {
+    let deadline = tokio::time::Instant::now() + PATIENCE * 2;
+    while !check().await {
+        assert!(tokio::time::Instant::now() < deadline, "in time: {what}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}

@@ -1,0 +1,282 @@
+//! Several nodes as real processes: one Redis, one database, a real balancer in front.
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+mod common;
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use common::{Client, Door, NodeProcess, eventually};
+use serde_json::{Value, json};
+use testkit::mariadb::MariaDb;
+use testkit::postgres::Postgres;
+use testkit::process::{Guarded, on_path, private_dir};
+use testkit::redis::RedisServer;
+
+/// A balancer with the very configuration that `deploy/` ships.
+struct Balancer {
+    _process: Guarded,
+    address: SocketAddr,
+}
+
+impl Balancer {
+    fn start(nodes: &[&NodeProcess]) -> Self {
+        assert!(on_path("haproxy"), "haproxy is missing: run ./test.sh, or apt-get install haproxy");
+        let address = SocketAddr::from(([127, 0, 0, 1], testkit::net::free_port()));
+        let config = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/haproxy.cfg");
+        let mut env = vec![("HAPROXY_BIND".to_owned(), address.to_string())];
+        for (number, node) in nodes.iter().enumerate() {
+            env.push((format!("GATEWAY_NODE_{}", number + 1), node.door.public.to_string()));
+        }
+        let env: Vec<(&str, &str)> = env.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect();
+        let process = Guarded::spawn_with(private_dir("haproxy"), "KILL", &env, "haproxy", ["-f", config, "-db"]);
+        process.wait_ready(Duration::from_secs(10), || {
+            use std::io::{Read, Write};
+            let Ok(mut stream) = std::net::TcpStream::connect(address) else { return false };
+            let _ = stream.write_all(b"GET /readyz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+            let mut answer = String::new();
+            let _ = stream.read_to_string(&mut answer);
+            answer.starts_with("HTTP/1.1 200")
+        });
+        Self { _process: process, address }
+    }
+
+    fn door(&self) -> Door {
+        Door { public: self.address, internal: self.address }
+    }
+}
+
+fn start_node(redis: &RedisServer, database: &str, name: &str) -> NodeProcess {
+    NodeProcess::start(&[
+        ("redis-url", &redis.url()),
+        ("database-url", database),
+        ("node-id", name),
+        ("limits.frames_per_second", "0"),
+    ])
+}
+
+/// On which node a user's only socket is.
+async fn node_of(door: Door, user: &str) -> String {
+    let (_, answer) = door.api("GET", &format!("/api/users/{user}"), None).await;
+    answer["sockets"][0]["node"].as_str().unwrap_or_default().to_owned()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn users_on_different_nodes_talk_through_a_balancer_and_a_killed_node_loses_nothing() {
+    let redis = RedisServer::start();
+    let database = Postgres::shared().fresh_database();
+    // Three nodes together on an empty database all come up.
+    let spawn = |name| {
+        NodeProcess::spawn(&[
+            ("redis-url", &redis.url()),
+            ("database-url", &database),
+            ("node-id", name),
+            ("limits.frames_per_second", "0"),
+        ])
+    };
+    let nodes = [spawn("one"), spawn("two"), spawn("three")];
+    for node in &nodes {
+        eventually("the node is ready", || async {
+            node.process.running()
+                && reqwest::get(format!("http://{}/readyz", node.door.internal))
+                    .await
+                    .is_ok_and(|answer| answer.status() == 200)
+        })
+        .await;
+    }
+    let [one, mut two, _three] = nodes;
+    let balancer = Balancer::start(&[&one, &two]);
+    // Least connections: the first two sockets are on different nodes.
+    let mut alice = balancer.door().join("alice", "lobby").await;
+    let mut bob = balancer.door().join("bob", "lobby").await;
+    eventually("the nodes know each other", || async {
+        one.door.api("GET", "/api/nodes", None).await.1["nodes"].as_array().unwrap().len() == 3
+    })
+    .await;
+    let (alices, bobs) = (node_of(one.door, "alice").await, node_of(one.door, "bob").await);
+    assert_ne!(alices, bobs, "two nodes serve");
+    alice.say("lobby", "from alice").await;
+    assert_eq!(bob.hears().await, "from alice");
+    bob.say("lobby", "from bob").await;
+    assert_eq!((alice.hears().await, alice.hears().await), ("from alice".into(), "from bob".into()));
+    bob.send(json!({"cate": "notification", "user_name": "alice", "message": "psst"})).await;
+    assert_eq!(alice.until(|frame| frame["type"] == "notification").await["message"], "psst");
+    let (_, room) = one.door.api("GET", "/api/rooms/lobby", None).await;
+    assert_eq!((&room["members"], &room["online"]), (&json!(["alice", "bob"]), &json!(["alice", "bob"])));
+
+    // Acked on node two, which then dies without a word.
+    let (mut on_one, mut on_two) = if alices == "one" { (alice, bob) } else { (bob, alice) };
+    let ack = on_two.say_acked("lobby", "last words", "1").await;
+    two.process.kill();
+    assert_eq!(on_one.until(|frame| frame["message"] == "last words").await["seq"], ack["seq"]);
+    let next = on_one.say_acked("lobby", "life goes on", "2").await;
+    assert_eq!(next["seq"].as_u64(), ack["seq"].as_u64().map(|seq| seq + 1));
+    assert!(matches!(on_two.closed().await, 1006));
+    // The balancer brings the user to the other node.
+    eventually("the balancer has noticed", || async {
+        balancer
+            .door()
+            .try_connect("/ws/chat/", &[("authorization", &format!("Bearer {}", common::token("carol")))])
+            .await
+            .is_ok()
+    })
+    .await;
+    let (_, history) = one.door.api("GET", "/api/rooms/lobby/history", None).await;
+    let seqs: Vec<u64> =
+        history["messages"].as_array().unwrap().iter().map(|message| message["seq"].as_u64().unwrap()).collect();
+    assert_eq!(seqs, (1..=seqs.len() as u64).collect::<Vec<_>>());
+}
+
+/// 6 writers over two nodes: every member hears every message once, in order, without a hole.
+async fn six_writers(database: &str) {
+    const WRITERS: usize = 6;
+    const EACH: usize = 40;
+    let redis = RedisServer::start();
+    let (one, two) = (start_node(&redis, database, "one"), start_node(&redis, database, "two"));
+    let doors = [one.door, two.door];
+    let mut readers = vec![one.door.join("reader-1", "busy").await, two.door.join("reader-2", "busy").await];
+    let mut writers = tokio::task::JoinSet::new();
+    for number in 0..WRITERS {
+        let mut writer = doors[number % 2].join(&format!("writer-{number}"), "busy").await;
+        writers.spawn(async move {
+            for message in 0..EACH {
+                writer.say_acked("busy", &format!("{number}/{message}"), &message.to_string()).await;
+            }
+            // What this socket heard beside its acks was checked for holes by nobody; its stay was.
+            writer.close().await;
+        });
+    }
+    let mut heard = Vec::new();
+    for reader in &mut readers {
+        heard.push(hear_all(reader, WRITERS * EACH).await);
+    }
+    while let Some(written) = writers.join_next().await {
+        written.unwrap();
+    }
+    assert_eq!(heard[0], heard[1]);
+    assert_eq!(heard[0].iter().collect::<BTreeSet<_>>().len(), WRITERS * EACH);
+    let (_, room) = one.door.api("GET", "/api/rooms/busy", None).await;
+    assert_eq!(room["seq"], WRITERS * EACH);
+}
+
+async fn hear_all(reader: &mut Client, count: usize) -> Vec<String> {
+    let mut heard = Vec::new();
+    while heard.len() < count {
+        let frame: Value = reader.until(|frame| frame["type"] == "chat").await;
+        heard.push(frame["message"].as_str().unwrap().to_owned());
+        assert_eq!(frame["seq"], heard.len(), "in order, without a hole");
+    }
+    heard
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn six_writers_on_postgresql() {
+    six_writers(&Postgres::shared().fresh_database()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn six_writers_on_mariadb() {
+    six_writers(&MariaDb::shared().fresh_database()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn six_writers_on_sqlite() {
+    let directory = tempfile::tempdir().unwrap();
+    six_writers(&format!("sqlite://{}?mode=rwc", directory.path().join("gateway.db").display())).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_database_under_the_same_redis_is_refused() {
+    let redis = RedisServer::start();
+    let _one = start_node(&redis, &Postgres::shared().fresh_database(), "one");
+    let other = NodeProcess::spawn(&[("redis-url", &redis.url()), ("database-url", "sqlite::memory:")]);
+    eventually("it gives up", || async { !other.process.running() }).await;
+    assert!(other.log().contains("another deployment"), "{}", other.log());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn redis_away_keeps_sockets_open_and_messages_coming() {
+    let mut redis = RedisServer::start();
+    let directory = tempfile::tempdir().unwrap();
+    let database = format!("sqlite://{}?mode=rwc", directory.path().join("gateway.db").display());
+    let (one, two) = (start_node(&redis, &database, "one"), start_node(&redis, &database, "two"));
+    let (mut alice, mut bob) = (one.door.join("alice", "lobby").await, two.door.join("bob", "lobby").await);
+    alice.say("lobby", "before").await;
+    assert_eq!((alice.hears().await, bob.hears().await), ("before".into(), "before".into()));
+    redis.kill();
+    // Stored and acked all the same, and late but live on both nodes.
+    assert_eq!(alice.say_acked("lobby", "without redis", "1").await["seq"], 2);
+    assert_eq!(bob.hears().await, "without redis");
+    assert_eq!(one.door.get("/readyz").await.0, 503);
+    redis.restart_empty();
+    eventually("ready again", || async {
+        one.door.get("/readyz").await.0 == 200 && two.door.get("/readyz").await.0 == 200
+    })
+    .await;
+    bob.say("lobby", "after").await;
+    let frame = bob.frame().await;
+    assert_eq!((frame["message"].as_str(), frame["seq"].as_u64()), (Some("after"), Some(3)));
+    assert_eq!(alice.until(|frame| frame["seq"] == 3 && frame["type"] == "chat").await["message"], "after");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_database_away_is_an_error_frame_and_nothing_is_acked() {
+    let redis = RedisServer::start();
+    let mut postgres = Postgres::start();
+    let node = start_node(&redis, &postgres.url(), "one");
+    let mut alice = node.door.join("alice", "lobby").await;
+    assert_eq!(alice.say_acked("lobby", "before", "1").await["type"], "ack");
+    assert_eq!(alice.hears().await, "before");
+    postgres.kill9();
+    let answer = alice.say_acked("lobby", "lost?", "2").await;
+    assert_eq!((answer["type"].as_str(), answer["code"].as_str()), (Some("error"), Some("unavailable")));
+    // Live events still flow.
+    redis.cli(&["PING"]);
+    postgres.restart();
+    let mut answer = json!({"code": "unavailable"});
+    while answer["code"] == "unavailable" {
+        answer = alice.say_acked("lobby", "lost?", "2").await;
+    }
+    assert_eq!((answer["type"].as_str(), answer["seq"].as_u64()), (Some("ack"), Some(2)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sigterm_says_goodbye_and_exits_with_0() {
+    let redis = RedisServer::start();
+    let mut node = start_node(&redis, &Postgres::shared().fresh_database(), "one");
+    let mut alice = node.door.join("alice", "lobby").await;
+    node.process.signal("TERM");
+    assert_eq!(alice.closed().await, 1012);
+    eventually("the process ends", || async { !node.process.running() }).await;
+    let log = node.log();
+    assert!(log.contains("WSCONNECT /ws/chat/lobby/") && log.contains("WSDISCONNECT /ws/chat/lobby/ 1012"), "{log}");
+    assert!(log.contains("drained=true left=0"), "{log}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_browsers_chat_over_two_nodes() {
+    let redis = RedisServer::start();
+    let database = Postgres::shared().fresh_database();
+    let dev = |name| {
+        NodeProcess::start(&[
+            ("redis-url", &redis.url()),
+            ("database-url", &database),
+            ("node-id", name),
+            ("dev", "true"),
+        ])
+    };
+    let (one, two) = (dev("one"), dev("two"));
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../clients/js/test/browser.mjs");
+    let modules = concat!(env!("CARGO_MANIFEST_DIR"), "/../clients/js/node_modules/playwright-core");
+    assert!(std::path::Path::new(modules).is_dir(), "playwright-core is missing: run ./test.sh");
+    let out = tokio::process::Command::new("node")
+        .arg(script)
+        .env("GATEWAY_URL_A", format!("http://{}/", one.door.public))
+        .env("GATEWAY_URL_B", format!("http://{}/", two.door.public))
+        .output()
+        .await
+        .expect("node is missing: run ./test.sh");
+    let printed = format!("{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
+    assert!(out.status.success(), "{printed}");
+}
