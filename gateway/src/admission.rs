@@ -27,8 +27,13 @@ pub(crate) struct Ask {
     pub(crate) open: bool,
 }
 
-/// The rooms a user may hear, by name.
-pub(crate) type Admitted = Vec<Room>;
+/// What a user may hear.
+#[derive(Debug)]
+pub(crate) struct Admitted {
+    pub(crate) rooms: Vec<Room>,
+    /// Entering has made the user a member: the user's other sockets do not know it yet.
+    pub(crate) joined: bool,
+}
 
 /// Loads memberships, batched.
 #[derive(Debug)]
@@ -82,9 +87,9 @@ impl Desk {
                 heads.insert(room.clone(), self.store.create_room(room, None).await?);
             }
         }
-        for (room, user) in joining {
-            if let Some(head) = heads.get(&room) {
-                rooms_of.entry(user).or_default().push(head.clone());
+        for (room, user) in &joining {
+            if let Some(head) = heads.get(room) {
+                rooms_of.entry(user.clone()).or_default().push(head.clone());
             }
         }
         Ok(asks
@@ -96,7 +101,8 @@ impl Desk {
                         rooms.extend(heads.get(room).cloned());
                     }
                 }
-                rooms
+                let enters = |(room, user): &(String, String)| ask.enter.as_ref() == Some(room) && **user == *ask.user;
+                Admitted { rooms, joined: joining.iter().any(enters) }
             })
             .collect())
     }

@@ -64,6 +64,21 @@ async fn all_of_a_users_sockets_get_all_rooms_and_all_notifications() {
 }
 
 #[tokio::test]
+async fn a_room_joined_by_one_socket_is_heard_by_the_users_others() {
+    let node = TestNode::start(&[]).await;
+    let mut first = node.at().connect("/ws/chat/", "alice").await;
+    let mut second = node.join("alice", "new").await;
+    loop {
+        first.send(json!({"cate": "rooms"})).await;
+        if first.frame().await["rooms"].as_array().unwrap().len() == 1 {
+            break;
+        }
+    }
+    second.say("new", "both hear it").await;
+    assert_eq!((first.hears().await, second.hears().await), ("both hear it".into(), "both hear it".into()));
+}
+
+#[tokio::test]
 async fn leaving_takes_this_socket_out_and_leaves_the_users_others() {
     let node = TestNode::start(&[]).await;
     let first = node.join("alice", "lobby").await;

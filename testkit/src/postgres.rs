@@ -18,6 +18,13 @@ use crate::{
 };
 
 const READY: Duration = Duration::from_secs(30);
+/// Made and run under the watchdog's eyes, so that nothing stays when the test dies in between. `$1`
+/// is the directory of the programs, the rest the server's arguments.
+const START: &str = r#"
+bin=$1; shift
+[ -e data ] || "$bin/initdb" --auth=trust --username=postgres --encoding=UTF8 --locale=C.UTF-8 --no-sync -D data || exit
+exec "$bin/postgres" "$@"
+"#;
 const MISSING: &str = "PostgreSQL is missing: run ./test.sh, or apt-get install postgresql";
 
 /// A PostgreSQL server of the test's own, on a free port of 127.0.0.1, with the superuser `postgres`
@@ -55,21 +62,10 @@ impl Postgres {
         let bin = bin();
         let dir = private_dir("postgres");
         let data = dir.join("data");
-        let run_as = servant(&dir);
-        let output = Command::new(&run_as[0])
-            .args(&run_as[1..])
-            .arg(bin.join("initdb"))
-            .args(["--auth=trust", "--username=postgres", "--encoding=UTF8", "--locale=C.UTF-8", "--no-sync", "-D"])
-            .arg(&data)
-            .current_dir(&dir)
-            .output();
-        if !output.as_ref().is_ok_and(|output| output.status.success()) {
-            let _ = fs::remove_dir_all(&dir);
-            return Err(format!("initdb failed: {output:?}"));
-        }
         let port = free_port();
-        let mut command = run_as;
-        command.extend([bin.join("postgres").display().to_string(), "-D".into(), data.display().to_string()]);
+        let mut command = servant(&dir);
+        command.extend(["sh".into(), "-c".into(), START.into(), "postgres".into()]);
+        command.extend([bin.display().to_string(), "-D".into(), data.display().to_string()]);
         for setting in [
             format!("port={port}"),
             "listen_addresses=127.0.0.1".into(),

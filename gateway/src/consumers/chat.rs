@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::limits::Guard;
 use super::send;
-use crate::admission::Ask;
+use crate::admission::{Admitted, Ask};
 use crate::close::CloseReason;
 use crate::config::RoomPolicy;
 use crate::consumer::{Consumer, Context, Frame, Handlers, Outcome, Refusal};
@@ -46,7 +46,7 @@ impl Consumer for ChatConsumer {
             return Err(Refusal::NotFound);
         }
         self.named = scope.user.rooms.clone();
-        let rooms = self.load_rooms(ctx, enter.clone()).await?;
+        let Admitted { rooms, joined } = self.load_rooms(ctx, enter.clone()).await?;
         if enter.is_some_and(|enter| !rooms.iter().any(|room| room.name == enter)) {
             return Err(Refusal::NotFound);
         }
@@ -54,7 +54,11 @@ impl Consumer for ChatConsumer {
         if limit > 0 && rooms.len() > limit {
             return Err(Refusal::TooMany);
         }
-        self.join(ctx, &rooms, true).await
+        self.join(ctx, &rooms, true).await?;
+        if joined {
+            self.tell_other_sockets(ctx);
+        }
+        Ok(())
     }
 
     async fn receive(&mut self, ctx: &mut Context, frame: Frame) -> Outcome {
@@ -95,7 +99,7 @@ impl ChatConsumer {
         self.rooms.binary_search_by(|known| (**known).cmp(room)).is_ok()
     }
 
-    async fn load_rooms(&self, ctx: &Context, enter: Option<String>) -> Result<Vec<Room>, Refusal> {
+    async fn load_rooms(&self, ctx: &Context, enter: Option<String>) -> Result<Admitted, Refusal> {
         let open = ctx.node().config.room_policy == RoomPolicy::Open;
         let ask = Ask { user: ctx.username().clone(), enter, named: self.named.clone(), open };
         ctx.node().admissions.admit(ask).await.map_err(|error| {
@@ -121,14 +125,27 @@ impl ChatConsumer {
         Ok(())
     }
 
+    /// All of a user's sockets hear all of the user's rooms, also one that this socket has just joined.
+    fn tell_other_sockets(&self, ctx: &Context) {
+        let news = Event::new(ROOMS_CHANGED).with("by", ctx.channel_name().as_str());
+        let told = ctx.node().names.user(ctx.username()).map(|group| ctx.layer().group_send_later(&group, &news));
+        if !matches!(told, Ok(Ok(()))) {
+            tracing::warn!("other sockets of this user could not be told of a new room");
+        }
+    }
+
     /// Memberships have changed somewhere: the database says what holds now.
     async fn rooms_changed(&mut self, ctx: &mut Context, event: &Event) -> Outcome {
+        // This socket's own news.
+        if event.text("by") == Some(ctx.channel_name().as_str()) {
+            return Ok(());
+        }
         // A room taken away counts also when the token named it.
         if let Some(removed) = event.text("removed") {
             self.named.retain(|room| room != removed);
         }
         let rooms = match self.load_rooms(ctx, None).await {
-            Ok(rooms) => rooms,
+            Ok(admitted) => admitted.rooms,
             // In doubt silence, not access: the client comes back and asks again.
             Err(_) => return Err(CloseReason::Overloaded),
         };
