@@ -17,6 +17,11 @@
 //! | [`RedisPubSubLayer`] | all processes with `channels_redis.pubsub.RedisPubSubChannelLayer` on the same Redis | production |
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, reason = "tests"))]
 
+/// The examples of the README compile.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
+
 #[cfg(feature = "contract")]
 pub mod contract;
 mod error;

@@ -272,6 +272,12 @@ mod tests {
     }
 
     #[test]
+    fn the_document_of_all_settings_is_true() {
+        let document = include_str!("../../docs/configuration.md");
+        assert!(document.contains(&genconfig()), "docs/configuration.md must hold what `gateway genconfig` prints");
+    }
+
+    #[test]
     fn a_generated_file_is_a_valid_file() {
         let file: String = genconfig()
             .lines()

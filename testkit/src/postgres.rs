@@ -22,6 +22,8 @@ const READY: Duration = Duration::from_secs(30);
 /// is the directory of the programs, the rest the server's arguments.
 const START: &str = r#"
 bin=$1; shift
+# Asked to stop, let initdb finish: killed, it would leave shared memory behind.
+trap exit QUIT
 [ -e data ] || "$bin/initdb" --auth=trust --username=postgres --encoding=UTF8 --locale=C.UTF-8 --no-sync -D data || exit
 exec "$bin/postgres" "$@"
 "#;
@@ -132,12 +134,18 @@ impl Postgres {
     /// Kills the server with all its children (`SIGKILL`); returns when they are dead.
     pub fn kill9(&mut self) {
         let children = self.children();
+        // The seventh line ends with the id of its shared memory, which nobody frees after this death.
+        let lock = fs::read_to_string(self.process.dir().join("data/postmaster.pid")).unwrap_or_default();
+        let memory = lock.lines().nth(6).and_then(|line| line.split_whitespace().last());
         self.process.kill();
         signal("KILL", &children);
         let deadline = Instant::now() + READY;
         while children.iter().any(|child| Path::new(&format!("/proc/{child}")).exists()) {
             assert!(Instant::now() < deadline, "children of postgres do not die");
             std::thread::sleep(Duration::from_millis(5));
+        }
+        if let Some(memory) = memory {
+            let _ = Command::new("ipcrm").args(["-m", memory]).output();
         }
     }
 
@@ -181,16 +189,8 @@ impl Postgres {
 
 impl Drop for Postgres {
     fn drop(&mut self) {
-        if self.process.running() {
-            signal("CONT", &self.children());
-            return;
-        }
-        // Killed and not started again: its shared memory is still there, and only root or the
-        // same user may remove it. The seventh line of the file ends with its id.
-        let lock = fs::read_to_string(self.process.dir().join("data/postmaster.pid")).unwrap_or_default();
-        if let Some(id) = lock.lines().nth(6).and_then(|line| line.split_whitespace().last()) {
-            let _ = Command::new("ipcrm").args(["-m", id]).output();
-        }
+        // A frozen server cannot be asked to stop.
+        signal("CONT", &self.children());
     }
 }
 
