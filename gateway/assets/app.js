@@ -14,6 +14,7 @@ let notices = []; // newest first
 let unseen = 0;
 let unknown = new Set(); // what this gateway does not know; asking again would look like flooding
 let joining = null; // the name of a room that is being entered
+let refused = new Set(); // names of rooms that could not be entered: not tried again unasked
 let stopped = () => {};
 
 const newRoom = (name) => ({
@@ -155,6 +156,7 @@ function enter() {
   unseen = 0;
   current = joining = null;
   unknown = new Set();
+  refused = new Set();
   $("sign-in").hidden = true;
   $("app").hidden = false;
   paintAvatar($("me-avatar"), me.username);
@@ -255,7 +257,8 @@ function onRooms(frame) {
   }
   const wanted = wantedRoom() || current?.name || rooms.keys().next().value || "lobby";
   if (rooms.has(wanted)) showRoom(rooms.get(wanted));
-  else if (joining !== wanted) joinRoom(wanted);
+  else if (joining === null && !refused.has(wanted)) joinRoom(wanted);
+  else renderRooms();
 }
 
 /** Under the open room policy, connecting to a room is joining it, for all sockets of the user. */
@@ -265,6 +268,7 @@ function joinRoom(name) {
   joining = name;
   const fail = (text) => {
     joining = null;
+    refused.add(name);
     visit.close();
     if (main !== gateway) return;
     toast({ text, bad: true });

@@ -8,6 +8,7 @@ use persistence::{Membership, Room, Store, StoreError};
 use tokio_util::task::TaskTracker;
 
 use crate::batch::{BatchError, Batcher};
+use crate::metrics::Metrics;
 
 /// Sockets admitted with the same statements.
 const BATCH: usize = 500;
@@ -40,11 +41,12 @@ pub(crate) struct Admitted {
 pub(crate) struct Admissions(Batcher<Ask, Admitted, StoreError>);
 
 impl Admissions {
-    pub(crate) fn start(store: &Store, tasks: &TaskTracker) -> Self {
+    pub(crate) fn start(store: &Store, metrics: &Arc<Metrics>, tasks: &TaskTracker) -> Self {
         let desk = Arc::new(Desk { store: store.clone(), known: Mutex::default() });
+        let metrics = Arc::clone(metrics);
         Self(Batcher::spawn(tasks, BATCH, move |asks| {
-            let desk = Arc::clone(&desk);
-            async move { desk.admit(asks).await }
+            let (desk, metrics) = (Arc::clone(&desk), Arc::clone(&metrics));
+            async move { metrics.time_store("admit", desk.admit(asks)).await }
         }))
     }
 

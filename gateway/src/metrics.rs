@@ -1,6 +1,7 @@
 //! What a node counts (contract, section 10). One registry per node, so that several nodes can live in one process.
 
 use std::sync::atomic::{AtomicI64, AtomicU64};
+use std::time::Instant;
 
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
@@ -143,6 +144,21 @@ impl Metrics {
             store_batch_size,
             draining,
         }
+    }
+
+    /// Runs a database operation and notes its time, and its failure.
+    pub(crate) async fn time_store<T, E>(
+        &self,
+        operation: &'static str,
+        work: impl Future<Output = Result<T, E>>,
+    ) -> Result<T, E> {
+        let (label, started) = (ByOperation { operation }, Instant::now());
+        let result = work.await;
+        self.store_seconds.get_or_create(&label).observe(started.elapsed().as_secs_f64());
+        if result.is_err() {
+            self.store_errors.get_or_create(&label).inc();
+        }
+        result
     }
 
     /// Takes over the layer's own counts, which it keeps as plain numbers.

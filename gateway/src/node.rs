@@ -131,7 +131,7 @@ impl Node {
         let addresses = (public.local_addr(), internal.local_addr());
         let node = Arc::new(Self {
             writer: Writer::start(&store, &layer, &names, &metrics, &background),
-            admissions: Admissions::start(&store, &background),
+            admissions: Admissions::start(&store, &metrics, &background),
             auth: jwt(&config),
             origins: Origins::new(&config.allowed_origins),
             peers: Peers::new(&config, &layer),

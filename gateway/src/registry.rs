@@ -6,20 +6,27 @@
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use channel_layer::ChannelName;
 use parking_lot::Mutex;
 
+use crate::config::Limits;
 use crate::socket::Socket;
 
 const SHARDS: usize = 16;
 
+/// The sockets of each user.
+type Users = HashMap<Arc<str>, Vec<Arc<Socket>>>;
+
 /// All sockets of a node.
 pub struct Registry {
     by_channel: [Mutex<HashMap<ChannelName, Arc<Socket>>>; SHARDS],
-    by_user: [Mutex<HashMap<Arc<str>, Vec<Arc<Socket>>>>; SHARDS],
+    by_user: [Mutex<Users>; SHARDS],
+    /// Kept only where addresses are limited.
+    by_address: Mutex<HashMap<IpAddr, usize>>,
     count: AtomicUsize,
     hasher: RandomState,
 }
@@ -29,6 +36,7 @@ pub struct Registry {
 pub(crate) enum LimitReached {
     Connections,
     PerUser,
+    PerAddress,
 }
 
 impl Registry {
@@ -36,30 +44,56 @@ impl Registry {
         Self {
             by_channel: std::array::from_fn(|_| Mutex::default()),
             by_user: std::array::from_fn(|_| Mutex::default()),
+            by_address: Mutex::default(),
             count: AtomicUsize::new(0),
             hasher: RandomState::new(),
         }
     }
 
-    /// Links a user to a socket. A limit of 0 is none.
-    pub(crate) fn add(&self, socket: &Arc<Socket>, limit: usize, limit_per_user: usize) -> Result<(), LimitReached> {
-        if self.count.fetch_add(1, Ordering::Relaxed) >= limit && limit > 0 {
-            self.count.fetch_sub(1, Ordering::Relaxed);
-            return Err(LimitReached::Connections);
+    /// Links a user to a socket, if the limits allow; a limit of 0 is none.
+    pub(crate) fn add(&self, socket: &Arc<Socket>, limits: &Limits) -> Result<(), LimitReached> {
+        self.count_in(socket, limits)?;
+        let mut users = self.by_user[self.shard(&socket.user)].lock();
+        let sockets = users.entry(Arc::clone(&socket.user)).or_default();
+        if limits.connections_per_user > 0 && sockets.len() >= limits.connections_per_user {
+            drop(users);
+            self.count_out(socket);
+            return Err(LimitReached::PerUser);
         }
-        {
-            let mut users = self.by_user[self.shard(&*socket.user)].lock();
-            let sockets = users.entry(Arc::clone(&socket.user)).or_default();
-            if limit_per_user > 0 && sockets.len() >= limit_per_user {
-                self.count.fetch_sub(1, Ordering::Relaxed);
-                return Err(LimitReached::PerUser);
-            }
-            sockets.reserve_exact(1);
-            sockets.push(Arc::clone(socket));
-        }
+        sockets.reserve_exact(1);
+        sockets.push(Arc::clone(socket));
+        drop(users);
         let shard = self.shard(socket.channel_name.as_str());
         self.by_channel[shard].lock().insert(socket.channel_name.clone(), Arc::clone(socket));
         Ok(())
+    }
+
+    fn count_in(&self, socket: &Socket, limits: &Limits) -> Result<(), LimitReached> {
+        if self.count.fetch_add(1, Ordering::Relaxed) >= limits.connections && limits.connections > 0 {
+            self.count.fetch_sub(1, Ordering::Relaxed);
+            return Err(LimitReached::Connections);
+        }
+        let Some(address) = socket.counted_address else { return Ok(()) };
+        let mut addresses = self.by_address.lock();
+        let sockets = addresses.entry(address).or_default();
+        if *sockets >= limits.connections_per_address {
+            self.count.fetch_sub(1, Ordering::Relaxed);
+            return Err(LimitReached::PerAddress);
+        }
+        *sockets += 1;
+        Ok(())
+    }
+
+    fn count_out(&self, socket: &Socket) {
+        self.count.fetch_sub(1, Ordering::Relaxed);
+        let Some(address) = socket.counted_address else { return };
+        let mut addresses = self.by_address.lock();
+        if let Some(sockets) = addresses.get_mut(&address) {
+            *sockets -= 1;
+            if *sockets == 0 {
+                addresses.remove(&address);
+            }
+        }
     }
 
     /// Ends the link. Only this socket's: the user's other sockets stay.
@@ -68,8 +102,8 @@ impl Registry {
         if self.by_channel[shard].lock().remove(&socket.channel_name).is_none() {
             return;
         }
-        self.count.fetch_sub(1, Ordering::Relaxed);
-        let mut users = self.by_user[self.shard(&*socket.user)].lock();
+        self.count_out(socket);
+        let mut users = self.by_user[self.shard(&socket.user)].lock();
         if let Some(sockets) = users.get_mut(&*socket.user) {
             sockets.retain(|other| other.channel_name != socket.channel_name);
             if sockets.is_empty() {

@@ -26,7 +26,7 @@ use crate::consumer::Refusal;
 use crate::node::Node;
 use crate::registry::LimitReached;
 use crate::scope::{Scope, User, parse_cookies};
-use crate::socket::Socket;
+use crate::socket::{Identity, Socket};
 use crate::websocket::handshake;
 use crate::{api, page};
 
@@ -190,25 +190,26 @@ impl Visit {
         let Some(channel_name) = self.node.hub.new_channel() else { return refuse(Refusal::Unavailable, "layer") };
         let path: Arc<str> = percent_encoding::percent_decode_str(&self.path).decode_utf8_lossy().into();
         let limits = &self.node.config.limits;
-        let socket = Arc::new(Socket::new(
+        let client = self.client_address();
+        let identity = Identity {
             channel_name,
-            Arc::clone(&user.name),
-            Arc::clone(&path),
+            user: Arc::clone(&user.name),
+            path: Arc::clone(&path),
             v1,
-            class,
-            limits.outbox_bytes,
-            user.expires_at.unwrap_or(i64::MAX),
-            self.node.clock.seconds(),
-        ));
-        match self.node.registry.add(&socket, limits.connections, limits.connections_per_user) {
+            expires_at: user.expires_at.unwrap_or(i64::MAX),
+            counted_address: (limits.connections_per_address > 0).then_some(client),
+        };
+        let socket = Arc::new(Socket::new(identity, class, limits.outbox_bytes, self.node.clock.seconds()));
+        match self.node.registry.add(&socket, limits) {
             Ok(()) => {}
             Err(LimitReached::Connections) => return refuse(Refusal::Unavailable, "connections"),
             Err(LimitReached::PerUser) => return refuse(Refusal::TooMany, "connections_per_user"),
+            Err(LimitReached::PerAddress) => return refuse(Refusal::TooMany, "connections_per_address"),
         }
         let scope = Scope {
             path,
             query_string: self.query.clone(),
-            client: self.client_address(),
+            client,
             subprotocols: subprotocols.into_iter().filter(|entry| !entry.starts_with("bearer.")).collect(),
             cookies,
             user,

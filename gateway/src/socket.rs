@@ -5,6 +5,7 @@
 //! over its limit closes that client alone.
 
 use std::collections::VecDeque;
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
 
@@ -36,6 +37,8 @@ pub struct Socket {
     pub since: OffsetDateTime,
     /// Whether the client speaks the subprotocol `gateway.v1`.
     pub v1: bool,
+    /// The client's address, where addresses are limited.
+    pub(crate) counted_address: Option<IpAddr>,
     pub(crate) class: Arc<ConsumerClass>,
     /// Bytes that may wait in the outbox; 0 is no limit.
     outbox_limit: usize,
@@ -48,6 +51,17 @@ pub struct Socket {
     pub(crate) pinged: AtomicBool,
     /// Unix seconds when the sign-in ends; `i64::MAX` for never.
     pub(crate) expires_at: AtomicI64,
+}
+
+/// Who a socket is.
+pub(crate) struct Identity {
+    pub(crate) channel_name: ChannelName,
+    pub(crate) user: Arc<str>,
+    pub(crate) path: Arc<str>,
+    pub(crate) v1: bool,
+    /// Unix seconds; `i64::MAX` for never.
+    pub(crate) expires_at: i64,
+    pub(crate) counted_address: Option<IpAddr>,
 }
 
 #[derive(Default)]
@@ -81,23 +95,15 @@ pub(crate) enum Pushed {
 }
 
 impl Socket {
-    #[allow(clippy::too_many_arguments, reason = "a plain constructor of a record, called once")]
-    pub(crate) fn new(
-        channel_name: ChannelName,
-        user: Arc<str>,
-        path: Arc<str>,
-        v1: bool,
-        class: Arc<ConsumerClass>,
-        outbox_limit: usize,
-        expires_at: i64,
-        now: u32,
-    ) -> Self {
+    pub(crate) fn new(identity: Identity, class: Arc<ConsumerClass>, outbox_limit: usize, now: u32) -> Self {
+        let Identity { channel_name, user, path, v1, expires_at, counted_address } = identity;
         Self {
             channel_name,
             user,
             path,
             since: OffsetDateTime::now_utc(),
             v1,
+            counted_address,
             class,
             outbox_limit,
             io: OnceLock::new(),

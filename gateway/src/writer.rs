@@ -2,7 +2,6 @@
 //! written to the layer in commit order.
 
 use std::sync::Arc;
-use std::time::Instant;
 
 use channel_layer::{ChannelLayer, Event};
 use persistence::{Append, AppendError, Appended, Message, Notification, Store, StoreError, Stream};
@@ -10,7 +9,7 @@ use tokio::sync::mpsc;
 use tokio_util::task::TaskTracker;
 
 use crate::events;
-use crate::metrics::{ByOperation, Metrics};
+use crate::metrics::Metrics;
 use crate::names::GroupNames;
 
 /// Rows per transaction, at most.
@@ -119,15 +118,11 @@ impl Lane {
     }
 
     async fn append(&self, batch: &[Append]) -> Vec<Result<Appended, WriteError>> {
-        let started = Instant::now();
-        let label = ByOperation { operation: "append" };
-        let result = self.store.append(batch).await;
-        self.metrics.store_seconds.get_or_create(&label).observe(started.elapsed().as_secs_f64());
         self.metrics.store_batch_size.observe(batch.len() as f64);
+        let result = self.metrics.time_store("append", self.store.append(batch)).await;
         match result {
             Ok(results) => results.into_iter().map(|result| result.map_err(WriteError::from)).collect(),
             Err(error) => {
-                self.metrics.store_errors.get_or_create(&label).inc();
                 self.log(&error, batch.len());
                 batch.iter().map(|_| Err(WriteError::Unavailable)).collect()
             }

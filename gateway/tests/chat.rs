@@ -1,5 +1,5 @@
 //! Chat and notifications on one node: section 2 of the contract, its refusals and its limits.
-#![allow(clippy::unwrap_used, reason = "tests")]
+#![allow(clippy::unwrap_used, clippy::disallowed_methods, reason = "tests")]
 
 mod common;
 
@@ -201,12 +201,50 @@ async fn refusals_have_their_status_or_for_v1_their_close_code() {
     );
     let _held = door.connect("/ws/chat/", "alice").await;
     assert_eq!(door.try_connect("/ws/chat/", &[v1, ("authorization", &bearer)]).await.err(), Some(429));
+    assert_eq!(node.metric("gateway_connections").await, 1.0);
     assert_eq!(door.get("/ws/chat/").await.0, 426);
     assert_eq!(door.get("/nothing").await.0, 404);
     assert_eq!(door.get("/metrics").await.0, 404, "metrics are for the internal listener");
     assert_eq!(door.get("/").await.0, 404, "the page is for --dev");
     assert_eq!(door.get("/client.js").await.0, 200);
     assert!(node.metric(r#"gateway_handshakes_rejected_total{reason="origin"}"#).await >= 2.0);
+}
+
+#[tokio::test]
+async fn addresses_are_limited_by_what_trusted_proxies_say() {
+    let node = TestNode::start(&[("limits.connections_per_address", "1"), ("trusted-proxies", "127.0.0.1")]).await;
+    let door = node.at();
+    let bearer = format!("Bearer {}", token("alice"));
+    let from = |hops: &'static str| {
+        let bearer = bearer.clone();
+        async move { door.try_connect("/ws/chat/", &[("authorization", &bearer), ("x-forwarded-for", hops)]).await }
+    };
+    let held = from("6.6.6.6, 10.0.0.1").await.unwrap();
+    // The right-most hop that is no proxy of ours counts; what stands before it is the client's own claim.
+    assert_eq!(from("7.7.7.7, 10.0.0.1").await.err(), Some(429));
+    assert!(from("10.0.0.1, 10.0.0.2").await.is_ok());
+    held.close().await;
+    eventually("the place is free again", || async { from("10.0.0.1").await.is_ok() }).await;
+}
+
+#[tokio::test]
+async fn many_messages_share_few_statements() {
+    let node = TestNode::start(&[("limits.frames_per_second", "0")]).await;
+    let mut alice = node.join("alice", "lobby").await;
+    let statements = || node.running.node().store.statements();
+    alice.say_acked("lobby", "warm", "0").await;
+    let before = statements();
+    alice.say("lobby", "one").await;
+    alice.until(|frame| frame["message"] == "one").await;
+    let lone = statements() - before;
+    assert!(lone <= 5, "{lone} statements for one message, BEGIN and COMMIT included");
+    let before = statements();
+    for n in 0..200 {
+        alice.say("lobby", &n.to_string()).await;
+    }
+    alice.until(|frame| frame["message"] == "199").await;
+    let many = statements() - before;
+    assert!(many < 200, "{many} statements for 200 messages");
 }
 
 #[tokio::test]

@@ -1,5 +1,5 @@
 //! Django's side: the real `channels_redis` writes to browsers, and hears from them.
-#![allow(clippy::unwrap_used, reason = "tests")]
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
 
 mod common;
 

@@ -23,6 +23,8 @@ const READY: Duration = Duration::from_secs(60);
 /// makes the database, `$2` is the option that allows it to root, the rest the server's command.
 const START: &str = r#"
 install=$1; user=$2; shift 2
+# Asked to stop, let the installation finish: killed, it would write into a directory being removed.
+trap exit TERM
 [ -e data ] ||
   "$install" --no-defaults --datadir="$PWD/data" --auth-root-authentication-method=normal --skip-test-db $user ||
   exit
@@ -94,9 +96,11 @@ impl MariaDb {
             "--innodb-flush-method=nosync".into(),
             "--innodb-doublewrite=0".into(),
             "--innodb-use-native-aio=0".into(),
+            // Stopped, it does not tidy up.
+            "--innodb-fast-shutdown=2".into(),
         ];
         command.extend(user.map(str::to_owned));
-        let process = Guarded::spawn(dir, "sh", command);
+        let process = Guarded::spawn_with(dir, "TERM", &[], "sh", command);
         let server = Self { port, process, databases: AtomicU32::new(0) };
         match server.process.try_ready(READY, || server.answers()) {
             Ok(()) => Ok(server),

@@ -47,7 +47,7 @@ pub(super) async fn reconcile(hub: Arc<Hub>) {
             COMPARE_EVERY.mul_f64(rand::random_range(0.8..1.2))
         };
         let _ = tokio::time::timeout(wait, hub.reconcile_now.notified()).await;
-        if let Err(error) = hub.compare_positions().await {
+        if let Err(error) = hub.metrics.time_store("compare", hub.compare_positions()).await {
             tracing::warn!(error = &error as &dyn std::error::Error, "positions could not be compared");
         }
     }
@@ -58,7 +58,7 @@ impl Hub {
         tokio::time::sleep(HOLD).await;
         let Some(group) = self.group(&name) else { return };
         let Some((stream, _, seq)) = group.standing() else { return group.end_fill() };
-        match self.missing(&name, &stream, seq).await {
+        match self.metrics.time_store("fill", self.missing(&name, &stream, seq)).await {
             Ok((head, events)) => {
                 let shard = self.shard_of(&name);
                 self.push(shard, Work::Filled(Filled { group: name, asked_at: seq, head, events }));

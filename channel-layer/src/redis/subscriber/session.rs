@@ -61,7 +61,8 @@ impl Session {
             for topic in topics {
                 *self.open.entry(topic.clone()).or_default() += 1;
             }
-            self.asked.push_back(Asked::Subscribe(topics.to_vec().into_iter()));
+            let asked: Vec<Topic> = topics.to_vec();
+            self.asked.push_back(Asked::Subscribe(asked.into_iter()));
         }
     }
 
