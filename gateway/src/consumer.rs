@@ -122,12 +122,13 @@ pub struct Rendering {
     pub(crate) kind: &'static str,
     pub(crate) v1_only: bool,
     pub(crate) except_user: Option<String>,
+    pub(crate) except_channel: Option<String>,
 }
 
 impl Rendering {
     /// A text frame. `kind` is its label in `gateway_frames_sent_total`.
     pub fn text(kind: &'static str, text: &str) -> Self {
-        Self { frame: WireFrame::text(text), kind, v1_only: false, except_user: None }
+        Self { frame: WireFrame::text(text), kind, v1_only: false, except_user: None, except_channel: None }
     }
 
     /// A JSON frame; `None` when the value cannot be JSON.
@@ -145,6 +146,19 @@ impl Rendering {
     pub fn except_user(mut self, username: &str) -> Self {
         self.except_user = Some(username.to_owned());
         self
+    }
+
+    /// Not for the socket of this channel name.
+    pub fn except_channel(mut self, channel_name: &str) -> Self {
+        self.except_channel = Some(channel_name.to_owned());
+        self
+    }
+
+    /// Whether this socket is to have it.
+    pub(crate) fn is_for(&self, socket: &Socket) -> bool {
+        (socket.v1 || !self.v1_only)
+            && self.except_user.as_deref() != Some(&*socket.user)
+            && self.except_channel.as_deref() != Some(socket.channel_name.as_str())
     }
 }
 

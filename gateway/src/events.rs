@@ -18,6 +18,11 @@ pub(crate) const DISCONNECT: &str = "gateway_disconnect";
 /// Passes on a JSON object of the site's own.
 pub(crate) const SEND: &str = "gateway_send";
 
+/// Notifications were marked as seen.
+pub(crate) const SEEN: &str = "gateway_seen";
+/// Somebody is typing.
+pub(crate) const TYPING: &str = "gateway_typing";
+
 /// `type` values of our own frames, which `gateway.send` must not fake.
 const OWN_FRAME_TYPES: [&str; 13] = [
     "chat",
@@ -154,6 +159,36 @@ pub(crate) fn gateway_send(event: &Event) -> Option<Rendering> {
         }
     }
     Some(Rendering::text("site", text))
+}
+
+/// Tells a user's other sockets what has been seen; `by` is the channel that already knows.
+pub(crate) fn seen_event(frame: &serde_json::Value, by: Option<&str>) -> Event {
+    let event = Event::new(SEEN).with("frame", frame.to_string());
+    match by {
+        Some(by) => event.with("by", by),
+        None => event,
+    }
+}
+
+/// `gateway.seen` → the `seen` frame, for clients that know it.
+pub(crate) fn seen(event: &Event) -> Option<Rendering> {
+    let rendering = Rendering::text("seen", event.text("frame")?).v1_only();
+    Some(match event.text("by") {
+        Some(by) => rendering.except_channel(by),
+        None => rendering,
+    })
+}
+
+/// Tells the members of a room that somebody is typing; never stored.
+pub(crate) fn typing_event(room: &str, from_user: &str) -> Event {
+    Event::new(TYPING).with("group_name", room).with("from_user", from_user)
+}
+
+/// `gateway.typing` → the `typing` frame, for the other members.
+pub(crate) fn typing(event: &Event) -> Option<Rendering> {
+    let (room, from_user) = (event.text("group_name")?, event.text("from_user")?);
+    let frame = serde_json::json!({"type": "typing", "group_name": room, "from_user": from_user});
+    Some(Rendering::json("typing", &frame)?.v1_only().except_user(from_user))
 }
 
 fn json(value: Option<&channel_layer::Value>) -> Option<serde_json::Value> {

@@ -1,7 +1,10 @@
 //! Client frames (contract, section 4), read strictly, and the answers that are not events.
 
+use persistence::{Range, Seen};
 use serde::Serialize;
 use serde_json::{Map, Value};
+
+use crate::pages;
 
 /// Error codes a client may see.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -97,6 +100,41 @@ pub(crate) enum ClientFrame {
     },
     /// Which rooms may be heard.
     Rooms,
+    /// A page of a room's messages.
+    History {
+        /// The room.
+        group_name: String,
+        /// Which page.
+        range: Range,
+        /// How many, at most.
+        limit: u64,
+    },
+    /// A page of the inbox.
+    Notifications {
+        /// Which page.
+        range: Range,
+        /// How many, at most.
+        limit: u64,
+        /// Only what has not been seen.
+        unseen: bool,
+    },
+    /// These notifications have been seen.
+    Seen(Seen),
+    /// The user is typing in a room.
+    Typing {
+        /// The room.
+        group_name: String,
+    },
+    /// Who of a room is online.
+    Presence {
+        /// The room.
+        group_name: String,
+    },
+    /// A new token for the same user.
+    Auth {
+        /// The token.
+        token: String,
+    },
 }
 
 impl ClientFrame {
@@ -106,6 +144,12 @@ impl ClientFrame {
             Self::Chat { .. } => "chat",
             Self::Notification { .. } => "notification",
             Self::Rooms => "rooms",
+            Self::History { .. } => "history",
+            Self::Notifications { .. } => "notifications",
+            Self::Seen(_) => "seen",
+            Self::Typing { .. } => "typing",
+            Self::Presence { .. } => "presence",
+            Self::Auth { .. } => "auth",
         }
     }
 
@@ -125,7 +169,7 @@ impl ClientFrame {
         };
         match cate {
             "chat" => Ok(Self::Chat {
-                group_name: fields.name(&["group_name", "groupname"])?,
+                group_name: fields.room()?,
                 message: fields.message()?,
                 client_id: fields.client_id()?,
             }),
@@ -135,6 +179,21 @@ impl ClientFrame {
                 client_id: fields.client_id()?,
             }),
             "rooms" => Ok(Self::Rooms),
+            "history" => {
+                Ok(Self::History { group_name: fields.room()?, range: fields.range()?, limit: fields.limit()? })
+            }
+            "notifications" => Ok(Self::Notifications {
+                range: fields.range()?,
+                limit: fields.limit()?,
+                unseen: fields.flag("unseen")?,
+            }),
+            "seen" => fields.seen().map(Self::Seen),
+            "typing" => Ok(Self::Typing { group_name: fields.room()? }),
+            "presence" => Ok(Self::Presence { group_name: fields.room()? }),
+            "auth" => match fields.first(&["token"]) {
+                Some(Value::String(token)) => Ok(Self::Auth { token: token.clone() }),
+                _ => Err(fields.invalid("token must be text")),
+            },
             _ => Err(ErrorFrame::new(ErrorCode::UnknownCate, "no such cate", fields.client_id)),
         }
     }
@@ -162,6 +221,54 @@ impl Fields {
             Some(Value::String(_)) => Err(self.invalid(&format!("{field} is not a valid name"))),
             Some(_) => Err(self.invalid(&format!("{field} must be text"))),
             None => Err(self.invalid(&format!("{field} is missing"))),
+        }
+    }
+
+    fn room(&self) -> Result<String, ErrorFrame> {
+        self.name(&["group_name", "groupname"])
+    }
+
+    fn seq(&self, field: &str) -> Result<Option<u64>, ErrorFrame> {
+        match self.first(&[field]) {
+            None => Ok(None),
+            // Databases count in signed 64 bits.
+            Some(value) => match value.as_u64().filter(|seq| i64::try_from(*seq).is_ok()) {
+                Some(seq) => Ok(Some(seq)),
+                None => Err(self.invalid(&format!("{field} must be a number, 0 or more"))),
+            },
+        }
+    }
+
+    fn range(&self) -> Result<Range, ErrorFrame> {
+        match (self.seq("before")?, self.seq("after")?) {
+            (None, None) => Ok(Range::Latest),
+            (Some(seq), None) => Ok(Range::Before(seq)),
+            (None, Some(seq)) => Ok(Range::After(seq)),
+            (Some(_), Some(_)) => Err(self.invalid("before and after exclude each other")),
+        }
+    }
+
+    fn limit(&self) -> Result<u64, ErrorFrame> {
+        Ok(self.seq("limit")?.unwrap_or(pages::DEFAULT_LIMIT).clamp(1, pages::MAX_LIMIT))
+    }
+
+    fn flag(&self, field: &str) -> Result<bool, ErrorFrame> {
+        match self.first(&[field]) {
+            None => Ok(false),
+            Some(value) => value.as_bool().ok_or_else(|| self.invalid(&format!("{field} must be true or false"))),
+        }
+    }
+
+    fn seen(&self) -> Result<Seen, ErrorFrame> {
+        match (self.first(&["ids"]), self.seq("up_to")?) {
+            (None, Some(seq)) => Ok(Seen::UpTo(seq)),
+            (Some(Value::Array(ids)), None) if ids.len() <= 1000 => ids
+                .iter()
+                .map(|id| id.as_str().and_then(|id| id.parse().ok()))
+                .collect::<Option<_>>()
+                .map(Seen::Ids)
+                .ok_or_else(|| self.invalid("ids must be UUIDs")),
+            _ => Err(self.invalid("either up to 1,000 ids, or up_to")),
         }
     }
 
@@ -236,6 +343,22 @@ mod tests {
             assert_eq!(code(text), "invalid", "{text}");
         }
         assert_eq!(code(r#"{"cate":"nope"}"#), "unknown_cate");
+        for (text, answer) in [
+            (r#"{"cate":"history","group_name":"a","limit":1000000}"#, "history"),
+            (r#"{"cate":"history","group_name":"a","before":-1}"#, "invalid"),
+            (r#"{"cate":"history","group_name":"a","before":18446744073709551615}"#, "invalid"),
+            (r#"{"cate":"history","group_name":"a","before":1,"after":1}"#, "invalid"),
+            (r#"{"cate":"notifications","unseen":true}"#, "notifications"),
+            (r#"{"cate":"notifications","unseen":"yes"}"#, "invalid"),
+            (r#"{"cate":"seen","up_to":3}"#, "seen"),
+            (r#"{"cate":"seen","ids":["x"]}"#, "invalid"),
+            (r#"{"cate":"seen"}"#, "invalid"),
+            (r#"{"cate":"typing","group_name":"a"}"#, "typing"),
+            (r#"{"cate":"presence"}"#, "invalid"),
+            (r#"{"cate":"auth","token":5}"#, "invalid"),
+        ] {
+            assert_eq!(code(text), answer, "{text}");
+        }
         let error = ClientFrame::parse(r#"{"cate":"chat","client_id":"7"}"#).unwrap_err();
         assert_eq!(error.client_id.as_deref(), Some("7"));
     }

@@ -33,6 +33,7 @@ mod metrics;
 mod names;
 mod node;
 mod page;
+mod pages;
 mod peers;
 mod position;
 mod redis;

@@ -83,11 +83,14 @@ impl Peers {
         sockets
     }
 
-    /// Which of these users have a socket anywhere.
-    pub(crate) async fn online(&self, node: &Node, users: &[String]) -> HashSet<String> {
-        let mut online: HashSet<String> = users.iter().filter(|user| node.registry.is_online(user)).cloned().collect();
+    /// Which of these users have a socket anywhere, and who has one in the group.
+    pub(crate) async fn online(&self, node: &Node, users: &[String], group: Option<GroupName>) -> HashSet<String> {
+        let mut online: HashSet<String> = node.online(users.iter().map(String::as_str), group.as_ref()).collect();
         let names = users.iter().map(|user| Value::from(user.as_str())).collect();
-        let question = Event::new(ASK).with("what", "online").with("users", Value::List(names));
+        let mut question = Event::new(ASK).with("what", "online").with("users", Value::List(names));
+        if let Some(group) = &group {
+            question = question.with("group", group.as_str());
+        }
         for answer in self.ask(question).await {
             if let Some(Value::List(users)) = answer.get("online") {
                 online.extend(users.iter().filter_map(Value::as_str).map(str::to_owned));
@@ -167,8 +170,9 @@ impl Peers {
                 answer.with("sockets", serde_json::to_string(&node.sockets_of(user)).unwrap_or_default())
             }
             (Some("online"), _, Some(Value::List(users))) => {
-                let online = |user: &&Value| user.as_str().is_some_and(|user| node.registry.is_online(user));
-                answer.with("online", Value::List(users.iter().filter(online).cloned().collect()))
+                let group = question.text("group").and_then(|group| GroupName::parse_any(group).ok());
+                let online = node.online(users.iter().filter_map(Value::as_str), group.as_ref());
+                answer.with("online", Value::List(online.map(Value::from).collect()))
             }
             _ => return Ok(()),
         };
@@ -183,6 +187,16 @@ impl std::fmt::Debug for Peers {
 }
 
 impl Node {
+    /// Who of these users has a socket on this node, and who has one in the group.
+    fn online<'a>(
+        &'a self,
+        users: impl Iterator<Item = &'a str> + 'a,
+        group: Option<&GroupName>,
+    ) -> impl Iterator<Item = String> + 'a {
+        let in_group = group.map(|group| self.hub.users_in(group)).unwrap_or_default();
+        users.filter(|user| self.registry.is_online(user)).map(str::to_owned).chain(in_group)
+    }
+
     /// This node's sockets of a user.
     fn sockets_of(&self, username: &str) -> Vec<SocketInfo> {
         let info = |socket: &Arc<crate::socket::Socket>| SocketInfo {

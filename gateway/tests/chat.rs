@@ -384,6 +384,8 @@ async fn drain_says_when_to_come_back_and_takes_no_new_sockets() {
         }
     };
     assert_eq!((code, reason.as_str()), (1012, "retry=0-2000"));
+    // Answers the close, as every client does.
+    alice.close().await;
     assert_eq!(drained.await.unwrap(), 0);
     assert!(tokio::net::TcpStream::connect(door.public).await.is_err());
 }

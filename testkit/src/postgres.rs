@@ -66,7 +66,15 @@ impl Postgres {
         let data = dir.join("data");
         let port = free_port();
         let mut command = servant(&dir);
-        command.extend(["sh".into(), "-c".into(), START.into(), "postgres".into()]);
+        // A shell starts what runs in its background with QUIT ignored, and then nobody can trap it.
+        command.extend([
+            "env".into(),
+            "--default-signal=QUIT".into(),
+            "sh".into(),
+            "-c".into(),
+            START.into(),
+            "postgres".into(),
+        ]);
         command.extend([bin.display().to_string(), "-D".into(), data.display().to_string()]);
         for setting in [
             format!("port={port}"),

@@ -17,6 +17,7 @@ use warp::filters::BoxedFilter;
 
 use crate::auth;
 use crate::node::Node;
+use crate::pages;
 use crate::server::{Answer, answer, with};
 
 /// Bytes of a request's body: 1,000 envelopes of 64 KiB would be far more than anybody sends.
@@ -153,7 +154,7 @@ impl Call {
     /// `before`, `after` and `limit` of a listing.
     fn range(&self) -> Result<(persistence::Range, u64), Problem> {
         use persistence::Range;
-        let limit = self.query::<u64>("limit")?.unwrap_or(50).clamp(1, 100);
+        let limit = self.query::<u64>("limit")?.unwrap_or(pages::DEFAULT_LIMIT).clamp(1, pages::MAX_LIMIT);
         let range = match (self.query("before")?, self.query("after")?) {
             (None, None) => Range::Latest,
             (Some(seq), None) => Range::Before(seq),
@@ -167,16 +168,4 @@ impl Call {
 /// The name, if it can be one.
 fn valid<'a>(what: &str, name: &'a str) -> Result<&'a str, Problem> {
     if crate::names::is_valid_name(name) { Ok(name) } else { Err(Problem::bad(format!("{what} is not a valid name"))) }
-}
-
-/// Takes away the one row that was read to see whether there are more, from the far end.
-fn cut<T>(rows: &mut Vec<T>, range: persistence::Range, limit: u64) -> bool {
-    let has_more = rows.len() as u64 > limit;
-    if has_more {
-        match range {
-            persistence::Range::After(_) => drop(rows.pop()),
-            _ => drop(rows.remove(0)),
-        }
-    }
-    has_more
 }

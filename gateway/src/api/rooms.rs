@@ -8,8 +8,8 @@ use serde_json::{Value, json};
 
 use super::{ApiResult, Call, Problem, valid};
 use crate::consumers::ROOMS_CHANGED;
-use crate::events::rfc3339;
 use crate::node::Node;
+use crate::pages;
 
 pub(super) async fn list(call: &Call, node: &Node) -> ApiResult {
     let after: Option<String> = call.query("after")?;
@@ -26,7 +26,7 @@ pub(super) async fn show(node: &Node, room: &str) -> ApiResult {
     let room = node.store.room(valid("the room", room)?).await?.ok_or_else(Problem::no_room)?;
     let mut members = node.store.members(&room.name).await?;
     members.sort();
-    let mut online: Vec<String> = node.peers.online(node, &members).await.into_iter().collect();
+    let mut online: Vec<String> = node.peers.online(node, &members, None).await.into_iter().collect();
     online.sort();
     Ok(json!({
         "name": room.name, "display_name": room.display_name, "seq": room.last_seq, "members": members, "online": online,
@@ -85,17 +85,5 @@ async fn tell(node: &Node, group: Result<GroupName, NameError>, event: Event) {
 pub(super) async fn history(call: &Call, node: &Arc<Node>, room: &str) -> ApiResult {
     let (range, limit) = call.range()?;
     let room = node.store.room(valid("the room", room)?).await?.ok_or_else(Problem::no_room)?;
-    let mut messages = node.store.messages(&room.name, range, limit + 1).await?;
-    let has_more = super::cut(&mut messages, range, limit);
-    let messages: Vec<Value> = messages
-        .iter()
-        .map(|message| {
-            json!({
-                "type": "chat", "id": message.id.to_string(), "seq": message.seq, "group_name": room.name,
-                "display_name": room.display_name, "message": message.message, "from_user": message.from_user,
-                "date": rfc3339(message.date),
-            })
-        })
-        .collect();
-    Ok(json!({"type": "history", "group_name": room.name, "messages": messages, "has_more": has_more}))
+    Ok(pages::history(node, &room, range, limit).await?)
 }

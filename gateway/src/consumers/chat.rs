@@ -2,7 +2,7 @@
 
 use channel_layer::Event;
 use futures_util::FutureExt;
-use persistence::{Room, Stream};
+use persistence::{Range, Room, Stream};
 use serde::Serialize;
 
 use super::limits::Guard;
@@ -14,6 +14,7 @@ use crate::consumer::{Consumer, Context, Frame, Handlers, Outcome, Refusal};
 use crate::events;
 use crate::frames::{ClientFrame, ErrorCode, ErrorFrame};
 use crate::names;
+use crate::pages;
 
 /// The event that tells a user's sockets to look at their memberships again.
 pub(crate) const ROOMS_CHANGED: &str = "gateway_rooms_changed";
@@ -35,6 +36,8 @@ impl Consumer for ChatConsumer {
         handlers
             .shared("chat.message", events::chat_message)
             .shared("notification.message", events::notification_message)
+            .shared(events::SEEN, events::seen)
+            .shared(events::TYPING, events::typing)
             .own(ROOMS_CHANGED, |consumer, ctx, event| consumer.rooms_changed(ctx, event).boxed());
     }
 
@@ -64,8 +67,7 @@ impl Consumer for ChatConsumer {
     async fn receive(&mut self, ctx: &mut Context, frame: Frame) -> Outcome {
         match send::read(ctx, &mut self.guard, frame)? {
             Some(ClientFrame::Chat { group_name, message, client_id }) => {
-                if !self.hears(&group_name) {
-                    send::answer_error(ctx, &ErrorFrame::new(ErrorCode::RoomNotFound, "no such room", client_id));
+                if !self.hears_or_says(ctx, &group_name, client_id.as_deref()) {
                     return Ok(());
                 }
                 send::chat(ctx, group_name, message, client_id).await
@@ -74,6 +76,20 @@ impl Consumer for ChatConsumer {
                 send::notification(ctx, user_name, message, client_id).await
             }
             Some(ClientFrame::Rooms) => self.answer_rooms(ctx).await,
+            Some(ClientFrame::History { group_name, range, limit }) => {
+                self.answer_history(ctx, &group_name, range, limit).await
+            }
+            Some(ClientFrame::Notifications { range, limit, unseen }) => send::inbox(ctx, range, unseen, limit).await,
+            Some(ClientFrame::Seen(which)) => send::seen(ctx, which).await,
+            Some(ClientFrame::Typing { group_name }) => self.typing(ctx, &group_name),
+            Some(ClientFrame::Presence { group_name }) => self.answer_presence(ctx, &group_name).await,
+            Some(ClientFrame::Auth { token }) => match send::renew(ctx, &token)? {
+                Some(rooms) => {
+                    self.named = rooms;
+                    self.refresh(ctx).await
+                }
+                None => Ok(()),
+            },
             None => Ok(()),
         }
     }
@@ -97,6 +113,63 @@ struct RoomEntry<'a> {
 impl ChatConsumer {
     fn hears(&self, room: &str) -> bool {
         self.rooms.binary_search_by(|known| (**known).cmp(room)).is_ok()
+    }
+
+    /// Whether the room is the user's; if not, says what it would say of a room that does not exist.
+    fn hears_or_says(&self, ctx: &Context, room: &str, client_id: Option<&str>) -> bool {
+        let hears = self.hears(room);
+        if !hears {
+            let error = ErrorFrame::new(ErrorCode::RoomNotFound, "no such room", client_id.map(str::to_owned));
+            send::answer_error(ctx, &error);
+        }
+        hears
+    }
+
+    async fn answer_history(&self, ctx: &Context, room: &str, range: Range, limit: u64) -> Outcome {
+        if !self.hears_or_says(ctx, room, None) {
+            return Ok(());
+        }
+        let page = async {
+            match ctx.store().room(room).await? {
+                Some(room) => pages::history(ctx.node(), &room, range, limit).await.map(Some),
+                None => Ok(None),
+            }
+        };
+        match page.await.transpose() {
+            Some(page) => send::answer_page(ctx, "history", page),
+            // Deleted this very moment.
+            None => {
+                send::answer_error(ctx, &ErrorFrame::new(ErrorCode::RoomNotFound, "no such room", None));
+                Ok(())
+            }
+        }
+    }
+
+    fn typing(&self, ctx: &Context, room: &str) -> Outcome {
+        if self.hears_or_says(ctx, room, None)
+            && let Ok(group) = ctx.node().names.room(room)
+            && ctx.layer().group_send_later(&group, &events::typing_event(room, ctx.username())).is_err()
+        {
+            tracing::debug!("typing could not be told");
+        }
+        Ok(())
+    }
+
+    async fn answer_presence(&self, ctx: &Context, room: &str) -> Outcome {
+        if !self.hears_or_says(ctx, room, None) {
+            return Ok(());
+        }
+        let members = match ctx.store().members(room).await {
+            Ok(members) => members,
+            Err(error) => {
+                send::answer_unavailable(ctx, &error);
+                return Ok(());
+            }
+        };
+        let group = ctx.node().names.room(room).ok();
+        let mut users: Vec<String> = ctx.node().peers.online(ctx.node(), &members, group).await.into_iter().collect();
+        users.sort();
+        ctx.send_frame("presence", &serde_json::json!({"type": "presence", "group_name": room, "users": users}))
     }
 
     async fn load_rooms(&self, ctx: &Context, enter: Option<String>) -> Result<Admitted, Refusal> {
@@ -144,6 +217,11 @@ impl ChatConsumer {
         if let Some(removed) = event.text("removed") {
             self.named.retain(|room| room != removed);
         }
+        self.refresh(ctx).await
+    }
+
+    /// Hears what the user may hear now, and nothing else.
+    async fn refresh(&mut self, ctx: &mut Context) -> Outcome {
         let rooms = match self.load_rooms(ctx, None).await {
             Ok(admitted) => admitted.rooms,
             // In doubt silence, not access: the client comes back and asks again.
@@ -162,8 +240,7 @@ impl ChatConsumer {
         let heads = match ctx.store().room_heads(&names).await {
             Ok(heads) => heads,
             Err(error) => {
-                tracing::warn!(error = &error as &dyn std::error::Error, "rooms could not be read");
-                send::answer_error(ctx, &ErrorFrame::new(ErrorCode::Unavailable, "try again", None));
+                send::answer_unavailable(ctx, &error);
                 return Ok(());
             }
         };

@@ -20,7 +20,10 @@ impl Consumer for NotificationConsumer {
 
     fn handlers(handlers: &mut Handlers<Self>) {
         // Rooms are of no interest here, so news of them are no unknown events either.
-        handlers.shared("notification.message", events::notification_message).shared(super::ROOMS_CHANGED, |_| None);
+        handlers
+            .shared("notification.message", events::notification_message)
+            .shared(super::ROOMS_CHANGED, |_| None)
+            .shared(events::SEEN, events::seen);
     }
 
     async fn connect(&mut self, ctx: &mut Context) -> Result<(), Refusal> {
@@ -40,13 +43,21 @@ impl Consumer for NotificationConsumer {
             Some(ClientFrame::Notification { user_name, message, client_id }) => {
                 send::notification(ctx, user_name, message, client_id).await
             }
+            Some(ClientFrame::Notifications { range, limit, unseen }) => send::inbox(ctx, range, unseen, limit).await,
+            Some(ClientFrame::Seen(which)) => send::seen(ctx, which).await,
+            Some(ClientFrame::Auth { token }) => send::renew(ctx, &token).map(|_| ()),
             // This socket hears no rooms, so none is its own.
-            Some(ClientFrame::Chat { client_id, .. }) => {
-                send::answer_error(ctx, &ErrorFrame::new(ErrorCode::RoomNotFound, "no such room", client_id));
-                Ok(())
+            Some(ClientFrame::Chat { client_id, .. }) => no_room(ctx, client_id),
+            Some(ClientFrame::History { .. } | ClientFrame::Typing { .. } | ClientFrame::Presence { .. }) => {
+                no_room(ctx, None)
             }
             Some(ClientFrame::Rooms) => ctx.send_frame("rooms", &serde_json::json!({"type": "rooms", "rooms": []})),
             None => Ok(()),
         }
     }
+}
+
+fn no_room(ctx: &Context, client_id: Option<String>) -> Outcome {
+    send::answer_error(ctx, &ErrorFrame::new(ErrorCode::RoomNotFound, "no such room", client_id));
+    Ok(())
 }

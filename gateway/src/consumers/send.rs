@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use persistence::{Append, AppendError, Appended, Key, Stream};
+use persistence::{Append, AppendError, Appended, Key, Range, Seen, StoreError, Stream};
 
 use super::limits::{Guard, Verdict};
 use crate::config::ClientNotifications;
@@ -12,6 +12,7 @@ use crate::consumer::{Context, Frame, Outcome};
 use crate::events;
 use crate::frames::{Ack, ClientFrame, ErrorCode, ErrorFrame};
 use crate::metrics::{ByCate, ByReason};
+use crate::pages;
 use crate::writer::WriteError;
 
 /// Reads a frame, within the limits. `None` when it has been answered already.
@@ -61,6 +62,56 @@ pub(super) fn answer_error(ctx: &Context, error: &ErrorFrame) {
 
 fn count_bad(ctx: &Context, reason: &'static str) {
     ctx.node().metrics.frames_bad.get_or_create(&ByReason { reason }).inc();
+}
+
+/// Says that the database is away, and why to the operator.
+pub(super) fn answer_unavailable(ctx: &Context, error: &(dyn std::error::Error + 'static)) {
+    tracing::warn!(error, "a frame could not be served");
+    answer_error(ctx, &ErrorFrame::new(ErrorCode::Unavailable, "try again", None));
+}
+
+/// Sends a page, or says that the database is away.
+pub(super) fn answer_page(ctx: &Context, kind: &'static str, page: Result<serde_json::Value, StoreError>) -> Outcome {
+    match page {
+        Ok(frame) => ctx.send_frame(kind, &frame),
+        Err(error) => {
+            answer_unavailable(ctx, &error);
+            Ok(())
+        }
+    }
+}
+
+/// A page of the user's inbox.
+pub(super) async fn inbox(ctx: &Context, range: Range, unseen: bool, limit: u64) -> Outcome {
+    let page = pages::notifications(ctx.node(), ctx.username(), range, unseen, limit).await;
+    answer_page(ctx, "notifications", page)
+}
+
+/// Marks notifications as seen.
+pub(super) async fn seen(ctx: &Context, which: Seen) -> Outcome {
+    let frame = pages::mark_seen(ctx.node(), ctx.username(), which, Some(ctx.channel_name().as_str())).await;
+    answer_page(ctx, "seen", frame)
+}
+
+/// Renews the sign-in in place. Returns the rooms that the new token names, or `None` when it was refused.
+pub(super) fn renew(ctx: &Context, token: &str) -> Result<Option<Vec<String>>, crate::CloseReason> {
+    let claims = match ctx.node().auth.check(token) {
+        Ok(claims) => claims,
+        Err(error) => {
+            tracing::debug!(error = &error as &dyn std::error::Error, "token refused");
+            answer_error(ctx, &ErrorFrame::new(ErrorCode::Invalid, "the token is not valid", None));
+            return Ok(None);
+        }
+    };
+    if claims.username != **ctx.username() {
+        answer_error(ctx, &ErrorFrame::new(ErrorCode::Forbidden, "the token is another user's", None));
+        return Ok(None);
+    }
+    ctx.socket().expires_at.store(claims.expires_at, std::sync::atomic::Ordering::Relaxed);
+    let expires_at =
+        time::OffsetDateTime::from_unix_timestamp(claims.expires_at).unwrap_or(time::OffsetDateTime::UNIX_EPOCH);
+    ctx.send_frame("auth", &serde_json::json!({"type": "auth", "expires_at": events::rfc3339(expires_at)}))?;
+    Ok(Some(claims.rooms))
 }
 
 /// Stores a chat message; it reaches the room when it is committed.

@@ -141,7 +141,7 @@ impl Hub {
     fn hand_over(&self, socket: &Arc<Socket>, event: &Arc<Event>, kind: &Kind, dirty: &mut Vec<Arc<Socket>>) -> u64 {
         match kind {
             Kind::Frame(rendering) => {
-                if (rendering.v1_only && !socket.v1) || rendering.except_user.as_deref() == Some(&*socket.user) {
+                if !rendering.is_for(socket) {
                     return 0;
                 }
                 match socket.push(&rendering.frame) {

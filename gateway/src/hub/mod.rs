@@ -8,7 +8,7 @@ mod fill;
 mod group;
 mod join;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -137,6 +137,19 @@ impl Hub {
         if let Some(group) = self.group(name) {
             group.remove(socket);
         }
+    }
+
+    /// The users who have a socket of this node in a group.
+    pub(crate) fn users_in(&self, name: &GroupName) -> HashSet<String> {
+        let mut users = HashSet::new();
+        if let Some(group) = self.group(name) {
+            group.for_each(|socket| {
+                if !users.contains(&*socket.user) {
+                    users.insert(socket.user.to_string());
+                }
+            });
+        }
+        users
     }
 
     /// What this node has handed on in the stream of a group: `(seq, id)`.

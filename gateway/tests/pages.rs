@@ -1,0 +1,117 @@
+//! History, the inbox, typing, presence, and a sign-in renewed in place.
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+mod common;
+
+use common::{Client, Door, TestNode, eventually, token, token_with};
+use serde_json::{Value, json};
+
+async fn v1(door: Door, path: &str, user: &str) -> Client {
+    let bearer = format!("Bearer {}", token(user));
+    door.try_connect(path, &[("authorization", &bearer), ("sec-websocket-protocol", "gateway.v1")]).await.unwrap()
+}
+
+async fn ask(client: &mut Client, frame: Value) -> Value {
+    let kind = frame["cate"].clone();
+    client.send(frame).await;
+    client.until(|frame| frame["type"] == kind || frame["type"] == "error").await
+}
+
+fn seqs(frame: &Value, list: &str) -> Vec<u64> {
+    frame[list].as_array().unwrap().iter().map(|entry| entry["seq"].as_u64().unwrap()).collect()
+}
+
+#[tokio::test]
+async fn history_is_paged_both_ways_and_ascends() {
+    let node = TestNode::start(&[("limits.frames_per_second", "0")]).await;
+    let mut alice = node.join("alice", "lobby").await;
+    for n in 1..=7 {
+        alice.say_acked("lobby", &n.to_string(), &n.to_string()).await;
+    }
+    let history = |more: Value| {
+        let mut frame = json!({"cate": "history", "group_name": "lobby", "limit": 3});
+        frame.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        frame
+    };
+    let newest = ask(&mut alice, history(json!({}))).await;
+    assert_eq!((seqs(&newest, "messages"), newest["has_more"].as_bool()), (vec![5, 6, 7], Some(true)));
+    assert_eq!(
+        (newest["messages"][0]["type"].as_str(), newest["messages"][0]["message"].as_str()),
+        (Some("chat"), Some("5"))
+    );
+    let before = ask(&mut alice, history(json!({"before": 3}))).await;
+    assert_eq!((seqs(&before, "messages"), before["has_more"].as_bool()), (vec![1, 2], Some(false)));
+    let after = ask(&mut alice, history(json!({"after": 2}))).await;
+    assert_eq!((seqs(&after, "messages"), after["has_more"].as_bool()), (vec![3, 4, 5], Some(true)));
+    let foreign = ask(&mut alice, json!({"cate": "history", "group_name": "elsewhere"})).await;
+    assert_eq!(foreign["code"], "room_not_found");
+}
+
+#[tokio::test]
+async fn what_is_seen_is_told_to_the_users_other_sockets() {
+    let node = TestNode::start(&[]).await;
+    let door = node.at();
+    let mut phone = v1(door, "/ws/chat/", "alice").await;
+    let mut laptop = v1(door, "/ws/notifications/", "alice").await;
+    let mut plain = door.connect("/ws/chat/", "alice").await;
+    for n in 1..=3 {
+        let event = json!({"type": "notification", "to": "user:alice", "data": {"message": n.to_string(), "from_user": "shop"}});
+        assert_eq!(door.api("POST", "/api/events", Some(event)).await.0, 200);
+    }
+    let inbox = ask(&mut phone, json!({"cate": "notifications", "limit": 2})).await;
+    assert_eq!(
+        (seqs(&inbox, "notifications"), inbox["unseen"].as_u64(), inbox["has_more"].as_bool()),
+        (vec![2, 3], Some(3), Some(true))
+    );
+    let seen = ask(&mut phone, json!({"cate": "seen", "ids": [inbox["notifications"][0]["id"]]})).await;
+    assert_eq!(seen["unseen"], 2);
+    let told = laptop.until(|frame| frame["type"] == "seen").await;
+    assert_eq!((&told["unseen"], &told["ids"]), (&json!(2), &seen["ids"]));
+    let unseen = ask(&mut laptop, json!({"cate": "notifications", "unseen": true})).await;
+    assert_eq!(seqs(&unseen, "notifications"), [1, 3]);
+    assert_eq!(ask(&mut laptop, json!({"cate": "seen", "up_to": 3})).await["unseen"], 0);
+    assert_eq!(phone.until(|frame| frame["type"] == "seen").await["up_to"], 3);
+    // A plain client that asked for nothing hears nothing of it.
+    for _ in 0..3 {
+        assert_eq!(plain.frame().await["type"], "notification");
+    }
+    plain.send(json!({"cate": "rooms"})).await;
+    assert_eq!(plain.frame().await["type"], "rooms");
+}
+
+#[tokio::test]
+async fn typing_and_presence_are_for_members() {
+    let node = TestNode::start(&[]).await;
+    let door = node.at();
+    let mut alice = v1(door, "/ws/chat/lobby/", "alice").await;
+    let mut bob = v1(door, "/ws/chat/lobby/", "bob").await;
+    let mut carol = v1(door, "/ws/chat/other/", "carol").await;
+    alice.send(json!({"cate": "typing", "group_name": "lobby"})).await;
+    assert_eq!(bob.frame().await, json!({"type": "typing", "group_name": "lobby", "from_user": "alice"}));
+    let presence = ask(&mut alice, json!({"cate": "presence", "group_name": "lobby"})).await;
+    assert_eq!(presence["users"], json!(["alice", "bob"]), "and no typing of one's own came before it");
+    assert_eq!(ask(&mut carol, json!({"cate": "presence", "group_name": "lobby"})).await["code"], "room_not_found");
+    assert_eq!(ask(&mut carol, json!({"cate": "typing", "group_name": "lobby"})).await["code"], "room_not_found");
+    bob.close().await;
+    eventually("bob is gone", || async { !node.running.node().registry.is_online("bob") }).await;
+    let presence = ask(&mut alice, json!({"cate": "presence", "group_name": "lobby"})).await;
+    assert_eq!(presence["users"], json!(["alice"]));
+}
+
+#[tokio::test]
+async fn a_sign_in_is_renewed_in_place() {
+    let node = TestNode::start(&[("room-policy", "members")]).await;
+    let path = format!("/ws/chat/old/?token={}", token_with("alice", &["old"], 2));
+    let mut alice = node.at().try_connect(&path, &[]).await.unwrap();
+    let other = ask(&mut alice, json!({"cate": "auth", "token": token("bob")})).await;
+    assert_eq!(other["code"], "forbidden");
+    assert_eq!(ask(&mut alice, json!({"cate": "auth", "token": "nonsense"})).await["code"], "invalid");
+    let renewed = ask(&mut alice, json!({"cate": "auth", "token": token_with("alice", &["new"], 60)})).await;
+    assert!(renewed["expires_at"].as_str().unwrap().ends_with('Z'));
+    let rooms = ask(&mut alice, json!({"cate": "rooms"})).await;
+    assert_eq!((rooms["rooms"].as_array().unwrap().len(), rooms["rooms"][0]["group_name"].as_str()), (1, Some("new")));
+    assert_eq!(alice.say_acked("old", "still?", "1").await["code"], "room_not_found");
+    // Past the end of the first token the socket is still there.
+    assert_eq!(alice.hear_within(std::time::Duration::from_secs(3)).await, None);
+    assert_eq!(alice.say_acked("new", "here", "2").await["seq"], 1);
+}
