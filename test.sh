@@ -68,7 +68,9 @@ if [ ${#missing[@]} -gt 0 ]; then
   fi
   apt=("${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=300)
   "${apt[@]}" update
-  "${apt[@]}" install -y --no-install-recommends "${missing[@]}" >/dev/null
+  if ! output=$("${apt[@]}" install -y --no-install-recommends "${missing[@]}" 2>&1); then
+    die "apt-get install failed: $output"
+  fi
   if [ -n "$(trap -p EXIT)" ]; then
     "${as_root[@]}" rm -f $policy
     trap - EXIT

@@ -192,6 +192,7 @@ function onState({ state, retryAt, code, reason }) {
     show("Connected");
     if (wasOpen) announce("Connected again");
     wasOpen = true;
+    for (const room of rooms.values()) room.loaded = false; // something may have been said meanwhile
     loadNotices();
   } else if (state === "connecting") {
     show(wasOpen ? "Reconnecting…" : "Connecting…");
@@ -248,10 +249,8 @@ function onRooms(frame) {
   for (const { group_name: name, display_name: display, seq } of frame.rooms) {
     const room = before.get(name) ?? newRoom(name);
     room.display = display || name;
-    if (room.seq !== null && seq > room.seq) {
-      if (room !== current || document.hidden) room.unread += seq - room.seq; // said while we were away
-      room.loaded = false;
-    }
+    // What was said while we were away.
+    if (room.seq !== null && seq > room.seq && (room !== current || document.hidden)) room.unread += seq - room.seq;
     room.seq = Math.max(room.seq ?? 0, seq ?? 0);
     rooms.set(name, room);
   }
@@ -267,11 +266,12 @@ function joinRoom(name) {
   const visit = connect(`/ws/chat/${encodeURIComponent(name)}/`, { token: me.token });
   joining = name;
   const fail = (text) => {
-    joining = null;
     refused.add(name);
     visit.close();
     if (main !== gateway) return;
     toast({ text, bad: true });
+    if (joining !== name) return; // by now another one is wanted
+    joining = null;
     history.replaceState(null, "", location.pathname);
     const other = current ?? rooms.values().next().value;
     if (other) showRoom(other);
@@ -279,13 +279,14 @@ function joinRoom(name) {
   };
   visit.on("rooms", async () => {
     visit.close();
-    location.hash = encodeURIComponent(name);
+    if (joining === name) location.hash = encodeURIComponent(name);
     // The other socket hears of it by way of the channel layer, so perhaps a moment later.
     for (let tries = 0; tries < 10 && main === gateway && !rooms.has(name); tries += 1) {
       if (tries) await new Promise((resolve) => setTimeout(resolve, 100 * tries));
       await main.request({ cate: "rooms" }).catch(() => {});
     }
     if (!rooms.has(name)) return fail(`The room “${name}” is not in the list of rooms.`);
+    if (joining !== name) return;
     joining = null;
     $("text").focus();
   });
@@ -380,13 +381,21 @@ async function loadHistory(room, before) {
   const frame = await ask({ cate: "history", group_name: room.name, limit: PAGE, ...(before && { before }) });
   room.loaded = frame !== null || unknown.has("history"); // else tried again with the next connection
   if (frame) {
-    const newest = [...room.messages.values()].at(-1)?.order ?? 0;
-    // More was said while we were away than one page holds: what is older would leave a hole.
-    if (!before && room.messages.size && frame.messages[0]?.seq > newest + 1) room.messages.clear();
+    const knew = room.messages.size > 0;
     for (const each of frame.messages) keep(room, each);
-    if (before || frame.messages.length === room.messages.size) room.hasMore = frame.has_more;
+    const hole = !before && dropBeforeHole(room);
+    if (before || hole || !knew) room.hasMore = hole || frame.has_more;
   }
   if (room === current) renderMessages({ keepPlace: Boolean(before) });
+}
+
+/** If more was said while we were away than one page holds, the older messages go. */
+function dropBeforeHole(room) {
+  const seqs = [...room.messages.values()].map((message) => message.order).filter(Number.isInteger);
+  const from = seqs.findLast((seq, n) => n > 0 && seq > seqs[n - 1] + 1);
+  if (from === undefined) return false;
+  for (const [id, message] of room.messages) if (message.order < from) room.messages.delete(id);
+  return true;
 }
 
 $("older").addEventListener("click", () => {
@@ -401,13 +410,14 @@ function onChat(frame) {
     rooms.set(room.name, room);
   }
   if (frame.id && room.messages.has(frame.id)) return;
+  const missed = room.seq === null || typeof frame.seq !== "number" ? 0 : Math.max(frame.seq - room.seq - 1, 0);
   const message = keep(room, frame);
   const own = message.from === me.username;
   // The frame may be here before the ack: until that comes, the waiting copy is not shown twice.
   if (own) [...room.outgoing.values()].some((out) => out.status === "pending" && !out.twin && out.text === message.text && (out.twin = message.id));
   clearTimeout(room.typing.get(message.from));
   room.typing.delete(message.from);
-  if (!own && (room !== current || document.hidden)) room.unread += 1;
+  if (room !== current || document.hidden) room.unread += missed + (own ? 0 : 1);
   if (room === current) {
     renderMessages({ fresh: !own });
     renderTyping();

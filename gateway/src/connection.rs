@@ -17,7 +17,7 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use crate::close::CloseReason;
-use crate::consumer::{AnyConsumer, Context, Frame, Outcome, Refusal};
+use crate::consumer::{AnyConsumer, Context, Frame, Outcome, Refusal, Streams};
 use crate::metrics::{ByCode, ByReason};
 use crate::node::Node;
 use crate::scope::Scope;
@@ -25,10 +25,13 @@ use crate::socket::Socket;
 use crate::websocket::{Decoder, Message, ProtocolError, WireFrame};
 
 /// How long a closing handshake may take: our close frame out, the client's back.
-const CLOSE_TIME: Duration = Duration::from_secs(2);
+const CLOSE_TIME: Duration = Duration::from_secs(1);
 
 /// How long a consumer may take to say goodbye (Channels gives it 10 s too).
 const DISCONNECT_TIME: Duration = Duration::from_secs(10);
+
+/// How long a client of `gateway.v1` may take to say that it wants to resume.
+const FIRST_FRAME_TIME: Duration = Duration::from_secs(2);
 
 /// Bytes read from a socket at a time, into a buffer that its thread's sockets share.
 const READ_BYTES: usize = 16 * 1024;
@@ -126,6 +129,11 @@ impl Connection {
 
     /// Serves events until something ends the connection.
     async fn serve(&mut self) -> CloseReason {
+        if self.ctx.streams() == Streams::Held
+            && let Some(reason) = Box::pin(self.first_frame()).await
+        {
+            return reason;
+        }
         loop {
             let step = poll_fn(|task| self.poll_step(task)).await;
             let outcome = match step {
@@ -140,6 +148,30 @@ impl Connection {
                 return reason;
             }
         }
+    }
+
+    /// A client that may want to catch up says so in its first frame; until then it is sent nothing stored.
+    async fn first_frame(&mut self) -> Option<CloseReason> {
+        let until = tokio::time::Instant::now() + FIRST_FRAME_TIME;
+        while self.ctx.streams() == Streams::Held {
+            let Ok(step) = tokio::time::timeout_at(until, poll_fn(|task| self.poll_step(task))).await else {
+                self.ctx.release_streams();
+                break;
+            };
+            let is_frame = matches!(step, Step::Message(Message::Text(_) | Message::Binary(_)));
+            let outcome = match step {
+                Step::Message(message) => self.receive(message).await,
+                Step::Event(event) => guarded(self.consumer.handle(&mut self.ctx, &event)).await,
+                Step::Close(reason) => Err(reason),
+            };
+            if let Err(reason) = outcome {
+                return Some(reason);
+            }
+            if is_frame && self.ctx.streams() == Streams::Held {
+                self.ctx.release_streams();
+            }
+        }
+        None
     }
 
     async fn receive(&mut self, message: Message) -> Outcome {
@@ -255,7 +287,7 @@ async fn guarded(handler: impl Future<Output = Outcome>) -> Outcome {
 }
 
 /// Waits until the kernel takes more, if something waits for that, and writes.
-fn poll_flush(socket: &Socket, task: &mut TaskContext<'_>) {
+pub(crate) fn poll_flush(socket: &Socket, task: &mut TaskContext<'_>) {
     let Some(io) = socket.io() else { return };
     while socket.is_blocked() {
         match io.poll_write_ready(task) {

@@ -18,6 +18,7 @@ use serde::Serialize;
 
 use crate::close::CloseReason;
 use crate::events;
+use crate::hub::Released;
 use crate::node::Node;
 use crate::scope::Scope;
 use crate::socket::{Pushed, Socket};
@@ -264,11 +265,23 @@ pub struct Context {
     socket: Arc<Socket>,
     scope: Option<Box<Scope>>,
     groups: Vec<GroupName>,
+    streams: Streams,
+}
+
+/// Whether stored frames reach the client. A client of `gateway.v1` may want to catch up first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Streams {
+    /// Until the first frame has been handled, or 2 seconds have passed.
+    Held,
+    /// A resume is under way, or waits for the database.
+    Resuming,
+    Live,
 }
 
 impl Context {
     pub(crate) fn new(node: Arc<Node>, socket: Arc<Socket>, scope: Scope) -> Self {
-        Self { node, socket, scope: Some(Box::new(scope)), groups: Vec::new() }
+        let streams = if socket.v1 { Streams::Held } else { Streams::Live };
+        Self { node, socket, scope: Some(Box::new(scope)), groups: Vec::new(), streams }
     }
 
     /// What was known at connect. `None` only in classes that gave it up ([`Consumer::KEEPS_SCOPE`]).
@@ -348,7 +361,7 @@ impl Context {
         // Noted before the wait, so that a connection dropped in between leaves them again.
         self.groups.reserve_exact(new.len());
         self.groups.extend(new.iter().map(|(group, _)| group.clone()));
-        self.node.hub.join(&self.socket, new).await.map_err(|error| {
+        self.node.hub.join(&self.socket, new, self.streams != Streams::Live).await.map_err(|error| {
             tracing::warn!(error = &error as &dyn std::error::Error, "groups could not be joined");
             Refusal::Unavailable
         })
@@ -375,6 +388,36 @@ impl Context {
     /// The database.
     pub fn store(&self) -> &Store {
         &self.node.store
+    }
+
+    pub(crate) fn streams(&self) -> Streams {
+        self.streams
+    }
+
+    pub(crate) fn set_streams(&mut self, streams: Streams) {
+        self.streams = streams;
+    }
+
+    /// Lets all streams go on live; what was held follows now.
+    pub(crate) fn release_streams(&mut self) {
+        self.streams = Streams::Live;
+        for group in &self.groups {
+            if self.node.hub.release(&self.socket, group, 0) == Released::Overflowed {
+                self.socket.close(CloseReason::SlowConsumer);
+            }
+        }
+    }
+
+    /// Waits until the client has taken at least half of what may wait for it, or is gone.
+    pub(crate) async fn drained(&self) {
+        let enough = self.socket.outbox_limit() / 2;
+        std::future::poll_fn(|task| {
+            self.socket.register(task.waker());
+            crate::connection::poll_flush(&self.socket, task);
+            let done = self.socket.waiting() <= enough || self.socket.closing().is_some();
+            if done { std::task::Poll::Ready(()) } else { std::task::Poll::Pending }
+        })
+        .await;
     }
 
     pub(crate) fn node(&self) -> &Arc<Node> {

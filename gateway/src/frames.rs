@@ -5,6 +5,7 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 
 use crate::pages;
+use crate::resume::Place;
 
 /// Error codes a client may see.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -130,6 +131,13 @@ pub(crate) enum ClientFrame {
         /// The room.
         group_name: String,
     },
+    /// Send what was missed after these places.
+    Resume {
+        /// By room.
+        rooms: Vec<(String, Place)>,
+        /// In the inbox.
+        notifications: Option<Place>,
+    },
     /// A new token for the same user.
     Auth {
         /// The token.
@@ -149,6 +157,7 @@ impl ClientFrame {
             Self::Seen(_) => "seen",
             Self::Typing { .. } => "typing",
             Self::Presence { .. } => "presence",
+            Self::Resume { .. } => "resume",
             Self::Auth { .. } => "auth",
         }
     }
@@ -190,6 +199,7 @@ impl ClientFrame {
             "seen" => fields.seen().map(Self::Seen),
             "typing" => Ok(Self::Typing { group_name: fields.room()? }),
             "presence" => Ok(Self::Presence { group_name: fields.room()? }),
+            "resume" => fields.resume(),
             "auth" => match fields.first(&["token"]) {
                 Some(Value::String(token)) => Ok(Self::Auth { token: token.clone() }),
                 _ => Err(fields.invalid("token must be text")),
@@ -272,6 +282,23 @@ impl Fields {
         }
     }
 
+    fn resume(&self) -> Result<ClientFrame, ErrorFrame> {
+        let rooms = match self.first(&["rooms"]) {
+            None => Vec::new(),
+            Some(Value::Object(rooms)) => rooms
+                .iter()
+                .map(|(room, place)| Some((room.clone(), read_place(place)?)))
+                .collect::<Option<_>>()
+                .ok_or_else(|| self.invalid("rooms must hold positions"))?,
+            Some(_) => return Err(self.invalid("rooms must be an object")),
+        };
+        let notifications = match self.first(&["notifications"]) {
+            None => None,
+            Some(place) => Some(read_place(place).ok_or_else(|| self.invalid("notifications must be a position"))?),
+        };
+        Ok(ClientFrame::Resume { rooms, notifications })
+    }
+
     fn message(&self) -> Result<String, ErrorFrame> {
         match self.first(&["message"]) {
             // PostgreSQL cannot keep a NUL in text, so it is refused everywhere alike.
@@ -288,6 +315,22 @@ impl Fields {
             Some(Value::String(id)) if is_client_id(id) => Ok(Some(id.clone())),
             Some(_) => Err(self.invalid("client_id must be text of 1 to 64 bytes")),
         }
+    }
+}
+
+/// `{"seq":N,"id":UUID?}`, or a bare N.
+fn read_place(value: &Value) -> Option<Place> {
+    let seq = |value: &Value| value.as_u64().filter(|seq| i64::try_from(*seq).is_ok());
+    match value {
+        Value::Number(_) => Some(Place { seq: seq(value)?, id: None }),
+        Value::Object(place) => {
+            let id = match place.get("id") {
+                None | Some(Value::Null) => None,
+                Some(id) => Some(id.as_str()?.parse().ok()?),
+            };
+            Some(Place { seq: seq(place.get("seq")?)?, id })
+        }
+        _ => None,
     }
 }
 
@@ -356,6 +399,9 @@ mod tests {
             (r#"{"cate":"typing","group_name":"a"}"#, "typing"),
             (r#"{"cate":"presence"}"#, "invalid"),
             (r#"{"cate":"auth","token":5}"#, "invalid"),
+            (r#"{"cate":"resume","rooms":{"a":5,"b":{"seq":0}},"notifications":{"seq":1,"id":null}}"#, "resume"),
+            (r#"{"cate":"resume","rooms":{"a":-1}}"#, "invalid"),
+            (r#"{"cate":"resume","rooms":{"a":{"seq":1,"id":"x"}}}"#, "invalid"),
         ] {
             assert_eq!(code(text), answer, "{text}");
         }

@@ -38,6 +38,7 @@ mod peers;
 mod position;
 mod redis;
 mod registry;
+mod resume;
 mod routing;
 mod scope;
 mod server;

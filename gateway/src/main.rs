@@ -22,6 +22,10 @@ fn main() -> ExitCode {
     let matches = cli::command().get_matches();
     // Another provider installed before us would be ours too; the error says just that.
     let _ = rustls::crypto::ring::default_provider().install_default();
+    // Each socket is a file; the usual soft limit of 1,024 would be reached by the first busy minute.
+    if let Err(error) = rlimit::increase_nofile_limit(u64::MAX) {
+        eprintln!("warning: the limit of open files stays as it is: {error}");
+    }
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return failed(&error.into()),

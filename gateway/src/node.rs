@@ -8,6 +8,7 @@ use std::time::Duration;
 use channel_layer::{ChannelLayer, MemoryLayer, RedisPubSubLayer};
 use persistence::{Backend, Store, StoreOptions};
 use secrecy::{ExposeSecret, SecretString};
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use uuid::Uuid;
@@ -63,6 +64,8 @@ pub struct Node {
     pub(crate) auth: JwtAuth,
     pub(crate) origins: Origins,
     pub(crate) peers: Peers,
+    /// How many streams are read at once for clients that catch up.
+    pub(crate) resumes: Semaphore,
     pub(crate) clock: Clock,
     /// Connections; a node waits for them when it leaves.
     pub(crate) tasks: TaskTracker,
@@ -135,6 +138,7 @@ impl Node {
             auth: jwt(&config),
             origins: Origins::new(&config.allowed_origins),
             peers: Peers::new(&config, &layer),
+            resumes: Semaphore::new(16),
             clock: Clock::start(),
             draining: AtomicBool::new(false),
             config,

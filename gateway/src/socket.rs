@@ -122,6 +122,16 @@ impl Socket {
         }
     }
 
+    /// Bytes that may wait; without a limit as many as the default.
+    pub(crate) fn outbox_limit(&self) -> usize {
+        if self.outbox_limit > 0 { self.outbox_limit } else { 1 << 20 }
+    }
+
+    /// Bytes that wait for the kernel.
+    pub(crate) fn waiting(&self) -> usize {
+        self.state.lock().waiting
+    }
+
     pub(crate) fn io(&self) -> Option<&TcpStream> {
         self.io.get()
     }

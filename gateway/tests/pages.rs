@@ -115,3 +115,87 @@ async fn a_sign_in_is_renewed_in_place() {
     assert_eq!(alice.hear_within(std::time::Duration::from_secs(3)).await, None);
     assert_eq!(alice.say_acked("new", "here", "2").await["seq"], 1);
 }
+
+#[tokio::test]
+async fn a_client_that_was_away_gets_what_it_missed_and_then_what_is_live() {
+    let node = TestNode::start(&[("limits.frames_per_second", "0")]).await;
+    let door = node.at();
+    let mut bob = node.join("bob", "lobby").await;
+    let mut alice = v1(door, "/ws/chat/lobby/", "alice").await;
+    let first = bob.say_acked("lobby", "1", "1").await;
+    alice.send(json!({"cate": "rooms"})).await;
+    // What was held until the first frame follows it.
+    assert_eq!(alice.hears().await, "1");
+    alice.close().await;
+    for n in 2..=450 {
+        bob.say_acked("lobby", &n.to_string(), &n.to_string()).await;
+    }
+    let ring = json!({"type": "notification", "to": "user:alice", "data": {"message": "ring", "from_user": "shop"}});
+    assert_eq!(door.api("POST", "/api/events", Some(ring)).await.0, 200);
+
+    let mut alice = v1(door, "/ws/chat/", "alice").await;
+    // Said while nothing has been asked for: held, and not told twice later.
+    bob.say_acked("lobby", "451", "451").await;
+    alice.send(json!({"cate": "resume", "rooms": {"lobby": {"seq": 1, "id": first["id"]}, "elsewhere": 5}, "notifications": {"seq": 0}})).await;
+    bob.say_acked("lobby", "452", "452").await;
+    let (mut seqs, mut rang, mut resumed) = (Vec::new(), 0, None);
+    while seqs.len() < 451 || resumed.is_none() {
+        let frame = alice.frame().await;
+        match frame["type"].as_str() {
+            Some("chat") => seqs.push(frame["seq"].as_u64().unwrap()),
+            Some("notification") => rang += 1,
+            Some("resumed") => resumed = Some(frame),
+            _ => panic!("{frame}"),
+        }
+    }
+    assert_eq!(seqs, (2..=452).collect::<Vec<_>>());
+    assert_eq!(rang, 1);
+    assert_eq!(
+        resumed.unwrap(),
+        json!({"type": "resumed", "rooms": {"lobby": true, "elsewhere": false}, "notifications": true})
+    );
+    bob.say("lobby", "453").await;
+    assert_eq!(alice.frame().await["seq"], 453);
+}
+
+#[tokio::test]
+async fn a_place_of_another_history_or_too_far_back_is_false() {
+    let node = TestNode::start(&[("limits.frames_per_second", "0")]).await;
+    let door = node.at();
+    let mut bob = node.join("bob", "lobby").await;
+    for n in 0..1002 {
+        bob.say("lobby", &n.to_string()).await;
+    }
+    let last = bob.until(|frame| frame["seq"] == 1002).await;
+    let _member = v1(door, "/ws/chat/lobby/", "alice").await;
+    let wrong = uuid::Uuid::new_v4().to_string();
+    for (place, good) in [
+        (json!(2), true),
+        // One more has been said by now, and by each client after it.
+        (json!(2), false),
+        (json!({"seq": 1002, "id": last["id"]}), true),
+        (json!(1002), true),
+        (json!({"seq": 1002, "id": wrong}), false),
+        (json!({"seq": 1000, "id": wrong}), false),
+        (json!(1_000_000), false),
+    ] {
+        let mut alice = v1(door, "/ws/chat/", "alice").await;
+        alice.send(json!({"cate": "resume", "rooms": {"lobby": place}})).await;
+        let resumed = alice.until(|frame| frame["type"] == "resumed").await;
+        assert_eq!(resumed["rooms"]["lobby"], good, "{place}");
+        // Either way it is live from here on, once.
+        let text = uuid::Uuid::new_v4().to_string();
+        bob.say("lobby", &text).await;
+        alice.until(|frame| frame["message"] == text).await;
+        alice.close().await;
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_says_nothing_is_live_after_two_seconds() {
+    let node = TestNode::start(&[]).await;
+    let mut alice = v1(node.at(), "/ws/chat/lobby/", "alice").await;
+    let mut bob = node.join("bob", "lobby").await;
+    bob.say("lobby", "hello").await;
+    assert_eq!(alice.hears().await, "hello");
+}

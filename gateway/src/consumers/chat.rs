@@ -83,6 +83,9 @@ impl Consumer for ChatConsumer {
             Some(ClientFrame::Seen(which)) => send::seen(ctx, which).await,
             Some(ClientFrame::Typing { group_name }) => self.typing(ctx, &group_name),
             Some(ClientFrame::Presence { group_name }) => self.answer_presence(ctx, &group_name).await,
+            Some(ClientFrame::Resume { rooms, notifications }) => {
+                send::resume(ctx, rooms, notifications, |room| self.hears(room)).await
+            }
             Some(ClientFrame::Auth { token }) => match send::renew(ctx, &token)? {
                 Some(rooms) => {
                     self.named = rooms;

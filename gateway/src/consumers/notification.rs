@@ -45,6 +45,9 @@ impl Consumer for NotificationConsumer {
             }
             Some(ClientFrame::Notifications { range, limit, unseen }) => send::inbox(ctx, range, unseen, limit).await,
             Some(ClientFrame::Seen(which)) => send::seen(ctx, which).await,
+            Some(ClientFrame::Resume { rooms, notifications }) => {
+                send::resume(ctx, rooms, notifications, |_| false).await
+            }
             Some(ClientFrame::Auth { token }) => send::renew(ctx, &token).map(|_| ()),
             // This socket hears no rooms, so none is its own.
             Some(ClientFrame::Chat { client_id, .. }) => no_room(ctx, client_id),

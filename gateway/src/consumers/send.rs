@@ -8,11 +8,12 @@ use persistence::{Append, AppendError, Appended, Key, Range, Seen, StoreError, S
 
 use super::limits::{Guard, Verdict};
 use crate::config::ClientNotifications;
-use crate::consumer::{Context, Frame, Outcome};
+use crate::consumer::{Context, Frame, Outcome, Streams};
 use crate::events;
 use crate::frames::{Ack, ClientFrame, ErrorCode, ErrorFrame};
 use crate::metrics::{ByCate, ByReason};
 use crate::pages;
+use crate::resume::Place;
 use crate::writer::WriteError;
 
 /// Reads a frame, within the limits. `None` when it has been answered already.
@@ -91,6 +92,52 @@ pub(super) async fn inbox(ctx: &Context, range: Range, unseen: bool, limit: u64)
 pub(super) async fn seen(ctx: &Context, which: Seen) -> Outcome {
     let frame = pages::mark_seen(ctx.node(), ctx.username(), which, Some(ctx.channel_name().as_str())).await;
     answer_page(ctx, "seen", frame)
+}
+
+/// Catches up in all streams that the client names, then says where that worked. `heard` tells which
+/// rooms are the user's. When the database is away the streams stay held until the client asks again.
+pub(super) async fn resume(
+    ctx: &mut Context,
+    rooms: Vec<(String, Place)>,
+    inbox: Option<Place>,
+    heard: impl Fn(&str) -> bool,
+) -> Outcome {
+    ctx.set_streams(Streams::Resuming);
+    match catch_up(ctx, rooms, inbox, heard).await {
+        Ok(frame) => {
+            // Streams that the client did not name go on too.
+            ctx.release_streams();
+            ctx.send_frame("resumed", &frame)
+        }
+        Err(error) => {
+            answer_unavailable(ctx, &error);
+            Ok(())
+        }
+    }
+}
+
+async fn catch_up(
+    ctx: &Context,
+    rooms: Vec<(String, Place)>,
+    inbox: Option<Place>,
+    heard: impl Fn(&str) -> bool,
+) -> Result<serde_json::Value, StoreError> {
+    let names = &ctx.node().names;
+    let mut resumed = serde_json::Map::new();
+    for (room, place) in rooms {
+        let group = names.room(&room).ok().filter(|_| heard(&room));
+        let went_on = match group {
+            Some(group) => crate::resume::resume(ctx, &group, &Stream::Room(room.clone()), place).await?,
+            None => false,
+        };
+        resumed.insert(room, went_on.into());
+    }
+    let mut frame = serde_json::json!({"type": "resumed", "rooms": resumed});
+    if let (Some(place), Ok(group)) = (inbox, names.user(ctx.username())) {
+        let stream = Stream::Inbox(ctx.username().to_string());
+        frame["notifications"] = crate::resume::resume(ctx, &group, &stream, place).await?.into();
+    }
+    Ok(frame)
 }
 
 /// Renews the sign-in in place. Returns the rooms that the new token names, or `None` when it was refused.

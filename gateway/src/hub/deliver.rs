@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use channel_layer::{ChannelName, Delivery, Event};
 use time::OffsetDateTime;
@@ -70,19 +71,19 @@ impl Hub {
     fn deliver_to_group(&self, group: &Group, event: Arc<Event>, dirty: &mut Vec<Arc<Socket>>) {
         let stored = group.is_inbox().filter(|&inbox| is_stored_type(&event, inbox));
         let Some((_, place)) = stored.zip(events::position(&event)) else {
-            return self.fan_out(group, &event, dirty);
+            return self.fan_out(group, &event, false, dirty);
         };
         let mut ready = Vec::new();
         match group.offer(&event, place, &mut ready) {
             Some(Offer::Ready) => {
                 self.metrics.layer_delivery_seconds.observe(age(&event));
-                ready.iter().for_each(|event| self.fan_out(group, event, dirty));
+                ready.iter().for_each(|event| self.fan_out(group, event, true, dirty));
             }
             Some(Offer::Held | Offer::OtherEpoch) => self.request_fill(group),
             Some(Offer::Old) => {
                 self.dropped("old").inc();
             }
-            None => self.fan_out(group, &event, dirty),
+            None => self.fan_out(group, &event, false, dirty),
         }
     }
 
@@ -109,18 +110,24 @@ impl Hub {
         if let Some(stream) = afresh.flatten() {
             self.tell_afresh(group, &stream, dirty);
         }
-        ready.iter().for_each(|event| self.fan_out(group, event, dirty));
+        ready.iter().for_each(|event| self.fan_out(group, event, true, dirty));
         if group.has_hole() {
             self.request_fill(group);
         }
     }
 
     /// One rendering per class, the same bytes into each member's outbox.
-    fn fan_out(&self, group: &Group, event: &Arc<Event>, dirty: &mut Vec<Arc<Socket>>) {
+    fn fan_out(&self, group: &Group, event: &Arc<Event>, stored: bool, dirty: &mut Vec<Arc<Socket>>) {
+        let seq = events::position(event).map(|(_, seq)| seq).filter(|_| stored);
         let (mut renderer, mut sent) = (Renderer::new(event), 0);
-        group.for_each(|socket| {
-            let kind = renderer.kind_for(&socket.class);
-            sent += self.hand_over(socket, event, kind, dirty);
+        group.for_each(|member| {
+            let kind = renderer.kind_for(&member.socket.class);
+            if let (Some(seq), Kind::Frame(rendering)) = (seq, kind)
+                && !member.takes(seq, &rendering.frame)
+            {
+                return;
+            }
+            sent += self.hand_over(&member.socket, event, kind, dirty);
         });
         self.count(&renderer, sent);
     }
@@ -174,7 +181,11 @@ impl Hub {
         }
         if renderer.unhandled {
             self.metrics.layer_events_unhandled.inc();
-            tracing::debug!(event_type = renderer.event.event_type(), "no handler knows this event");
+            // Once a second at most: anybody on the layer can send any number of them.
+            let now = self.started.elapsed().as_secs() + 1;
+            if self.warned_at.swap(now, Ordering::Relaxed) != now {
+                tracing::warn!(event_type = renderer.event.event_type(), "no handler knows this event");
+            }
         }
     }
 
@@ -196,8 +207,8 @@ impl Hub {
         let Some(rendering) = Rendering::json("resumed", &frame).map(Rendering::v1_only) else { return };
         let kind = Kind::Frame(rendering);
         let event = Arc::new(Event::default());
-        group.for_each(|socket| {
-            self.hand_over(socket, &event, &kind, dirty);
+        group.for_each(|member| {
+            self.hand_over(&member.socket, &event, &kind, dirty);
         });
     }
 }

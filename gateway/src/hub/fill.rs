@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use channel_layer::{Event, GroupName};
 use persistence::{Head, Range, StoreError, Stream};
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
 
 use super::{Filled, Hub, Work};
@@ -18,7 +18,8 @@ const HOLD: Duration = Duration::from_millis(50);
 /// Rows fetched at a time.
 const PAGE: u64 = 1000;
 
-/// Holes filled at the same time.
+/// Holes that wait or are being filled, and those of them that ask the database at the same time.
+const PENDING_FILLS: usize = 1024;
 const CONCURRENT_FILLS: usize = 8;
 
 /// How often positions are compared: while the layer works, and while it is away.
@@ -27,14 +28,14 @@ const COMPARE_WHILE_DOWN: Duration = Duration::from_secs(1);
 
 /// Serves requests for what is missing.
 pub(super) async fn fill_holes(hub: Arc<Hub>, mut holes: mpsc::Receiver<GroupName>) {
-    let mut fills = JoinSet::new();
+    let (mut fills, asking) = (JoinSet::new(), Arc::new(Semaphore::new(CONCURRENT_FILLS)));
     while let Some(group) = holes.recv().await {
-        while fills.len() >= CONCURRENT_FILLS {
+        while fills.len() >= PENDING_FILLS {
             fills.join_next().await;
         }
         while fills.try_join_next().is_some() {}
-        let hub = Arc::clone(&hub);
-        fills.spawn(async move { hub.fill(group).await });
+        let (hub, asking) = (Arc::clone(&hub), Arc::clone(&asking));
+        fills.spawn(async move { hub.fill(group, &asking).await });
     }
 }
 
@@ -54,8 +55,9 @@ pub(super) async fn reconcile(hub: Arc<Hub>) {
 }
 
 impl Hub {
-    async fn fill(&self, name: GroupName) {
+    async fn fill(&self, name: GroupName, asking: &Semaphore) {
         tokio::time::sleep(HOLD).await;
+        let _permit = asking.acquire().await;
         let Some(group) = self.group(&name) else { return };
         let Some((stream, _, seq)) = group.standing() else { return group.end_fill() };
         match self.metrics.time_store("fill", self.missing(&name, &stream, seq)).await {

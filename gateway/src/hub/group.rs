@@ -10,6 +10,7 @@ use uuid::Uuid;
 
 use crate::position::{Offer, Position};
 use crate::socket::Socket;
+use crate::websocket::WireFrame;
 
 /// How long a group without members is kept.
 const LINGER: Duration = Duration::from_secs(5);
@@ -17,11 +18,47 @@ const LINGER: Duration = Duration::from_secs(5);
 /// A socket in a group.
 pub(super) struct Member {
     pub(super) socket: Arc<Socket>,
+    /// Stored frames up to here reached the socket by a resume; they are not sent again.
+    sent: u64,
+    hold: Option<Box<Hold>>,
+}
+
+/// Stored frames that wait until their client has caught up.
+#[derive(Default)]
+struct Hold {
+    frames: Vec<(u64, WireFrame)>,
+    bytes: usize,
+    /// There were more than may wait; the database has them.
+    overflowed: bool,
+}
+
+/// What became of a held stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Released {
+    /// It goes on live.
+    Live,
+    /// Frames were dropped while it was held.
+    Overflowed,
 }
 
 impl Member {
-    pub(super) fn new(socket: &Arc<Socket>) -> Self {
-        Self { socket: Arc::clone(socket) }
+    pub(super) fn new(socket: &Arc<Socket>, held: bool) -> Self {
+        Self { socket: Arc::clone(socket), sent: 0, hold: held.then(Box::default) }
+    }
+
+    /// Whether a stored frame is to go to the socket now; a held one is kept.
+    pub(super) fn takes(&mut self, seq: u64, frame: &WireFrame) -> bool {
+        if seq <= self.sent {
+            return false;
+        }
+        let Some(hold) = &mut self.hold else { return true };
+        hold.bytes += frame.len();
+        if hold.overflowed || hold.bytes > self.socket.outbox_limit() {
+            **hold = Hold { overflowed: true, ..Hold::default() };
+        } else {
+            hold.frames.push((seq, frame.clone()));
+        }
+        false
     }
 }
 
@@ -136,9 +173,30 @@ impl Group {
     }
 
     /// Calls `visit` for every member, under the lock: it must only queue.
-    pub(super) fn for_each(&self, mut visit: impl FnMut(&Arc<Socket>)) {
-        for member in &self.inner.lock().members {
-            visit(&member.socket);
-        }
+    pub(super) fn for_each(&self, visit: impl FnMut(&mut Member)) {
+        self.inner.lock().members.iter_mut().for_each(visit);
+    }
+
+    /// Keeps stored frames from a member until it is released.
+    pub(super) fn hold(&self, socket: &Socket) {
+        self.with_member(socket, |member| member.hold = Some(member.hold.take().unwrap_or_default()));
+    }
+
+    /// Sends a member what was held for it after `sent`, and then everything as it comes.
+    pub(super) fn release(&self, socket: &Socket, sent: u64) -> Released {
+        self.with_member(socket, |member| {
+            member.sent = member.sent.max(sent);
+            let Some(hold) = member.hold.take() else { return Released::Live };
+            for (_, frame) in hold.frames.iter().filter(|(seq, _)| *seq > member.sent) {
+                member.socket.push(frame);
+            }
+            if hold.overflowed { Released::Overflowed } else { Released::Live }
+        })
+        .unwrap_or(Released::Live)
+    }
+
+    fn with_member<T>(&self, socket: &Socket, change: impl FnOnce(&mut Member) -> T) -> Option<T> {
+        let mut inner = self.inner.lock();
+        inner.members.iter_mut().find(|member| std::ptr::eq(Arc::as_ptr(&member.socket), socket)).map(change)
     }
 }

@@ -10,7 +10,7 @@ mod join;
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::hash::{BuildHasher, RandomState};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use channel_layer::{ChannelLayer, ChannelName, Delivery, GroupName, LayerError, Relay, RelaySink};
@@ -23,6 +23,7 @@ use tokio_util::task::TaskTracker;
 use crate::metrics::{ByReason, Metrics};
 use crate::registry::Registry;
 use crate::socket::Socket;
+pub(crate) use group::Released;
 use group::{Group, Member};
 pub(crate) use join::JoinError;
 
@@ -44,6 +45,9 @@ pub(crate) struct Hub {
     /// The layer is away: what it should have brought is looked for in the database every second.
     layer_down: AtomicBool,
     reconcile_now: Notify,
+    started: std::time::Instant,
+    /// The second of the last warning about an unknown event.
+    warned_at: AtomicU64,
 }
 
 struct Shard {
@@ -93,6 +97,8 @@ impl Hub {
             holes,
             layer_down: AtomicBool::new(false),
             reconcile_now: Notify::new(),
+            started: std::time::Instant::now(),
+            warned_at: AtomicU64::new(0),
         });
         let sink: Arc<dyn RelaySink> = Arc::new(Sink(Arc::clone(&hub)));
         let relay = hub.layer.relay(sink).await?;
@@ -117,10 +123,11 @@ impl Hub {
         &self,
         socket: &Arc<Socket>,
         groups: Vec<(GroupName, Option<Stream>)>,
+        held: bool,
     ) -> Result<(), JoinError> {
         let joins = self.joins.get().ok_or(JoinError::Stopped)?;
         for (name, stream) in groups {
-            let mut member = Some(Member::new(socket));
+            let mut member = Some(Member::new(socket, held && stream.is_some()));
             loop {
                 if self.group(&name).is_some_and(|group| group.add(&mut member, stream.as_ref())) {
                     break;
@@ -139,13 +146,32 @@ impl Hub {
         }
     }
 
+    /// Keeps a stream's stored frames from a socket until it is released.
+    pub(crate) fn hold(&self, socket: &Socket, name: &GroupName) {
+        if let Some(group) = self.group(name) {
+            group.hold(socket);
+        }
+    }
+
+    /// Sends what was held after `sent`, and then everything as it comes.
+    pub(crate) fn release(&self, socket: &Socket, name: &GroupName, sent: u64) -> Released {
+        let released = self.group(name).map_or(Released::Live, |group| group.release(socket, sent));
+        socket.flush();
+        released
+    }
+
+    /// The head of a group's stream, from the database.
+    pub(crate) async fn head(&self, name: &GroupName, stream: &Stream) -> Result<Option<Head>, StoreError> {
+        Ok(self.heads(&[(name.clone(), stream.clone())]).await?.remove(name))
+    }
+
     /// The users who have a socket of this node in a group.
     pub(crate) fn users_in(&self, name: &GroupName) -> HashSet<String> {
         let mut users = HashSet::new();
         if let Some(group) = self.group(name) {
-            group.for_each(|socket| {
-                if !users.contains(&*socket.user) {
-                    users.insert(socket.user.to_string());
+            group.for_each(|member| {
+                if !users.contains(&*member.socket.user) {
+                    users.insert(member.socket.user.to_string());
                 }
             });
         }
