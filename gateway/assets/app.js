@@ -310,7 +310,7 @@ addEventListener("hashchange", () => {
   const name = wantedRoom();
   if (!gateway || !name || name === current?.name) return;
   if (rooms.has(name)) showRoom(rooms.get(name));
-  else if (joining !== name) joinRoom(name);
+  else if (joining === null) joinRoom(name);
 });
 
 function showRoom(room) {

@@ -128,6 +128,32 @@ async fn users_on_different_nodes_talk_through_a_balancer_and_a_killed_node_lose
     assert_eq!(seqs, (1..=seqs.len() as u64).collect::<Vec<_>>());
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_of_a_killed_node_resumes_on_another() {
+    let redis = RedisServer::start();
+    let database = MariaDb::shared().fresh_database();
+    let (one, mut two) = (start_node(&redis, &database, "one"), start_node(&redis, &database, "two"));
+    let mut bob = one.door.join("bob", "lobby").await;
+    let bearer = format!("Bearer {}", common::token("alice"));
+    let headers = [("authorization", bearer.as_str()), ("sec-websocket-protocol", "gateway.v1")];
+    let mut alice = two.door.try_connect("/ws/chat/lobby/", &headers).await.unwrap();
+    alice.send(json!({"cate": "rooms"})).await;
+    alice.frame().await;
+    bob.say("lobby", "1").await;
+    let last = alice.until(|frame| frame["type"] == "chat").await;
+    two.process.kill();
+    for n in 2..=20 {
+        bob.say_acked("lobby", &n.to_string(), &n.to_string()).await;
+    }
+    let mut alice = one.door.try_connect("/ws/chat/", &headers).await.unwrap();
+    alice.send(json!({"cate": "resume", "rooms": {"lobby": {"seq": last["seq"], "id": last["id"]}}})).await;
+    for n in 2..=20 {
+        let frame = alice.frame().await;
+        assert_eq!((frame["seq"].as_u64(), frame["message"].as_str()), (Some(n), Some(n.to_string().as_str())));
+    }
+    assert_eq!(alice.frame().await, json!({"type": "resumed", "rooms": {"lobby": true}}));
+}
+
 /// 6 writers over two nodes: every member hears every message once, in order, without a hole.
 async fn six_writers(database: &str) {
     const WRITERS: usize = 6;
