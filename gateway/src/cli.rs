@@ -21,6 +21,7 @@ pub fn command() -> Command {
     });
     let room = Arg::new("room").required(true).value_name("ROOM");
     let user = Arg::new("user").required(true).value_name("USER");
+    let dead = Arg::new("dead").required(true).value_name("DEAD_ID");
     Command::new("gateway")
         .version(env!("CARGO_PKG_VERSION"))
         .about("The WebSocket tier of a Django Channels application")
@@ -91,6 +92,15 @@ pub fn command() -> Command {
                 .subcommand(Command::new("show").about("Show a room").arg(room.clone()))
                 .subcommand(Command::new("add").about("Put a user into a room").arg(room.clone()).arg(user.clone()))
                 .subcommand(Command::new("remove").about("Take a user out of a room").arg(room).arg(user)),
+        )
+        .subcommand(
+            Command::new("dead")
+                .about("Events from the stream that can never work as they are")
+                .subcommand_required(true)
+                .subcommand(Command::new("list").about("List the newest"))
+                .subcommand(Command::new("show").about("Show one").arg(dead.clone()))
+                .subcommand(Command::new("retry").about("Write it to the stream again").arg(dead.clone()))
+                .subcommand(Command::new("drop").about("Forget it").arg(dead)),
         )
         .subcommand(Command::new("healthcheck").about("Ask the local node whether it is ready; exit code 0 or 1"))
         .subcommand(Command::new("version").about("Print the version"))
@@ -190,7 +200,7 @@ impl ApiClient {
         Self { http: reqwest::Client::new(), url: url.trim_end_matches('/').to_owned(), key }
     }
 
-    /// Runs `notify` or a `room` command and returns what to print.
+    /// Runs `notify`, a `room` or a `dead` command and returns what to print.
     pub async fn run(&self, command: &str, matches: &ArgMatches) -> Result<String, ApiError> {
         let text = |matches: &ArgMatches, name: &str| matches.get_one::<String>(name).cloned().unwrap_or_default();
         if command == "notify" {
@@ -202,6 +212,16 @@ impl ApiClient {
             return Ok(self.call(reqwest::Method::POST, "/api/events", Some(body)).await?["results"][0].to_string());
         }
         let Some((action, matches)) = matches.subcommand() else { return Ok(String::new()) };
+        if command == "dead" {
+            let one = || format!("/api/dead/{}", encode(&text(matches, "dead")));
+            let (method, path) = match action {
+                "list" => (reqwest::Method::GET, "/api/dead".to_owned()),
+                "show" => (reqwest::Method::GET, one()),
+                "retry" => (reqwest::Method::POST, format!("{}/retry", one())),
+                _ => (reqwest::Method::DELETE, one()),
+            };
+            return Ok(self.call(method, &path, None).await?.to_string());
+        }
         let path = |name: &str| format!("/api/rooms/{}", encode(&text(matches, name)));
         let member = || format!("{}/members/{}", path("room"), encode(&text(matches, "user")));
         let answer = match action {

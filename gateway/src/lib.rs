@@ -26,6 +26,7 @@ mod connection;
 mod consumer;
 pub mod consumers;
 mod drain;
+mod envelope;
 mod events;
 mod frames;
 mod hub;

@@ -27,6 +27,7 @@ label!(ByReason, reason: &'static str);
 label!(ByCate, cate: &'static str);
 label!(ByType, r#type: &'static str);
 label!(ByOperation, operation: &'static str);
+label!(ByResult, result: &'static str);
 
 fn seconds() -> Histogram {
     Histogram::new([0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0])
@@ -65,6 +66,10 @@ pub struct Metrics {
     pub store_seconds: Family<ByOperation, Histogram>,
     pub store_errors: Family<ByOperation, Counter>,
     pub store_batch_size: Histogram,
+    pub stream_length: Gauge,
+    pub stream_pending: Gauge,
+    pub stream_events: Family<ByResult, Counter>,
+    pub stream_dead: Family<ByReason, Counter>,
     pub draining: Gauge<i64, AtomicI64>,
 }
 
@@ -115,6 +120,12 @@ impl Metrics {
             "store_errors", "Failed database operations", Family::<ByOperation, Counter>::default();
             "store_batch_size", "Messages and notifications per transaction", batch_sizes();
         };
+        let (stream_length, stream_pending, stream_events, stream_dead) = register! {
+            "stream_length", "Entries of the event stream: the backlog", Gauge::default();
+            "stream_pending", "Entries that a node has taken and not finished", Gauge::default();
+            "stream_events", "Entries finished by this node", Family::<ByResult, Counter>::default();
+            "stream_dead", "Entries this node sent to the dead letters", Family::<ByReason, Counter>::default();
+        };
         registry.register("build", "Version of this node", Info::new([("version", env!("CARGO_PKG_VERSION"))]));
         Self {
             registry,
@@ -142,6 +153,10 @@ impl Metrics {
             store_seconds,
             store_errors,
             store_batch_size,
+            stream_length,
+            stream_pending,
+            stream_events,
+            stream_dead,
             draining,
         }
     }

@@ -154,6 +154,10 @@ impl Node {
         let accepting = stop.child_token();
         background.spawn(stop.clone().run_until_cancelled_owned(watch::watch(Arc::clone(&node))));
         background.spawn(stop.clone().run_until_cancelled_owned(crate::peers::answer(Arc::clone(&node))));
+        if let Some(url) = &node.config.redis_url {
+            let ingest = crate::redis::ingest(Arc::clone(&node), url.expose_secret().to_owned());
+            background.spawn(stop.clone().run_until_cancelled_owned(ingest));
+        }
         background.spawn(server::serve_public(Arc::clone(&node), public, accepting.clone()));
         background.spawn(server::serve_internal(Arc::clone(&node), internal, stop.clone()));
         let listen = |error| NodeError::Listen(node.config.listen, error);

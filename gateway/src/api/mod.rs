@@ -1,5 +1,6 @@
 //! The API on the internal listener: publishing, rooms and members, looking at users and nodes.
 
+mod dead;
 mod events;
 mod rooms;
 mod users;
@@ -119,8 +120,11 @@ impl Call {
             ("GET", ["users", user]) => users::show(node, user).await,
             ("GET", ["users", user, "notifications"]) => users::notifications(self, node, user).await,
             ("POST", ["users", user, "seen"]) => users::seen(self, node, user).await,
+            ("GET", ["dead"]) => dead::list(node).await,
+            ("GET", ["dead", id]) => dead::show(node, id).await,
+            ("DELETE", ["dead", id]) | ("POST", ["dead", id, "retry"]) => dead::settle(self, node, id).await,
             ("GET", ["nodes"]) => Ok(json!({"nodes": node.peers.nodes()})),
-            (_, ["events"] | ["nodes"] | ["rooms" | "users", ..]) => {
+            (_, ["events"] | ["nodes"] | ["rooms" | "users" | "dead", ..]) => {
                 Err(Problem::new(StatusCode::METHOD_NOT_ALLOWED, "not with this method"))
             }
             _ => Err(Problem::new(StatusCode::NOT_FOUND, "no such path")),

@@ -1,4 +1,7 @@
-//! What a node keeps in Redis beside the channel layer: which deployment it belongs to.
+//! What a node does in Redis beside the channel layer: it notes which deployment it belongs to, and reads
+//! the stream of durable events.
+
+mod stream;
 
 use std::time::Duration;
 
@@ -7,6 +10,7 @@ use deadpool_redis::{Pool, Runtime};
 use uuid::Uuid;
 
 use crate::config::Config;
+pub(crate) use stream::{DeadLetters, ingest};
 
 /// How often the claim is looked at again; an emptied Redis has forgotten it.
 const CLAIM_EVERY: Duration = Duration::from_secs(15);
@@ -44,14 +48,17 @@ pub enum DeploymentError {
     Unavailable(String),
 }
 
+/// A small pool for commands beside the layer; every wait in it is bounded.
+pub(crate) fn pool(url: &str) -> Result<Pool, String> {
+    let builder = deadpool_redis::Config::from_url(url).builder().map_err(|error| error.to_string())?;
+    let builder = builder.max_size(1).runtime(Runtime::Tokio1);
+    let builder = builder.create_timeout(Some(PATIENCE)).wait_timeout(Some(PATIENCE));
+    builder.build().map_err(|error| error.to_string())
+}
+
 impl Deployment {
     pub(crate) fn new(url: &str, config: &Config, id: Uuid) -> Self {
-        let pool =
-            deadpool_redis::Config::from_url(url).builder().map_err(|error| error.to_string()).and_then(|builder| {
-                let builder = builder.max_size(1).runtime(Runtime::Tokio1);
-                let builder = builder.create_timeout(Some(PATIENCE)).wait_timeout(Some(PATIENCE));
-                builder.build().map_err(|error| error.to_string())
-            });
+        let pool = pool(url);
         // The second key stands for the layer prefix, whatever the namespace: who shares it shares groups.
         let keys = [format!("{}:deployment", config.namespace), format!("gateway:layer:{}", config.layer_prefix)];
         Self { pool, id, keys }

@@ -1,0 +1,390 @@
+//! The stream `gateway:events` (contract, section 8.2): one `XADD` from any language, stored before it
+//! is delivered, at least once; the identity of an entry makes that once.
+//!
+//! An entry is acknowledged and deleted after its commit, so the stream's length is the true backlog.
+//! What a dead node had taken is claimed by others; what can never work goes to the dead letters.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use deadpool_redis::redis::aio::MultiplexedConnection;
+use deadpool_redis::redis::{self, AsyncConnectionConfig, RedisError, Value};
+use futures_util::future::join_all;
+use serde_json::{Map, json};
+use time::OffsetDateTime;
+use tokio::time::Instant;
+
+use crate::envelope::{self, Envelope, Failed, Outcome, Recipients, Unusable};
+use crate::events::rfc3339;
+use crate::metrics::{ByReason, ByResult};
+use crate::node::Node;
+
+/// The one consumer group.
+const GROUP: &str = "gateway";
+
+/// Entries taken at a time.
+const BATCH: usize = 200;
+
+/// How long the server waits for a new entry. Shorter than the answer's time-out, so that an answer
+/// that is given up is none that carries entries.
+const BLOCK_MS: usize = 1000;
+const ANSWER_TIME: Duration = Duration::from_secs(5);
+
+/// Entries that nobody has finished for so long are taken over.
+const IDLE_MS: usize = 30_000;
+
+/// How often that is looked for, and the backlog measured.
+const LOOK_EVERY: Duration = Duration::from_secs(5);
+
+/// Pause after an error, and between two tries to write.
+const RETRY_EVERY: Duration = Duration::from_secs(1);
+
+/// An entry of the stream.
+struct Entry {
+    id: String,
+    fields: Vec<(String, Vec<u8>)>,
+}
+
+/// What became of an entry.
+enum Verdict {
+    Done(&'static str),
+    Dead(Unusable),
+}
+
+/// Reads the stream until the node stops.
+pub(crate) async fn ingest(node: Arc<Node>, url: String) {
+    let stream = format!("{}:events", node.config.namespace);
+    let reader = Reader { dead: format!("{stream}:dead"), stream, node };
+    loop {
+        if let Err(error) = reader.read(&url).await {
+            tracing::debug!(error = &error as &dyn std::error::Error, "the event stream cannot be read");
+        }
+        tokio::time::sleep(RETRY_EVERY).await;
+    }
+}
+
+struct Reader {
+    node: Arc<Node>,
+    stream: String,
+    dead: String,
+}
+
+impl Reader {
+    async fn read(&self, url: &str) -> Result<(), RedisError> {
+        let settings = AsyncConnectionConfig::new().set_response_timeout(Some(ANSWER_TIME));
+        let mut redis = redis::Client::open(url)?.get_multiplexed_async_connection_with_config(&settings).await?;
+        self.make_group(&mut redis).await?;
+        // What this node took before the connection broke comes first.
+        while self.take(&mut redis, "0").await? > 0 {}
+        let mut looked: Option<Instant> = None;
+        loop {
+            // A node that cannot write takes nothing: others may be able to.
+            while self.node.store.ping().await.is_err() {
+                tokio::time::sleep(RETRY_EVERY).await;
+            }
+            if looked.is_none_or(|at| at.elapsed() >= LOOK_EVERY) {
+                self.claim(&mut redis).await?;
+                self.measure(&mut redis).await?;
+                looked = Some(Instant::now());
+            }
+            if let Err(error) = self.take(&mut redis, ">").await {
+                // Somebody flushed Redis; whatever is written from now on is there from the beginning.
+                if error.code() != Some("NOGROUP") {
+                    return Err(error);
+                }
+                self.make_group(&mut redis).await?;
+            }
+        }
+    }
+
+    async fn make_group(&self, redis: &mut MultiplexedConnection) -> Result<(), RedisError> {
+        let made: Result<(), RedisError> = redis::cmd("XGROUP")
+            .arg("CREATE")
+            .arg(&self.stream)
+            .arg(GROUP)
+            .arg("0")
+            .arg("MKSTREAM")
+            .query_async(redis)
+            .await;
+        match made {
+            Err(error) if error.code() != Some("BUSYGROUP") => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    /// Takes new entries (`>`), or those this node already has (`0`). Returns how many.
+    async fn take(&self, redis: &mut MultiplexedConnection, from: &str) -> Result<usize, RedisError> {
+        let mut command = redis::cmd("XREADGROUP");
+        command.arg("GROUP").arg(GROUP).arg(&self.node.config.node_id).arg("COUNT").arg(BATCH);
+        if from == ">" {
+            command.arg("BLOCK").arg(BLOCK_MS);
+        }
+        let answer: Value = command.arg("STREAMS").arg(&self.stream).arg(from).query_async(redis).await?;
+        let entries = entries_of_read(answer);
+        let count = entries.len();
+        self.serve(redis, entries).await?;
+        Ok(count)
+    }
+
+    /// Takes over what other nodes have not finished for long.
+    async fn claim(&self, redis: &mut MultiplexedConnection) -> Result<(), RedisError> {
+        let mut from = "0-0".to_owned();
+        loop {
+            let mut command = redis::cmd("XAUTOCLAIM");
+            command
+                .arg(&self.stream)
+                .arg(GROUP)
+                .arg(&self.node.config.node_id)
+                .arg(IDLE_MS)
+                .arg(&from)
+                .arg("COUNT")
+                .arg(BATCH);
+            let Value::Array(answer) = command.query_async(redis).await? else { return Ok(()) };
+            let mut answer = answer.into_iter();
+            from = answer.next().and_then(text).unwrap_or_else(|| "0-0".to_owned());
+            let entries = answer.next().map(entries).unwrap_or_default();
+            self.serve(redis, entries).await?;
+            if from == "0-0" {
+                return Ok(());
+            }
+        }
+    }
+
+    async fn measure(&self, redis: &mut MultiplexedConnection) -> Result<(), RedisError> {
+        let length: i64 = redis::cmd("XLEN").arg(&self.stream).query_async(redis).await?;
+        let pending: Value = redis::cmd("XPENDING").arg(&self.stream).arg(GROUP).query_async(redis).await?;
+        self.node.metrics.stream_length.set(length);
+        if let Value::Array(pending) = pending
+            && let Some(Value::Int(count)) = pending.first()
+        {
+            self.node.metrics.stream_pending.set(*count);
+        }
+        Ok(())
+    }
+
+    /// Stores what the entries say, then acknowledges and deletes them together.
+    async fn serve(&self, redis: &mut MultiplexedConnection, entries: Vec<Entry>) -> Result<(), RedisError> {
+        if entries.is_empty() {
+            return Ok(());
+        }
+        let verdicts = join_all(entries.iter().map(|entry| self.finish(entry))).await;
+        let mut done = redis::pipe();
+        done.atomic();
+        for (entry, verdict) in entries.iter().zip(&verdicts) {
+            if let Verdict::Dead(unusable) = verdict {
+                let deliveries = self.deliveries(redis, &entry.id).await?;
+                let bury = done.cmd("XADD").arg(&self.dead).arg("*");
+                for (name, value) in &entry.fields {
+                    bury.arg(name).arg(value);
+                }
+                bury.arg("reason").arg(format!("{}: {}", unusable.reason, unusable.detail));
+                bury.arg("deliveries").arg(deliveries).arg("at").arg(rfc3339(OffsetDateTime::now_utc())).ignore();
+            }
+            done.cmd("XACK").arg(&self.stream).arg(GROUP).arg(&entry.id).ignore();
+            done.cmd("XDEL").arg(&self.stream).arg(&entry.id).ignore();
+        }
+        done.query_async::<()>(redis).await?;
+        for verdict in verdicts {
+            let result = match verdict {
+                Verdict::Done(result) => result,
+                Verdict::Dead(unusable) => {
+                    tracing::warn!(
+                        reason = unusable.reason,
+                        detail = unusable.detail,
+                        "an event went to the dead letters"
+                    );
+                    self.node.metrics.stream_dead.get_or_create(&ByReason { reason: unusable.reason }).inc();
+                    "dead"
+                }
+            };
+            self.node.metrics.stream_events.get_or_create(&ByResult { result }).inc();
+        }
+        Ok(())
+    }
+
+    async fn deliveries(&self, redis: &mut MultiplexedConnection, id: &str) -> Result<i64, RedisError> {
+        let answer: Vec<(String, String, i64, i64)> =
+            redis::cmd("XPENDING").arg(&self.stream).arg(GROUP).arg(id).arg(id).arg(1).query_async(redis).await?;
+        Ok(answer.first().map_or(1, |(_, _, _, deliveries)| *deliveries))
+    }
+
+    /// Does what an entry says. A database that is away is not the entry's fault: it waits.
+    async fn finish(&self, entry: &Entry) -> Verdict {
+        loop {
+            match self.attempt(entry).await {
+                Ok(result) => return Verdict::Done(result),
+                Err(Failed::Unusable(unusable)) => return Verdict::Dead(unusable),
+                Err(Failed::Unavailable(_)) => tokio::time::sleep(RETRY_EVERY).await,
+            }
+        }
+    }
+
+    async fn attempt(&self, entry: &Entry) -> Result<&'static str, Failed> {
+        let items = envelope(&entry.fields)
+            .and_then(|envelope| envelope.items(&self.node, "", None))
+            .map_err(Failed::Unusable)?;
+        let outcomes = join_all(items.into_iter().map(|item| envelope::run(&self.node, item.what))).await;
+        let mut result = "repeated";
+        let mut unusable = None;
+        for outcome in outcomes {
+            match outcome {
+                Ok(Outcome::Stored(stored)) if !stored.repeated => result = "stored",
+                Ok(Outcome::Stored(_) | Outcome::Reused) => {}
+                Ok(Outcome::Sent) => result = "sent",
+                Ok(Outcome::Expired) => result = "expired",
+                // Repeating is harmless for the recipients that worked.
+                Err(Failed::Unavailable(what)) => return Err(Failed::Unavailable(what)),
+                Err(Failed::Unusable(why)) => unusable = Some(why),
+            }
+        }
+        unusable.map_or(Ok(result), |why| Err(Failed::Unusable(why)))
+    }
+}
+
+/// The envelope of an entry's fields.
+fn envelope(fields: &[(String, Vec<u8>)]) -> Result<Envelope, Unusable> {
+    let malformed = |reason, detail: String| Unusable { reason, detail };
+    let mut texts = HashMap::new();
+    for (name, value) in fields {
+        let value = std::str::from_utf8(value).map_err(|_| malformed("malformed", format!("{name} is not UTF-8")))?;
+        texts.insert(name.as_str(), value);
+    }
+    let must = |name: &str| {
+        texts
+            .get(name)
+            .map(|text| (*text).to_owned())
+            .ok_or_else(|| malformed("missing_field", format!("{name} is missing")))
+    };
+    let data = must("data")?;
+    if data.len() > envelope::MAX_DATA {
+        return Err(malformed("too_large", "data is over 64 KiB".to_owned()));
+    }
+    let data: Map<String, serde_json::Value> =
+        serde_json::from_str(&data).map_err(|_| malformed("not_json", "data is not a JSON object".to_owned()))?;
+    let to = must("to")?;
+    let to = if to.starts_with('[') {
+        let list = serde_json::from_str(&to)
+            .map_err(|_| malformed("not_json", "to is not a JSON list of names".to_owned()))?;
+        Recipients::Many(list)
+    } else {
+        Recipients::One(to)
+    };
+    Ok(Envelope {
+        r#type: must("type")?,
+        to,
+        data,
+        id: Some(must("id")?),
+        source: Some(must("source")?),
+        expires_at: texts.get("expires_at").map(|text| (*text).to_owned()),
+        _time: None,
+        _traceparent: None,
+    })
+}
+
+fn entries_of_read(answer: Value) -> Vec<Entry> {
+    // [[stream, entries]], or nil when nothing came.
+    let Value::Array(streams) = answer else { return Vec::new() };
+    streams
+        .into_iter()
+        .filter_map(|stream| match stream {
+            Value::Array(parts) => parts.into_iter().nth(1),
+            _ => None,
+        })
+        .flat_map(entries)
+        .collect()
+}
+
+fn entries(list: Value) -> Vec<Entry> {
+    let Value::Array(list) = list else { return Vec::new() };
+    list.into_iter()
+        .filter_map(|entry| {
+            let Value::Array(parts) = entry else { return None };
+            let mut parts = parts.into_iter();
+            let id = text(parts.next()?)?;
+            // Deleted while it was pending: nothing left but its id.
+            let fields = match parts.next()? {
+                Value::Array(fields) => fields,
+                _ => Vec::new(),
+            };
+            let mut fields = fields.into_iter();
+            let mut pairs = Vec::new();
+            while let (Some(name), Some(value)) = (fields.next(), fields.next()) {
+                pairs.push((text(name)?, bytes(value)?));
+            }
+            Some(Entry { id, fields: pairs })
+        })
+        .collect()
+}
+
+fn bytes(value: Value) -> Option<Vec<u8>> {
+    match value {
+        Value::BulkString(bytes) => Some(bytes),
+        Value::SimpleString(text) => Some(text.into_bytes()),
+        _ => None,
+    }
+}
+
+fn text(value: Value) -> Option<String> {
+    bytes(value).map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+}
+
+/// The dead letters, for the API.
+pub(crate) struct DeadLetters {
+    stream: String,
+    dead: String,
+}
+
+impl DeadLetters {
+    pub(crate) fn new(namespace: &str) -> Self {
+        Self { stream: format!("{namespace}:events"), dead: format!("{namespace}:events:dead") }
+    }
+
+    /// The newest, at most `count`; or the one of this id.
+    pub(crate) async fn list(
+        &self,
+        redis: &mut deadpool_redis::Connection,
+        id: Option<&str>,
+        count: usize,
+    ) -> Result<Vec<serde_json::Value>, RedisError> {
+        let (newest, oldest) = (id.unwrap_or("+"), id.unwrap_or("-"));
+        let answer: Value = redis::cmd("XREVRANGE")
+            .arg(&self.dead)
+            .arg(newest)
+            .arg(oldest)
+            .arg("COUNT")
+            .arg(count)
+            .query_async(redis)
+            .await?;
+        Ok(entries(answer).into_iter().map(|entry| shown(&entry)).collect())
+    }
+
+    /// Writes it to the stream again, without what was added, and takes it out of the dead letters.
+    pub(crate) async fn retry(&self, redis: &mut deadpool_redis::Connection, id: &str) -> Result<bool, RedisError> {
+        let answer: Value = redis::cmd("XRANGE").arg(&self.dead).arg(id).arg(id).query_async(redis).await?;
+        let Some(entry) = entries(answer).into_iter().next() else { return Ok(false) };
+        let mut again = redis::pipe();
+        let add = again.atomic().cmd("XADD").arg(&self.stream).arg("*");
+        for (name, value) in
+            entry.fields.iter().filter(|(name, _)| !["reason", "deliveries", "at"].contains(&name.as_str()))
+        {
+            add.arg(name).arg(value);
+        }
+        add.ignore();
+        again.cmd("XDEL").arg(&self.dead).arg(id).ignore();
+        again.query_async::<()>(redis).await?;
+        Ok(true)
+    }
+
+    /// Forgets it.
+    pub(crate) async fn drop_one(&self, redis: &mut deadpool_redis::Connection, id: &str) -> Result<bool, RedisError> {
+        let dropped: i64 = redis::cmd("XDEL").arg(&self.dead).arg(id).query_async(redis).await?;
+        Ok(dropped > 0)
+    }
+}
+
+fn shown(entry: &Entry) -> serde_json::Value {
+    let fields: Map<String, serde_json::Value> =
+        entry.fields.iter().map(|(name, value)| (name.clone(), json!(String::from_utf8_lossy(value)))).collect();
+    json!({"dead_id": entry.id, "fields": fields})
+}
