@@ -150,9 +150,28 @@ pub async fn full_members_miss_and_nobody_fails(layer: Layer) {
     assert!(receive(&layer, &channel).await.get("n").is_some());
 }
 
-/// Receives that are given up lose nothing and disturb nobody.
+/// Receives that are given up lose nothing and disturb nobody, also while events are arriving.
 pub async fn cancelled_receives_lose_nothing(layer: Layer) {
     let channel = layer.new_channel("").await.unwrap();
+    let sending = async {
+        for n in 0..60 {
+            layer.send(&channel, &event(n)).await.unwrap();
+        }
+    };
+    let receiving = async {
+        let (mut heard, mut patience) = (Vec::new(), 0);
+        while heard.len() < 60 {
+            // Given up after nothing, a moment, or a little more, over and over.
+            patience = (patience + 37) % 400;
+            if let Ok(event) = timeout(Duration::from_micros(patience), layer.receive(&channel)).await {
+                heard.push(event.unwrap().get("n").and_then(crate::Value::as_i64).unwrap());
+            }
+        }
+        heard
+    };
+    let ((), heard) = timeout(PATIENCE, async { tokio::join!(sending, receiving) }).await.expect("all of them");
+    assert_eq!(heard, (0..60).collect::<Vec<_>>());
+    nothing_comes(&layer, &channel).await;
     for n in 0..50 {
         for wait in 0..5 {
             let _ = timeout(Duration::from_micros(wait * 100), std::future::pending::<()>()).await;
@@ -182,8 +201,16 @@ pub async fn removed_channels_end(layer: Layer) {
 pub async fn flush_forgets(layer: Layer) {
     let channel = layer.new_channel("").await.unwrap();
     layer.group_add(&group("room"), &channel).await.unwrap();
+    let (sender, mut deliveries) = mpsc::channel(10);
+    let relay = layer.relay(Arc::new(Collector(sender))).await.unwrap();
+    relay.join(&[group("room")]).await.unwrap();
     layer.flush().await.unwrap();
     layer.group_send(&group("room"), &event(1)).await.unwrap();
+    nothing_comes(&layer, &channel).await;
+    assert!(deliveries.try_recv().is_err());
+    layer.group_add(&group("room"), &channel).await.unwrap();
+    layer.group_send(&group("room"), &event(3)).await.unwrap();
+    assert_eq!(receive(&layer, &channel).await, event(3));
     let fresh = layer.new_channel("").await.unwrap();
     layer.send(&fresh, &event(2)).await.unwrap();
     assert_eq!(receive(&layer, &fresh).await, event(2));
@@ -272,6 +299,44 @@ pub async fn ping_answers(layer: Layer) {
     assert!(layer.stats().published >= 1);
 }
 
+/// Several readers of one channel share its events: each goes to exactly one.
+pub async fn readers_share_a_channel(layer: Layer) {
+    let channel = layer.new_channel("").await.unwrap();
+    let read = async || {
+        let mut heard = Vec::new();
+        while let Ok(event) = timeout(SILENCE, layer.receive(&channel)).await {
+            heard.push(event.unwrap().get("n").and_then(crate::Value::as_i64).unwrap());
+        }
+        heard
+    };
+    let send = async {
+        for n in 0..50 {
+            layer.send(&channel, &event(n)).await.unwrap();
+        }
+    };
+    let (one, two, three, ()) = tokio::join!(read(), read(), read(), send);
+    let mut all = [one, two, three].concat();
+    all.sort_unstable();
+    assert_eq!(all, (0..50).collect::<Vec<_>>());
+}
+
+/// A relay whose handle is dropped hears nothing more, and its groups are as if it had left.
+pub async fn a_dropped_relay_hears_nothing(layer: Layer) {
+    let (sender, mut deliveries) = mpsc::channel(10);
+    let relay = layer.relay(Arc::new(Collector(sender))).await.unwrap();
+    relay.join(&[group("room")]).await.unwrap();
+    let other = relay.clone();
+    drop(relay);
+    layer.group_send(&group("room"), &event(1)).await.unwrap();
+    assert_eq!(next_event(&mut deliveries).await.1, Arc::new(event(1)));
+    drop(other);
+    let channel = layer.new_channel("").await.unwrap();
+    layer.group_add(&group("room"), &channel).await.unwrap();
+    layer.group_send(&group("room"), &event(2)).await.unwrap();
+    assert_eq!(receive(&layer, &channel).await, event(2));
+    assert!(!matches!(deliveries.try_recv(), Ok(Delivery::Group { .. })));
+}
+
 /// Makes a test of every promise for one layer. `$make` is an expression that makes a fresh one.
 #[macro_export]
 macro_rules! contract_suite {
@@ -282,6 +347,7 @@ macro_rules! contract_suite {
             full_members_miss_and_nobody_fails cancelled_receives_lose_nothing removed_channels_end flush_forgets
             both_forms_of_group_send_keep_order a_relay_hears_its_groups_and_channels
             relays_and_channels_share_groups joins_and_leaves_do_not_race a_megabyte_passes ping_answers
+            readers_share_a_channel a_dropped_relay_hears_nothing
         );
     };
     (@each $module:ident, $make:expr, $($promise:ident)+) => {

@@ -39,7 +39,8 @@ pub trait ChannelLayer: Send + Sync + 'static {
     async fn group_send(&self, group: &GroupName, event: &Event) -> Result<(), LayerError>;
 
     /// Like [`group_send`](Self::group_send), but only queues the event and returns at once; events
-    /// leave in the order of the calls, both forms together. Fails when the queue is full or the
+    /// leave in the order of the calls, both forms together, and a [`ping`](Self::ping) returns behind
+    /// them. Fails when the queue is full or the
     /// layer is disconnected; what fails later is counted in [`LayerStats::publish_failed`].
     fn group_send_later(&self, group: &GroupName, event: &Event) -> Result<(), LayerError>;
 
@@ -49,7 +50,8 @@ pub trait ChannelLayer: Send + Sync + 'static {
 
     /// Makes one owner for a whole process: it joins each group once and fans out itself. If the
     /// server is away the relay starts all the same: the sink hears [`Delivery::Disconnected`] at
-    /// once and [`Delivery::Reconnected`] when the server is there.
+    /// once and [`Delivery::Reconnected`] when the server is there. The layer keeps the sink, so a sink
+    /// that keeps the [`Relay`] keeps both for ever.
     async fn relay(&self, sink: Arc<dyn RelaySink>) -> Result<Relay, LayerError>;
 
     /// Whether events can travel both ways right now. Answers within 2 seconds.

@@ -60,5 +60,7 @@ async fn commands_are_those_of_channels_redis() {
     topics.sort_unstable();
     assert_eq!(topics, ["site__group__room.1", channel.as_str()]);
     layer.group_discard(&group, &channel).await.unwrap();
+    // Leaving does not wait for Redis; a new subscription, confirmed behind it, does.
+    layer.new_channel("").await.unwrap();
     assert!(!server.cli(&["PUBSUB", "CHANNELS", "site*"]).contains("__group__"));
 }

@@ -14,7 +14,7 @@ const DEFAULTS = {
   token: null, // JWT, offered as the subprotocol `bearer.<jwt>`; without one the cookies sign in
   getToken: null, // async () => JWT: asked for the first token, after 4401, and before one expires
   protocols: [], // further subprotocols to offer
-  resume: false, // ask for what was missed after a reconnect
+  resume: true, // ask for what was missed after a reconnect
   positions: null, // where to resume from after a page load: an earlier value of `gateway.positions`
   ackTimeout: 60_000, // ms until an unacknowledged message is given up; 0 waits for ever
   requestTimeout: 10_000, // ms until an unanswered request is given up; 0 waits for ever

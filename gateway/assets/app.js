@@ -26,7 +26,8 @@ const newRoom = (name) => ({
   outgoing: new Map(), // key -> message, on its way or failed
   typing: new Map(), // user -> timer
   online: [],
-  loaded: false,
+  loaded: false, // its history has been read
+  stale: false, // what was missed could not be resumed
   hasMore: false,
 });
 
@@ -167,6 +168,7 @@ function enter() {
   gateway = connect("/ws/chat/", { token: me.token, getToken: newToken });
   gateway.on("state", onState);
   gateway.on("rooms", onRooms);
+  gateway.on("reload", onReload);
   gateway.on("chat", onChat);
   gateway.on("notification", onNotification);
   gateway.on("seen", (frame) => setUnseen(frame.unseen));
@@ -192,7 +194,6 @@ function onState({ state, retryAt, code, reason }) {
     show("Connected");
     if (wasOpen) announce("Connected again");
     wasOpen = true;
-    for (const room of rooms.values()) room.loaded = false; // something may have been said meanwhile
     loadNotices();
   } else if (state === "connecting") {
     show(wasOpen ? "Reconnecting…" : "Connecting…");
@@ -249,8 +250,9 @@ function onRooms(frame) {
   for (const { group_name: name, display_name: display, seq } of frame.rooms) {
     const room = before.get(name) ?? newRoom(name);
     room.display = display || name;
-    // What was said while we were away.
-    if (room.seq !== null && seq > room.seq && (room !== current || document.hidden)) room.unread += seq - room.seq;
+    // Resuming brings what was said while we were away; where it cannot, the number is all there is.
+    if (room.stale && seq > room.seq && (room !== current || document.hidden)) room.unread += seq - room.seq;
+    room.stale = false;
     room.seq = Math.max(room.seq ?? 0, seq ?? 0);
     rooms.set(name, room);
   }
@@ -260,8 +262,16 @@ function onRooms(frame) {
   else renderRooms();
 }
 
+/** The missed part of a stream does not come: it is to be read again. */
+function onReload({ group_name: name }) {
+  const room = rooms.get(name);
+  if (!room) return loadNotices();
+  Object.assign(room, { stale: true, loaded: false });
+  room.messages.clear(); // perhaps of another history
+}
+
 /** Under the open room policy, connecting to a room is joining it, for all sockets of the user. */
-function joinRoom(name) {
+function joinRoom(name, asked = false) {
   const main = gateway;
   const visit = connect(`/ws/chat/${encodeURIComponent(name)}/`, { token: me.token });
   joining = name;
@@ -288,7 +298,7 @@ function joinRoom(name) {
     if (!rooms.has(name)) return fail(`The room “${name}” is not in the list of rooms.`);
     if (joining !== name) return;
     joining = null;
-    $("text").focus();
+    if (asked && document.activeElement === $("join-name") && !$("join-name").value) $("text").focus();
   });
   visit.on("state", ({ state, code }) => {
     if (state === "waiting") fail(`The room “${name}” could not be entered.`);
@@ -303,7 +313,7 @@ $("join-form").addEventListener("submit", (event) => {
   $("join-name").value = "";
   toggleDrawer(false);
   if (rooms.has(name)) location.hash = encodeURIComponent(name);
-  else joinRoom(name);
+  else joinRoom(name, true);
 });
 
 addEventListener("hashchange", () => {
@@ -378,24 +388,14 @@ function keep(room, frame) {
 }
 
 async function loadHistory(room, before) {
+  const again = room.loaded;
   const frame = await ask({ cate: "history", group_name: room.name, limit: PAGE, ...(before && { before }) });
   room.loaded = frame !== null || unknown.has("history"); // else tried again with the next connection
   if (frame) {
-    const knew = room.messages.size > 0;
     for (const each of frame.messages) keep(room, each);
-    const hole = !before && dropBeforeHole(room);
-    if (before || hole || !knew) room.hasMore = hole || frame.has_more;
+    if (before || !again) room.hasMore = frame.has_more;
   }
   if (room === current) renderMessages({ keepPlace: Boolean(before) });
-}
-
-/** If more was said while we were away than one page holds, the older messages go. */
-function dropBeforeHole(room) {
-  const seqs = [...room.messages.values()].map((message) => message.order).filter(Number.isInteger);
-  const from = seqs.findLast((seq, n) => n > 0 && seq > seqs[n - 1] + 1);
-  if (from === undefined) return false;
-  for (const [id, message] of room.messages) if (message.order < from) room.messages.delete(id);
-  return true;
 }
 
 $("older").addEventListener("click", () => {
@@ -410,14 +410,13 @@ function onChat(frame) {
     rooms.set(room.name, room);
   }
   if (frame.id && room.messages.has(frame.id)) return;
-  const missed = room.seq === null || typeof frame.seq !== "number" ? 0 : Math.max(frame.seq - room.seq - 1, 0);
   const message = keep(room, frame);
   const own = message.from === me.username;
   // The frame may be here before the ack: until that comes, the waiting copy is not shown twice.
   if (own) [...room.outgoing.values()].some((out) => out.status === "pending" && !out.twin && out.text === message.text && (out.twin = message.id));
   clearTimeout(room.typing.get(message.from));
   room.typing.delete(message.from);
-  if (room !== current || document.hidden) room.unread += missed + (own ? 0 : 1);
+  if (!own && (room !== current || document.hidden)) room.unread += 1;
   if (room === current) {
     renderMessages({ fresh: !own });
     renderTyping();

@@ -248,6 +248,21 @@ async fn many_messages_share_few_statements() {
 }
 
 #[tokio::test]
+async fn whom_a_browser_may_notify_is_a_setting() {
+    for (setting, stranger, neighbour) in [("any", true, true), ("shared-room", false, true), ("off", false, false)] {
+        let node = TestNode::start(&[("client-notifications", setting)]).await;
+        let mut alice = node.join("alice", "lobby").await;
+        let (_bob, _carol) = (node.join("bob", "lobby").await, node.join("carol", "elsewhere").await);
+        for (user, allowed) in [("bob", neighbour), ("carol", stranger)] {
+            alice.send(json!({"cate": "notification", "user_name": user, "message": "x", "client_id": user})).await;
+            let answer = alice.until(|frame| frame["client_id"] == user).await;
+            assert_eq!(answer["type"] == "ack", allowed, "{setting} {user}: {answer}");
+            assert!(allowed || answer["code"] == "forbidden");
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_signed_in_socket_ends_with_its_token() {
     let node = TestNode::start(&[]).await;
     let path = format!("/ws/chat/?token={}", token_with("alice", &[], 2));

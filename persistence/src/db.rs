@@ -57,6 +57,12 @@ impl Db {
         self.pools().1.writes
     }
 
+    /// Connections of their own for a rare and slow piece of work, whose statements may take `limit`.
+    pub(crate) fn patient_pool(&self, limit: Duration) -> DatabaseConnection {
+        let options = StoreOptions { max_connections: 2, statement_timeout: limit, ..self.options.clone() };
+        counted(Pools::new(&self.target, &options), &self.statements).writes
+    }
+
     pub(crate) fn statements(&self) -> u64 {
         self.statements.load(Ordering::Relaxed)
     }
@@ -106,6 +112,7 @@ impl Db {
         F: Fn() -> A,
         A: Future<Output = Result<T, Fault>>,
     {
+        let generation = self.pools().0;
         tokio::time::timeout(limit, async {
             let mut left = ATTEMPTS;
             loop {
@@ -113,25 +120,34 @@ impl Db {
                 match attempt().await {
                     Ok(value) => return Ok(value),
                     Err(fault) if left > 0 && fault.retry_now() => {
+                        tracing::debug!(?fault, left, "trying again");
                         let most = 20 * u64::from(ATTEMPTS - left);
                         let pause = rand::rng().random_range(most / 4..=most);
                         tokio::time::sleep(Duration::from_millis(pause)).await;
                     }
-                    Err(fault) => return Err(fault.into_error()),
+                    Err(fault) => {
+                        if fault.is_read_only() {
+                            // The primary has become a replica; its successor is found by connecting anew.
+                            self.replace_pools(generation);
+                        }
+                        return Err(fault.into_error());
+                    }
                 }
             }
         })
         .await
     }
 
-    /// After a time-out: the driver has none of its own, and a connection whose peer has vanished
-    /// would keep its place in the pool until TCP gives up, so the whole pool is replaced.
+    /// Leaves all connections to their fate and makes new ones. After a time-out: the driver has none
+    /// of its own, and a connection whose peer has vanished would keep its place in the pool until TCP
+    /// gives up.
     fn replace_pools(&self, generation: u64) {
         if self.backend == Backend::Sqlite {
             return;
         }
         let mut pools = self.pools.write().unwrap_or_else(|poisoned| poisoned.into_inner());
         if pools.0 == generation {
+            tracing::warn!("the database did not answer in time or takes no writes: connecting anew");
             *pools = (generation + 1, counted(Pools::new(&self.target, &self.options), &self.statements));
         }
     }

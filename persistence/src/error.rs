@@ -86,6 +86,17 @@ impl Fault {
         }
     }
 
+    /// Whether the database has told that it takes no writes, as one does after a failover.
+    pub(crate) fn is_read_only(&self) -> bool {
+        let Self::Db(DbErr::Exec(error) | DbErr::Query(error)) = self else { return false };
+        let RuntimeErr::SqlxError(error) = error else { return false };
+        let sqlx::Error::Database(error) = error.as_ref() else { return false };
+        match error.try_downcast_ref::<sqlx::mysql::MySqlDatabaseError>() {
+            Some(error) => [1290, 1836].contains(&error.number()),
+            None => error.code().is_some_and(|code| code == "25006"),
+        }
+    }
+
     pub(crate) fn into_error(self) -> StoreError {
         match self {
             Self::Store(error) => error,
@@ -148,9 +159,9 @@ fn classify_postgres(code: &str) -> Class {
     match code {
         // serialization failure, deadlock, lock time-out; 23503 is a room deleted under a join
         "40001" | "40P01" | "55P03" | "23503" => Class::Conflict,
-        // cancelled by statement_timeout; admin shutdown, crash shutdown, starting up
-        "57014" => Class::Away,
-        "57P01" | "57P02" | "57P03" | "25P03" | "25006" => Class::Lost,
+        // cancelled by statement_timeout, read-only; admin shutdown, crash shutdown, starting up
+        "57014" | "25006" => Class::Away,
+        "57P01" | "57P02" | "57P03" | "25P03" => Class::Lost,
         "22021" | "22001" | "22P05" => Class::Invalid,
         code if code.starts_with("08") => Class::Lost,
         // out of memory, disk full, too many connections, I/O error

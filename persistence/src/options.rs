@@ -216,6 +216,20 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_url_names_its_database() {
+        for (url, backend) in [
+            ("sqlite::memory:", Backend::Sqlite),
+            ("sqlite://gateway.db?mode=rwc", Backend::Sqlite),
+            ("postgres://u:p@h/d?sslmode=verify-full", Backend::Postgres),
+            ("postgresql://h/d", Backend::Postgres),
+            ("mysql://u@h:3307/d", Backend::MySql),
+            ("mariadb://u@h/d", Backend::MySql),
+        ] {
+            assert_eq!(Target::parse(url).map(|target| target.backend()).ok(), Some(backend), "{url}");
+        }
+    }
+
+    #[test]
     fn a_password_shows_nowhere() {
         let options = StoreOptions::new("postgres://u:hunter2@[bad/x");
         assert!(!format!("{options:?}").contains("hunter2"));

@@ -169,6 +169,15 @@ fn insert(claims: &[Claim]) -> Result<InsertStatement, Fault> {
 }
 
 #[cfg(test)]
+impl Receipt {
+    /// A receipt as an earlier batch would have left it.
+    pub(crate) fn sample(identity: Identity) -> Self {
+        let (key_hash, content_hash) = (identity.key.to_vec(), identity.content.to_vec());
+        Self { key_hash, content_hash, id: Uuid::now_v7(), seq: 1, epoch: 7, date: 0 }
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
 

@@ -51,14 +51,11 @@ impl Store {
     async fn migrate_locked(&self) -> Result<Vec<String>, Fault> {
         match self.backend() {
             Backend::MySql => {
-                // Not a transaction: MySQL commits at every CREATE TABLE, so the lock has its own connection.
-                let pool = self.db.writes();
+                // Not a transaction: MySQL commits at every CREATE TABLE, so the lock has a connection of
+                // its own. It is given back when that closes, at the latest with this pool, also when
+                // the caller gives up.
+                let pool = self.db.patient_pool(MIGRATION_LIMIT);
                 let mut lock = pool.get_mysql_connection_pool().acquire().await.map_err(query_error)?;
-                // MariaDB bounds every statement; this one may wait for another process.
-                sqlx::raw_sql("SET SESSION lock_wait_timeout = 600 /*M!100300 , SESSION max_statement_time = 0 */")
-                    .execute(&mut *lock)
-                    .await
-                    .map_err(query_error)?;
                 let wait = MIGRATION_LIMIT.as_secs();
                 let got: Option<i64> =
                     sqlx::query_scalar(sqlx::AssertSqlSafe(format!("SELECT GET_LOCK({MYSQL_LOCK}, {wait})")))
@@ -69,7 +66,6 @@ impl Store {
                     return Err(StoreError::Unavailable("another process is migrating".into()).into());
                 }
                 let result = apply(&pool).await;
-                // Closing the connection gives the lock back, whatever happened.
                 let _ = lock.close().await;
                 Ok(result?)
             }

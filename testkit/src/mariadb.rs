@@ -14,6 +14,7 @@ use std::{
 
 use crate::{
     net::free_port,
+    postgres::wait_stopped,
     process::{Guarded, private_dir},
 };
 
@@ -168,6 +169,7 @@ impl MariaDb {
     /// Freezes the server (`SIGSTOP`): connections stay open, nobody answers.
     pub fn pause(&mut self) {
         self.process.pause();
+        wait_stopped(&[self.process.pid()]);
     }
 
     /// Ends a [`pause`](Self::pause).

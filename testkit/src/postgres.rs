@@ -170,7 +170,10 @@ impl Postgres {
     pub fn pause(&mut self) {
         // The main process first: it makes the children.
         self.process.pause();
-        signal("STOP", &self.children());
+        wait_stopped(&[self.process.pid()]);
+        let children = self.children();
+        signal("STOP", &children);
+        wait_stopped(&children);
     }
 
     /// Ends a [`pause`](Self::pause).
@@ -206,6 +209,26 @@ fn signal(signal: &str, pids: &[u32]) {
     if !pids.is_empty() {
         let pids = pids.iter().map(u32::to_string);
         let _ = Command::new("kill").arg(format!("-{signal}")).args(pids).output();
+    }
+}
+
+/// Waits until all threads of these processes stand still: a busy machine delivers the signal late,
+/// and a server could answer one more question after it.
+pub(crate) fn wait_stopped(pids: &[u32]) {
+    let moving = |pid: &u32| {
+        let threads = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+        threads.filter_map(|thread| fs::read_to_string(thread.path().join("stat")).ok()).any(|stat| {
+            // "tid (name) state …"; the name may hold anything.
+            !matches!(
+                stat.rsplit(')').next().and_then(|rest| rest.trim_start().chars().next()),
+                Some('T' | 't' | 'Z' | 'X')
+            )
+        })
+    };
+    let deadline = Instant::now() + READY;
+    while pids.iter().any(moving) {
+        assert!(Instant::now() < deadline, "processes {pids:?} do not stop");
+        std::thread::sleep(Duration::from_millis(1));
     }
 }
 

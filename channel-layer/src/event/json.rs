@@ -1,26 +1,26 @@
 //! JSON as Python's `json.dumps` writes it in its default form.
 
-use super::{Event, MAX_DEPTH, Value};
+use super::{Event, Value};
 use crate::EventError;
 
+/// The caller has checked depth and number of values.
 pub(super) fn encode(entries: &[(String, Value)]) -> Result<Vec<u8>, EventError> {
     let mut out = String::with_capacity(128);
-    write_map(&mut out, entries, 1)?;
+    write_map(&mut out, entries)?;
     Ok(out.into_bytes())
 }
 
 pub(super) fn decode(payload: &[u8]) -> Result<Event, EventError> {
-    serde_json::from_slice(payload).map_err(|error| match error.classify() {
+    let event: Event = serde_json::from_slice(payload).map_err(|error| match error.classify() {
         serde_json::error::Category::Eof => EventError::Malformed("JSON ends too early"),
         serde_json::error::Category::Data => EventError::NotAMap,
         _ => EventError::Malformed("not JSON"),
-    })
+    })?;
+    event.check()?;
+    Ok(event)
 }
 
-fn write_map(out: &mut String, entries: &[(String, Value)], depth: usize) -> Result<(), EventError> {
-    if depth > MAX_DEPTH {
-        return Err(EventError::TooDeep);
-    }
+fn write_map(out: &mut String, entries: &[(String, Value)]) -> Result<(), EventError> {
     out.push('{');
     for (at, (key, value)) in entries.iter().enumerate() {
         if at > 0 {
@@ -28,13 +28,13 @@ fn write_map(out: &mut String, entries: &[(String, Value)], depth: usize) -> Res
         }
         write_text(out, key);
         out.push_str(": ");
-        write_value(out, value, depth)?;
+        write_value(out, value)?;
     }
     out.push('}');
     Ok(())
 }
 
-fn write_value(out: &mut String, value: &Value, depth: usize) -> Result<(), EventError> {
+fn write_value(out: &mut String, value: &Value) -> Result<(), EventError> {
     match value {
         Value::Null => out.push_str("null"),
         Value::Bool(true) => out.push_str("true"),
@@ -45,19 +45,16 @@ fn write_value(out: &mut String, value: &Value, depth: usize) -> Result<(), Even
         Value::Text(v) => write_text(out, v),
         Value::Bytes(_) => return Err(EventError::Unsupported("bytes in JSON")),
         Value::List(items) => {
-            if depth >= MAX_DEPTH {
-                return Err(EventError::TooDeep);
-            }
             out.push('[');
             for (at, item) in items.iter().enumerate() {
                 if at > 0 {
                     out.push_str(", ");
                 }
-                write_value(out, item, depth + 1)?;
+                write_value(out, item)?;
             }
             out.push(']');
         }
-        Value::Map(entries) => write_map(out, entries, depth + 1)?,
+        Value::Map(entries) => write_map(out, entries)?,
     }
     Ok(())
 }

@@ -115,8 +115,10 @@ impl Event {
         check_depth(self.0.iter().map(|(_, value)| value), 1, &mut values)
     }
 
-    /// The bytes Python's `msgpack.packb` writes for the same map.
+    /// The bytes Python's `msgpack.packb` writes for the same map. Fails for what
+    /// [`from_msgpack`](Self::from_msgpack) would refuse.
     pub fn to_msgpack(&self) -> Result<Vec<u8>, EventError> {
+        self.check()?;
         msgpack::encode(&self.0)
     }
 
@@ -130,6 +132,7 @@ impl Event {
 
     /// The bytes Python's `json.dumps` writes for the same map. Bytes have no form there.
     pub fn to_json(&self) -> Result<Vec<u8>, EventError> {
+        self.check()?;
         json::encode(&self.0)
     }
 

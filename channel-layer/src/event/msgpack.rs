@@ -5,26 +5,24 @@ use rmp::{Marker, encode};
 use super::{MAX_DEPTH, MAX_VALUES, Value, value::last_wins};
 use crate::EventError;
 
+/// The caller has checked depth and number of values.
 pub(super) fn encode(entries: &[(String, Value)]) -> Result<Vec<u8>, EventError> {
     let mut out = Vec::with_capacity(128);
-    write_map(&mut out, entries, 1)?;
+    write_map(&mut out, entries)?;
     Ok(out)
 }
 
-fn write_map(out: &mut Vec<u8>, entries: &[(String, Value)], depth: usize) -> Result<(), EventError> {
-    if depth > MAX_DEPTH {
-        return Err(EventError::TooDeep);
-    }
+fn write_map(out: &mut Vec<u8>, entries: &[(String, Value)]) -> Result<(), EventError> {
     done(encode::write_map_len(out, length(entries.len())?))?;
     for (key, value) in entries {
         length(key.len())?;
         done(encode::write_str(out, key))?;
-        write_value(out, value, depth)?;
+        write_value(out, value)?;
     }
     Ok(())
 }
 
-fn write_value(out: &mut Vec<u8>, value: &Value, depth: usize) -> Result<(), EventError> {
+fn write_value(out: &mut Vec<u8>, value: &Value) -> Result<(), EventError> {
     match value {
         Value::Null => done(encode::write_nil(out)),
         Value::Bool(v) => done(encode::write_bool(out, *v)),
@@ -40,13 +38,10 @@ fn write_value(out: &mut Vec<u8>, value: &Value, depth: usize) -> Result<(), Eve
             done(encode::write_bin(out, v))
         }
         Value::List(items) => {
-            if depth >= MAX_DEPTH {
-                return Err(EventError::TooDeep);
-            }
             done(encode::write_array_len(out, length(items.len())?))?;
-            items.iter().try_for_each(|item| write_value(out, item, depth + 1))
+            items.iter().try_for_each(|item| write_value(out, item))
         }
-        Value::Map(entries) => write_map(out, entries, depth + 1),
+        Value::Map(entries) => write_map(out, entries),
     }
 }
 

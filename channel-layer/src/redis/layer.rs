@@ -26,6 +26,9 @@ const PING: Duration = Duration::from_secs(2);
 ///
 /// Two connections for a whole process, whatever the number of channels. They come back by
 /// themselves; what was published meanwhile is lost, as pub/sub keeps nothing, and relays are told.
+/// A Redis user needs the commands PUBLISH, (P)SUBSCRIBE, (P)UNSUBSCRIBE and PING, and, because a relay
+/// subscribes to a pattern, all channels (`&*`).
+///
 /// Nothing waits in Redis: an event for a channel nobody reads is gone. Of an inbox that already
 /// holds 100 unread events the oldest is dropped. Clones share everything; with the last clone and
 /// the last [`Relay`] the connections end.

@@ -33,6 +33,8 @@ const BATCH_BYTES: usize = 1 << 20;
 const ANSWER: Duration = Duration::from_secs(2);
 /// How long the connection may be idle before a PING checks it.
 const IDLE: Duration = Duration::from_secs(2);
+/// How long a connection must live for the next one to follow it without a pause.
+const WORKED: Duration = Duration::from_secs(1);
 /// The longest a caller waits, for room in the queue and for the answer together.
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -173,7 +175,10 @@ struct Worker {
 impl Worker {
     async fn run(mut self) {
         while let Some(connection) = self.connect().await {
-            match self.serve(connection).await {
+            let since = Instant::now();
+            let end = self.serve(connection).await;
+            let worked = since.elapsed() > WORKED;
+            match end {
                 End::Broken(error) => {
                     tracing::debug!(%error, "publishing connection to Redis lost");
                 }
@@ -184,6 +189,11 @@ impl Worker {
                 }
                 End::Closed => return,
             }
+            match worked {
+                true => self.backoff.reset(),
+                // Connections that break at once are not made anew as fast as the network allows.
+                false => sleep(self.backoff.next_pause()).await,
+            }
         }
     }
 
@@ -193,7 +203,6 @@ impl Worker {
             let attempt = self.target.open("channel-layer:publish").await;
             match attempt {
                 Ok(connection) => {
-                    self.backoff.reset();
                     self.shared.connected.send_replace(true);
                     return Some(connection);
                 }

@@ -103,7 +103,7 @@ const inRoom = (page, name) => page.locator("h1#room-title").filter({ hasText: n
 
 async function join(page, name) {
   await page.getByLabel("Join or create a room").fill(name);
-  await page.keyboard.press("Enter");
+  await page.getByLabel("Join or create a room").press("Enter");
   await inRoom(page, name);
 }
 

@@ -270,7 +270,7 @@ test("drops what it has seen, per room and inbox, and lets unstored frames throu
 
 test("without resume an old number drops nothing of a new connection", async () => {
   const server = await start();
-  const gateway = client(server);
+  const gateway = client(server, { resume: false });
   await server.until(() => server.frames.length > 0);
   server.sockets[0].reply(chat(7));
   await next(gateway, "chat");
@@ -288,7 +288,7 @@ test("resume is the first frame after a reconnect; a stream it cannot continue i
     for (const n of [5, 6, 7]) socket.reply(chat(n));
     socket.reply({ type: "resumed", rooms: { lobby: true, quiet: false }, notifications: true });
   });
-  const gateway = client(server, { resume: true });
+  const gateway = client(server);
   const seen = [];
   gateway.on("chat", (frame) => seen.push(frame.seq));
   await next(gateway, "rooms");
@@ -312,7 +312,7 @@ test("a resume that meets an absent database is repeated; positions survive a pa
     else socket.reply({ type: "resumed", rooms: { lobby: true }, notifications: true });
   });
   const positions = { rooms: { lobby: { seq: 5, id: "c5" } }, notifications: { seq: 2, id: "n2" } };
-  const gateway = client(server, { resume: true, positions });
+  const gateway = client(server, { positions });
   await next(gateway, "resumed");
   assert.deepEqual(ofCate("resume")(server), [{ cate: "resume", ...positions }, { cate: "resume", ...positions }]);
 });

@@ -187,11 +187,8 @@ pub(super) async fn notification(ctx: &Context, user: String, message: String, c
     store(ctx, Stream::Inbox(user), message, client_id).await
 }
 
-async fn share_a_room(ctx: &Context, user: &str) -> Result<bool, persistence::StoreError> {
-    let mut rooms = ctx.store().rooms_of(&[ctx.username().to_string(), user.to_owned()]).await?;
-    let theirs = rooms.remove(user).unwrap_or_default();
-    let ours = rooms.remove(&**ctx.username()).unwrap_or_default();
-    Ok(&**ctx.username() == user || ours.iter().any(|room| theirs.iter().any(|other| other.name == room.name)))
+async fn share_a_room(ctx: &Context, user: &str) -> Result<bool, StoreError> {
+    Ok(**ctx.username() == *user || ctx.store().share_room(ctx.username(), user).await?)
 }
 
 /// Hands over to the writer. The answer goes to the socket from there, so the next frame of this

@@ -11,7 +11,7 @@ mod join;
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, OnceLock, Weak};
 
 use channel_layer::{ChannelLayer, ChannelName, Delivery, GroupName, LayerError, Relay, RelaySink};
 use parking_lot::Mutex;
@@ -100,7 +100,7 @@ impl Hub {
             started: std::time::Instant::now(),
             warned_at: AtomicU64::new(0),
         });
-        let sink: Arc<dyn RelaySink> = Arc::new(Sink(Arc::clone(&hub)));
+        let sink: Arc<dyn RelaySink> = Arc::new(Sink(Arc::downgrade(&hub)));
         let relay = hub.layer.relay(sink).await?;
         let _ = hub.relay.set(relay);
         let _ = hub.joins.set(join::Joiner::spawn(&hub, tasks));
@@ -234,12 +234,13 @@ impl Shard {
     }
 }
 
-/// The layer's entrance: sorts what has come to the dispatchers, without waiting.
-struct Sink(Arc<Hub>);
+/// The layer's entrance: sorts what has come to the dispatchers, without waiting. The layer keeps it
+/// and the hub keeps the relay, so one of them must not own the other.
+struct Sink(Weak<Hub>);
 
 impl RelaySink for Sink {
     fn deliver(&self, batch: &mut Vec<Delivery>) {
-        let hub = &self.0;
+        let Some(hub) = self.0.upgrade() else { return };
         for delivery in batch.drain(..) {
             let shard = match &delivery {
                 Delivery::Group { group, .. } => hub.shard_of(group),

@@ -188,3 +188,73 @@ impl<'a> Plan<'a> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::Key;
+
+    fn heads(rooms: &[(&str, i64)]) -> Heads {
+        let rooms = rooms.iter().map(|(name, last_seq)| {
+            let room = RoomRow {
+                id: Uuid::now_v7(),
+                name: (*name).to_owned(),
+                display_name: (*name).to_owned(),
+                epoch: 7,
+                last_seq: *last_seq,
+                last_id: None,
+                created_at: 0,
+            };
+            (room.name.clone(), room)
+        });
+        Heads { rooms: rooms.collect(), inboxes: HashMap::new() }
+    }
+
+    fn append((room, key, text): (usize, Option<u8>, u8)) -> Append {
+        Append {
+            stream: Stream::Room(["a", "b", "missing"][room].to_owned()),
+            from_user: "alice".to_owned(),
+            message: text.to_string(),
+            key: key.map(|key| Key::Client { user: "alice".to_owned(), client_id: key.to_string() }),
+            create_inbox: false,
+            origin: None,
+        }
+    }
+
+    proptest! {
+        /// Whatever the batch, and whichever of its keys were used before: no hole, and one row a key.
+        #[test]
+        fn positions_have_no_holes(
+            items in prop::collection::vec((0..3_usize, prop::option::of(0..6_u8), 0..2_u8), 0..40),
+            used in prop::collection::hash_set(0..6_u8, 0..4),
+        ) {
+            let batch: Vec<_> = items.iter().copied().map(append).collect();
+            let checked: Vec<_> = batch.iter().map(|append| Ok(Identity::of(append))).collect();
+            let mut plan = Plan::new(&batch, &checked, heads(&[("a", 10), ("b", 0)]), 0);
+            let earlier = used.iter().filter_map(|key| {
+                let identity = Identity::of(&append((0, Some(*key), 0)))?;
+                Some((identity.key, Receipt::sample(identity)))
+            });
+            plan.settle_repeats(&earlier.collect());
+            let mut last = HashMap::from([("a", 10), ("b", 0)]);
+            for new in plan.new_messages() {
+                let last = last.get_mut(new.append.stream.name()).expect("a room that exists");
+                *last += 1;
+                prop_assert_eq!(new.seq, *last);
+            }
+            let claims = plan.claims();
+            let keys: HashSet<_> = claims.iter().map(|claim| claim.identity.key).collect();
+            prop_assert_eq!(keys.len(), claims.len());
+            for (item, answer) in items.iter().zip(plan.answers()) {
+                match answer {
+                    Err(error) => prop_assert_eq!(error == AppendError::RoomNotFound, item.0 == 2),
+                    Ok(answer) => prop_assert!(!answer.repeated || item.1.is_some()),
+                }
+            }
+        }
+    }
+}

@@ -1,6 +1,7 @@
 //! Subscribing: one task owns the connection and everything that depends on it, so that joins and
 //! leaves happen one after another and what Redis knows always follows what we want.
 
+mod members;
 mod registry;
 mod session;
 mod task;

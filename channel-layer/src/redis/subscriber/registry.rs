@@ -8,18 +8,17 @@ use std::{
 
 use tokio::time::Instant;
 
-use super::{Directory, JOIN, Member, NewRelay, Reply};
+use super::{
+    Directory, JOIN, Member, NewRelay, Reply,
+    members::{Group, JoinId, Relay, Seat},
+};
 use crate::{
-    BoxError, ChannelName, Delivery, Event, GroupName, LayerError, RelaySink,
+    BoxError, ChannelName, Delivery, Event, GroupName, LayerError,
     redis::{inbox::Inbox, topic},
     stats::Counters,
 };
 
 pub(super) type Topic = Arc<[u8]>;
-type JoinId = u64;
-
-/// How many deliveries a sink gets at once, at most.
-const BATCH: usize = 256;
 
 pub(super) struct Registry {
     prefix: String,
@@ -44,44 +43,11 @@ struct Entry {
     joins: Vec<JoinId>,
 }
 
-struct Group {
-    name: GroupName,
-    /// Apart from the channels, because there are few and each message looks here.
-    relays: Vec<(u64, Standing)>,
-    channels: HashMap<ChannelName, (Arc<Inbox>, Standing)>,
-}
-
-/// A membership counts if a join of it has succeeded or one is under way. A failed join takes back
-/// only its own share.
-#[derive(Default)]
-struct Standing {
-    confirmed: bool,
-    pending: Vec<JoinId>,
-}
-
 struct Channel {
     inbox: Arc<Inbox>,
     groups: HashSet<Topic>,
     /// Whether its subscription was ever confirmed: until then nobody has got its name.
     opened: bool,
-}
-
-/// A member that was found to exist.
-enum Seat {
-    Relay(u64),
-    Channel(Arc<Inbox>),
-}
-
-struct Relay {
-    sink: Arc<dyn RelaySink>,
-    prefix: String,
-    alive: std::sync::Weak<()>,
-    groups: HashSet<Topic>,
-    batch: Vec<Delivery>,
-    /// Whether it was told `Disconnected` last.
-    down: bool,
-    /// Whoever opened it and waits for the confirmation.
-    opened: Option<Reply<u64>>,
 }
 
 /// What somebody waits for.
@@ -375,18 +341,18 @@ impl Registry {
         }
     }
 
-    /// Redis has refused a topic: everybody who waits for it fails. Tells whether anybody did.
+    /// Redis has refused a topic: everybody who waits for it fails. Also tells whether somebody still
+    /// wants it, who had joined before and would now be deaf without knowing.
     pub(super) fn refused(&mut self, topic: &Topic, why: &str) -> (bool, Changes) {
         let mut changes = Changes::default();
         let joins = match self.topics.get_mut(topic) {
             Some(entry) => std::mem::take(&mut entry.joins),
             None => Vec::new(),
         };
-        let waited = !joins.is_empty();
         for join in joins {
             self.fail(join, LayerError::Unavailable(why.into()), &mut changes);
         }
-        (waited, changes)
+        (self.topics.contains_key(topic), changes)
     }
 
     /// Fails the joins whose time is over.
@@ -521,88 +487,6 @@ fn answer<T>(reply: Reply<T>, result: Result<T, LayerError>) {
     let _ = reply.send(result);
 }
 
-impl Group {
-    fn new(name: GroupName) -> Self {
-        Self { name, relays: Vec::new(), channels: HashMap::new() }
-    }
-
-    fn is_empty(&self) -> bool {
-        self.relays.is_empty() && self.channels.is_empty()
-    }
-
-    /// The member's standing, made if it is new.
-    fn standing(&mut self, seat: &Seat) -> &mut Standing {
-        match seat {
-            Seat::Channel(inbox) => {
-                let slot = self.channels.entry(inbox.name.clone());
-                &mut slot.or_insert_with(|| (inbox.clone(), Standing::default())).1
-            }
-            Seat::Relay(id) => {
-                let at = self.relays.iter().position(|(relay, _)| relay == id);
-                let at = at.unwrap_or_else(|| {
-                    self.relays.push((*id, Standing::default()));
-                    self.relays.len() - 1
-                });
-                &mut self.relays[at].1
-            }
-        }
-    }
-
-    fn standings(&mut self) -> impl Iterator<Item = &mut Standing> {
-        let relays = self.relays.iter_mut().map(|(_, standing)| standing);
-        relays.chain(self.channels.values_mut().map(|(_, standing)| standing))
-    }
-
-    fn remove(&mut self, member: &Member) {
-        match member {
-            Member::Relay(id) => self.relays.retain(|(relay, _)| relay != id),
-            Member::Channel(name) => {
-                self.channels.remove(name);
-            }
-        }
-    }
-
-    /// Takes back a failed join; tells whether the membership is gone.
-    fn withdraw(&mut self, member: &Member, join: JoinId) -> bool {
-        let standing = match member {
-            Member::Relay(id) => self.relays.iter_mut().find(|(relay, _)| relay == id).map(|(_, it)| it),
-            Member::Channel(name) => self.channels.get_mut(name).map(|(_, it)| it),
-        };
-        let Some(standing) = standing else { return false };
-        standing.pending.retain(|other| *other != join);
-        let gone = !standing.confirmed && standing.pending.is_empty();
-        if gone {
-            self.remove(member);
-        }
-        gone
-    }
-}
-
-impl Relay {
-    fn owns(&self, name: &str) -> bool {
-        name.strip_prefix(&self.prefix)
-            .is_some_and(|rest| rest.len() == 16 && rest.bytes().all(|b| b.is_ascii_hexdigit()))
-    }
-
-    fn push(&mut self, delivery: Delivery) {
-        self.batch.push(delivery);
-        if self.batch.len() >= BATCH {
-            self.deliver();
-        }
-    }
-
-    fn deliver(&mut self) {
-        if self.batch.is_empty() {
-            return;
-        }
-        if self.alive.strong_count() > 0 {
-            let (sink, batch) = (&self.sink, &mut self.batch);
-            // A panic in the sink must not end the reader, and with it every other connection.
-            let call = std::panic::AssertUnwindSafe(|| sink.deliver(batch));
-            if std::panic::catch_unwind(call).is_err() {
-                tracing::error!("a relay's sink panicked; its events of this moment are lost");
-            }
-        }
-        self.batch.clear();
-    }
-}
+#[cfg(test)]
+#[path = "registry_tests.rs"]
+mod tests;

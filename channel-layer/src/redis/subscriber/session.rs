@@ -45,10 +45,16 @@ pub(super) enum Heard<'a> {
     Nothing,
 }
 
-/// The answers do not fit the questions.
+/// Why the conversation cannot go on.
 #[derive(Debug, thiserror::Error)]
-#[error("the server's answer fits no question: {0}")]
-pub(super) struct OutOfStep(String);
+pub(super) enum Broken {
+    /// The answers do not fit the questions.
+    #[error("the server's answer fits no question: {0}")]
+    OutOfStep(String),
+    /// A relay's pattern or a PING was refused.
+    #[error("the server refused: {0}")]
+    Refused(String),
+}
 
 impl Session {
     pub(super) fn apply(&mut self, changes: Changes) {
@@ -117,16 +123,16 @@ impl Session {
         Ok(())
     }
 
-    pub(super) fn hear<'a>(&mut self, reply: Reply<'a>) -> Result<Heard<'a>, OutOfStep> {
+    pub(super) fn hear<'a>(&mut self, reply: Reply<'a>) -> Result<Heard<'a>, Broken> {
         match reply {
             Reply::Array(items) => self.hear_items(&items),
             Reply::Simple(_) => self.pong(),
             Reply::Error(text) => self.refused(&String::from_utf8_lossy(text)),
-            Reply::Int(_) | Reply::Bulk(_) => Err(OutOfStep(format!("{reply:?}"))),
+            Reply::Int(_) | Reply::Bulk(_) => Err(Broken::OutOfStep(format!("{reply:?}"))),
         }
     }
 
-    fn hear_items<'a>(&mut self, items: &Items<'a>) -> Result<Heard<'a>, OutOfStep> {
+    fn hear_items<'a>(&mut self, items: &Items<'a>) -> Result<Heard<'a>, Broken> {
         match *items.as_slice() {
             [b"message", topic, payload] => Ok(Heard::Message { topic, payload }),
             [b"pmessage", _pattern, topic, payload] => Ok(Heard::PatternMessage { topic, payload }),
@@ -134,7 +140,7 @@ impl Session {
             [b"subscribe", topic, _] => self.subscribed(topic),
             [b"psubscribe", ..] => match self.asked.pop_front() {
                 Some(Asked::Psubscribe(relay)) => Ok(Heard::RelayConfirmed(relay)),
-                _ => Err(OutOfStep("psubscribe".into())),
+                _ => Err(Broken::OutOfStep("psubscribe".into())),
             },
             [b"unsubscribe" | b"punsubscribe", ..] => match self.asked.front_mut() {
                 Some(Asked::Unsubscribe(1)) => {
@@ -145,18 +151,18 @@ impl Session {
                     *left -= 1;
                     Ok(Heard::Nothing)
                 }
-                _ => Err(OutOfStep("unsubscribe".into())),
+                _ => Err(Broken::OutOfStep("unsubscribe".into())),
             },
-            _ => Err(OutOfStep("an unknown message".into())),
+            _ => Err(Broken::OutOfStep("an unknown message".into())),
         }
     }
 
-    fn subscribed(&mut self, confirmed: &[u8]) -> Result<Heard<'static>, OutOfStep> {
+    fn subscribed(&mut self, confirmed: &[u8]) -> Result<Heard<'static>, Broken> {
         let Some(Asked::Subscribe(topics)) = self.asked.front_mut() else {
-            return Err(OutOfStep("subscribe".into()));
+            return Err(Broken::OutOfStep("subscribe".into()));
         };
         let topic = topics.next().filter(|topic| **topic == *confirmed);
-        let topic = topic.ok_or_else(|| OutOfStep("subscribe to something else".into()))?;
+        let topic = topic.ok_or_else(|| Broken::OutOfStep("subscribe to something else".into()))?;
         if topics.len() == 0 {
             self.asked.pop_front();
         }
@@ -177,15 +183,15 @@ impl Session {
         last
     }
 
-    fn pong(&mut self) -> Result<Heard<'static>, OutOfStep> {
+    fn pong(&mut self) -> Result<Heard<'static>, Broken> {
         match self.asked.pop_front() {
             Some(Asked::Ping) => Ok(Heard::Nothing),
             Some(Asked::Restored) => Ok(Heard::Restored),
-            _ => Err(OutOfStep("pong".into())),
+            _ => Err(Broken::OutOfStep("pong".into())),
         }
     }
 
-    fn refused(&mut self, why: &str) -> Result<Heard<'static>, OutOfStep> {
+    fn refused(&mut self, why: &str) -> Result<Heard<'static>, Broken> {
         match self.asked.pop_front() {
             Some(Asked::Subscribe(topics)) => {
                 let topics: Vec<Topic> = topics.collect();
@@ -195,7 +201,7 @@ impl Session {
                 Ok(Heard::Refused { topics, why: why.to_owned() })
             }
             // Without its pattern a relay is deaf, and a refused PING means the server is unwell.
-            _ => Err(OutOfStep(why.to_owned())),
+            _ => Err(Broken::Refused(why.to_owned())),
         }
     }
 }

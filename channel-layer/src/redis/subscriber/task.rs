@@ -42,6 +42,8 @@ pub(super) struct Task {
     tick: Interval,
     backoff: Backoff,
     warned: Option<Instant>,
+    /// Whether the last connection got as far as having every subscription in place.
+    restored: bool,
 }
 
 /// Nobody can give orders any more.
@@ -59,7 +61,7 @@ impl Task {
         let mut tick = interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let backoff = Backoff::default();
-        Self { target, registry, counters, ready, orders, relay_gone, tick, backoff, warned: None }
+        Self { target, registry, counters, ready, orders, relay_gone, tick, backoff, warned: None, restored: true }
     }
 
     pub(super) async fn run(mut self) {
@@ -72,19 +74,21 @@ impl Task {
                 Ok(Closed) => return,
                 Err(error) => tracing::warn!(%error, "subscriber connection to Redis lost"),
             }
-            first = false;
+            first &= !self.restored;
         }
     }
 
     /// Tries for ever, obeying orders meanwhile.
     async fn connect(&mut self) -> Result<Connection, Closed> {
         let mut failures = 0_u32;
+        // At once after a connection that worked; one that was refused something must not be made anew
+        // as fast as the network allows.
+        let mut pause = match std::mem::take(&mut self.restored) {
+            true => Duration::ZERO,
+            false => self.backoff.next_pause(),
+        };
         loop {
             let target = self.target.clone();
-            let pause = match failures {
-                0 => Duration::ZERO,
-                _ => self.backoff.next_pause(),
-            };
             let attempt = async move {
                 sleep(pause).await;
                 target.open("channel-layer:subscribe").await
@@ -95,7 +99,10 @@ impl Task {
                     result = &mut attempt => break result,
                     order = self.orders.recv() => self.obey(order.ok_or(Closed)?, None),
                     () = self.relay_gone.notified() => drop(self.registry.close_dead_relays()),
-                    now = self.tick.tick() => drop(self.registry.expire(now)),
+                    now = self.tick.tick() => {
+                        drop(self.registry.expire(now));
+                        drop(self.registry.close_dead_relays());
+                    }
                 }
             };
             match result {
@@ -104,6 +111,7 @@ impl Task {
                 Err(error) => tracing::debug!(%error, "Redis is still away"),
             }
             failures += 1;
+            pause = self.backoff.next_pause();
         }
     }
 
@@ -133,13 +141,11 @@ impl Task {
                     Some(order) => self.obey(order, Some(&mut session)),
                     None => return Ok(Closed),
                 },
-                () = self.relay_gone.notified() => {
-                    let (changes, patterns) = self.registry.close_dead_relays();
-                    session.apply(changes);
-                    patterns.iter().for_each(|pattern| session.punsubscribe(pattern));
-                }
+                () = self.relay_gone.notified() => self.end_dead_relays(&mut session),
                 now = self.tick.tick() => {
                     session.apply(self.registry.expire(now));
+                    // Also those whose opener gave up before it had a handle to drop.
+                    self.end_dead_relays(&mut session);
                     match pinged {
                         // Nothing else notices a server that hangs or a line that is cut.
                         Some(at) if now.duration_since(at) > PONG => {
@@ -154,6 +160,12 @@ impl Task {
                 }
             }
         }
+    }
+
+    fn end_dead_relays(&mut self, session: &mut Session) {
+        let (changes, patterns) = self.registry.close_dead_relays();
+        session.apply(changes);
+        patterns.iter().for_each(|pattern| session.punsubscribe(pattern));
     }
 
     /// Takes every complete message out of the buffer, then hands over what they were.
@@ -197,7 +209,8 @@ impl Task {
             Heard::Confirmed(topic) => session.apply(self.registry.confirmed(&topic)),
             Heard::RelayConfirmed(id) => self.registry.relay_confirmed(id),
             Heard::Restored => {
-                self.backoff = Backoff::default();
+                self.backoff.reset();
+                self.restored = true;
                 if !first {
                     self.counters.reconnected();
                     tracing::info!("subscriber connection to Redis restored");
@@ -207,11 +220,10 @@ impl Task {
             }
             Heard::Refused { topics, why } => {
                 for topic in topics {
-                    let (waited, changes) = self.registry.refused(&topic, &why);
+                    let (deaf, changes) = self.registry.refused(&topic, &why);
                     session.apply(changes);
-                    if !waited {
-                        // It was ours before the connection was lost: being deaf to it silently
-                        // would be worse than starting anew.
+                    if deaf {
+                        // Starting anew, and telling the relays, is better than being deaf to it.
                         return Err(format!("a subscription was refused: {why}").into());
                     }
                 }
