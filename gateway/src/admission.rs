@@ -8,6 +8,7 @@ use persistence::{Membership, Room, Store, StoreError};
 use tokio_util::task::TaskTracker;
 
 use crate::batch::{BatchError, Batcher};
+use crate::memberships;
 use crate::metrics::Metrics;
 
 /// Sockets admitted with the same statements.
@@ -32,6 +33,8 @@ pub(crate) struct Ask {
 #[derive(Debug)]
 pub(crate) struct Admitted {
     pub(crate) rooms: Vec<Room>,
+    /// Version of the stored memberships among them.
+    pub(crate) version: u64,
     /// Entering has made the user a member: the user's other sockets do not know it yet.
     pub(crate) joined: bool,
 }
@@ -98,13 +101,14 @@ impl Desk {
             .iter()
             .map(|ask| {
                 let mut rooms = rooms_of.get(&*ask.user).cloned().unwrap_or_default();
+                let version = memberships::version(&rooms);
                 for room in &ask.named {
                     if !rooms.iter().any(|known| known.name == *room) {
                         rooms.extend(heads.get(room).cloned());
                     }
                 }
                 let enters = |(room, user): &(String, String)| ask.enter.as_ref() == Some(room) && **user == *ask.user;
-                Admitted { rooms, joined: joining.iter().any(enters) }
+                Admitted { rooms, version, joined: joining.iter().any(enters) }
             })
             .collect())
     }

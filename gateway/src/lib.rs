@@ -30,6 +30,7 @@ mod envelope;
 mod events;
 mod frames;
 mod hub;
+mod memberships;
 mod metrics;
 mod names;
 mod node;

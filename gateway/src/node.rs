@@ -25,7 +25,7 @@ use crate::redis::Deployment;
 use crate::registry::Registry;
 use crate::routing::Router;
 use crate::writer::Writer;
-use crate::{drain, server, watch};
+use crate::{drain, memberships, server, watch};
 
 /// How long a node waits for Redis and the database when it starts.
 const START_PATIENCE: Duration = Duration::from_secs(30);
@@ -153,6 +153,7 @@ impl Node {
         });
         let accepting = stop.child_token();
         background.spawn(stop.clone().run_until_cancelled_owned(watch::watch(Arc::clone(&node))));
+        background.spawn(stop.clone().run_until_cancelled_owned(memberships::watch(Arc::clone(&node))));
         background.spawn(stop.clone().run_until_cancelled_owned(crate::peers::answer(Arc::clone(&node))));
         if let Some(url) = &node.config.redis_url {
             let ingest = crate::redis::ingest(Arc::clone(&node), url.expose_secret().to_owned());

@@ -121,6 +121,12 @@ impl Registry {
         self.by_user[self.shard(username)].lock().get(username).cloned().unwrap_or_default()
     }
 
+    /// All users who have a socket on this node.
+    pub(crate) fn users(&self) -> Vec<String> {
+        let names = |shard: &Mutex<Users>| shard.lock().keys().map(|user| user.to_string()).collect::<Vec<_>>();
+        self.by_user.iter().flat_map(names).collect()
+    }
+
     /// Whether the user has a socket on this node.
     pub fn is_online(&self, username: &str) -> bool {
         self.by_user[self.shard(username)].lock().contains_key(username)

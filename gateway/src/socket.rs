@@ -6,7 +6,7 @@
 
 use std::collections::VecDeque;
 use std::net::IpAddr;
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use channel_layer::{ChannelName, Event};
@@ -49,6 +49,8 @@ pub struct Socket {
     pub(crate) heard_at: AtomicU32,
     /// A ping is out and nothing has been heard since.
     pub(crate) pinged: AtomicBool,
+    /// Version of the stored memberships this socket hears; 0 when it hears no rooms.
+    pub(crate) memberships: AtomicU64,
     /// Unix seconds when the sign-in ends; `i64::MAX` for never.
     pub(crate) expires_at: AtomicI64,
 }
@@ -111,6 +113,7 @@ impl Socket {
             waker: AtomicWaker::new(),
             heard_at: AtomicU32::new(now),
             pinged: AtomicBool::new(false),
+            memberships: AtomicU64::new(0),
             expires_at: AtomicI64::new(expires_at),
         }
     }

@@ -247,6 +247,49 @@ async fn redis_away_keeps_sockets_open_and_messages_coming() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn members_removed_while_redis_is_away_hear_nothing_any_more() {
+    let mut redis = RedisServer::start();
+    let database = Postgres::shared().fresh_database();
+    let node = |name| {
+        NodeProcess::start(&[
+            ("redis-url", &redis.url()),
+            ("database-url", &database),
+            ("node-id", name),
+            ("room-policy", "members"),
+        ])
+    };
+    let (one, two) = (node("one"), node("two"));
+    for room in ["lobby", "extra"] {
+        one.door.api("PUT", &format!("/api/rooms/{room}"), None).await;
+    }
+    one.door.api("PUT", "/api/rooms/lobby/members/dave", None).await;
+    let mut sockets = [one.door.connect("/ws/chat/", "dave").await, two.door.connect("/ws/chat/", "dave").await];
+    redis.kill();
+    assert_eq!(one.door.api("DELETE", "/api/rooms/lobby/members/dave", None).await.0, 200);
+    assert_eq!(one.door.api("PUT", "/api/rooms/extra/members/dave", None).await.0, 200);
+    redis.restart_empty();
+    for dave in &mut sockets {
+        loop {
+            dave.send(json!({"cate": "rooms"})).await;
+            let rooms = dave.until(|frame| frame["type"] == "rooms").await;
+            let names: Vec<_> =
+                rooms["rooms"].as_array().unwrap().iter().map(|room| room["group_name"].clone()).collect();
+            if names == ["extra"] {
+                break;
+            }
+        }
+        assert_eq!(dave.say_acked("lobby", "still in?", "1").await["code"], "room_not_found");
+    }
+    for (room, id) in [("lobby", "a"), ("extra", "b")] {
+        let event = json!({"type": "chat", "to": format!("room:{room}"), "id": id, "data": {"message": room, "from_user": "ops"}});
+        assert_eq!(two.door.api("POST", "/api/events", Some(event)).await.0, 200);
+    }
+    for dave in &mut sockets {
+        assert_eq!(dave.hears().await, "extra");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_database_away_is_an_error_frame_and_nothing_is_acked() {
     let redis = RedisServer::start();
     let mut postgres = Postgres::start();

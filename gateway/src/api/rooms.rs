@@ -75,10 +75,12 @@ pub(super) async fn remove_member(node: &Node, room: &str, user: &str) -> ApiRes
 async fn tell(node: &Node, group: Result<GroupName, NameError>, event: Event) {
     let Ok(group) = group else { return };
     if let Err(error) = node.layer.group_send(&group, &event).await {
+        // The other nodes find out by themselves, as soon as they compare (`memberships.rs`).
         tracing::warn!(
             error = &error as &dyn std::error::Error,
-            "open sockets could not be told of a change of members"
+            "other nodes could not be told of a change of members"
         );
+        node.hub.deliver_here(group, event);
     }
 }
 

@@ -48,7 +48,7 @@ impl Origins {
 
 /// The port counts too: another service on the same host is another site's page.
 fn hosts_equal(origin: &Parsed, own_host: &str) -> bool {
-    let Some((host, port)) = split_port(own_host) else { return false };
+    let (Some((host, port)), true) = (split_port(own_host), origin.default_port().is_some()) else { return false };
     host.eq_ignore_ascii_case(&origin.host) && port.or(origin.default_port()) == origin.port.or(origin.default_port())
 }
 
@@ -149,6 +149,7 @@ mod tests {
             "https://a@chat.example.com:8443",
             "https://chat.example.com:8443/x",
             "https://chat.example.com:port",
+            "file://chat.example.com:8443",
         ] {
             assert!(!allows(&[], foreign), "{foreign}");
         }

@@ -1,5 +1,7 @@
 //! `/ws/chat/` and `/ws/chat/{room_name}/`: all the user's rooms, and the user's notifications.
 
+use std::sync::atomic::Ordering;
+
 use channel_layer::Event;
 use futures_util::FutureExt;
 use persistence::{Range, Room, Stream};
@@ -49,15 +51,19 @@ impl Consumer for ChatConsumer {
             return Err(Refusal::NotFound);
         }
         self.named = scope.user.rooms.clone();
-        let Admitted { rooms, joined } = self.load_rooms(ctx, enter.clone()).await?;
+        let limit = ctx.node().config.limits.rooms_per_user;
+        if limit > 0 && self.named.len() > limit {
+            return Err(Refusal::TooMany);
+        }
+        let Admitted { rooms, version, joined } = self.load_rooms(ctx, enter.clone()).await?;
         if enter.is_some_and(|enter| !rooms.iter().any(|room| room.name == enter)) {
             return Err(Refusal::NotFound);
         }
-        let limit = ctx.node().config.limits.rooms_per_user;
         if limit > 0 && rooms.len() > limit {
             return Err(Refusal::TooMany);
         }
         self.join(ctx, &rooms, true).await?;
+        ctx.socket().memberships.store(version, Ordering::Relaxed);
         if joined {
             self.tell_other_sockets(ctx);
         }
@@ -225,8 +231,8 @@ impl ChatConsumer {
 
     /// Hears what the user may hear now, and nothing else.
     async fn refresh(&mut self, ctx: &mut Context) -> Outcome {
-        let rooms = match self.load_rooms(ctx, None).await {
-            Ok(admitted) => admitted.rooms,
+        let Admitted { rooms, version, .. } = match self.load_rooms(ctx, None).await {
+            Ok(admitted) => admitted,
             // In doubt silence, not access: the client comes back and asks again.
             Err(_) => return Err(CloseReason::Overloaded),
         };
@@ -235,7 +241,9 @@ impl ChatConsumer {
                 ctx.group_discard(&group);
             }
         }
-        self.join(ctx, &rooms, false).await.map_err(|_| CloseReason::Overloaded)
+        self.join(ctx, &rooms, false).await.map_err(|_| CloseReason::Overloaded)?;
+        ctx.socket().memberships.store(version, Ordering::Relaxed);
+        Ok(())
     }
 
     async fn answer_rooms(&self, ctx: &Context) -> Outcome {

@@ -45,6 +45,7 @@ pub(crate) struct Hub {
     /// The layer is away: what it should have brought is looked for in the database every second.
     layer_down: AtomicBool,
     reconcile_now: Notify,
+    layer_changed: Notify,
     started: std::time::Instant,
     /// The second of the last warning about an unknown event.
     warned_at: AtomicU64,
@@ -97,6 +98,7 @@ impl Hub {
             holes,
             layer_down: AtomicBool::new(false),
             reconcile_now: Notify::new(),
+            layer_changed: Notify::new(),
             started: std::time::Instant::now(),
             warned_at: AtomicU64::new(0),
         });
@@ -111,6 +113,23 @@ impl Hub {
         tasks.spawn(until(stop.clone(), fill::reconcile(Arc::clone(&hub))));
         tasks.spawn(until(stop.clone(), join::reap(Arc::clone(&hub))));
         Ok(hub)
+    }
+
+    /// Whether the layer is away, as far as its reader has noticed.
+    pub(crate) fn is_layer_down(&self) -> bool {
+        self.layer_down.load(Ordering::Relaxed)
+    }
+
+    /// Waits until the layer goes away or comes back; for one task.
+    pub(crate) async fn layer_changed(&self) {
+        self.layer_changed.notified().await;
+    }
+
+    /// Hands an event to this node's members of a group, when the layer cannot take it.
+    pub(crate) fn deliver_here(&self, group: GroupName, event: channel_layer::Event) {
+        let shard = self.shard_of(&group);
+        self.push(shard, Work::Layer(Delivery::Group { event: Arc::new(event), group: group.clone() }));
+        shard.ready.notify_one();
     }
 
     /// A fresh channel name that the layer brings to this node.
@@ -248,11 +267,13 @@ impl RelaySink for Sink {
                 Delivery::Disconnected => {
                     hub.layer_down.store(true, Ordering::Relaxed);
                     hub.reconcile_now.notify_one();
+                    hub.layer_changed.notify_one();
                     continue;
                 }
                 Delivery::Reconnected => {
                     hub.layer_down.store(false, Ordering::Relaxed);
                     hub.reconcile_now.notify_one();
+                    hub.layer_changed.notify_one();
                     continue;
                 }
             };

@@ -1,0 +1,61 @@
+//! A lost word about a membership is noticed: what open sockets hear is compared with the database.
+//!
+//! Changes are told through the layer and take effect at once. This is for when the layer was away:
+//! every socket carries a version of the memberships it knows, and one whose user's version has
+//! changed is told to look again.
+
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use channel_layer::Event;
+use persistence::{Room, StoreError};
+
+use crate::consumers::ROOMS_CHANGED;
+use crate::node::Node;
+
+/// How often: while the layer works, and while it is away.
+const EVERY: Duration = Duration::from_secs(60);
+const WHILE_DOWN: Duration = Duration::from_secs(2);
+
+/// Users of one statement.
+const CHUNK: usize = 500;
+
+/// A number that changes with the stored memberships; never 0, which stands for "hears no rooms".
+pub(crate) fn version(rooms: &[Room]) -> u64 {
+    let mut names: Vec<(&str, i64)> = rooms.iter().map(|room| (room.name.as_str(), room.epoch)).collect();
+    names.sort_unstable();
+    let mut hasher = DefaultHasher::new();
+    names.hash(&mut hasher);
+    hasher.finish().max(1)
+}
+
+/// Runs until the node stops.
+pub(crate) async fn watch(node: Arc<Node>) {
+    loop {
+        let wait = if node.hub.is_layer_down() { WHILE_DOWN } else { EVERY.mul_f64(rand::random_range(0.8..1.2)) };
+        // News of the layer end the wait.
+        let _ = tokio::time::timeout(wait, node.hub.layer_changed()).await;
+        if let Err(error) = node.metrics.time_store("memberships", compare(&node)).await {
+            tracing::warn!(error = &error as &dyn std::error::Error, "memberships could not be compared");
+        }
+    }
+}
+
+async fn compare(node: &Node) -> Result<(), StoreError> {
+    let news = Arc::new(Event::new(ROOMS_CHANGED));
+    for users in node.registry.users().chunks(CHUNK) {
+        let rooms = node.store.rooms_of(users).await?;
+        for user in users {
+            let current = version(rooms.get(user).map_or(&[], Vec::as_slice));
+            for socket in node.registry.of_user(user) {
+                let known = socket.memberships.load(Ordering::Relaxed);
+                if known != 0 && known != current {
+                    socket.push_event(Arc::clone(&news));
+                }
+            }
+        }
+    }
+    Ok(())
+}
