@@ -65,7 +65,7 @@ async fn all_of_a_users_sockets_get_all_rooms_and_all_notifications() {
 
 #[tokio::test]
 async fn a_room_joined_by_one_socket_is_heard_by_the_users_others() {
-    let node = TestNode::start(&[]).await;
+    let node = TestNode::start(&[("limits.frames_per_second", "0")]).await;
     let mut first = node.at().connect("/ws/chat/", "alice").await;
     let mut second = node.join("alice", "new").await;
     loop {
@@ -100,7 +100,7 @@ async fn leaving_takes_this_socket_out_and_leaves_the_users_others() {
 
 #[tokio::test]
 async fn nobody_posts_to_or_hears_a_room_they_are_not_in() {
-    let node = TestNode::start(&[("room-policy", "members")]).await;
+    let node = TestNode::start(&[("limits.frames_per_second", "0"), ("room-policy", "members")]).await;
     let door = node.at();
     assert_eq!(door.api("PUT", "/api/rooms/secret", Some(json!({"display_name": "Secret!"}))).await.0, 200);
     assert_eq!(door.api("PUT", "/api/rooms/secret/members/alice", None).await.0, 200);

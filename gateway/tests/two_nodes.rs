@@ -256,6 +256,7 @@ async fn members_removed_while_redis_is_away_hear_nothing_any_more() {
             ("database-url", &database),
             ("node-id", name),
             ("room-policy", "members"),
+            ("limits.frames_per_second", "0"),
         ])
     };
     let (one, two) = (node("one"), node("two"));
