@@ -10,7 +10,7 @@ use deadpool_redis::{Pool, Runtime};
 use uuid::Uuid;
 
 use crate::config::Config;
-pub(crate) use stream::{DeadLetters, ingest};
+pub(crate) use stream::{DeadLetters, DeadLettersError, ingest};
 
 /// How often the claim is looked at again; an emptied Redis has forgotten it.
 const CLAIM_EVERY: Duration = Duration::from_secs(15);
@@ -49,7 +49,7 @@ pub enum DeploymentError {
 }
 
 /// A small pool for commands beside the layer; every wait in it is bounded.
-pub(crate) fn pool(url: &str) -> Result<Pool, String> {
+fn pool(url: &str) -> Result<Pool, String> {
     let builder = deadpool_redis::Config::from_url(url).builder().map_err(|error| error.to_string())?;
     let builder = builder.max_size(1).runtime(Runtime::Tokio1);
     let builder = builder.create_timeout(Some(PATIENCE)).wait_timeout(Some(PATIENCE));

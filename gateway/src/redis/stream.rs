@@ -10,11 +10,13 @@ use std::time::Duration;
 
 use deadpool_redis::redis::aio::MultiplexedConnection;
 use deadpool_redis::redis::{self, AsyncConnectionConfig, RedisError, Value};
+use deadpool_redis::{Connection, PoolError};
 use futures_util::future::join_all;
 use serde_json::{Map, json};
 use time::OffsetDateTime;
 use tokio::time::Instant;
 
+use super::pool;
 use crate::envelope::{self, Envelope, Failed, Outcome, Recipients, Unusable};
 use crate::events::rfc3339;
 use crate::metrics::{ByReason, ByResult};
@@ -39,6 +41,9 @@ const LOOK_EVERY: Duration = Duration::from_secs(5);
 
 /// Pause after an error, and between two tries to write.
 const RETRY_EVERY: Duration = Duration::from_secs(1);
+
+/// What a dead letter has beside its original fields.
+const ADDED: [&str; 3] = ["reason", "deliveries", "at"];
 
 /// An entry of the stream.
 struct Entry {
@@ -331,54 +336,62 @@ fn text(value: Value) -> Option<String> {
 
 /// The dead letters, for the API.
 pub(crate) struct DeadLetters {
+    redis: Connection,
     stream: String,
     dead: String,
 }
 
+/// Why the dead letters cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum DeadLettersError {
+    /// The URL is of no use.
+    #[error("Redis cannot be used: {0}")]
+    Url(String),
+    /// No connection.
+    #[error("Redis cannot be reached")]
+    Connect(#[from] PoolError),
+    /// A command failed.
+    #[error("Redis refused")]
+    Command(#[from] RedisError),
+}
+
 impl DeadLetters {
-    pub(crate) fn new(namespace: &str) -> Self {
-        Self { stream: format!("{namespace}:events"), dead: format!("{namespace}:events:dead") }
+    pub(crate) async fn open(url: &str, namespace: &str) -> Result<Self, DeadLettersError> {
+        let redis = pool(url).map_err(DeadLettersError::Url)?.get().await?;
+        Ok(Self { redis, stream: format!("{namespace}:events"), dead: format!("{namespace}:events:dead") })
     }
 
     /// The newest, at most `count`; or the one of this id.
     pub(crate) async fn list(
-        &self,
-        redis: &mut deadpool_redis::Connection,
+        &mut self,
         id: Option<&str>,
         count: usize,
-    ) -> Result<Vec<serde_json::Value>, RedisError> {
+    ) -> Result<Vec<serde_json::Value>, DeadLettersError> {
         let (newest, oldest) = (id.unwrap_or("+"), id.unwrap_or("-"));
-        let answer: Value = redis::cmd("XREVRANGE")
-            .arg(&self.dead)
-            .arg(newest)
-            .arg(oldest)
-            .arg("COUNT")
-            .arg(count)
-            .query_async(redis)
-            .await?;
-        Ok(entries(answer).into_iter().map(|entry| shown(&entry)).collect())
+        let mut command = redis::cmd("XREVRANGE");
+        command.arg(&self.dead).arg(newest).arg(oldest).arg("COUNT").arg(count);
+        let answer: Value = command.query_async(&mut self.redis).await?;
+        Ok(entries(answer).iter().map(shown).collect())
     }
 
     /// Writes it to the stream again, without what was added, and takes it out of the dead letters.
-    pub(crate) async fn retry(&self, redis: &mut deadpool_redis::Connection, id: &str) -> Result<bool, RedisError> {
-        let answer: Value = redis::cmd("XRANGE").arg(&self.dead).arg(id).arg(id).query_async(redis).await?;
+    pub(crate) async fn retry(&mut self, id: &str) -> Result<bool, DeadLettersError> {
+        let answer: Value = redis::cmd("XRANGE").arg(&self.dead).arg(id).arg(id).query_async(&mut self.redis).await?;
         let Some(entry) = entries(answer).into_iter().next() else { return Ok(false) };
         let mut again = redis::pipe();
         let add = again.atomic().cmd("XADD").arg(&self.stream).arg("*");
-        for (name, value) in
-            entry.fields.iter().filter(|(name, _)| !["reason", "deliveries", "at"].contains(&name.as_str()))
-        {
+        for (name, value) in entry.fields.iter().filter(|(name, _)| !ADDED.contains(&name.as_str())) {
             add.arg(name).arg(value);
         }
         add.ignore();
         again.cmd("XDEL").arg(&self.dead).arg(id).ignore();
-        again.query_async::<()>(redis).await?;
+        again.query_async::<()>(&mut self.redis).await?;
         Ok(true)
     }
 
     /// Forgets it.
-    pub(crate) async fn drop_one(&self, redis: &mut deadpool_redis::Connection, id: &str) -> Result<bool, RedisError> {
-        let dropped: i64 = redis::cmd("XDEL").arg(&self.dead).arg(id).query_async(redis).await?;
+    pub(crate) async fn drop_one(&mut self, id: &str) -> Result<bool, DeadLettersError> {
+        let dropped: i64 = redis::cmd("XDEL").arg(&self.dead).arg(id).query_async(&mut self.redis).await?;
         Ok(dropped > 0)
     }
 }
