@@ -79,7 +79,9 @@ async fn users_on_different_nodes_talk_through_a_balancer_and_a_killed_node_lose
     for node in &nodes {
         eventually("the node is ready", || async {
             node.process.running()
-                && reqwest::get(format!("http://{}/readyz", node.door.internal))
+                && common::http_client()
+                    .get(format!("http://{}/readyz", node.door.internal))
+                    .send()
                     .await
                     .is_ok_and(|answer| answer.status() == 200)
         })
