@@ -7,12 +7,9 @@
 mod backoff;
 mod connection;
 mod inbox;
-mod layer;
 mod publisher;
-mod relay;
-mod subscriber;
+mod pubsub;
 mod tls;
-mod topic;
 mod wire;
 
-pub use layer::{RedisPubSubBuilder, RedisPubSubLayer};
+pub use pubsub::{RedisPubSubBuilder, RedisPubSubLayer};

@@ -11,7 +11,7 @@ use std::{
 
 use tokio::{
     io::AsyncWriteExt,
-    sync::{mpsc, oneshot, watch},
+    sync::{Notify, mpsc, oneshot, watch},
     time::{Instant, sleep, timeout},
 };
 
@@ -48,11 +48,14 @@ pub(super) struct Publisher {
 struct Shared {
     connected: watch::Sender<bool>,
     queued_bytes: AtomicUsize,
+    renew: Notify,
 }
 
 struct Job {
     /// `None` is a PING.
     publish: Option<(Box<[u8]>, Vec<u8>)>,
+    /// A probe is nobody's event and is not counted.
+    counted: bool,
     reply: Option<oneshot::Sender<Result<(), LayerError>>>,
 }
 
@@ -62,7 +65,7 @@ impl Job {
     }
 
     fn publishes(&self) -> u64 {
-        u64::from(self.publish.is_some())
+        u64::from(self.counted)
     }
 }
 
@@ -71,7 +74,7 @@ impl Publisher {
     pub(super) fn new(target: Target, counters: Arc<Counters>) -> (Self, impl Future<Output = ()> + Send + 'static) {
         let (queue, jobs) = mpsc::channel(QUEUE);
         let connected = watch::Sender::new(false);
-        let shared = Arc::new(Shared { connected, queued_bytes: AtomicUsize::new(0) });
+        let shared = Arc::new(Shared { connected, queued_bytes: AtomicUsize::new(0), renew: Notify::new() });
         let worker = Worker {
             target,
             jobs,
@@ -101,7 +104,7 @@ impl Publisher {
 
     async fn wait_for(&self, publish: Option<(Box<[u8]>, Vec<u8>)>, limit: Duration) -> Result<(), LayerError> {
         let (reply, answer) = oneshot::channel();
-        let job = Job { publish, reply: Some(reply) };
+        let job = Job { counted: publish.is_some(), publish, reply: Some(reply) };
         self.admit(&job)?;
         let deadline = Instant::now() + limit;
         let (bytes, publishes) = (job.bytes(), job.publishes());
@@ -126,13 +129,26 @@ impl Publisher {
 
     /// Queues a publish and returns at once.
     pub(super) fn publish_later(&self, topic: Box<[u8]>, payload: Vec<u8>) -> Result<(), LayerError> {
-        let job = Job { publish: Some((topic, payload)), reply: None };
+        self.queue(Job { publish: Some((topic, payload)), counted: true, reply: None })
+    }
+
+    /// Queues a publish that is not counted; tells whether it could be.
+    pub(super) fn probe(&self, topic: &[u8]) -> bool {
+        self.queue(Job { publish: Some((topic.into(), Vec::new())), counted: false, reply: None }).is_ok()
+    }
+
+    /// Makes the connection anew.
+    pub(super) fn renew(&self) {
+        self.shared.renew.notify_one();
+    }
+
+    fn queue(&self, job: Job) -> Result<(), LayerError> {
         self.admit(&job)?;
-        let bytes = job.bytes();
+        let (bytes, publishes) = (job.bytes(), job.publishes());
         self.shared.queued_bytes.fetch_add(bytes, Ordering::Relaxed);
         self.queue.try_send(job).map_err(|error| {
             self.shared.queued_bytes.fetch_sub(bytes, Ordering::Relaxed);
-            self.counters.publish_failed(1);
+            self.counters.publish_failed(publishes);
             match error {
                 mpsc::error::TrySendError::Full(_) => LayerError::QueueFull,
                 mpsc::error::TrySendError::Closed(_) => LayerError::Closed,
@@ -238,7 +254,8 @@ impl Worker {
                     let error = read.err().map_or_else(|| "unasked reply".into(), BoxError::from);
                     return End::Broken(error);
                 }
-                () = sleep(IDLE) => batch.push(Job { publish: None, reply: None }),
+                () = sleep(IDLE) => batch.push(Job { publish: None, counted: false, reply: None }),
+                () = self.shared.renew.notified() => return End::Broken("it is to be made anew".into()),
             }
             let mut jobs = batch.drain(..);
             while jobs.len() > 0 {
