@@ -5,7 +5,9 @@
 //! whole outage; here a slow reader slows Redis down, and a publish fails at once while Redis is away.
 
 mod backoff;
+mod commander;
 mod connection;
+mod hand_over;
 mod inbox;
 mod publisher;
 mod pubsub;
