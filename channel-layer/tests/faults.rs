@@ -172,7 +172,7 @@ async fn r10_a_subscription_that_is_healthy_and_deaf_is_noticed() {
     let layer =
         RedisPubSubLayer::builder(&proxy.url()).probe_every(Duration::from_millis(300)).connect().await.unwrap();
     let mut site = Site::new(layer, &["room"]).await;
-    let mut twin = Site::new(RedisPubSubLayer::connect(&proxy.url()).await.unwrap(), &["room"]).await;
+    let twin = Site::new(RedisPubSubLayer::connect(&proxy.url()).await.unwrap(), &["room"]).await;
     site.works().await;
     proxy.drop_messages(1);
     site.until("the deafness is noticed", |site, _| site.downs >= 1).await;
