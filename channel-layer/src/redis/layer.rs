@@ -6,11 +6,14 @@ use async_trait::async_trait;
 use tokio::{task::JoinSet, time::timeout};
 
 use super::{
+    Host,
     connection::Target,
     publisher::Publisher,
     relay::RedisRelay,
     subscriber::{Member, NewRelay, Subscriber},
+    tls::TlsOptions,
     topic,
+    topology::Topology,
 };
 use crate::{
     ChannelLayer, ChannelName, Event, GroupName, LayerError, LayerStats, Relay, RelaySink, name, stats::Counters,
@@ -38,10 +41,10 @@ pub struct RedisPubSubLayer(Arc<Inner>);
 /// How a [`RedisPubSubLayer`] is set up.
 #[derive(Clone)]
 pub struct RedisPubSubBuilder {
-    url: String,
+    host: Host,
     prefix: String,
     raw_group_names: bool,
-    roots: Option<Vec<u8>>,
+    tls: TlsOptions,
 }
 
 pub(super) struct Inner {
@@ -55,10 +58,12 @@ pub(super) struct Inner {
 }
 
 impl RedisPubSubLayer {
-    /// Starts a set-up. `url` is `redis://[[user]:password@]host[:port]`, `rediss://…` for TLS, or
-    /// `unix:///path`; a database number is accepted and, as pub/sub knows none, ignored.
+    /// Starts a set-up. `url` is one of the texts of [`Host`]: `redis://[[user]:password@]host[:port]`,
+    /// `rediss://…` for TLS, `unix:///path`, or `redis+sentinel://host,host/name`. A database number
+    /// changes nothing, as pub/sub is the same in all of them.
     pub fn builder(url: &str) -> RedisPubSubBuilder {
-        RedisPubSubBuilder { url: url.to_owned(), prefix: "asgi".to_owned(), raw_group_names: false, roots: None }
+        let tls = TlsOptions::default();
+        RedisPubSubBuilder { host: url.into(), prefix: "asgi".to_owned(), raw_group_names: false, tls }
     }
 
     /// Connects with all defaults; see [`RedisPubSubBuilder::connect`].
@@ -87,7 +92,15 @@ impl RedisPubSubBuilder {
     /// The certificates (PEM) to trust for `rediss://`, instead of the public authorities.
     #[must_use]
     pub fn root_certificates(mut self, pem: &[u8]) -> Self {
-        self.roots = Some(pem.to_vec());
+        self.tls.roots = Some(pem.to_vec());
+        self
+    }
+
+    /// The certificate to show to servers that want one, with its chain, and its key (both PEM); for
+    /// `rediss://`.
+    #[must_use]
+    pub fn client_certificate(mut self, chain: &[u8], key: &[u8]) -> Self {
+        self.tls.client = Some((chain.to_vec(), key.to_vec()));
         self
     }
 
@@ -95,7 +108,7 @@ impl RedisPubSubBuilder {
     /// within 2 seconds or refuses; then nothing goes on in the background.
     pub async fn connect(self) -> Result<RedisPubSubLayer, LayerError> {
         // One attempt by hand, because the tasks would only try again and never tell.
-        let target = Target::parse(&self.url, self.roots.as_deref())?;
+        let target = self.target()?;
         drop(target.open("channel-layer:probe").await.map_err(LayerError::Unavailable)?);
         let layer = self.start()?;
         let both = async {
@@ -104,6 +117,16 @@ impl RedisPubSubBuilder {
         };
         timeout(CONNECT, both).await.map_err(|_late| LayerError::Timeout)??;
         Ok(layer)
+    }
+
+    fn target(&self) -> Result<Target, LayerError> {
+        match Topology::of(std::slice::from_ref(&self.host), &self.tls)? {
+            Topology::Shards(targets) => match &targets[..] {
+                [target] => Ok(target.clone()),
+                _ => Err(LayerError::Config("several hosts are not supported yet".into())),
+            },
+            Topology::Cluster(_) => Err(LayerError::Config("Redis Cluster is not supported yet".into())),
+        }
     }
 
     /// Starts without waiting: connects in the background and tries for ever. Until Redis is there,
@@ -116,7 +139,7 @@ impl RedisPubSubBuilder {
         if tokio::runtime::Handle::try_current().is_err() {
             return Err(LayerError::Config("it must be started inside a Tokio runtime".into()));
         }
-        let target = Target::parse(&self.url, self.roots.as_deref())?;
+        let target = self.target()?;
         let counters = Arc::new(Counters::default());
         let mut tasks = JoinSet::new();
         let (publisher, task) = Publisher::new(target.clone(), counters.clone());

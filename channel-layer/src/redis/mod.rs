@@ -1,6 +1,6 @@
 //! The layers on Redis. No other part of the crate knows the word.
 //!
-//! The crate `redis` reads the URLs; the two connections are our own. Its pub/sub connection puts an
+//! The connections are our own and not those of the crate `redis`. Its pub/sub connection puts an
 //! unbounded queue between the socket and the reader, and its managed one makes callers wait out a
 //! whole outage; here a slow reader slows Redis down, and a publish fails at once while Redis is away.
 
@@ -9,10 +9,17 @@ mod connection;
 mod inbox;
 mod layer;
 mod publisher;
+#[allow(dead_code, reason = "for the layers that are being built on it")]
+mod refusal;
 mod relay;
 mod subscriber;
 mod tls;
 mod topic;
+#[allow(dead_code, reason = "for the layers that are being built on it")]
+mod topology;
+#[allow(dead_code, reason = "for the layers that are being built on it")]
+mod value;
 mod wire;
 
 pub use layer::{RedisPubSubBuilder, RedisPubSubLayer};
+pub use topology::Host;

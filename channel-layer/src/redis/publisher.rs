@@ -201,7 +201,7 @@ impl Worker {
     async fn connect(&mut self) -> Option<Connection> {
         loop {
             let attempt = self.target.open("channel-layer:publish").await;
-            match attempt {
+            let pause = match attempt {
                 Ok(connection) => {
                     self.shared.connected.send_replace(true);
                     return Some(connection);
@@ -211,9 +211,10 @@ impl Worker {
                         tracing::warn!(%error, "Redis is away: publishing fails");
                     }
                     self.fail_queued();
+                    self.backoff.pause_after(&error)
                 }
-            }
-            let pause = sleep(self.backoff.next_pause());
+            };
+            let pause = sleep(pause);
             tokio::pin!(pause);
             loop {
                 tokio::select! {

@@ -105,13 +105,16 @@ impl Task {
                     }
                 }
             };
-            match result {
+            let error = match result {
                 Ok(connection) => return Ok(connection),
-                Err(error) if failures == 0 => tracing::warn!(%error, "Redis is away"),
-                Err(error) => tracing::debug!(%error, "Redis is still away"),
+                Err(error) => error,
+            };
+            match failures {
+                0 => tracing::warn!(%error, "Redis is away"),
+                _ => tracing::debug!(%error, "Redis is still away"),
             }
             failures += 1;
-            pause = self.backoff.next_pause();
+            pause = self.backoff.pause_after(&error);
         }
     }
 
