@@ -21,6 +21,9 @@ impl Counters {
     pub(crate) fn publish_failed(&self, n: u64) {
         self.publish_failed.fetch_add(n, Relaxed);
     }
+    pub(crate) fn publish_result(&self, arrived: bool) {
+        if arrived { self.published(1) } else { self.publish_failed(1) }
+    }
     pub(crate) fn received(&self, n: u64) {
         self.received.fetch_add(n, Relaxed);
     }

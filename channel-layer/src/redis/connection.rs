@@ -15,8 +15,7 @@ use super::{
     refusal::{ErrorClass, Failed, Refused},
     tls,
     topology::Sentinels,
-    value::{self, Value},
-    wire::{self, Reply},
+    wire::{self, Answer},
 };
 use crate::BoxError;
 
@@ -182,38 +181,34 @@ impl Connection {
         // A server that is still loading its data accepts connections and refuses everything.
         commands.push((Step::Needed, vec!["PING"]));
         let (steps, commands): (Vec<Step>, Vec<Vec<&str>>) = commands.into_iter().unzip();
-        let replies = self.ask(&commands).await?;
-        for (step, reply) in steps.into_iter().zip(replies) {
-            step.check(reply)?;
+        let answers = self.ask(&commands).await?;
+        for (step, answer) in steps.into_iter().zip(answers) {
+            step.check(answer)?;
         }
         Ok(())
     }
 
-    /// Sends commands together and waits for all their replies, in order.
-    pub(super) async fn ask(&mut self, commands: &[Vec<&str>]) -> Result<Vec<Value>, BoxError> {
+    /// Sends commands together and waits for all their answers, in order.
+    pub(super) async fn ask(&mut self, commands: &[Vec<&str>]) -> Result<Vec<Answer>, BoxError> {
         let mut out = Vec::new();
         for words in commands {
             wire::command(&mut out, words.iter().map(|word| word.as_bytes()));
         }
         self.stream.write_all(&out).await?;
         self.stream.flush().await?;
-        let mut replies = Vec::with_capacity(commands.len());
-        while replies.len() < commands.len() {
-            match value::take(&mut self.buffer)? {
-                Some(reply) => replies.push(reply),
-                None => fill(&mut self.stream, &mut self.buffer).await?,
-            }
+        let mut answers = Vec::with_capacity(commands.len());
+        for _ in commands {
+            answers.push(self.next_answer().await?);
         }
-        Ok(replies)
+        Ok(answers)
     }
 
-    /// Waits for the next reply and shows it to `look`.
-    pub(super) async fn next_reply<T>(&mut self, look: impl FnOnce(Reply<'_>) -> T) -> Result<T, BoxError> {
+    /// Waits for the next answer of a command. Cancel-safe.
+    pub(super) async fn next_answer(&mut self) -> Result<Answer, BoxError> {
         loop {
-            if let Some((reply, length)) = wire::parse(&self.buffer)? {
-                let seen = look(reply);
+            if let Some((answer, length)) = wire::parse_answer(&self.buffer)? {
                 self.buffer.advance(length);
-                return Ok(seen);
+                return Ok(answer);
             }
             fill(&mut self.stream, &mut self.buffer).await?;
         }
@@ -233,7 +228,7 @@ pub(super) async fn fill(stream: &mut (impl AsyncRead + Unpin), buffer: &mut Byt
     }
 }
 
-/// What the reply to a command of the opening has to be.
+/// What the answer to a command of the opening has to be.
 enum Step {
     /// No error.
     Needed,
@@ -244,12 +239,13 @@ enum Step {
 }
 
 impl Step {
-    fn check(self, reply: Value) -> Result<(), BoxError> {
-        match (self, reply) {
+    fn check(self, answer: Answer) -> Result<(), BoxError> {
+        match (self, answer) {
             (Self::Optional, _) => Ok(()),
-            (Self::Primary, Value::Error(text)) if ErrorClass::of(&text) == ErrorClass::Denied => Ok(()),
-            (_, Value::Error(text)) => Err(Refused(text).into()),
-            (Self::Primary, reply) => match reply.list().and_then(|items| items.first()).and_then(Value::text) {
+            (Self::Primary, Answer::Error(text)) if ErrorClass::of(&text) == ErrorClass::Denied => Ok(()),
+            (_, Answer::Error(text)) => Err(Refused(text).into()),
+            (Self::Primary, answer) => match answer.as_list().and_then(|items| items.first()).and_then(Answer::as_text)
+            {
                 Some("master") => Ok(()),
                 role => Err(format!("it is no primary but a {}", role.unwrap_or("server without a role")).into()),
             },

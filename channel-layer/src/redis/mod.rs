@@ -5,7 +5,9 @@
 //! whole outage; here a slow reader slows Redis down, and a publish fails at once while Redis is away.
 
 mod backoff;
+mod commander;
 mod connection;
+mod hand_over;
 mod inbox;
 mod layer;
 mod publisher;
@@ -17,8 +19,6 @@ mod tls;
 mod topic;
 #[allow(dead_code, reason = "for the layers that are being built on it")]
 mod topology;
-#[allow(dead_code, reason = "for the layers that are being built on it")]
-mod value;
 mod wire;
 
 pub use layer::{RedisPubSubBuilder, RedisPubSubLayer};

@@ -9,7 +9,7 @@ use tokio::{
 };
 
 use super::{
-    race::{Answer, race},
+    race::{Found, race},
     slots::{Map, Node, address},
 };
 use crate::{
@@ -17,7 +17,7 @@ use crate::{
     redis::{
         connection::{Access, Address, Target},
         refusal::{Failed, Refused},
-        value::Value,
+        wire::Answer,
     },
 };
 
@@ -115,7 +115,7 @@ impl Cluster {
     fn questions(
         &self,
         turn: usize,
-    ) -> impl Iterator<Item = impl Future<Output = Result<Answer<Said>, BoxError>> + use<>> {
+    ) -> impl Iterator<Item = impl Future<Output = Result<Found<Said>, BoxError>> + use<>> {
         let known = self.known.read();
         let mut nodes: Vec<Node> = known.map.primaries().to_vec();
         // One that is cut off from the others must not be asked first for ever.
@@ -151,7 +151,7 @@ fn result(last: &Last) -> Result<(), BoxError> {
     }
 }
 
-async fn ask_one(access: &Access, node: &Node, newest: u64) -> Result<Answer<Said>, BoxError> {
+async fn ask_one(access: &Access, node: &Node, newest: u64) -> Result<Found<Said>, BoxError> {
     let address = address(node).ok_or("not an address")?;
     let mut connection = access.open(&address, "channel-layer:cluster", false).await?;
     let replies = connection.ask(&[vec!["CLUSTER", "SLOTS"], vec!["CLUSTER", "INFO"]]).await?;
@@ -159,19 +159,19 @@ async fn ask_one(access: &Access, node: &Node, newest: u64) -> Result<Answer<Sai
     answer(&replies, host, newest)
 }
 
-fn answer(replies: &[Value], asked: &str, newest: u64) -> Result<Answer<Said>, BoxError> {
+fn answer(replies: &[Answer], asked: &str, newest: u64) -> Result<Found<Said>, BoxError> {
     let [slots, info] = replies else { return Err("an unexpected answer".into()) };
-    if let Value::Error(text) = slots {
+    if let Answer::Error(text) = slots {
         return Err(Refused(text.clone()).into());
     }
     let map = Map::read(slots, asked)?;
     // A user without the right to CLUSTER INFO has to take what there is.
-    let Some(info) = info.text() else { return Ok(Answer::Good(Said { map, epoch: newest })) };
+    let Some(info) = info.as_text() else { return Ok(Found::Good(Said { map, epoch: newest })) };
     let field = |name: &str| info.lines().find_map(|line| line.trim().strip_prefix(name)?.strip_prefix(':'));
     let epoch = field("cluster_current_epoch").and_then(|epoch| epoch.parse().ok()).unwrap_or(0);
     let healthy = field("cluster_state") == Some("ok");
     Ok(match healthy && epoch >= newest {
-        true => Answer::Good(Said { map, epoch }),
-        false => Answer::Doubtful(epoch, Said { map, epoch }),
+        true => Found::Good(Said { map, epoch }),
+        false => Found::Doubtful(epoch, Said { map, epoch }),
     })
 }

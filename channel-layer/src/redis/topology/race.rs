@@ -12,8 +12,8 @@ use crate::{BoxError, redis::connection::OPENING};
 /// How long one may be silent before the next is asked as well.
 const HEAD_START: Duration = Duration::from_millis(250);
 
-/// How good an answer is.
-pub(super) enum Answer<T> {
+/// An answer, and how good it is.
+pub(super) enum Found<T> {
     /// Nothing better can come.
     Good(T),
     /// To be used if nobody has a good one; the one of the highest rank wins.
@@ -26,7 +26,7 @@ pub(super) enum Answer<T> {
 pub(super) async fn race<T, F>(candidates: impl IntoIterator<Item = F>) -> Result<T, Vec<BoxError>>
 where
     T: Send + 'static,
-    F: Future<Output = Result<Answer<T>, BoxError>> + Send + 'static,
+    F: Future<Output = Result<Found<T>, BoxError>> + Send + 'static,
 {
     let deadline = Instant::now() + OPENING;
     let mut candidates = candidates.into_iter();
@@ -46,8 +46,8 @@ where
             (true, None) => timeout_at(deadline, asked.join_next()).await,
         };
         match next {
-            Ok(Some(Ok(Ok(Answer::Good(answer))))) => return Ok(answer),
-            Ok(Some(Ok(Ok(Answer::Doubtful(rank, answer))))) => {
+            Ok(Some(Ok(Ok(Found::Good(answer))))) => return Ok(answer),
+            Ok(Some(Ok(Ok(Found::Doubtful(rank, answer))))) => {
                 if doubtful.as_ref().is_none_or(|(best, _)| rank > *best) {
                     doubtful = Some((rank, answer));
                 }

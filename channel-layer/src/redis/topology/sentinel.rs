@@ -4,13 +4,13 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use super::race::{Answer, race};
+use super::race::{Found, race};
 use crate::{
     BoxError,
     redis::{
         connection::{Access, Address},
         refusal::{Failed, Refused},
-        value::Value,
+        wire::Answer,
     },
 };
 
@@ -42,7 +42,7 @@ impl Sentinels {
             let (access, name) = (self.access.clone(), self.master_name.clone());
             async move {
                 let primary = ask_one(&access, &by, &name).await?;
-                Ok(Answer::Good(Verdict { primary, by }))
+                Ok(Found::Good(Verdict { primary, by }))
             }
         });
         match race(questions).await {
@@ -81,13 +81,13 @@ async fn ask_one(access: &Access, at: &Address, name: &str) -> Result<Address, B
 }
 
 /// Reads the reply of `SENTINEL MASTERS`.
-fn verdict(replies: &[Value], name: &str) -> Result<Address, BoxError> {
+fn verdict(replies: &[Answer], name: &str) -> Result<Address, BoxError> {
     let masters = match replies {
-        [Value::List(masters)] => masters,
-        [Value::Error(text)] => return Err(Refused(text.clone()).into()),
+        [Answer::List(masters)] => masters,
+        [Answer::Error(text)] => return Err(Refused(text.clone()).into()),
         _ => return Err("an unexpected answer".into()),
     };
-    let fields = masters.iter().filter_map(Value::list).find(|fields| field(fields, "name") == Some(name));
+    let fields = masters.iter().filter_map(Answer::as_list).find(|fields| field(fields, "name") == Some(name));
     let Some(fields) = fields else { return Err("it does not know the name".into()) };
     let flags = field(fields, "flags").unwrap_or_default();
     let has = |flag: &str| flags.split(',').any(|it| it == flag);
@@ -101,8 +101,8 @@ fn verdict(replies: &[Value], name: &str) -> Result<Address, BoxError> {
     }
 }
 
-fn field<'a>(fields: &'a [Value], name: &str) -> Option<&'a str> {
-    fields.chunks_exact(2).find(|pair| pair[0].text() == Some(name)).and_then(|pair| pair[1].text())
+fn field<'a>(fields: &'a [Answer], name: &str) -> Option<&'a str> {
+    fields.chunks_exact(2).find(|pair| pair[0].as_text() == Some(name)).and_then(|pair| pair[1].as_text())
 }
 
 #[cfg(test)]
@@ -110,12 +110,12 @@ mod tests {
     use super::*;
     use crate::redis::connection::Account;
 
-    fn masters(of: &[&[(&str, &str)]]) -> Vec<Value> {
-        let text = |it: &str| Value::Text(it.to_owned());
+    fn masters(of: &[&[(&str, &str)]]) -> Vec<Answer> {
+        let text = |it: &str| Answer::Text(it.into());
         let one = |fields: &&[(&str, &str)]| {
-            Value::List(fields.iter().flat_map(|(name, value)| [text(name), text(value)]).collect())
+            Answer::List(fields.iter().flat_map(|(name, value)| [text(name), text(value)]).collect())
         };
-        vec![Value::List(of.iter().map(one).collect())]
+        vec![Answer::List(of.iter().map(one).collect())]
     }
 
     #[test]
@@ -128,7 +128,7 @@ mod tests {
         }
         let error = verdict(&with("master"), "nobody").unwrap_err().to_string();
         assert!(error.contains("does not know"), "{error}");
-        assert!(verdict(&[Value::Error("NOAUTH x".into())], "site").unwrap_err().to_string().contains("NOAUTH"));
+        assert!(verdict(&[Answer::Error("NOAUTH x".into())], "site").unwrap_err().to_string().contains("NOAUTH"));
         assert!(verdict(&masters(&[&[("name", "site"), ("flags", "master")]]), "site").is_err());
         assert!(verdict(&[], "site").is_err());
     }
