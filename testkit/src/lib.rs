@@ -8,5 +8,7 @@ pub mod mariadb;
 pub mod net;
 pub mod postgres;
 pub mod process;
+pub mod proxy;
 pub mod python;
 pub mod redis;
+pub mod wait;
