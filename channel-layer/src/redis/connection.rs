@@ -14,7 +14,7 @@ use tokio_rustls::TlsConnector;
 
 use super::{
     tls,
-    wire::{self, Reply},
+    wire::{self, Answer, Reply},
 };
 use crate::{BoxError, LayerError};
 
@@ -122,6 +122,17 @@ impl Connection {
                 let seen = look(reply);
                 self.buffer.advance(length);
                 return Ok(seen);
+            }
+            fill(&mut self.stream, &mut self.buffer).await?;
+        }
+    }
+
+    /// Waits for the next answer of a command. Cancel-safe.
+    pub(super) async fn next_answer(&mut self) -> Result<Answer, BoxError> {
+        loop {
+            if let Some((answer, length)) = wire::parse_answer(&self.buffer)? {
+                self.buffer.advance(length);
+                return Ok(answer);
             }
             fill(&mut self.stream, &mut self.buffer).await?;
         }

@@ -5,14 +5,13 @@
 //! whole outage; here a slow reader slows Redis down, and a publish fails at once while Redis is away.
 
 mod backoff;
+mod commander;
 mod connection;
+mod hand_over;
 mod inbox;
-mod layer;
 mod publisher;
-mod relay;
-mod subscriber;
+mod pubsub;
 mod tls;
-mod topic;
 mod wire;
 
-pub use layer::{RedisPubSubBuilder, RedisPubSubLayer};
+pub use pubsub::{RedisPubSubBuilder, RedisPubSubLayer};

@@ -3,11 +3,11 @@
 use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
-use tokio::{task::JoinSet, time::timeout};
+use tokio::task::JoinSet;
 
 use super::{
-    connection::Target,
-    publisher::Publisher,
+    builder::RedisPubSubBuilder,
+    publishers::Publishers,
     relay::RedisRelay,
     subscriber::{Member, NewRelay, Subscriber},
     topic,
@@ -16,16 +16,25 @@ use crate::{
     ChannelLayer, ChannelName, Event, GroupName, LayerError, LayerStats, Relay, RelaySink, name, stats::Counters,
 };
 
-/// How long `connect` waits for both connections.
-const CONNECT: Duration = Duration::from_secs(5);
 /// How long `ping` may take.
 const PING: Duration = Duration::from_secs(2);
 
 /// Carries events over Redis pub/sub, byte for byte as `channels_redis.pubsub.RedisPubSubChannelLayer`
 /// 4.x with its default serializer; Django processes and Rust services share groups and channels.
 ///
-/// Two connections for a whole process, whatever the number of channels. They come back by
-/// themselves; what was published meanwhile is lost, as pub/sub keeps nothing, and relays are told.
+/// Two connections to each host for a whole process, whatever the number of channels. They come back
+/// by themselves; what was published meanwhile is lost, as pub/sub keeps nothing, and relays are told.
+/// With several hosts each group and channel has its place on one of them, the same as in Python; all
+/// processes of a site must name the same hosts in the same order. While one host is away the others
+/// work as ever.
+///
+/// Every 10 seconds the layer publishes a message to itself through each host. One that hears none of
+/// its own twice in a row makes its connections anew: a failover can leave a subscription that answers
+/// and hears nothing. Redis cuts off a subscriber that reads too slowly (`client-output-buffer-limit
+/// pubsub`); it does not say so, and here it looks like any other loss: `the server closed the
+/// connection` in this log, `scheduled to be closed ASAP for overcoming of output buffer limits` in the
+/// server's.
+///
 /// A Redis user needs the commands PUBLISH, (P)SUBSCRIBE, (P)UNSUBSCRIBE and PING, and, because a relay
 /// subscribes to a pattern, all channels (`&*`).
 ///
@@ -33,104 +42,34 @@ const PING: Duration = Duration::from_secs(2);
 /// holds 100 unread events the oldest is dropped. Clones share everything; with the last clone and
 /// the last [`Relay`] the connections end.
 #[derive(Clone)]
-pub struct RedisPubSubLayer(Arc<Inner>);
-
-/// How a [`RedisPubSubLayer`] is set up.
-#[derive(Clone)]
-pub struct RedisPubSubBuilder {
-    url: String,
-    prefix: String,
-    raw_group_names: bool,
-    roots: Option<Vec<u8>>,
-}
+pub struct RedisPubSubLayer(pub(super) Arc<Inner>);
 
 pub(super) struct Inner {
-    prefix: String,
-    raw_group_names: bool,
-    publisher: Publisher,
+    pub(super) prefix: String,
+    pub(super) raw_group_names: bool,
+    pub(super) publishers: Arc<Publishers>,
     pub(super) subscriber: Subscriber,
-    counters: Arc<Counters>,
-    /// The two tasks; aborted when this is dropped.
-    _tasks: JoinSet<()>,
+    pub(super) counters: Arc<Counters>,
+    /// The publishers' tasks and the subscriber's; aborted when this is dropped.
+    pub(super) _tasks: JoinSet<()>,
 }
 
 impl RedisPubSubLayer {
     /// Starts a set-up. `url` is `redis://[[user]:password@]host[:port]`, `rediss://…` for TLS, or
     /// `unix:///path`; a database number is accepted and, as pub/sub knows none, ignored.
     pub fn builder(url: &str) -> RedisPubSubBuilder {
-        RedisPubSubBuilder { url: url.to_owned(), prefix: "asgi".to_owned(), raw_group_names: false, roots: None }
+        Self::builder_with_hosts([url])
+    }
+
+    /// Starts a set-up with several hosts, each as for [`builder`](Self::builder). Their order counts: it
+    /// decides where each group and channel is found, and must be the same in all processes of a site.
+    pub fn builder_with_hosts(hosts: impl IntoIterator<Item: Into<String>>) -> RedisPubSubBuilder {
+        RedisPubSubBuilder::new(hosts.into_iter().map(Into::into).collect())
     }
 
     /// Connects with all defaults; see [`RedisPubSubBuilder::connect`].
     pub async fn connect(url: &str) -> Result<Self, LayerError> {
         Self::builder(url).connect().await
-    }
-}
-
-impl RedisPubSubBuilder {
-    /// The text before every group and channel name in Redis, `asgi` by default as in Python; all
-    /// processes of a site must agree on it. At most 100 bytes.
-    #[must_use]
-    pub fn prefix(mut self, prefix: &str) -> Self {
-        self.prefix = prefix.to_owned();
-        self
-    }
-
-    /// Whether group names from [`GroupName::parse_any`] are accepted, for sites whose Python side
-    /// already uses such names; off by default.
-    #[must_use]
-    pub fn raw_group_names(mut self, accept: bool) -> Self {
-        self.raw_group_names = accept;
-        self
-    }
-
-    /// The certificates (PEM) to trust for `rediss://`, instead of the public authorities.
-    #[must_use]
-    pub fn root_certificates(mut self, pem: &[u8]) -> Self {
-        self.roots = Some(pem.to_vec());
-        self
-    }
-
-    /// Connects and returns when both directions work. Fails with the cause if Redis does not answer
-    /// within 2 seconds or refuses; then nothing goes on in the background.
-    pub async fn connect(self) -> Result<RedisPubSubLayer, LayerError> {
-        // One attempt by hand, because the tasks would only try again and never tell.
-        let target = Target::parse(&self.url, self.roots.as_deref())?;
-        drop(target.open("channel-layer:probe").await.map_err(LayerError::Unavailable)?);
-        let layer = self.start()?;
-        let both = async {
-            layer.0.publisher.connected().await;
-            layer.0.subscriber.ready().await
-        };
-        timeout(CONNECT, both).await.map_err(|_late| LayerError::Timeout)??;
-        Ok(layer)
-    }
-
-    /// Starts without waiting: connects in the background and tries for ever. Until Redis is there,
-    /// publishes fail and joins wait. Needs to be called inside a Tokio runtime.
-    pub fn start(self) -> Result<RedisPubSubLayer, LayerError> {
-        if self.prefix.len() > 100 || self.prefix.chars().any(char::is_control) {
-            let text = "the prefix must be at most 100 bytes without control characters";
-            return Err(LayerError::Config(text.into()));
-        }
-        if tokio::runtime::Handle::try_current().is_err() {
-            return Err(LayerError::Config("it must be started inside a Tokio runtime".into()));
-        }
-        let target = Target::parse(&self.url, self.roots.as_deref())?;
-        let counters = Arc::new(Counters::default());
-        let mut tasks = JoinSet::new();
-        let (publisher, task) = Publisher::new(target.clone(), counters.clone());
-        tasks.spawn(task);
-        let (subscriber, task) = Subscriber::new(target, self.prefix.clone(), counters.clone());
-        tasks.spawn(task);
-        Ok(RedisPubSubLayer(Arc::new(Inner {
-            prefix: self.prefix,
-            raw_group_names: self.raw_group_names,
-            publisher,
-            subscriber,
-            counters,
-            _tasks: tasks,
-        })))
     }
 }
 
@@ -163,7 +102,7 @@ impl ChannelLayer for RedisPubSubLayer {
     }
 
     async fn send(&self, channel: &ChannelName, event: &Event) -> Result<(), LayerError> {
-        self.0.publisher.publish(topic::channel(channel), event.to_msgpack()?).await
+        self.0.publishers.publish(topic::channel(channel), event.to_msgpack()?).await
     }
 
     async fn receive(&self, channel: &ChannelName) -> Result<Event, LayerError> {
@@ -187,11 +126,11 @@ impl ChannelLayer for RedisPubSubLayer {
     }
 
     async fn group_send(&self, group: &GroupName, event: &Event) -> Result<(), LayerError> {
-        self.0.publisher.publish(self.0.group_topic(group)?, event.to_msgpack()?).await
+        self.0.publishers.publish(self.0.group_topic(group)?, event.to_msgpack()?).await
     }
 
     fn group_send_later(&self, group: &GroupName, event: &Event) -> Result<(), LayerError> {
-        self.0.publisher.publish_later(self.0.group_topic(group)?, event.to_msgpack()?)
+        self.0.publishers.publish_later(self.0.group_topic(group)?, event.to_msgpack()?)
     }
 
     async fn flush(&self) -> Result<(), LayerError> {
@@ -211,7 +150,7 @@ impl ChannelLayer for RedisPubSubLayer {
         if !self.0.subscriber.is_ready() {
             return Err(LayerError::Unavailable("not subscribed".into()));
         }
-        self.0.publisher.ping(PING).await
+        self.0.publishers.ping(PING).await
     }
 
     fn stats(&self) -> LayerStats {
@@ -225,12 +164,5 @@ impl std::fmt::Debug for RedisPubSubLayer {
             .field("prefix", &self.0.prefix)
             .field("ready", &self.0.subscriber.is_ready())
             .finish_non_exhaustive()
-    }
-}
-
-impl std::fmt::Debug for RedisPubSubBuilder {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        // The URL may hold a password.
-        f.debug_struct("RedisPubSubBuilder").field("prefix", &self.prefix).finish_non_exhaustive()
     }
 }

@@ -6,7 +6,10 @@ use std::{
 };
 
 use super::{Member, Reply, registry::Topic};
-use crate::{ChannelName, Delivery, GroupName, RelaySink, redis::inbox::Inbox};
+use crate::{
+    ChannelName, Delivery, GroupName, RelaySink,
+    redis::{hand_over::hand_over, inbox::Inbox},
+};
 
 pub(super) type JoinId = u64;
 
@@ -42,8 +45,8 @@ pub(super) struct Relay {
     pub(super) batch: Vec<Delivery>,
     /// Whether it was told `Disconnected` last.
     pub(super) down: bool,
-    /// Whoever opened it and waits for the confirmation.
-    pub(super) opened: Option<Reply<u64>>,
+    /// Whoever opened it and waits for this many confirmations.
+    pub(super) opened: Option<(Reply<u64>, usize)>,
 }
 
 impl Group {
@@ -121,12 +124,7 @@ impl Relay {
             return;
         }
         if self.alive.strong_count() > 0 {
-            let (sink, batch) = (&self.sink, &mut self.batch);
-            // A panic in the sink must not end the reader, and with it every other connection.
-            let call = std::panic::AssertUnwindSafe(|| sink.deliver(batch));
-            if std::panic::catch_unwind(call).is_err() {
-                tracing::error!("a relay's sink panicked; its events of this moment are lost");
-            }
+            hand_over(&*self.sink, &mut self.batch);
         }
         self.batch.clear();
     }

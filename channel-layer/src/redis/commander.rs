@@ -1,0 +1,424 @@
+//! Commands: one task with a connection of its own, fed by a bounded queue. Whatever is waiting
+//! leaves as one pipeline, in the order of the calls, and every wait has an end.
+
+use std::{
+    collections::VecDeque,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use bytes::Bytes;
+use tokio::{
+    io::AsyncWriteExt,
+    sync::{Notify, mpsc, oneshot, watch},
+    time::{Instant, sleep, timeout, timeout_at},
+};
+
+use super::{
+    backoff::Backoff,
+    connection::{Connection, Target, fill},
+    wire::{self, Answer},
+};
+use crate::{BoxError, LayerError};
+
+/// How many commands may wait.
+const QUEUE: usize = 8_192;
+/// How many bytes may wait.
+const QUEUE_BYTES: usize = 64 << 20;
+/// How many commands, and about how many bytes, leave together.
+const BATCH: usize = 512;
+const BATCH_BYTES: usize = 1 << 20;
+/// How long Redis may take to answer a pipeline.
+const ANSWER: Duration = Duration::from_secs(2);
+/// How long the connection may be idle before a PING checks it.
+const IDLE: Duration = Duration::from_secs(2);
+/// How long a connection must live for the next one to follow it without a pause.
+const WORKED: Duration = Duration::from_secs(1);
+/// The longest a caller waits, for room in the queue and for the answer together.
+pub(super) const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Why a command has no answer.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Failure {
+    /// Redis answered with an error; nothing was done.
+    #[error("the server said: {0}")]
+    Refused(String),
+    /// It was never sent.
+    #[error("not connected")]
+    NotConnected,
+    /// It was sent, and whether it was done is unknown.
+    #[error("connection lost: {0}")]
+    Lost(Arc<str>),
+    /// Too much is waiting already; it was never sent.
+    #[error("the queue is full")]
+    QueueFull,
+    /// No answer in time; whether it was or will be done is unknown.
+    #[error("no answer in time")]
+    Timeout,
+    /// The layer is gone.
+    #[error("closed")]
+    Closed,
+}
+
+impl From<Failure> for LayerError {
+    fn from(failure: Failure) -> Self {
+        match failure {
+            Failure::QueueFull => Self::QueueFull,
+            Failure::Timeout => Self::Timeout,
+            Failure::Closed => Self::Closed,
+            other => Self::Unavailable(other.into()),
+        }
+    }
+}
+
+/// What becomes of a command's answer: called once, on the commander's task, so it must not block.
+pub(super) trait Ending: Send {
+    fn end(self: Box<Self>, result: Result<Answer, Failure>);
+}
+
+impl<F: FnOnce(Result<Answer, Failure>) + Send> Ending for F {
+    fn end(self: Box<Self>, result: Result<Answer, Failure>) {
+        self(result);
+    }
+}
+
+/// The answer of a command that is under way.
+pub(super) struct Pending(oneshot::Receiver<Result<Answer, Failure>>);
+
+impl Pending {
+    /// Waits for it, [`PATIENCE`] at most.
+    pub(super) async fn answer(self) -> Result<Answer, Failure> {
+        self.answer_by(Instant::now() + PATIENCE).await
+    }
+
+    pub(super) async fn answer_by(self, deadline: Instant) -> Result<Answer, Failure> {
+        match timeout_at(deadline, self.0).await {
+            Ok(Ok(result)) => result,
+            Ok(Err(_gone)) => Err(Failure::Closed),
+            Err(_late) => Err(Failure::Timeout),
+        }
+    }
+}
+
+/// The sending end of the queue. Clones share it.
+#[derive(Clone)]
+pub(super) struct Commander {
+    queue: mpsc::Sender<Job>,
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    /// Rises with every connection; odd while there is one.
+    connection: watch::Sender<u64>,
+    queued_bytes: AtomicUsize,
+    renew: Notify,
+}
+
+struct Job {
+    /// One command as it goes over the wire.
+    command: Bytes,
+    ending: Option<Box<dyn Ending>>,
+    /// Whether it has been refused once because the server was no primary.
+    again: bool,
+}
+
+impl Job {
+    fn end(self, shared: &Shared, result: Result<Answer, Failure>) {
+        shared.queued_bytes.fetch_sub(self.command.len(), Ordering::Relaxed);
+        if let Some(ending) = self.ending {
+            ending.end(result);
+        }
+    }
+}
+
+impl Commander {
+    /// The commander and the task to run for it. The task ends with the last commander.
+    pub(super) fn new(target: Target, name: &'static str) -> (Self, impl Future<Output = ()> + Send + 'static) {
+        let (queue, jobs) = mpsc::channel(QUEUE);
+        let shared = Arc::new(Shared {
+            connection: watch::Sender::new(0),
+            queued_bytes: AtomicUsize::new(0),
+            renew: Notify::new(),
+        });
+        let worker = Worker {
+            target,
+            name,
+            jobs,
+            shared: shared.clone(),
+            out: Vec::new(),
+            again: Vec::new(),
+            backoff: Backoff::default(),
+        };
+        (Self { queue, shared }, worker.run())
+    }
+
+    /// Rises with every connection and every loss of one; odd while there is a connection.
+    pub(super) fn connections(&self) -> watch::Receiver<u64> {
+        self.shared.connection.subscribe()
+    }
+
+    pub(super) fn is_connected(&self) -> bool {
+        *self.shared.connection.borrow() % 2 == 1
+    }
+
+    /// Returns when there is a connection.
+    pub(super) async fn connected(&self) {
+        // Fails only if the sender is gone, and that is part of ourselves.
+        let _ = self.connections().wait_for(|connection| connection % 2 == 1).await;
+    }
+
+    /// Runs a command and waits for its answer; fails at once while Redis is away. Waits for room in
+    /// the queue.
+    pub(super) async fn call(&self, command: Bytes, limit: Duration) -> Result<Answer, Failure> {
+        let deadline = Instant::now() + limit;
+        let (ending, pending) = ending();
+        self.admit()?;
+        match timeout_at(deadline, self.queue.reserve()).await {
+            // The bytes count from here on, so that a cancelled wait leaves nothing counted.
+            Ok(Ok(permit)) => {
+                self.shared.queued_bytes.fetch_add(command.len(), Ordering::Relaxed);
+                permit.send(Job { command, ending: Some(ending), again: false });
+            }
+            Ok(Err(_closed)) => return Err(Failure::Closed),
+            Err(_late) => return Err(Failure::Timeout),
+        }
+        pending.answer_by(deadline).await
+    }
+
+    /// Queues a command at once, in the order of the calls.
+    pub(super) fn start(&self, command: Bytes) -> Result<Pending, Failure> {
+        let (ending, pending) = ending();
+        self.start_with(command, Some(ending)).map(|()| pending).map_err(|(failure, _)| failure)
+    }
+
+    /// Like [`start`](Self::start); `ending` hears what became of it. It comes back if nothing was
+    /// queued.
+    pub(super) fn start_with(
+        &self,
+        command: Bytes,
+        ending: Option<Box<dyn Ending>>,
+    ) -> Result<(), (Failure, Option<Box<dyn Ending>>)> {
+        if let Err(failure) = self.admit() {
+            return Err((failure, ending));
+        }
+        let bytes = command.len();
+        self.shared.queued_bytes.fetch_add(bytes, Ordering::Relaxed);
+        self.queue.try_send(Job { command, ending, again: false }).map_err(|error| {
+            self.shared.queued_bytes.fetch_sub(bytes, Ordering::Relaxed);
+            match error {
+                mpsc::error::TrySendError::Full(job) => (Failure::QueueFull, job.ending),
+                mpsc::error::TrySendError::Closed(job) => (Failure::Closed, job.ending),
+            }
+        })
+    }
+
+    /// Whether Redis answers; everything queued before has been handled when this returns.
+    pub(super) async fn ping(&self, limit: Duration) -> Result<(), Failure> {
+        self.call(wire::bytes(&[b"PING"]), limit).await.map(|_| ())
+    }
+
+    /// Makes the connection anew, because it may lead to the wrong server.
+    pub(super) fn renew(&self) {
+        self.shared.renew.notify_one();
+    }
+
+    fn admit(&self) -> Result<(), Failure> {
+        if !self.is_connected() {
+            return Err(Failure::NotConnected);
+        }
+        if self.shared.queued_bytes.load(Ordering::Relaxed) > QUEUE_BYTES {
+            return Err(Failure::QueueFull);
+        }
+        Ok(())
+    }
+}
+
+fn ending() -> (Box<dyn Ending>, Pending) {
+    let (sender, receiver) = oneshot::channel();
+    // Whoever asked may have stopped waiting.
+    let ending = move |result| drop(sender.send(result));
+    (Box::new(ending), Pending(receiver))
+}
+
+/// Why a connection ended, and whether the next attempt deserves the queue's patience.
+enum End {
+    /// It broke: perhaps just this connection, so the queue waits for one attempt.
+    Broken(BoxError),
+    /// The server hangs: the queue fails at once.
+    Hung,
+    /// Nobody can give commands any more.
+    Closed,
+}
+
+struct Worker {
+    target: Target,
+    name: &'static str,
+    jobs: mpsc::Receiver<Job>,
+    shared: Arc<Shared>,
+    out: Vec<u8>,
+    /// Refused because the server is no primary any more: sent again, once, on the next connection.
+    again: Vec<Job>,
+    backoff: Backoff,
+}
+
+impl Worker {
+    async fn run(mut self) {
+        while let Some(connection) = self.connect().await {
+            let since = Instant::now();
+            let end = self.serve(connection).await;
+            let worked = since.elapsed() > WORKED;
+            match end {
+                End::Broken(error) => {
+                    tracing::debug!(%error, connection = self.name, "connection to Redis lost");
+                }
+                End::Hung => {
+                    tracing::warn!(connection = self.name, "Redis does not answer");
+                    self.away();
+                    self.fail_queued();
+                }
+                End::Closed => return,
+            }
+            match worked {
+                true => self.backoff.reset(),
+                // Connections that break at once are not made anew as fast as the network allows.
+                false => sleep(self.backoff.next_pause()).await,
+            }
+        }
+    }
+
+    /// Notes that there is no connection; tells whether that is news.
+    fn away(&self) -> bool {
+        self.shared.connection.send_if_modified(|connection| {
+            let up = *connection % 2 == 1;
+            *connection += u64::from(up);
+            up
+        })
+    }
+
+    /// Tries for ever; from the first failure on, everything queued fails. `None` when closed.
+    async fn connect(&mut self) -> Option<Connection> {
+        loop {
+            match self.target.open(self.name).await {
+                Ok(connection) => {
+                    // A new number also if nobody noticed the loss: the server may be another one.
+                    self.shared.connection.send_modify(|connection| *connection += 1 + *connection % 2);
+                    return Some(connection);
+                }
+                Err(error) => {
+                    if self.away() {
+                        tracing::warn!(%error, connection = self.name, "Redis is away: commands fail");
+                    }
+                    self.fail_queued();
+                }
+            }
+            let pause = sleep(self.backoff.next_pause());
+            tokio::pin!(pause);
+            loop {
+                tokio::select! {
+                    () = &mut pause => break,
+                    job = self.jobs.recv() => job?.end(&self.shared, Err(Failure::NotConnected)),
+                }
+            }
+        }
+    }
+
+    async fn serve(&mut self, mut connection: Connection) -> End {
+        let mut batch = std::mem::take(&mut self.again);
+        loop {
+            if batch.is_empty() {
+                tokio::select! {
+                    taken = self.jobs.recv_many(&mut batch, BATCH) => {
+                        if taken == 0 {
+                            return End::Closed;
+                        }
+                    }
+                    read = fill(&mut connection.stream, &mut connection.buffer) => {
+                        // Nothing was asked, so this is the end or a protocol gone wrong.
+                        let error = read.err().map_or_else(|| "unasked reply".into(), BoxError::from);
+                        return End::Broken(error);
+                    }
+                    () = self.shared.renew.notified() => return End::Broken("it is to be made anew".into()),
+                    () = sleep(IDLE) => {
+                        let command = wire::bytes(&[b"PING"]);
+                        self.shared.queued_bytes.fetch_add(command.len(), Ordering::Relaxed);
+                        batch.push(Job { command, ending: None, again: false });
+                    }
+                }
+            }
+            let mut jobs = batch.drain(..);
+            while jobs.len() > 0 {
+                if let Err(end) = self.exchange(&mut connection, &mut jobs).await {
+                    // These were never sent.
+                    jobs.for_each(|job| job.end(&self.shared, Err(Failure::NotConnected)));
+                    return end;
+                }
+            }
+        }
+    }
+
+    /// Sends some of the jobs, up to the size of a batch, and waits for their answers.
+    async fn exchange(&mut self, connection: &mut Connection, jobs: &mut impl Iterator<Item = Job>) -> Result<(), End> {
+        self.out.clear();
+        let mut sent = VecDeque::new();
+        for job in jobs {
+            self.out.extend_from_slice(&job.command);
+            sent.push_back(job);
+            if self.out.len() > BATCH_BYTES {
+                break;
+            }
+        }
+        let (out, shared, again, waiting) = (&self.out, &self.shared, &mut self.again, &mut sent);
+        let mut demoted = false;
+        let demotion = &mut demoted;
+        let talk = async {
+            connection.stream.write_all(out).await?;
+            connection.stream.flush().await?;
+            while !waiting.is_empty() {
+                // Taken out only when answered: the answer of a job in hand cannot be awaited.
+                let answer = connection.next_answer().await?;
+                let Some(mut job) = waiting.pop_front() else { break };
+                match answer {
+                    Answer::Error(text) if text.starts_with("READONLY") => {
+                        *demotion = true;
+                        match std::mem::replace(&mut job.again, true) {
+                            false => again.push(job),
+                            true => job.end(shared, Err(Failure::Refused(text))),
+                        }
+                    }
+                    Answer::Error(text) => job.end(shared, Err(Failure::Refused(text))),
+                    answer => job.end(shared, Ok(answer)),
+                }
+            }
+            Ok::<(), BoxError>(())
+        };
+        let end = match timeout(ANSWER, talk).await {
+            Ok(Ok(())) if !demoted => {
+                if self.out.capacity() > 4 * BATCH_BYTES {
+                    self.out = Vec::new();
+                }
+                return Ok(());
+            }
+            Ok(Ok(())) => End::Broken("the server is no primary any more".into()),
+            Ok(Err(error)) => End::Broken(error),
+            Err(_late) => End::Hung,
+        };
+        let why: Arc<str> = match &end {
+            End::Broken(error) => error.to_string().into(),
+            _ => "no answer in time".into(),
+        };
+        sent.into_iter().for_each(|job| job.end(&self.shared, Err(Failure::Lost(why.clone()))));
+        Err(end)
+    }
+
+    fn fail_queued(&mut self) {
+        for job in self.again.drain(..) {
+            job.end(&self.shared, Err(Failure::NotConnected));
+        }
+        while let Ok(job) = self.jobs.try_recv() {
+            job.end(&self.shared, Err(Failure::NotConnected));
+        }
+    }
+}
