@@ -151,6 +151,8 @@ pub struct LayerStats {
     pub dropped: u64,
     /// Payloads that could not be decoded; each was skipped.
     pub undecodable: u64,
-    /// Times the subscriber connection was restored after a loss.
+    /// Times a subscriber connection was restored after a loss.
     pub reconnects: u64,
+    /// Messages the layer published to itself and did not hear; two in a row make it connect anew.
+    pub probes_missed: u64,
 }

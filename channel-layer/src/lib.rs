@@ -30,6 +30,7 @@ mod layer;
 mod memory;
 mod name;
 mod redis;
+mod shard;
 mod stats;
 
 pub use error::{BoxError, EventError, LayerError, NameError};

@@ -12,6 +12,7 @@ pub(crate) struct Counters {
     dropped: AtomicU64,
     undecodable: AtomicU64,
     reconnects: AtomicU64,
+    probes_missed: AtomicU64,
 }
 
 impl Counters {
@@ -36,6 +37,9 @@ impl Counters {
     pub(crate) fn reconnected(&self) {
         self.reconnects.fetch_add(1, Relaxed);
     }
+    pub(crate) fn probe_missed(&self) -> u64 {
+        self.probes_missed.fetch_add(1, Relaxed) + 1
+    }
     pub(crate) fn snapshot(&self) -> LayerStats {
         LayerStats {
             published: self.published.load(Relaxed),
@@ -44,6 +48,7 @@ impl Counters {
             dropped: self.dropped.load(Relaxed),
             undecodable: self.undecodable.load(Relaxed),
             reconnects: self.reconnects.load(Relaxed),
+            probes_missed: self.probes_missed.load(Relaxed),
         }
     }
 }

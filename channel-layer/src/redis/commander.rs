@@ -13,7 +13,7 @@ use std::{
 use bytes::Bytes;
 use tokio::{
     io::AsyncWriteExt,
-    sync::{mpsc, oneshot, watch},
+    sync::{Notify, mpsc, oneshot, watch},
     time::{Instant, sleep, timeout, timeout_at},
 };
 
@@ -114,6 +114,7 @@ struct Shared {
     /// Rises with every connection; odd while there is one.
     connection: watch::Sender<u64>,
     queued_bytes: AtomicUsize,
+    renew: Notify,
 }
 
 struct Job {
@@ -137,7 +138,11 @@ impl Commander {
     /// The commander and the task to run for it. The task ends with the last commander.
     pub(super) fn new(target: Target, name: &'static str) -> (Self, impl Future<Output = ()> + Send + 'static) {
         let (queue, jobs) = mpsc::channel(QUEUE);
-        let shared = Arc::new(Shared { connection: watch::Sender::new(0), queued_bytes: AtomicUsize::new(0) });
+        let shared = Arc::new(Shared {
+            connection: watch::Sender::new(0),
+            queued_bytes: AtomicUsize::new(0),
+            renew: Notify::new(),
+        });
         let worker = Worker {
             target,
             name,
@@ -213,6 +218,11 @@ impl Commander {
     /// Whether Redis answers; everything queued before has been handled when this returns.
     pub(super) async fn ping(&self, limit: Duration) -> Result<(), Failure> {
         self.call(wire::bytes(&[b"PING"]), limit).await.map(|_| ())
+    }
+
+    /// Makes the connection anew, because it may lead to the wrong server.
+    pub(super) fn renew(&self) {
+        self.shared.renew.notify_one();
     }
 
     fn admit(&self) -> Result<(), Failure> {
@@ -331,6 +341,7 @@ impl Worker {
                         let error = read.err().map_or_else(|| "unasked reply".into(), BoxError::from);
                         return End::Broken(error);
                     }
+                    () = self.shared.renew.notified() => return End::Broken("it is to be made anew".into()),
                     () = sleep(IDLE) => {
                         let command = wire::bytes(&[b"PING"]);
                         self.shared.queued_bytes.fetch_add(command.len(), Ordering::Relaxed);

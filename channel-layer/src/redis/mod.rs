@@ -9,17 +9,14 @@ mod commander;
 mod connection;
 mod hand_over;
 mod inbox;
-mod layer;
 mod publisher;
+mod pubsub;
 #[allow(dead_code, reason = "for the layers that are being built on it")]
 mod refusal;
-mod relay;
-mod subscriber;
 mod tls;
-mod topic;
 #[allow(dead_code, reason = "for the layers that are being built on it")]
 mod topology;
 mod wire;
 
-pub use layer::{RedisPubSubBuilder, RedisPubSubLayer};
+pub use pubsub::{RedisPubSubBuilder, RedisPubSubLayer};
 pub use topology::Host;
