@@ -104,7 +104,7 @@ impl Link {
             _ => tracing::debug!(%link, %error, "Redis is still away"),
         }
         self.failures += 1;
-        self.state = State::Opening(attempt(&self.target, self.backoff.next_pause()));
+        self.state = State::Opening(attempt(&self.target, self.backoff.pause_after(error)));
     }
 
     /// Throws the connection away and begins to make a new one.
