@@ -141,7 +141,7 @@ impl RedisPubSubBuilder {
         });
         let publishers = Arc::new(Publishers::new(publishers.collect()));
         let (subscriber, task) = Subscriber::new(
-            &targets,
+            &Topology::Shards(targets),
             &self.prefix,
             codec.clone(),
             self.probe_every,

@@ -40,7 +40,7 @@ impl Publishers {
     }
 
     /// Makes the connection to a host anew.
-    pub(super) fn renew(&self, at: usize) {
+    pub(super) fn renew(&self, at: usize, _topic: &[u8]) {
         if let Some(publisher) = self.0.get(at) {
             publisher.renew();
         }
