@@ -4,7 +4,8 @@
 use std::sync::Arc;
 
 use channel_layer::{
-    ChannelLayer, ChannelName, Event, GroupName, LayerError, MemoryLayer, RedisPubSubLayer, contract_suite,
+    ChannelLayer, ChannelName, Event, GroupName, LayerError, MemoryLayer, RedisCoreLayer, RedisPubSubLayer,
+    contract_suite,
 };
 use testkit::redis::RedisServer;
 
@@ -18,6 +19,21 @@ async fn redis_pubsub() -> (Arc<dyn ChannelLayer>, RedisServer) {
     (Arc::new(layer), server)
 }
 
+async fn redis_core() -> (Arc<dyn ChannelLayer>, RedisServer) {
+    let server = RedisServer::start();
+    let layer = RedisCoreLayer::connect(&server.url()).await.unwrap();
+    (Arc::new(layer), server)
+}
+
+async fn redis_core_of_three_shards() -> (Arc<dyn ChannelLayer>, RedisServer) {
+    let server = RedisServer::start();
+    let hosts: Vec<String> = (0..3).map(|db| format!("{}/{db}", server.url())).collect();
+    let layer = RedisCoreLayer::builder_with_hosts(&hosts).connect().await.unwrap();
+    (Arc::new(layer), server)
+}
+
+contract_suite!(redis_core_layer, redis_core());
+contract_suite!(redis_core_layer_of_three_shards, redis_core_of_three_shards());
 contract_suite!(memory_layer, memory());
 contract_suite!(redis_pubsub_layer, redis_pubsub());
 

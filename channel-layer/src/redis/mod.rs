@@ -6,7 +6,9 @@
 
 mod backoff;
 mod commander;
+mod commands;
 mod connection;
+mod core;
 mod hand_over;
 mod inbox;
 mod layer;
@@ -17,4 +19,5 @@ mod tls;
 mod topic;
 mod wire;
 
+pub use core::{RedisCoreBuilder, RedisCoreLayer};
 pub use layer::{RedisPubSubBuilder, RedisPubSubLayer};
