@@ -1,5 +1,5 @@
 //! What the pub/sub layer survives, on real servers: R1, R3, R17 and subscribers that are cut.
-#![allow(clippy::unwrap_used, reason = "tests")]
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,6 +9,12 @@ use testkit::redis::RedisServer;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
+/// Groups by their place among three shards: Python's hash decides.
+const SHARD_GROUPS: [&str; 3] = ["room.1", "room.2", "room.8"];
+const SHARD_NEW: [&str; 2] = ["room.11", "room.9"];
+const SHARD_DEAD: &str = "room.3";
+/// Far below what a dead shard costs those who wait for it.
+const AT_ONCE: Duration = Duration::from_secs(3);
 const PATIENCE: Duration = Duration::from_secs(15);
 
 struct Collector(mpsc::Sender<Delivery>);
@@ -23,9 +29,12 @@ impl RelaySink for Collector {
 
 struct Site {
     layer: RedisPubSubLayer,
-    _relay: Relay,
+    relay: Relay,
     deliveries: mpsc::Receiver<Delivery>,
     group: GroupName,
+    /// How often the relay was told of a loss, and of a return.
+    downs: usize,
+    ups: usize,
 }
 
 impl Site {
@@ -35,22 +44,47 @@ impl Site {
         let relay = layer.relay(Arc::new(Collector(sender))).await.unwrap();
         let group = GroupName::parse("room").unwrap();
         relay.join(std::slice::from_ref(&group)).await.unwrap();
-        Self { layer, _relay: relay, deliveries, group }
+        Self { layer, relay, deliveries, group, downs: 0, ups: 0 }
     }
 
-    /// Waits for a delivery of this kind; others are skipped.
-    async fn until(&mut self, what: &str, wanted: impl Fn(&Delivery) -> bool) {
+    /// Waits for the event with this mark.
+    async fn hears(&mut self, wanted: &str) {
+        let what = format!("the event {wanted}");
+        self.until(
+            &what,
+            |_, last| matches!(last, Some(Delivery::Group { event, .. }) if event.text("mark") == Some(wanted)),
+        )
+        .await;
+    }
+
+    /// Waits for the loss of a connection to have been told as often as this.
+    async fn is_down(&mut self, times: usize) {
+        self.until("the loss is told", |site, _| site.downs >= times).await;
+        assert_eq!(self.downs, times, "told once");
+    }
+
+    /// Waits for the return of all subscriptions to have been told as often as this.
+    async fn is_up(&mut self, times: usize) {
+        self.until("the return is told", |site, _| site.ups >= times).await;
+        assert_eq!(self.ups, times, "told once");
+    }
+
+    async fn until(&mut self, what: &str, done: impl Fn(&Self, Option<&Delivery>) -> bool) {
+        let mut last = None;
         let found = async {
-            loop {
-                if wanted(&self.deliveries.recv().await.unwrap()) {
-                    break;
+            while !done(self, last.as_ref()) {
+                last = self.deliveries.recv().await;
+                match &last {
+                    Some(Delivery::Disconnected) => self.downs += 1,
+                    Some(Delivery::Reconnected) => self.ups += 1,
+                    _ => {}
                 }
             }
         };
         timeout(PATIENCE, found).await.unwrap_or_else(|_| panic!("in time: {what}"));
     }
 
-    /// An event sent now arrives.
+    /// An event sent now arrives; for a while sending may fail.
     async fn works(&mut self) {
         let mark = format!("{:?}", std::time::Instant::now());
         let event = Event::new("test.event").with("mark", mark.as_str());
@@ -58,11 +92,7 @@ impl Site {
         while let Err(error) = self.layer.group_send(&self.group, &event).await {
             assert!(tokio::time::Instant::now() < deadline, "{error}");
         }
-        self.until(
-            "an event",
-            |delivery| matches!(delivery, Delivery::Group { event, .. } if event.text("mark") == Some(&mark)),
-        )
-        .await;
+        self.hears(&mark).await;
     }
 }
 
@@ -72,12 +102,12 @@ async fn r1_redis_killed_and_back_empty() {
     let mut site = Site::start(&server).await;
     site.works().await;
     server.kill();
-    site.until("the loss is noticed", |delivery| matches!(delivery, Delivery::Disconnected)).await;
+    site.is_down(1).await;
     let failed = timeout(Duration::from_secs(5), site.layer.group_send(&site.group, &Event::new("x"))).await;
     assert!(matches!(failed, Ok(Err(LayerError::Unavailable(_) | LayerError::Timeout))), "fails, and soon: {failed:?}");
     assert!(site.layer.ping().await.is_err());
     server.restart_empty();
-    site.until("subscriptions are restored", |delivery| matches!(delivery, Delivery::Reconnected)).await;
+    site.is_up(1).await;
     site.works().await;
     assert!(site.layer.stats().reconnects >= 1);
 }
@@ -89,9 +119,81 @@ async fn r3_redis_frozen_is_noticed_and_survived() {
     server.pause();
     let failed = timeout(Duration::from_secs(5), site.layer.group_send(&site.group, &Event::new("x"))).await;
     assert!(matches!(failed, Ok(Err(_))), "every command has a deadline: {failed:?}");
-    site.until("the silence is noticed", |delivery| matches!(delivery, Delivery::Disconnected)).await;
+    site.is_down(1).await;
     server.resume();
-    site.until("subscriptions are restored", |delivery| matches!(delivery, Delivery::Reconnected)).await;
+    site.is_up(1).await;
+    site.works().await;
+}
+
+/// Three servers, a group on each, and a relay in all of them.
+async fn three_shards() -> ([RedisServer; 3], Site, [GroupName; 3]) {
+    let servers = [RedisServer::start(), RedisServer::start(), RedisServer::start()];
+    let layer = RedisPubSubLayer::builder_with_hosts(servers.each_ref().map(RedisServer::url)).connect().await.unwrap();
+    let (sender, deliveries) = mpsc::channel(1000);
+    let relay = layer.relay(Arc::new(Collector(sender))).await.unwrap();
+    let groups = SHARD_GROUPS.map(|name| GroupName::parse(name).unwrap());
+    relay.join(&groups).await.unwrap();
+    for (server, group) in servers.iter().zip(&groups) {
+        let topic = format!("asgi__group__{group}");
+        assert!(server.cli(&["PUBSUB", "NUMSUB", &topic]).ends_with('1'), "{group}");
+    }
+    let site = Site { layer, relay, deliveries, group: groups[0].clone(), downs: 0, ups: 0 };
+    (servers, site, groups)
+}
+
+/// With one of three shards out of order, the two others do everything they did before, at once.
+async fn the_others_go_on(site: &mut Site, groups: &[GroupName; 3]) {
+    for group in &groups[1..] {
+        site.group = group.clone();
+        site.works().await;
+        // As long as the first is away, and not only until somebody has noticed.
+        let again = site.relay.join(std::slice::from_ref(group));
+        timeout(AT_ONCE, again).await.expect("a join on a healthy shard").unwrap();
+    }
+    for name in SHARD_NEW {
+        let fresh = [GroupName::parse(name).unwrap()];
+        timeout(AT_ONCE, site.relay.join(&fresh)).await.expect("a new group on a healthy shard").unwrap();
+        site.group = fresh[0].clone();
+        site.works().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn r1_one_dead_shard_does_not_touch_the_others() {
+    let (mut servers, mut site, groups) = three_shards().await;
+    servers[0].kill();
+    the_others_go_on(&mut site, &groups).await;
+    site.is_down(1).await;
+    the_others_go_on(&mut site, &groups).await;
+    assert!(site.layer.ping().await.is_err(), "not all is well");
+    let dead = [GroupName::parse(SHARD_DEAD).unwrap()];
+    let relay = site.relay.clone();
+    let joining = relay.join(&dead);
+    tokio::pin!(joining);
+    assert!(timeout(Duration::from_millis(300), &mut joining).await.is_err(), "it waits for its shard");
+    servers[0].restart_empty();
+    timeout(PATIENCE, joining).await.unwrap().unwrap();
+    site.is_up(1).await;
+    site.group = groups[0].clone();
+    site.works().await;
+    // And again, for another one.
+    servers[2].kill();
+    site.is_down(2).await;
+    servers[2].restart_empty();
+    site.is_up(2).await;
+    the_others_go_on(&mut site, &groups).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn r3_one_frozen_shard_does_not_touch_the_others() {
+    let (mut servers, mut site, groups) = three_shards().await;
+    servers[0].pause();
+    the_others_go_on(&mut site, &groups).await;
+    site.is_down(1).await;
+    the_others_go_on(&mut site, &groups).await;
+    servers[0].resume();
+    site.is_up(1).await;
+    site.group = groups[0].clone();
     site.works().await;
 }
 
@@ -99,9 +201,9 @@ async fn r3_redis_frozen_is_noticed_and_survived() {
 async fn a_cut_subscriber_comes_back() {
     let server = RedisServer::start();
     let mut site = Site::start(&server).await;
-    for _ in 0..3 {
+    for times in 1..=3 {
         server.cli(&["CLIENT", "KILL", "TYPE", "pubsub"]);
-        site.until("subscriptions are restored", |delivery| matches!(delivery, Delivery::Reconnected)).await;
+        site.is_up(times).await;
         site.works().await;
     }
 }

@@ -4,9 +4,12 @@
 //! killed. A missing program is a panic that names the command which installs it, never a skip.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a helper of tests may fail a test by panicking")]
 
+pub mod clock;
 pub mod mariadb;
 pub mod net;
 pub mod postgres;
 pub mod process;
+pub mod proxy;
 pub mod python;
 pub mod redis;
+pub mod wait;

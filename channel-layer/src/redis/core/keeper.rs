@@ -11,7 +11,7 @@ use crate::{
     codec::Route,
     redis::{
         commander::{Failure, PATIENCE},
-        topic,
+        pattern,
         wire::{self, Answer},
     },
 };
@@ -240,7 +240,7 @@ impl Keeper<'_> {
             return Ok(None);
         }
         let dead: HashSet<&str> = dead.iter().map(String::as_str).collect();
-        let pattern = topic::pattern(&keys::groups(&settings.prefix));
+        let pattern = pattern::beginning_with(&keys::groups(&settings.prefix));
         let mut removed = 0;
         for group in self.shared.scan(self.shard, &pattern).await? {
             removed += self.remove_ghosts(&group, &dead).await?;

@@ -35,10 +35,11 @@ use crate::{
     codec::{Codec, Route},
     name,
     redis::{
+        Host,
         commander::{Failure, PATIENCE},
         commands::Commands,
-        connection::Target,
-        topic,
+        pattern,
+        topology::Topology,
     },
     stats::Counters,
 };
@@ -86,15 +87,17 @@ pub(super) struct Inner {
 }
 
 impl RedisCoreLayer {
-    /// Starts a set-up for one Redis. `url` is `redis://[[user]:password@]host[:port][/db]`, `rediss://…`
-    /// for TLS, or `unix:///path`.
+    /// Starts a set-up for one Redis. `url` is one of the texts of [`Host`]:
+    /// `redis://[[user]:password@]host[:port][/db]`, `rediss://…` for TLS, `unix:///path`,
+    /// `redis+sentinel://host,host/name` or `redis+cluster://host,host`.
     pub fn builder(url: &str) -> RedisCoreBuilder {
-        RedisCoreBuilder::new(&[url])
+        Self::builder_with_hosts([url])
     }
 
-    /// Starts a set-up for several shards. Their order counts: it must be that of `hosts` in Python.
-    pub fn builder_with_hosts<S: AsRef<str>>(urls: &[S]) -> RedisCoreBuilder {
-        RedisCoreBuilder::new(urls)
+    /// Starts a set-up with several hosts, each a text as for [`builder`](Self::builder) or a [`Host`].
+    /// They are shards, and their order counts: it must be that of `hosts` in Python.
+    pub fn builder_with_hosts(hosts: impl IntoIterator<Item: Into<Host>>) -> RedisCoreBuilder {
+        RedisCoreBuilder::new(hosts.into_iter().map(Into::into).collect())
     }
 
     /// Connects with all defaults; see [`RedisCoreBuilder::connect`].
@@ -102,13 +105,13 @@ impl RedisCoreLayer {
         Self::builder(url).connect().await
     }
 
-    pub(super) fn start(settings: Settings, targets: Vec<Target>) -> Result<Self, LayerError> {
+    pub(super) fn start(settings: Settings, topology: &Topology) -> Result<Self, LayerError> {
         let codec = Codec::new(settings.serializer, &settings.encryption_keys)?;
-        let (commands, command_tasks) = Commands::new(&targets, "channel-layer:command");
+        let (commands, command_tasks) = Commands::new(topology, "channel-layer:command");
         let shards = commands.shards();
         let health = Health::new((0..shards).map(Part::Shard));
         let counters = Arc::new(Counters::default());
-        let shared = Arc::new(Shared::new(settings, codec, targets, commands, health, counters));
+        let shared = Arc::new(Shared::new(settings, codec, commands, health, counters));
         let mut tasks = JoinSet::new();
         command_tasks.into_iter().for_each(|task| drop(tasks.spawn(task)));
         let mut senders = Vec::new();
@@ -345,7 +348,7 @@ impl ChannelLayer for RedisCoreLayer {
     async fn flush(&self) -> Result<(), LayerError> {
         let shared = &self.0.shared;
         shared.state.lock().flush();
-        let pattern = topic::pattern(&shared.settings.prefix);
+        let pattern = pattern::beginning_with(&shared.settings.prefix);
         for shard in 0..shared.commands.shards() {
             for key in shared.scan(shard, &pattern).await? {
                 if keys::is_ours(&shared.settings.prefix, &key) {

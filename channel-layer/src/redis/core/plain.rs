@@ -160,7 +160,7 @@ pub(super) async fn read(shared: Arc<Shared>, shard: usize, channel: Arc<PlainCh
             continue;
         }
         let since = Instant::now();
-        let result = match shared.open(shard, &channel.key, "channel-layer:plain").await {
+        let result = match shared.commands.open(shard, &channel.key, "channel-layer:plain").await {
             Ok(connection) => serve(&shared, shard, &channel, connection).await,
             Err(error) => Err(error),
         };

@@ -25,13 +25,12 @@ use super::{
     state::{Outbound, State},
 };
 use crate::{
-    BoxError, ChannelName, GroupName, LayerError,
+    ChannelName, GroupName, LayerError,
     codec::{AgeLimit, Body, Codec, Route, Routing},
     name,
     redis::{
         commander::{Failure, PATIENCE, Pending},
         commands::Commands,
-        connection::{Connection, Target},
     },
     shard::shard,
     stats::Counters,
@@ -47,7 +46,6 @@ const WARN_EVERY: Duration = Duration::from_secs(10);
 pub(super) struct Shared {
     pub(super) settings: Settings,
     pub(super) codec: Codec,
-    pub(super) targets: Vec<Target>,
     pub(super) commands: Commands,
     pub(super) state: Mutex<State>,
     /// Our client ids: each has a queue of its own per channel prefix.
@@ -111,11 +109,9 @@ pub(super) struct Arrival {
 }
 
 impl Shared {
-    #[allow(clippy::too_many_arguments, reason = "called once")]
     pub(super) fn new(
         settings: Settings,
         codec: Codec,
-        targets: Vec<Target>,
         commands: Commands,
         health: Health,
         counters: Arc<Counters>,
@@ -124,7 +120,6 @@ impl Shared {
         Self {
             settings,
             codec,
-            targets,
             commands,
             state: Mutex::default(),
             clients,
@@ -201,15 +196,9 @@ impl Shared {
                 Err(Failure::NotConnected | Failure::Lost(_)) if Instant::now() < deadline => {}
                 Err(failure) => return Err(failure.into()),
             }
-            if timeout_at(deadline, self.connected()).await.is_err() {
+            if timeout_at(deadline, self.commands.connected()).await.is_err() {
                 return Err(Failure::NotConnected.into());
             }
-        }
-    }
-
-    async fn connected(&self) {
-        for shard in 0..self.commands.shards() {
-            let _ = self.commands.connections(shard).wait_for(|connection| connection % 2 == 1).await;
         }
     }
 
@@ -404,11 +393,6 @@ impl Shared {
     /// Whether the probe with this address has come back since the last time.
     pub(super) fn take_probe(&self, address: &str) -> bool {
         self.probes.lock().remove(address)
-    }
-
-    /// A connection for blocking commands on a key.
-    pub(super) async fn open(&self, shard: usize, _key: &[u8], name: &str) -> Result<Connection, BoxError> {
-        self.targets[shard].open(name).await
     }
 
     /// Counts a message nobody can read; logs its size, never its content, now and then.

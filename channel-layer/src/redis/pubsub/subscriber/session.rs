@@ -4,13 +4,24 @@ use std::{collections::VecDeque, io};
 
 use tokio::io::{AsyncWrite, AsyncWriteExt};
 
-use super::registry::{Changes, Topic};
+use super::registry::Topic;
 use crate::redis::wire::{self, Items, Reply};
 
 /// How many topics one SUBSCRIBE names.
 const BATCH: usize = 500;
 /// With more than this unsent, no further orders are taken.
 const CONGESTED: usize = 1 << 20;
+/// With this much more unsent than a new connection had to be told at first, it is given up.
+const HOPELESS: usize = 16 << 20;
+
+/// How a topic is subscribed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// SUBSCRIBE.
+    Plain,
+    /// SSUBSCRIBE: in a cluster, heard only from the nodes that serve the topic's slot.
+    Sharded,
+}
 
 #[derive(Default)]
 pub(super) struct Session {
@@ -21,6 +32,10 @@ pub(super) struct Session {
     out: Vec<u8>,
     written: usize,
     unflushed: bool,
+    /// Whether anything was written since the last look.
+    moving: bool,
+    /// How much had to be told at first.
+    at_first: usize,
 }
 
 enum Asked {
@@ -28,6 +43,7 @@ enum Asked {
     Psubscribe(u64),
     /// This many confirmations that interest nobody.
     Unsubscribe(usize),
+    Sunsubscribe(Topic),
     Ping,
     /// A PING behind all subscriptions of a new connection.
     Restored,
@@ -36,12 +52,23 @@ enum Asked {
 /// What an answer means.
 #[derive(Debug)]
 pub(super) enum Heard<'a> {
-    Message { topic: &'a [u8], payload: &'a [u8] },
-    PatternMessage { topic: &'a [u8], payload: &'a [u8] },
+    Message {
+        topic: &'a [u8],
+        payload: &'a [u8],
+    },
+    PatternMessage {
+        topic: &'a [u8],
+        payload: &'a [u8],
+    },
     Confirmed(Topic),
     RelayConfirmed(u64),
     Restored,
-    Refused { topics: Vec<Topic>, why: String },
+    /// The server has ended a subscription without being asked: the topic's slot has gone elsewhere.
+    Moved(Topic),
+    Refused {
+        topics: Vec<Topic>,
+        why: String,
+    },
     Nothing,
 }
 
@@ -57,18 +84,32 @@ pub(super) enum Broken {
 }
 
 impl Session {
-    pub(super) fn apply(&mut self, changes: Changes) {
-        for topics in changes.unsubscribe.chunks(BATCH) {
-            self.command(b"UNSUBSCRIBE", topics);
-            self.asked.push_back(Asked::Unsubscribe(topics.len()));
-        }
-        for topics in changes.subscribe.chunks(BATCH) {
-            self.command(b"SUBSCRIBE", topics);
+    pub(super) fn subscribe(&mut self, kind: Kind, topics: &[Topic]) {
+        let (name, batch) = match kind {
+            Kind::Plain => (&b"SUBSCRIBE"[..], BATCH),
+            // One command must not name topics of several slots.
+            Kind::Sharded => (&b"SSUBSCRIBE"[..], 1),
+        };
+        for topics in topics.chunks(batch) {
+            self.command(name, topics);
             for topic in topics {
                 *self.open.entry(topic.clone()).or_default() += 1;
             }
             let asked: Vec<Topic> = topics.to_vec();
             self.asked.push_back(Asked::Subscribe(asked.into_iter()));
+        }
+    }
+
+    pub(super) fn unsubscribe(&mut self, kind: Kind, topics: &[Topic]) {
+        match kind {
+            Kind::Plain => topics.chunks(BATCH).for_each(|topics| {
+                self.command(b"UNSUBSCRIBE", topics);
+                self.asked.push_back(Asked::Unsubscribe(topics.len()));
+            }),
+            Kind::Sharded => topics.iter().for_each(|topic| {
+                self.command(b"SUNSUBSCRIBE", std::slice::from_ref(topic));
+                self.asked.push_back(Asked::Sunsubscribe(topic.clone()));
+            }),
         }
     }
 
@@ -96,6 +137,7 @@ impl Session {
     pub(super) fn mark_restored(&mut self) {
         wire::command(&mut self.out, [&b"PING"[..]].into_iter());
         self.asked.push_back(Asked::Restored);
+        self.at_first = self.out.len();
     }
 
     pub(super) fn has_output(&self) -> bool {
@@ -106,6 +148,16 @@ impl Session {
         self.out.len() > CONGESTED
     }
 
+    /// Whether so much is unsent that the peer can hardly be reading.
+    pub(super) fn is_hopeless(&self) -> bool {
+        self.out.len() > self.at_first + HOPELESS
+    }
+
+    /// Whether anything was written since the last call.
+    pub(super) fn has_moved(&mut self) -> bool {
+        std::mem::take(&mut self.moving)
+    }
+
     /// Writes some of what is to be sent. Cancel-safe.
     pub(super) async fn write(&mut self, to: &mut (impl AsyncWrite + Unpin)) -> io::Result<()> {
         if self.out.is_empty() {
@@ -114,6 +166,7 @@ impl Session {
             return Ok(());
         }
         self.written += to.write(&self.out[self.written..]).await?;
+        self.moving = true;
         if self.written == self.out.len() {
             self.out.clear();
             self.out.shrink_to(64 << 10);
@@ -134,10 +187,10 @@ impl Session {
 
     fn hear_items<'a>(&mut self, items: &Items<'a>) -> Result<Heard<'a>, Broken> {
         match *items.as_slice() {
-            [b"message", topic, payload] => Ok(Heard::Message { topic, payload }),
+            [b"message" | b"smessage", topic, payload] => Ok(Heard::Message { topic, payload }),
             [b"pmessage", _pattern, topic, payload] => Ok(Heard::PatternMessage { topic, payload }),
             [b"pong", _] => self.pong(),
-            [b"subscribe", topic, _] => self.subscribed(topic),
+            [b"subscribe" | b"ssubscribe", topic, _] => self.subscribed(topic),
             [b"psubscribe", ..] => match self.asked.pop_front() {
                 Some(Asked::Psubscribe(relay)) => Ok(Heard::RelayConfirmed(relay)),
                 _ => Err(Broken::OutOfStep("psubscribe".into())),
@@ -152,6 +205,13 @@ impl Session {
                     Ok(Heard::Nothing)
                 }
                 _ => Err(Broken::OutOfStep("unsubscribe".into())),
+            },
+            [b"sunsubscribe", topic, _] => match self.asked.front() {
+                Some(Asked::Sunsubscribe(asked)) if **asked == *topic => {
+                    self.asked.pop_front();
+                    Ok(Heard::Nothing)
+                }
+                _ => Ok(Heard::Moved(topic.into())),
             },
             _ => Err(Broken::OutOfStep("an unknown message".into())),
         }
@@ -200,6 +260,8 @@ impl Session {
                 });
                 Ok(Heard::Refused { topics, why: why.to_owned() })
             }
+            // A node that has lost the slot has ended the subscription with it.
+            Some(Asked::Sunsubscribe(_)) => Ok(Heard::Nothing),
             // Without its pattern a relay is deaf, and a refused PING means the server is unwell.
             _ => Err(Broken::Refused(why.to_owned())),
         }

@@ -3,8 +3,11 @@
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
-use super::*;
-use crate::RelaySink;
+use super::{
+    super::{JOIN, hearing::Taken},
+    *,
+};
+use crate::{Event, RelaySink};
 
 /// Everything a sink was given.
 #[derive(Default)]
@@ -46,7 +49,9 @@ impl Bench {
         let new = NewRelay { sink: heard.clone(), prefix: PREFIX.to_owned(), alive: Arc::downgrade(&alive) };
         let (id, pattern) = registry.open_relay(new, true, reply);
         assert_eq!(pattern, format!("{PREFIX}*").into_bytes());
-        assert!(answer.try_recv().is_err(), "it waits for the confirmation");
+        registry.relay_asked(id, 2);
+        registry.relay_confirmed(id);
+        assert!(answer.try_recv().is_err(), "it waits for the confirmation of each host");
         registry.relay_confirmed(id);
         assert_eq!(answer.try_recv().unwrap().unwrap(), id);
         Self { registry, heard, alive: Some(alive), relay: Member::Relay(id) }
@@ -69,7 +74,7 @@ impl Bench {
 
     fn message(&mut self, group: &str, n: &str) {
         let payload = Event::new("t").with("n", n).to_msgpack().unwrap();
-        assert!(self.registry.message(&topic_of(group), &payload));
+        assert_ne!(self.registry.message(&topic_of(group), &payload), Taken::Undecodable);
         self.registry.deliver();
     }
 }
@@ -139,7 +144,7 @@ async fn a_join_that_is_too_late_takes_back_only_its_own() {
     let (_, kept) = bench.relay_join(&["a"]);
     bench.registry.confirmed(&topic_of("a"));
     kept.now().unwrap();
-    bench.registry.disconnected();
+    bench.registry.disconnected(|_| true);
     let (_, late) = bench.relay_join(&["a", "b"]);
     tokio::time::advance(JOIN / 2).await;
     let (_, mut later) = bench.relay_join(&["c"]);
@@ -149,7 +154,7 @@ async fn a_join_that_is_too_late_takes_back_only_its_own() {
     assert!(later.is_pending());
     // `a` was joined before, `c` still waits; only `b` is forgotten.
     assert_eq!(topics(&changes.unsubscribe), ["b"]);
-    let mut left = topics(&bench.registry.everything().0);
+    let mut left = topics(&bench.registry.everything(|_| true).0);
     left.sort();
     assert_eq!(left, ["a", "c"]);
 }
@@ -177,18 +182,48 @@ fn a_refusal_that_leaves_a_member_deaf_is_told() {
     let (_, joined) = bench.relay_join(&["a"]);
     bench.registry.confirmed(&topic_of("a"));
     joined.now().unwrap();
-    bench.registry.disconnected();
+    bench.registry.disconnected(|_| true);
     assert!(bench.registry.refused(&topic_of("a"), "NOPERM").0);
     assert!(!bench.registry.refused(&topic_of("unknown"), "NOPERM").0);
+}
+
+#[test]
+fn a_lost_host_takes_only_its_own_topics_with_it() {
+    let mut bench = Bench::new();
+    let (_, _joined) = bench.relay_join(&["a", "b"]);
+    bench.registry.confirmed(&topic_of("a"));
+    bench.registry.confirmed(&topic_of("b"));
+    let of_b = |topic: &[u8]| topic == &*topic_of("b");
+    bench.registry.disconnected(of_b);
+    assert_eq!(topics(&bench.registry.everything(of_b).0), ["b"]);
+    assert_eq!(bench.registry.everything(of_b).1.len(), 1, "a pattern belongs to every host");
+    let (_, answer) = bench.relay_join(&["a"]);
+    answer.now().unwrap();
+    let (changes, mut answer) = bench.relay_join(&["b"]);
+    assert_eq!(changes, Changes::default(), "the next connection asks for it");
+    assert!(answer.is_pending());
+    bench.message("a", "1");
+    bench.registry.confirmed(&topic_of("b"));
+    answer.now().unwrap();
+    bench.registry.restored();
+    assert_eq!(bench.heard.take(), ["down", "a:1", "up"]);
+}
+
+#[test]
+fn what_nobody_wants_is_told_apart_from_what_nobody_can_read() {
+    let mut bench = Bench::new();
+    let (_, _joined) = bench.relay_join(&["a"]);
+    assert_eq!(bench.registry.message(b"other", b"\xc1"), Taken::Unknown);
+    assert_eq!(bench.registry.message(&topic_of("a"), b"\xc1"), Taken::Undecodable);
 }
 
 #[test]
 fn an_outage_is_told_once_and_everything_is_asked_for_again() {
     let mut bench = Bench::new();
     let (_, _joined) = bench.relay_join(&["a", "b"]);
-    bench.registry.disconnected();
-    bench.registry.disconnected();
-    let (mut wanted, patterns) = bench.registry.everything();
+    bench.registry.disconnected(|_| true);
+    bench.registry.disconnected(|_| true);
+    let (mut wanted, patterns) = bench.registry.everything(|_| true);
     wanted.sort();
     assert_eq!(topics(&wanted), ["a", "b"]);
     assert_eq!(patterns.len(), 1);
@@ -223,7 +258,7 @@ fn a_relay_without_its_handle_leaves_everything() {
     assert_eq!(gone, ["a", "b"]);
     assert_eq!(patterns, [format!("{PREFIX}*").into_bytes()]);
     assert!(bench.heard.take().is_empty(), "nobody is there to hear");
-    assert_eq!(bench.registry.everything(), (Vec::new(), Vec::new()));
+    assert_eq!(bench.registry.everything(|_| true), (Vec::new(), Vec::new()));
 }
 
 #[test]

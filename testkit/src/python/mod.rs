@@ -1,6 +1,10 @@
 //! The Python side of interoperability tests.
 
+mod peer;
+
 use std::path::{Path, PathBuf};
+
+pub use peer::{Kind, Peer, PeerError, Pending};
 
 /// The interpreter that has `channels_redis` and Django: `GATEWAY_TEST_PYTHON`, else the workspace's
 /// `.venv/bin/python`. Panics if there is none.

@@ -1,10 +1,16 @@
-//! Subscribing: one task owns the connection and everything that depends on it, so that joins and
+//! Subscribing: one task owns the connections and everything that depends on them, so that joins and
 //! leaves happen one after another and what Redis knows always follows what we want.
 
+mod hearing;
+mod link;
+mod links;
 mod members;
+mod probe;
 mod registry;
+mod route;
 mod session;
 mod task;
+mod waiting;
 
 use std::{
     collections::HashMap,
@@ -15,8 +21,14 @@ use std::{
 use parking_lot::Mutex;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 
-use super::{connection::Target, inbox::Inbox};
-use crate::{ChannelName, GroupName, LayerError, RelaySink, stats::Counters};
+use self::{link::Link, links::Links, probe::Probe, registry::Registry, route::Router, session::Kind, task::Task};
+
+use super::{publishers::Publishers, topic};
+use crate::{
+    ChannelName, GroupName, LayerError, RelaySink, name,
+    redis::{connection::Target, inbox::Inbox},
+    stats::Counters,
+};
 
 /// How many orders may wait for the task.
 const ORDERS: usize = 1_024;
@@ -85,16 +97,24 @@ pub(super) struct Subscriber {
 impl Subscriber {
     /// The handle, and the task to run for it.
     pub(super) fn new(
-        target: Target,
-        prefix: String,
+        targets: &[Target],
+        prefix: &str,
+        probe_every: Duration,
+        publishers: Arc<Publishers>,
         counters: Arc<Counters>,
     ) -> (Self, impl Future<Output = ()> + Send + 'static) {
         let (orders, receiver) = mpsc::channel(ORDERS);
         let (ready_sender, ready) = watch::channel(false);
         let directory = Directory::default();
         let relay_gone = Arc::new(Notify::new());
-        let registry = registry::Registry::new(prefix, directory.clone(), counters.clone());
-        let task = task::Task::new(target, registry, counters, ready_sender, receiver, relay_gone.clone());
+        let links = targets.iter().enumerate().map(|(at, target)| {
+            let own = format!("{}{}", topic::channel_prefix(prefix, ""), name::random_hex32());
+            let probe = Probe::new(own.into_bytes().into(), Kind::Plain, probe_every);
+            Link::new(format!("host {} of {}", at + 1, targets.len()), target.clone(), probe)
+        });
+        let links = Links::new(links.collect(), Router::Shards(targets.len()));
+        let registry = Registry::new(prefix.to_owned(), directory.clone(), counters.clone());
+        let task = Task::new(links, registry, publishers, counters, ready_sender, receiver, relay_gone.clone());
         (Self { orders, directory, ready, relay_gone }, task.run())
     }
 

@@ -45,8 +45,8 @@ pub(super) struct Relay {
     pub(super) batch: Vec<Delivery>,
     /// Whether it was told `Disconnected` last.
     pub(super) down: bool,
-    /// Whoever opened it and waits for the confirmation.
-    pub(super) opened: Option<Reply<u64>>,
+    /// Whoever opened it and waits for this many confirmations.
+    pub(super) opened: Option<(Reply<u64>, usize)>,
 }
 
 impl Group {
