@@ -146,7 +146,7 @@ impl Inner {
     /// Our queues of a channel prefix; read from now on.
     fn queues(&self, prefix: &str) -> Result<Vec<Arc<Queue>>, LayerError> {
         let mut queues = self.queues.lock();
-        let full = queues.len() >= MAX_READERS;
+        let (first, full) = (queues.is_empty(), queues.len() >= MAX_READERS);
         match queues.entry(prefix.to_owned()) {
             hash_map::Entry::Occupied(found) => Ok(found.get().clone()),
             hash_map::Entry::Vacant(_) if full => {
@@ -166,7 +166,10 @@ impl Inner {
                 // Python sends to a `!` channel on any shard: see the specification of its shards.
                 for queue in &made {
                     for shard in 0..shards {
-                        shared.set_part(Part::Queue(shard, queue.name.as_str().into()), false);
+                        if first {
+                            // A prefix that comes later must not make everybody think that something broke.
+                            shared.set_part(Part::Queue(shard, queue.name.as_str().into()), false);
+                        }
                         tasks.spawn(reader::read(shared.clone(), shard, queue.clone()));
                     }
                 }
@@ -338,7 +341,7 @@ impl ChannelLayer for RedisCoreLayer {
     fn group_send_later(&self, group: &GroupName, event: &Event) -> Result<(), LayerError> {
         group.check_strict()?;
         let shard = self.0.shared.shard_of(group.as_str());
-        if !self.0.shared.commands.is_connected(shard) {
+        if !self.0.shared.commands.reaches(shard, &self.0.shared.group_key(group)) {
             return Err(Failure::NotConnected.into());
         }
         let body = self.0.shared.codec.body(event)?;

@@ -5,7 +5,7 @@ use std::{
     collections::HashSet,
     sync::{
         Arc,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -56,12 +56,14 @@ pub(super) struct Shared {
     pub(super) demand: Demand,
     /// Told when a relay's handle is gone.
     pub(super) relay_gone: Notify,
-    /// Client ids whose node is gone, as the last heartbeats found.
-    pub(super) dead: Mutex<HashSet<String>>,
+    /// Client ids whose node is gone, as the last heartbeat on each shard found.
+    pub(super) dead: Box<[Mutex<HashSet<String>>]>,
     /// Makes members of queues unique and keeps those of one moment in order.
-    serial: std::sync::atomic::AtomicU64,
+    serial: AtomicU64,
     /// Probes that came back, by their address.
     probes: Mutex<HashSet<String>>,
+    /// Whether everything was there once.
+    complete_before: AtomicBool,
     warned: Mutex<Option<Instant>>,
 }
 
@@ -116,6 +118,7 @@ impl Shared {
         health: Health,
         counters: Arc<Counters>,
     ) -> Self {
+        let dead = (0..commands.shards()).map(|_| Mutex::default()).collect();
         let clients = (0..settings.clients).map(|_| name::random_hex32()).collect();
         Self {
             settings,
@@ -128,9 +131,10 @@ impl Shared {
             counters,
             demand: Demand::default(),
             relay_gone: Notify::new(),
-            dead: Mutex::default(),
-            serial: std::sync::atomic::AtomicU64::new(0),
+            dead,
+            serial: AtomicU64::new(0),
             probes: Mutex::default(),
+            complete_before: AtomicBool::new(false),
             warned: Mutex::new(None),
         }
     }
@@ -323,9 +327,13 @@ impl Shared {
             let mut outbound = Outbound::default();
             self.state.lock().tell(!whole, &mut outbound);
             outbound.hand_over();
-            match whole {
-                true => tracing::debug!("channel layer complete"),
-                false => tracing::warn!("channel layer incomplete: events may be late or missing"),
+            if whole {
+                if self.complete_before.swap(true, Ordering::Relaxed) {
+                    self.counters.reconnected();
+                    tracing::info!("channel layer complete again");
+                }
+            } else {
+                tracing::warn!("channel layer incomplete: events may be late or missing");
             }
         });
     }
@@ -340,8 +348,7 @@ impl Shared {
         let mut outbound = Outbound::default();
         for Arrival { message, score } in arrivals {
             // Nobody has looked at the age of what waited: senders do, and none may have come since.
-            if score < now - expiry {
-                self.counters.expired(1);
+            if self.is_expired(score, now) {
                 continue;
             }
             let payload = message.get(self.settings.random_prefix..).unwrap_or_default();
@@ -374,6 +381,13 @@ impl Shared {
             self.counters.unclaimed(nobody);
         }
         outbound.hand_over();
+    }
+
+    /// Whether a message has waited too long; counts it then.
+    pub(super) fn is_expired(&self, score: f64, now: f64) -> bool {
+        let expired = self.clock.is_set() && score < now - self.settings.expiry as f64;
+        self.counters.expired(u64::from(expired));
+        expired
     }
 
     /// Notes a probe that came back.
