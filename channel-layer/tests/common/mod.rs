@@ -12,7 +12,7 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
-use channel_layer::{ChannelLayer, ChannelName, Delivery, Event, GroupName, Relay, RelaySink};
+use channel_layer::{ChannelLayer, ChannelName, Delivery, Event, GroupName, Relay, RelaySink, Value};
 use serde_json::{Value as Json, json};
 use testkit::redis::RedisServer;
 use tokio::sync::mpsc;
@@ -116,6 +116,24 @@ pub fn as_event(json: &Json) -> Event {
     Event::from_serialize(json).unwrap()
 }
 
+/// As a Python peer would answer it: keys without order, bytes as `{"hex": "00ff"}`.
 pub fn as_json(event: &Event) -> Json {
-    event.deserialize().unwrap()
+    event.iter().map(|(key, value)| (key.to_owned(), value_as_json(value))).collect()
+}
+
+fn value_as_json(value: &Value) -> Json {
+    match value {
+        Value::Null => Json::Null,
+        Value::Bool(value) => json!(value),
+        Value::Int(value) => json!(value),
+        Value::UInt(value) => json!(value),
+        Value::Float(value) => json!(value),
+        Value::Text(value) => json!(value),
+        Value::Bytes(bytes) => {
+            let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+            json!({ "hex": hex })
+        }
+        Value::List(items) => items.iter().map(value_as_json).collect(),
+        Value::Map(items) => items.iter().map(|(key, value)| (key.clone(), value_as_json(value))).collect(),
+    }
 }
