@@ -22,6 +22,8 @@
 #[doc = include_str!("../README.md")]
 struct Readme;
 
+mod capacity;
+mod codec;
 #[cfg(feature = "contract")]
 pub mod contract;
 mod error;
@@ -33,9 +35,11 @@ mod redis;
 mod shard;
 mod stats;
 
+pub use capacity::ChannelPattern;
+pub use codec::Serializer;
 pub use error::{BoxError, EventError, LayerError, NameError};
 pub use event::{Event, MAX_DEPTH, MAX_VALUES, Value};
 pub use layer::{ChannelLayer, Delivery, LayerStats, Relay, RelayBackend, RelaySink};
 pub use memory::MemoryLayer;
 pub use name::{ChannelName, GroupName, MAX_ANY_NAME, MAX_NAME};
-pub use redis::{RedisPubSubBuilder, RedisPubSubLayer};
+pub use redis::{Host, RedisPubSubBuilder, RedisPubSubLayer};

@@ -301,7 +301,7 @@ impl Worker {
     /// Tries for ever; from the first failure on, everything queued fails. `None` when closed.
     async fn connect(&mut self) -> Option<Connection> {
         loop {
-            match self.target.open(self.name).await {
+            let pause = match self.target.open(self.name).await {
                 Ok(connection) => {
                     // A new number also if nobody noticed the loss: the server may be another one.
                     self.shared.connection.send_modify(|connection| *connection += 1 + *connection % 2);
@@ -312,9 +312,10 @@ impl Worker {
                         tracing::warn!(%error, connection = self.name, "Redis is away: commands fail");
                     }
                     self.fail_queued();
+                    self.backoff.pause_after(&error)
                 }
-            }
-            let pause = sleep(self.backoff.next_pause());
+            };
+            let pause = sleep(pause);
             tokio::pin!(pause);
             loop {
                 tokio::select! {

@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     LayerError,
-    redis::{connection::Target, publisher::Publisher},
+    redis::{Host, connection::Target, publisher::Publisher, tls::TlsOptions, topology::Topology},
     stats::Counters,
 };
 
@@ -24,16 +24,22 @@ const PROBE: Duration = Duration::from_secs(10);
 /// How a [`RedisPubSubLayer`] is set up.
 #[derive(Clone)]
 pub struct RedisPubSubBuilder {
-    hosts: Vec<String>,
+    hosts: Vec<Host>,
     prefix: String,
     raw_group_names: bool,
-    roots: Option<Vec<u8>>,
+    tls: TlsOptions,
     probe_every: Duration,
 }
 
 impl RedisPubSubBuilder {
-    pub(super) fn new(hosts: Vec<String>) -> Self {
-        Self { hosts, prefix: "asgi".to_owned(), raw_group_names: false, roots: None, probe_every: PROBE }
+    pub(super) fn new(hosts: Vec<Host>) -> Self {
+        Self {
+            hosts,
+            prefix: "asgi".to_owned(),
+            raw_group_names: false,
+            tls: TlsOptions::default(),
+            probe_every: PROBE,
+        }
     }
 
     /// The text before every group and channel name in Redis, `asgi` by default as in Python; all
@@ -55,7 +61,15 @@ impl RedisPubSubBuilder {
     /// The certificates (PEM) to trust for `rediss://`, instead of the public authorities.
     #[must_use]
     pub fn root_certificates(mut self, pem: &[u8]) -> Self {
-        self.roots = Some(pem.to_vec());
+        self.tls.roots = Some(pem.to_vec());
+        self
+    }
+
+    /// The certificate to show to servers that want one, with its chain, and its key (both PEM); for
+    /// `rediss://`.
+    #[must_use]
+    pub fn client_certificate(mut self, chain: &[u8], key: &[u8]) -> Self {
+        self.tls.client = Some((chain.to_vec(), key.to_vec()));
         self
     }
 
@@ -115,11 +129,11 @@ impl RedisPubSubBuilder {
         })))
     }
 
-    fn targets(&self) -> Result<Vec<Target>, LayerError> {
-        if self.hosts.is_empty() {
-            return Err(LayerError::Config("there must be at least one host".into()));
+    fn targets(&self) -> Result<Arc<[Target]>, LayerError> {
+        match Topology::of(&self.hosts, &self.tls)? {
+            Topology::Shards(targets) => Ok(targets),
+            Topology::Cluster(_) => Err(LayerError::Config("Redis Cluster is not supported yet".into())),
         }
-        self.hosts.iter().map(|host| Target::parse(host, self.roots.as_deref())).collect()
     }
 }
 

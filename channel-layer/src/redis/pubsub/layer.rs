@@ -13,7 +13,8 @@ use super::{
     topic,
 };
 use crate::{
-    ChannelLayer, ChannelName, Event, GroupName, LayerError, LayerStats, Relay, RelaySink, name, stats::Counters,
+    ChannelLayer, ChannelName, Event, GroupName, LayerError, LayerStats, Relay, RelaySink, name, redis::Host,
+    stats::Counters,
 };
 
 /// How long `ping` may take.
@@ -55,15 +56,17 @@ pub(super) struct Inner {
 }
 
 impl RedisPubSubLayer {
-    /// Starts a set-up. `url` is `redis://[[user]:password@]host[:port]`, `rediss://…` for TLS, or
-    /// `unix:///path`; a database number is accepted and, as pub/sub knows none, ignored.
+    /// Starts a set-up. `url` is one of the texts of [`Host`]: `redis://[[user]:password@]host[:port]`,
+    /// `rediss://…` for TLS, `unix:///path`, or `redis+sentinel://host,host/name`. A database number
+    /// changes nothing, as pub/sub is the same in all of them.
     pub fn builder(url: &str) -> RedisPubSubBuilder {
         Self::builder_with_hosts([url])
     }
 
-    /// Starts a set-up with several hosts, each as for [`builder`](Self::builder). Their order counts: it
-    /// decides where each group and channel is found, and must be the same in all processes of a site.
-    pub fn builder_with_hosts(hosts: impl IntoIterator<Item: Into<String>>) -> RedisPubSubBuilder {
+    /// Starts a set-up with several hosts, each a text as for [`builder`](Self::builder) or a [`Host`].
+    /// Their order counts: it decides where each group and channel is found, and must be the same in all
+    /// processes of a site.
+    pub fn builder_with_hosts(hosts: impl IntoIterator<Item: Into<Host>>) -> RedisPubSubBuilder {
         RedisPubSubBuilder::new(hosts.into_iter().map(Into::into).collect())
     }
 

@@ -104,7 +104,7 @@ impl Link {
             _ => tracing::debug!(%link, %error, "Redis is still away"),
         }
         self.failures += 1;
-        self.state = State::Opening(attempt(&self.target, self.backoff.next_pause()));
+        self.state = State::Opening(attempt(&self.target, self.backoff.pause_after(error)));
     }
 
     /// Throws the connection away and begins to make a new one.
@@ -179,6 +179,7 @@ impl Link {
 
     /// Subscribes to the topic of the probe.
     pub(super) fn subscribe_probe(&mut self) {
+        self.probe.allow(true);
         let (kind, topic) = (self.probe.kind, self.probe.topic.clone());
         if let Some(session) = self.session() {
             session.subscribe(kind, &[topic]);
