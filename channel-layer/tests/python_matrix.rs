@@ -1,15 +1,15 @@
 //! Both layers against the real `channels_redis`, in every setting that changes the bytes or their way,
 //! in both directions: groups, direct sends, plain channels.
 //!
-//! The shards of the core layer are databases of one server. Pub/sub knows no databases, so there each is
-//! a server of its own: a message on a wrong shard is heard by nobody.
+//! Each shard is a server of its own, so that a message on a wrong one is heard by nobody; but the three
+//! of the core layer are databases of one server. (Pub/sub knows no databases.)
 #![allow(clippy::unwrap_used, missing_docs, reason = "tests")]
 
 mod common;
 
 use std::sync::{Arc, OnceLock};
 
-use channel_layer::{ChannelLayer, ChannelName, RedisPubSubLayer};
+use channel_layer::{ChannelLayer, ChannelName, RedisPubSubLayer, Serializer};
 use serde_json::{Value as Json, json};
 use testkit::python::{Kind, Peer};
 use testkit::redis::RedisServer;
@@ -32,6 +32,19 @@ enum Setting {
     Prefix,
 }
 
+impl Setting {
+    fn is_encrypted(self) -> bool {
+        matches!(self, Self::Encrypted | Self::EncryptedJson)
+    }
+
+    fn is_json(self) -> bool {
+        matches!(self, Self::Json | Self::EncryptedJson)
+    }
+}
+
+/// Python writes with the first and we with the second.
+const KEYS: [&str; 2] = ["this site's key ✓", "the key before it"];
+
 /// The servers that all tests share; each test has names of its own. They end with this process.
 fn servers() -> &'static [RedisServer] {
     static SERVERS: OnceLock<Vec<RedisServer>> = OnceLock::new();
@@ -39,19 +52,18 @@ fn servers() -> &'static [RedisServer] {
 }
 
 fn hosts(kind: Kind, shards: usize) -> Vec<String> {
-    match kind {
-        Kind::Core => (0..shards).map(|number| servers()[0].database(number as u8)).collect(),
-        Kind::PubSub => servers()[..shards].iter().map(RedisServer::url).collect(),
+    match (kind, shards) {
+        (Kind::Core, 3) => (0..3).map(|number| servers()[0].database(number)).collect(),
+        _ => servers()[..shards].iter().map(RedisServer::url).collect(),
     }
 }
 
 fn python(kind: Kind, setting: Setting, hosts: &[String], name: &str) -> Peer {
     let mut config = json!({"hosts": hosts});
-    if matches!(setting, Setting::Encrypted | Setting::EncryptedJson) {
-        // The other side writes with the second key, and reads what the first has written.
-        config["symmetric_encryption_keys"] = json!(["this site's key ✓", "the key before it"]);
+    if setting.is_encrypted() {
+        config["symmetric_encryption_keys"] = json!(KEYS);
     }
-    if matches!(setting, Setting::Json | Setting::EncryptedJson) {
+    if setting.is_json() {
         config["serializer_format"] = json!("json");
     }
     if setting == Setting::Prefix {
@@ -71,6 +83,12 @@ macro_rules! configured {
         if $setting == Setting::Prefix {
             builder = builder.prefix(&prefix($name));
         }
+        if $setting.is_encrypted() {
+            builder = builder.encryption_keys(&[KEYS[1].to_owned(), KEYS[0].to_owned()]);
+        }
+        if $setting.is_json() {
+            builder = builder.serializer(Serializer::Json);
+        }
         builder.connect().await.unwrap()
     }};
 }
@@ -86,14 +104,12 @@ async fn rust(kind: Kind, setting: Setting, hosts: &[String], name: &str) -> Arc
 fn both(setting: Setting, n: usize) -> (Json, channel_layer::Event) {
     let mut message = message(n);
     let event = as_event(&message);
-    match setting {
-        // JSON has no bytes.
-        Setting::Json | Setting::EncryptedJson => (message, event),
-        _ => {
-            message["bytes"] = json!({"hex": "00ff"});
-            (message, event.with("bytes", vec![0_u8, 0xff]))
-        }
+    // JSON has no bytes.
+    if setting.is_json() {
+        return (message, event);
     }
+    message["bytes"] = json!({"hex": "00ff"});
+    (message, event.with("bytes", vec![0_u8, 0xff]))
 }
 
 /// One site: a Python process and this one.
@@ -274,6 +290,15 @@ macro_rules! matrices {
             plain_on_1_host, Plain, 1;
             plain_on_3_hosts, Plain, 3;
             plain_on_10_hosts, Plain, 10;
+            encrypted_on_1_host, Encrypted, 1;
+            encrypted_on_3_hosts, Encrypted, 3;
+            encrypted_on_10_hosts, Encrypted, 10;
+            json_on_1_host, Json, 1;
+            json_on_3_hosts, Json, 3;
+            json_on_10_hosts, Json, 10;
+            encrypted_json_on_1_host, EncryptedJson, 1;
+            encrypted_json_on_3_hosts, EncryptedJson, 3;
+            encrypted_json_on_10_hosts, EncryptedJson, 10;
             prefix_on_1_host, Prefix, 1;
             prefix_on_3_hosts, Prefix, 3;
             prefix_on_10_hosts, Prefix, 10;
