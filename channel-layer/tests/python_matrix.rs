@@ -3,7 +3,7 @@
 //!
 //! Each shard is a server of its own, so that a message on a wrong one is heard by nobody; but the three
 //! of the core layer are databases of one server. (Pub/sub knows no databases.)
-#![allow(clippy::unwrap_used, missing_docs, reason = "tests")]
+#![allow(clippy::unwrap_used, clippy::expect_used, missing_docs, reason = "tests")]
 
 mod common;
 
