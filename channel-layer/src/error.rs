@@ -67,6 +67,9 @@ pub enum EventError {
     /// The outermost value is not a map.
     #[error("event is not a map")]
     NotAMap,
+    /// An event sent to a channel has the key `__asgi_channel__`, in which the core layer names receivers.
+    #[error("the key __asgi_channel__ is reserved")]
+    ReservedKey,
     /// More than [`MAX_DEPTH`](crate::MAX_DEPTH) levels of lists and maps.
     #[error("event is nested too deeply")]
     TooDeep,
@@ -76,6 +79,13 @@ pub enum EventError {
     /// The bytes are not what Python's reader would accept; the text says what is wrong.
     #[error("malformed payload: {0}")]
     Malformed(&'static str),
+    /// An encrypted payload was expected, and this is not one that any of the configured keys opens:
+    /// the sender has other keys, or none.
+    #[error("payload is not encrypted with a known key")]
+    WrongKey,
+    /// An encrypted payload is older than it may be, or more than a minute from the future.
+    #[error("encrypted payload is too old or from the future")]
+    WrongAge,
     /// A value has no form in the format: bytes in JSON, an integer beyond 64 bits.
     #[error("value cannot be represented: {0}")]
     Unsupported(&'static str),

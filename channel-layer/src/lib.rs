@@ -22,6 +22,8 @@
 #[doc = include_str!("../README.md")]
 struct Readme;
 
+mod capacity;
+mod codec;
 #[cfg(feature = "contract")]
 pub mod contract;
 mod error;
@@ -33,6 +35,8 @@ mod redis;
 mod shard;
 mod stats;
 
+pub use capacity::ChannelPattern;
+pub use codec::Serializer;
 pub use error::{BoxError, EventError, LayerError, NameError};
 pub use event::{Event, MAX_DEPTH, MAX_VALUES, Value};
 pub use layer::{ChannelLayer, Delivery, LayerStats, Relay, RelayBackend, RelaySink};

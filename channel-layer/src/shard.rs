@@ -32,3 +32,71 @@ fn hash_tag(key: &[u8]) -> Option<&[u8]> {
     let close = inside.iter().position(|byte| *byte == b'}')?;
     (close > 0).then(|| &inside[..close])
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::codec::golden;
+
+    #[test]
+    fn names_are_on_the_shards_where_python_puts_them() {
+        let vectors = golden::vectors();
+        let mut checked = 0;
+        for case in vectors["shards"].as_array().unwrap() {
+            let name = case["name"].as_str().unwrap();
+            assert_eq!(format!("{:08x}", crc32fast::hash(name.as_bytes())), case["crc32"].as_str().unwrap());
+            for (shards, index) in case["shard_by_ring_size"].as_object().unwrap() {
+                assert_eq!(shard(name.as_bytes(), shards.parse().unwrap()) as u64, index.as_u64().unwrap(), "{name}");
+                checked += 1;
+            }
+        }
+        assert_eq!(checked, 37 * 8);
+    }
+
+    #[test]
+    fn rings_where_integers_would_round_otherwise_are_divided_in_floats() {
+        let vectors = golden::vectors();
+        let cases = vectors["shard_integer_formula_differs"].as_array().unwrap();
+        assert_eq!(cases.len(), 5);
+        for case in cases {
+            let (low, shards) = (case["low12"].as_u64().unwrap(), case["ring_size"].as_u64().unwrap());
+            // Any name with these low bits will do.
+            let name = (0..)
+                .map(|n: u32| n.to_string())
+                .find(|name| u64::from(crc32fast::hash(name.as_bytes()) % RING) == low);
+            let index = shard(name.unwrap().as_bytes(), shards as usize) as u64;
+            assert_eq!(index, case["python"].as_u64().unwrap(), "{case}");
+            assert_ne!(index, case["integer_formula"].as_u64().unwrap());
+        }
+    }
+
+    #[test]
+    fn every_shard_index_exists() {
+        for shards in [0, 1, 2, 3, 10, 185, 4096, 5000, usize::MAX] {
+            for name in 0..2000 {
+                assert!(shard(name.to_string().as_bytes(), shards) < shards.max(1));
+            }
+        }
+    }
+
+    #[test]
+    fn slots_are_those_of_redis_cluster() {
+        // CLUSTER KEYSLOT of Redis 7.0.
+        for (key, expected) in [
+            ("123456789", 0x31c3),
+            ("", 0),
+            ("foo", 12_182),
+            ("foo{hash_tag}", 2_515),
+            ("{hash_tag}bar", 2_515),
+            ("hash_tag", 2_515),
+            ("foo{}{bar}", 8_363),
+            ("foo{{bar}}zap", 4_015),
+            ("foo{bar}{zap}", 5_061),
+            ("bar", 5_061),
+            ("foo{bar", 15_278),
+            ("foo}bar{", 11_073),
+        ] {
+            assert_eq!(slot(key.as_bytes()), expected, "{key}");
+        }
+    }
+}

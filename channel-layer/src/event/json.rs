@@ -1,74 +1,97 @@
 //! JSON as Python's `json.dumps` writes it in its default form.
 
-use super::{Event, Value};
+mod read;
+
+use std::io::Write;
+
+use super::Value;
 use crate::EventError;
+
+pub(super) use self::read::decode;
 
 /// The caller has checked depth and number of values.
 pub(super) fn encode(entries: &[(String, Value)]) -> Result<Vec<u8>, EventError> {
-    let mut out = String::with_capacity(128);
+    let mut out = Vec::with_capacity(128);
     write_map(&mut out, entries)?;
-    Ok(out.into_bytes())
+    Ok(out)
 }
 
-pub(super) fn decode(payload: &[u8]) -> Result<Event, EventError> {
-    let event: Event = serde_json::from_slice(payload).map_err(|error| match error.classify() {
-        serde_json::error::Category::Eof => EventError::Malformed("JSON ends too early"),
-        serde_json::error::Category::Data => EventError::NotAMap,
-        _ => EventError::Malformed("not JSON"),
-    })?;
-    event.check()?;
-    Ok(event)
-}
-
-fn write_map(out: &mut String, entries: &[(String, Value)]) -> Result<(), EventError> {
-    out.push('{');
+fn write_map(out: &mut Vec<u8>, entries: &[(String, Value)]) -> Result<(), EventError> {
+    out.push(b'{');
     for (at, (key, value)) in entries.iter().enumerate() {
-        if at > 0 {
-            out.push_str(", ");
-        }
-        write_text(out, key);
-        out.push_str(": ");
-        write_value(out, value)?;
+        write_entry(out, at == 0, key, value)?;
     }
-    out.push('}');
+    out.push(b'}');
     Ok(())
 }
 
-fn write_value(out: &mut String, value: &Value) -> Result<(), EventError> {
+/// One key and its value, behind a comma unless it is the first.
+pub(crate) fn write_entry(out: &mut Vec<u8>, first: bool, key: &str, value: &Value) -> Result<(), EventError> {
+    write_key(out, first, key);
+    write_value(out, value)
+}
+
+/// As [`write_entry`], but the caller writes the value.
+pub(crate) fn write_key(out: &mut Vec<u8>, first: bool, key: &str) {
+    separate(out, first);
+    write_text(out, key);
+    out.extend_from_slice(b": ");
+}
+
+fn separate(out: &mut Vec<u8>, first: bool) {
+    if !first {
+        out.extend_from_slice(b", ");
+    }
+}
+
+/// A list of texts.
+pub(crate) fn write_texts(out: &mut Vec<u8>, texts: &[&str]) {
+    out.push(b'[');
+    for (at, text) in texts.iter().enumerate() {
+        separate(out, at == 0);
+        write_text(out, text);
+    }
+    out.push(b']');
+}
+
+fn write_value(out: &mut Vec<u8>, value: &Value) -> Result<(), EventError> {
     match value {
-        Value::Null => out.push_str("null"),
-        Value::Bool(true) => out.push_str("true"),
-        Value::Bool(false) => out.push_str("false"),
-        Value::Int(v) => out.push_str(&v.to_string()),
-        Value::UInt(v) => out.push_str(&v.to_string()),
+        Value::Null => out.extend_from_slice(b"null"),
+        Value::Bool(true) => out.extend_from_slice(b"true"),
+        Value::Bool(false) => out.extend_from_slice(b"false"),
+        Value::Int(v) => write_number(out, format_args!("{v}")),
+        Value::UInt(v) => write_number(out, format_args!("{v}")),
         Value::Float(v) => write_float(out, *v),
         Value::Text(v) => write_text(out, v),
         Value::Bytes(_) => return Err(EventError::Unsupported("bytes in JSON")),
         Value::List(items) => {
-            out.push('[');
+            out.push(b'[');
             for (at, item) in items.iter().enumerate() {
-                if at > 0 {
-                    out.push_str(", ");
-                }
+                separate(out, at == 0);
                 write_value(out, item)?;
             }
-            out.push(']');
+            out.push(b']');
         }
         Value::Map(entries) => write_map(out, entries)?,
     }
     Ok(())
 }
 
+fn write_number(out: &mut Vec<u8>, number: std::fmt::Arguments<'_>) {
+    // Writing into memory cannot fail.
+    let _ = out.write_fmt(number);
+}
+
 /// Python's `repr` of a float: the shortest digits that read back, plain between 1e-4 and 1e16.
-fn write_float(out: &mut String, v: f64) {
+fn write_float(out: &mut Vec<u8>, v: f64) {
     if v.is_nan() {
-        return out.push_str("NaN");
+        return out.extend_from_slice(b"NaN");
     }
     if v.is_infinite() {
-        return out.push_str(if v > 0.0 { "Infinity" } else { "-Infinity" });
+        return out.extend_from_slice(if v > 0.0 { b"Infinity" } else { b"-Infinity" });
     }
     if v == 0.0 || (1e-4..1e16).contains(&v.abs()) {
-        return out.push_str(&format!("{v:?}"));
+        return write_number(out, format_args!("{v:?}"));
     }
     // Rust writes `1e16` and `1e-5`; Python writes `1e+16` and `1e-05`.
     let digits = format!("{v:e}");
@@ -77,34 +100,42 @@ fn write_float(out: &mut String, v: f64) {
         Some(exponent) => ('-', exponent),
         None => ('+', exponent),
     };
-    out.push_str(mantissa);
-    out.push('e');
-    out.push(sign);
-    if exponent.len() < 2 {
-        out.push('0');
-    }
-    out.push_str(exponent);
+    write_number(out, format_args!("{mantissa}e{sign}{exponent:0>2}"));
 }
 
-fn write_text(out: &mut String, text: &str) {
-    out.push('"');
-    for c in text.chars() {
-        match c {
-            '"' => out.push_str("\\\""),
-            '\\' => out.push_str("\\\\"),
-            '\n' => out.push_str("\\n"),
-            '\r' => out.push_str("\\r"),
-            '\t' => out.push_str("\\t"),
-            '\u{8}' => out.push_str("\\b"),
-            '\u{c}' => out.push_str("\\f"),
-            ' '..='~' => out.push(c),
-            _ => {
-                let mut units = [0; 2];
-                for unit in c.encode_utf16(&mut units) {
-                    out.push_str(&format!("\\u{unit:04x}"));
-                }
+/// Text in quotes, everything beyond printable ASCII escaped.
+pub(crate) fn write_text(out: &mut Vec<u8>, text: &str) {
+    out.push(b'"');
+    let mut rest = text;
+    while let Some(plain) = rest.bytes().position(|byte| !matches!(byte, b' '..=b'~') || matches!(byte, b'"' | b'\\')) {
+        // The bytes before are ASCII, so this is a border of characters.
+        let (before, after) = rest.split_at(plain);
+        out.extend_from_slice(before.as_bytes());
+        let mut chars = after.chars();
+        if let Some(c) = chars.next() {
+            write_escaped(out, c);
+        }
+        rest = chars.as_str();
+    }
+    out.extend_from_slice(rest.as_bytes());
+    out.push(b'"');
+}
+
+fn write_escaped(out: &mut Vec<u8>, c: char) {
+    match c {
+        '"' => out.extend_from_slice(b"\\\""),
+        '\\' => out.extend_from_slice(b"\\\\"),
+        '\n' => out.extend_from_slice(b"\\n"),
+        '\r' => out.extend_from_slice(b"\\r"),
+        '\t' => out.extend_from_slice(b"\\t"),
+        '\u{8}' => out.extend_from_slice(b"\\b"),
+        '\u{c}' => out.extend_from_slice(b"\\f"),
+        _ => {
+            const HEX: &[u8; 16] = b"0123456789abcdef";
+            for unit in c.encode_utf16(&mut [0; 2]) {
+                out.extend_from_slice(b"\\u");
+                out.extend([12, 8, 4, 0].map(|shift| HEX[usize::from(*unit >> shift & 0xf)]));
             }
         }
     }
-    out.push('"');
 }

@@ -1,8 +1,8 @@
 //! Events: what travels on a layer, and its encodings.
 
 mod de;
-mod json;
-mod msgpack;
+pub(crate) mod json;
+pub(crate) mod msgpack;
 mod ser;
 mod value;
 
@@ -18,6 +18,8 @@ use crate::EventError;
 pub const MAX_DEPTH: usize = 128;
 /// The most values one event may hold; more are refused before memory is spent on them.
 pub const MAX_VALUES: usize = 1 << 20;
+/// The key in which the core layer names the receivers of a message. No event may use it.
+pub(crate) const RESERVED_KEY: &str = "__asgi_channel__";
 
 /// A message of the layer: an ordered map with text keys, of which `type` picks the handler.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -109,6 +111,19 @@ impl Event {
         T::deserialize(de::MapRef(&self.0))
     }
 
+    /// The keys and values in order.
+    pub(crate) fn entries(&self) -> &[(String, Value)] {
+        &self.0
+    }
+
+    /// Whether the event can be sent to a channel: `__asgi_channel__` is the layer's own key there.
+    pub(crate) fn refuse_reserved(&self) -> Result<(), EventError> {
+        match self.get(RESERVED_KEY) {
+            None => Ok(()),
+            Some(_) => Err(EventError::ReservedKey),
+        }
+    }
+
     /// Whether the event can travel at all: not nested too deeply, not too many values.
     pub(crate) fn check(&self) -> Result<(), EventError> {
         let mut values = 0;
@@ -137,9 +152,10 @@ impl Event {
     }
 
     /// Reads a JSON object. Stricter than Python's reader: `NaN`, `Infinity` and lone surrogates are
-    /// refused, as are integers beyond 64 bits and more than 128 levels.
+    /// refused, as are integers beyond 64 bits, more than [`MAX_DEPTH`] levels or [`MAX_VALUES`] values,
+    /// and encodings other than UTF-8. The last of equal keys counts.
     pub fn from_json(payload: &[u8]) -> Result<Self, EventError> {
-        json::decode(payload)
+        json::decode(payload).map(Self)
     }
 }
 

@@ -13,13 +13,31 @@ pub(super) fn encode(entries: &[(String, Value)]) -> Result<Vec<u8>, EventError>
 }
 
 fn write_map(out: &mut Vec<u8>, entries: &[(String, Value)]) -> Result<(), EventError> {
-    done(encode::write_map_len(out, length(entries.len())?))?;
-    for (key, value) in entries {
-        length(key.len())?;
-        done(encode::write_str(out, key))?;
-        write_value(out, value)?;
-    }
-    Ok(())
+    write_map_len(out, entries.len())?;
+    entries.iter().try_for_each(|(key, value)| write_entry(out, key, value))
+}
+
+/// What comes before the entries of a map.
+pub(crate) fn write_map_len(out: &mut Vec<u8>, entries: usize) -> Result<(), EventError> {
+    done(encode::write_map_len(out, length(entries)?))
+}
+
+/// One key and its value.
+pub(crate) fn write_entry(out: &mut Vec<u8>, key: &str, value: &Value) -> Result<(), EventError> {
+    write_text(out, key)?;
+    write_value(out, value)
+}
+
+/// Text, also as the key of a map.
+pub(crate) fn write_text(out: &mut Vec<u8>, text: &str) -> Result<(), EventError> {
+    length(text.len())?;
+    done(encode::write_str(out, text))
+}
+
+/// A list of texts.
+pub(crate) fn write_texts(out: &mut Vec<u8>, texts: &[&str]) -> Result<(), EventError> {
+    done(encode::write_array_len(out, length(texts.len())?))?;
+    texts.iter().try_for_each(|text| write_text(out, text))
 }
 
 fn write_value(out: &mut Vec<u8>, value: &Value) -> Result<(), EventError> {
@@ -29,10 +47,7 @@ fn write_value(out: &mut Vec<u8>, value: &Value) -> Result<(), EventError> {
         Value::Int(v) => done(encode::write_sint(out, *v)),
         Value::UInt(v) => done(encode::write_uint(out, *v)),
         Value::Float(v) => done(encode::write_f64(out, *v)),
-        Value::Text(v) => {
-            length(v.len())?;
-            done(encode::write_str(out, v))
-        }
+        Value::Text(v) => write_text(out, v),
         Value::Bytes(v) => {
             length(v.len())?;
             done(encode::write_bin(out, v))
