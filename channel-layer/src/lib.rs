@@ -28,6 +28,9 @@ mod codec;
 pub mod contract;
 mod error;
 mod event;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 mod layer;
 mod memory;
 mod name;
