@@ -9,6 +9,8 @@ mod url;
 
 use std::sync::Arc;
 
+use futures_util::future::try_join_all;
+
 pub use self::host::Host;
 use self::host::Resolved;
 #[allow(unused_imports, reason = "for the layers that are being built on it")]
@@ -18,7 +20,7 @@ pub(super) use self::{
     slots::{Node, Redirection},
 };
 use super::{connection::Target, tls::TlsOptions};
-use crate::LayerError;
+use crate::{BoxError, LayerError};
 
 /// What a layer's hosts are together.
 #[derive(Clone)]
@@ -35,6 +37,19 @@ impl Topology {
         Self::of(&hosts, tls)
     }
 
+    /// Makes a connection to everything and lets it go again, to see whether it works.
+    pub(super) async fn try_out(&self) -> Result<(), BoxError> {
+        const NAME: &str = "channel-layer:probe";
+        match self {
+            Self::Shards(targets) => try_join_all(targets.iter().map(|target| target.open(NAME))).await.map(drop),
+            Self::Cluster(cluster) => {
+                cluster.refresh().await?;
+                let targets: Vec<_> = cluster.nodes().iter().map(|node| cluster.target(node)).collect();
+                try_join_all(targets.iter().map(|target| target.open(NAME))).await.map(drop)
+            }
+        }
+    }
+
     /// Several hosts are shards, in this order; a cluster has to be alone.
     pub(super) fn of(hosts: &[Host], tls: &TlsOptions) -> Result<Self, LayerError> {
         let mut targets = Vec::with_capacity(hosts.len());
@@ -46,7 +61,7 @@ impl Topology {
                 Resolved::Target(target) => targets.push(target),
                 Resolved::Cluster(cluster) if hosts.len() == 1 => {
                     needs(secure, tls)?;
-                    return Ok(Self::Cluster(Arc::new(cluster)));
+                    return Ok(Self::Cluster(cluster));
                 }
                 Resolved::Cluster(_) => {
                     return Err(LayerError::Config("a cluster cannot be one of several hosts".into()));
