@@ -49,6 +49,7 @@ impl Task {
             .iter()
             .map(|node| {
                 links.named(node, || {
+                    // `place_probes` gives it a topic.
                     let probe = Probe::new(Topic::default(), Kind::Sharded, self.probe_every);
                     Link::new(node.to_string(), cluster.target(node), probe)
                 })
@@ -115,7 +116,7 @@ impl Task {
         let now = Instant::now();
         for at in 0..self.links.count() {
             let router = self.links.router();
-            let fits = |topic: &[u8]| router.link_of(topic) == Some(at);
+            let fits = |topic: &[u8]| !topic.is_empty() && router.link_of(topic) == Some(at);
             let found = || {
                 let names = std::iter::repeat_with(|| {
                     let prefix = topic::group_prefix(&self.prefix);
@@ -145,14 +146,14 @@ impl Task {
             return false;
         }
         mapper.again.push(topic.clone());
-        mapper.ask();
+        mapper.doubt();
         true
     }
 
     /// A node has ended a subscription by itself; `false` if that can not be.
     pub(super) fn has_moved(&mut self, at: usize, topic: &Topic) -> bool {
         let Some(mapper) = &mut self.mapper else { return false };
-        mapper.ask();
+        mapper.doubt();
         if self.links.router().takes(topic, at) && self.registry.ended(topic) {
             mapper.again.push(topic.clone());
             self.ready.send_replace(false);

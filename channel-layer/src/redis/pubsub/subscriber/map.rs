@@ -18,6 +18,9 @@ use crate::{
 /// How often to ask while all is well: a node that has handed its slots over keeps its subscribers.
 const EVERY: Duration = Duration::from_secs(10);
 
+/// How long the answers may still be old after a node has said that slots have moved.
+const DOUBT: Duration = Duration::from_secs(3);
+
 pub(super) struct Mapper {
     pub(super) cluster: Arc<Cluster>,
     version: watch::Receiver<u64>,
@@ -26,6 +29,8 @@ pub(super) struct Mapper {
     urgent: bool,
     /// Not before this.
     next: Instant,
+    /// Until then it is asked for as if not all were well.
+    doubtful: Instant,
     backoff: Backoff,
     failing: bool,
     was_whole: bool,
@@ -47,6 +52,7 @@ impl Mapper {
             asking: None,
             urgent: false,
             next: Instant::now(),
+            doubtful: Instant::now(),
             backoff,
             failing: false,
             was_whole: false,
@@ -70,6 +76,12 @@ impl Mapper {
         }
     }
 
+    /// A node has shown that the map is wrong; the others may not know it yet.
+    pub(super) fn doubt(&mut self) {
+        self.doubtful = Instant::now() + DOUBT;
+        self.ask();
+    }
+
     /// Ready when an answer has come, or none.
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let Some(asking) = &mut self.asking else { return Poll::Pending };
@@ -91,7 +103,7 @@ impl Mapper {
     /// To be called often; `settled` if every subscription is where it belongs. Tells whether others have
     /// found a new map.
     pub(super) fn tick(&mut self, now: Instant, settled: bool) -> bool {
-        let wanted = match settled && !self.urgent {
+        let wanted = match settled && !self.urgent && now >= self.doubtful {
             true => now >= self.next + EVERY,
             false => now >= self.next,
         };
