@@ -89,9 +89,9 @@ async fn core_survives_a_dead_primary_a_moved_slot_and_a_hanging_node() {
     }
 
     let hanging = cluster.primary_of("asgi:group:room.2");
-    cluster.pause(hanging);
     let healthy = groups().into_iter().find(|group| cluster.primary_of(&format!("asgi:group:{group}")) != hanging);
     let healthy = healthy.unwrap();
+    cluster.pause(hanging);
     // The hanging node costs the others the time it takes to notice, once.
     timeout(PATIENCE, async { while other.group_send(&healthy, &Event::new("t")).await.is_err() {} }).await.unwrap();
     cluster.resume(hanging);
