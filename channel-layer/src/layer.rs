@@ -57,6 +57,12 @@ pub trait ChannelLayer: Send + Sync + 'static {
     /// Whether events can travel both ways right now. Answers within 2 seconds.
     async fn ping(&self) -> Result<(), LayerError>;
 
+    /// Leaves all groups, as a process does that ends on purpose; the others need not find out. The layer
+    /// is not to be used afterwards. Not calling it loses nothing but tidiness.
+    async fn close(&self) -> Result<(), LayerError> {
+        Ok(())
+    }
+
     /// Counters since the layer was made.
     fn stats(&self) -> LayerStats;
 }
@@ -151,8 +157,14 @@ pub struct LayerStats {
     pub dropped: u64,
     /// Payloads that could not be decoded; each was skipped.
     pub undecodable: u64,
-    /// Times a subscriber connection was restored after a loss.
+    /// Times everything was restored after a loss.
     pub reconnects: u64,
+    /// Events thrown away because they had waited too long for a reader.
+    pub expired: u64,
+    /// Times a member's queue was full when something was sent to its group.
+    pub over_capacity: u64,
+    /// Times an event arrived for a channel that nobody here has (any more).
+    pub unclaimed: u64,
     /// Messages the layer published to itself and did not hear; two in a row make it connect anew.
     pub probes_missed: u64,
 }

@@ -12,6 +12,9 @@ pub(crate) struct Counters {
     dropped: AtomicU64,
     undecodable: AtomicU64,
     reconnects: AtomicU64,
+    expired: AtomicU64,
+    over_capacity: AtomicU64,
+    unclaimed: AtomicU64,
     probes_missed: AtomicU64,
 }
 
@@ -37,6 +40,15 @@ impl Counters {
     pub(crate) fn reconnected(&self) {
         self.reconnects.fetch_add(1, Relaxed);
     }
+    pub(crate) fn expired(&self, n: u64) {
+        self.expired.fetch_add(n, Relaxed);
+    }
+    pub(crate) fn over_capacity(&self, n: u64) {
+        self.over_capacity.fetch_add(n, Relaxed);
+    }
+    pub(crate) fn unclaimed(&self, n: u64) {
+        self.unclaimed.fetch_add(n, Relaxed);
+    }
     pub(crate) fn probe_missed(&self) -> u64 {
         self.probes_missed.fetch_add(1, Relaxed) + 1
     }
@@ -48,6 +60,9 @@ impl Counters {
             dropped: self.dropped.load(Relaxed),
             undecodable: self.undecodable.load(Relaxed),
             reconnects: self.reconnects.load(Relaxed),
+            expired: self.expired.load(Relaxed),
+            over_capacity: self.over_capacity.load(Relaxed),
+            unclaimed: self.unclaimed.load(Relaxed),
             probes_missed: self.probes_missed.load(Relaxed),
         }
     }

@@ -1,12 +1,16 @@
 //! Every layer keeps the contract.
 #![allow(clippy::unwrap_used, missing_docs, reason = "tests")]
 
-use std::sync::Arc;
+use std::sync::{
+    Arc, OnceLock,
+    atomic::{AtomicUsize, Ordering},
+};
 
 use channel_layer::{
-    ChannelLayer, ChannelName, Event, GroupName, LayerError, MemoryLayer, RedisPubSubLayer, Serializer, contract_suite,
+    ChannelLayer, ChannelName, Event, GroupName, LayerError, MemoryLayer, RedisCoreLayer, RedisPubSubLayer, Serializer,
+    contract_suite,
 };
-use testkit::redis::RedisServer;
+use testkit::redis::{Cluster, RedisServer, Sentinels};
 
 async fn memory() -> (Arc<dyn ChannelLayer>, ()) {
     (Arc::new(MemoryLayer::new()), ())
@@ -15,6 +19,19 @@ async fn memory() -> (Arc<dyn ChannelLayer>, ()) {
 async fn redis_pubsub() -> (Arc<dyn ChannelLayer>, RedisServer) {
     let server = RedisServer::start();
     let layer = RedisPubSubLayer::connect(&server.url()).await.unwrap();
+    (Arc::new(layer), server)
+}
+
+async fn redis_core() -> (Arc<dyn ChannelLayer>, RedisServer) {
+    let server = RedisServer::start();
+    let layer = RedisCoreLayer::connect(&server.url()).await.unwrap();
+    (Arc::new(layer), server)
+}
+
+async fn redis_core_of_three_shards() -> (Arc<dyn ChannelLayer>, RedisServer) {
+    let server = RedisServer::start();
+    let hosts: Vec<String> = (0..3).map(|db| format!("{}/{db}", server.url())).collect();
+    let layer = RedisCoreLayer::builder_with_hosts(&hosts).connect().await.unwrap();
     (Arc::new(layer), server)
 }
 
@@ -41,7 +58,32 @@ async fn redis_pubsub_encrypted() -> (Arc<dyn ChannelLayer>, RedisServer) {
     (Arc::new(builder.encryption_keys(["new", "old"]).connect().await.unwrap()), server)
 }
 
+/// One cluster for all tests here; each has a prefix of its own.
+fn cluster() -> &'static Cluster {
+    static CLUSTER: OnceLock<Cluster> = OnceLock::new();
+    CLUSTER.get_or_init(Cluster::start)
+}
+
+fn sentinels() -> &'static Sentinels {
+    static SENTINELS: OnceLock<Sentinels> = OnceLock::new();
+    SENTINELS.get_or_init(Sentinels::start)
+}
+
+fn unique_prefix() -> String {
+    static LAST: AtomicUsize = AtomicUsize::new(0);
+    format!("test{}:", LAST.fetch_add(1, Ordering::Relaxed))
+}
+
+async fn redis_core_at(url: String) -> (Arc<dyn ChannelLayer>, ()) {
+    let layer = RedisCoreLayer::builder(&url).prefix(&unique_prefix()).connect().await.unwrap();
+    (Arc::new(layer), ())
+}
+
+contract_suite!(redis_core_layer_on_a_cluster, redis_core_at(cluster().url()));
+contract_suite!(redis_core_layer_behind_sentinels, redis_core_at(sentinels().url()));
 contract_suite!(memory_layer, memory());
+contract_suite!(redis_core_layer, redis_core());
+contract_suite!(redis_core_layer_of_three_shards, redis_core_of_three_shards());
 contract_suite!(redis_pubsub_layer, redis_pubsub());
 contract_suite!(redis_pubsub_layer_with_encrypted_json, redis_pubsub_encrypted());
 contract_suite!(redis_pubsub_layer_on_three_shards, redis_pubsub_shards());

@@ -23,6 +23,11 @@ pub(crate) struct Body {
 }
 
 impl Body {
+    /// About how many bytes it has in memory.
+    pub(crate) fn len(&self) -> usize {
+        self.entries.len()
+    }
+
     pub(super) fn new(serializer: Serializer, event: &Event) -> Result<Self, EventError> {
         event.check()?;
         let mut body = Self { serializer, entries: Vec::with_capacity(128), count: 0 };

@@ -6,9 +6,12 @@
 
 mod backoff;
 mod commander;
+mod commands;
 mod connection;
+mod core;
 mod hand_over;
 mod inbox;
+mod pattern;
 mod publisher;
 mod pubsub;
 #[allow(dead_code, reason = "for the layers that are being built on it")]
@@ -18,5 +21,6 @@ mod tls;
 mod topology;
 mod wire;
 
+pub use core::{RedisCoreBuilder, RedisCoreLayer};
 pub use pubsub::{RedisPubSubBuilder, RedisPubSubLayer};
 pub use topology::Host;

@@ -20,28 +20,9 @@ pub(super) fn channel_prefix(prefix: &str, wanted: &str) -> String {
     }
 }
 
-/// A pattern that matches everything that begins with `text`.
-pub(super) fn pattern(text: &str) -> Vec<u8> {
-    let mut pattern = Vec::with_capacity(text.len() + 1);
-    for byte in text.bytes() {
-        if matches!(byte, b'*' | b'?' | b'[' | b']' | b'\\' | b'^') {
-            pattern.push(b'\\');
-        }
-        pattern.push(byte);
-    }
-    pattern.push(b'*');
-    pattern
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn patterns_match_their_own_text_only() {
-        assert_eq!(pattern("asgispecific.ab"), b"asgispecific.ab*");
-        assert_eq!(pattern("a*b?[c]\\"), b"a\\*b\\?\\[c\\]\\\\*");
-    }
 
     #[test]
     fn a_group_has_the_topic_python_uses() {

@@ -9,6 +9,8 @@ mod url;
 
 use std::sync::Arc;
 
+use futures_util::future::try_join_all;
+
 pub use self::host::Host;
 use self::host::Resolved;
 #[allow(unused_imports, reason = "for the layers that are being built on it")]
@@ -18,7 +20,7 @@ pub(super) use self::{
     slots::{Node, Redirection},
 };
 use super::{connection::Target, tls::TlsOptions};
-use crate::LayerError;
+use crate::{BoxError, LayerError};
 
 /// What a layer's hosts are together.
 #[derive(Clone)]
@@ -33,6 +35,19 @@ impl Topology {
     pub(super) fn parse(hosts: &[String], tls: &TlsOptions) -> Result<Self, LayerError> {
         let hosts: Vec<Host> = hosts.iter().map(Host::from).collect();
         Self::of(&hosts, tls)
+    }
+
+    /// Makes a connection to everything and lets it go again, to see whether it works.
+    pub(super) async fn try_out(&self) -> Result<(), BoxError> {
+        const NAME: &str = "channel-layer:probe";
+        match self {
+            Self::Shards(targets) => try_join_all(targets.iter().map(|target| target.open(NAME))).await.map(drop),
+            Self::Cluster(cluster) => {
+                cluster.refresh().await?;
+                let targets: Vec<_> = cluster.nodes().iter().map(|node| cluster.target(node)).collect();
+                try_join_all(targets.iter().map(|target| target.open(NAME))).await.map(drop)
+            }
+        }
     }
 
     /// Several hosts are shards, in this order; a cluster has to be alone.

@@ -6,7 +6,7 @@ use super::{
     members::Relay,
     registry::{Registry, Topic, answer},
 };
-use crate::{ChannelName, Delivery, Event, EventError, codec::Codec, event::RESERVED_KEY, redis::pubsub::topic};
+use crate::{ChannelName, Delivery, Event, EventError, codec::Codec, event::RESERVED_KEY, redis::pattern};
 
 /// What became of a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,7 +52,7 @@ impl Registry {
     /// their relays.
     pub(super) fn everything(&self, wanted: impl Fn(&[u8]) -> bool) -> (Vec<Topic>, Vec<(u64, Vec<u8>)>) {
         let topics = self.topics.keys().filter(|topic| wanted(topic)).cloned().collect();
-        let patterns = self.relays.iter().map(|(id, it)| (*id, topic::pattern(&it.prefix)));
+        let patterns = self.relays.iter().map(|(id, it)| (*id, pattern::beginning_with(&it.prefix)));
         (topics, patterns.collect())
     }
 

@@ -206,7 +206,7 @@ impl Registry {
     /// Returns its id and the pattern to subscribe; `relay_asked` must follow.
     pub(super) fn open_relay(&mut self, new: NewRelay, connected: bool, reply: Reply<u64>) -> (u64, Vec<u8>) {
         let id = self.id();
-        let pattern = topic::pattern(&new.prefix);
+        let pattern = crate::redis::pattern::beginning_with(&new.prefix);
         let mut relay = Relay {
             sink: new.sink,
             prefix: new.prefix,
@@ -242,7 +242,7 @@ impl Registry {
         let dead: Vec<u64> = dead.map(|(id, _)| *id).collect();
         for id in dead {
             let Some(relay) = self.relays.remove(&id) else { continue };
-            patterns.push(topic::pattern(&relay.prefix));
+            patterns.push(crate::redis::pattern::beginning_with(&relay.prefix));
             for topic in relay.groups {
                 self.drop_member(&topic, &Member::Relay(id), &mut changes);
             }

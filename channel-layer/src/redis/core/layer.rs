@@ -1,0 +1,426 @@
+//! The layer itself: what its operations do, here and in Redis.
+
+use std::{
+    collections::{HashMap, hash_map},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use parking_lot::Mutex;
+use tokio::{
+    sync::Notify,
+    task::JoinSet,
+    time::{Instant, timeout},
+};
+
+use super::{
+    builder::RedisCoreBuilder,
+    health::{Health, Part},
+    keeper, keys,
+    plain::{self, PlainChannel},
+    reader::{self, Queue},
+    relay::CoreRelay,
+    scripts::{self, Parcel},
+    sender::Sender,
+    settings::Settings,
+    shared::Shared,
+    state::Outbound,
+};
+use crate::{
+    ChannelLayer, ChannelName, Event, GroupName, LayerError, LayerStats, NameError, Relay, RelaySink,
+    codec::{Codec, Route},
+    name,
+    redis::{
+        Host,
+        commander::{Failure, PATIENCE},
+        commands::Commands,
+        pattern,
+        topology::Topology,
+    },
+    stats::Counters,
+};
+
+/// How long `ping` may take.
+const PING: Duration = Duration::from_secs(2);
+/// The prefix of channel names, unless another one is asked for.
+const SPECIFIC: &str = "specific";
+/// How many channel prefixes and how many plain channels a layer reads: each needs connections of its
+/// own.
+const MAX_READERS: usize = 64;
+
+/// Carries events through queues in Redis, byte for byte as `channels_redis.core.RedisChannelLayer`
+/// 4.x: Django processes, workers and Rust services share groups and channels.
+///
+/// Events wait in Redis until somebody receives them, up to a capacity and an age. A group is a set in
+/// Redis of its members; a process that serves many members joins each group once with a
+/// [`Relay`], so that a send costs one message per process, whatever the number of members there.
+///
+/// Connections per shard: one for commands and one for each queue this process reads, which is one per
+/// client id (4, see [`client_ids`](RedisCoreBuilder::client_ids)) and channel prefix, and one per plain
+/// channel somebody receives on. They come back by themselves; memberships are restored, and relays
+/// are told. Memberships are renewed every 20 seconds; those of a process that has died without
+/// [`close`](ChannelLayer::close) are removed by the others within 2 minutes.
+///
+/// A Redis user needs the commands ZADD, ZREM, ZRANGE, ZCARD, ZREMRANGEBYSCORE, ZRANGEBYSCORE, ZPOPMIN,
+/// BZPOPMIN, EXPIRE, EVAL, TIME, SET, DEL, TYPE, SCAN and PING, on keys that begin with the prefix or
+/// the namespace.
+///
+/// Clones share everything; with the last clone and the last [`Relay`] the connections end.
+#[derive(Clone)]
+pub struct RedisCoreLayer(Arc<Inner>);
+
+pub(super) struct Inner {
+    pub(super) shared: Arc<Shared>,
+    senders: Vec<Sender>,
+    /// Our queues by channel prefix, one per client id.
+    queues: Mutex<HashMap<String, Vec<Arc<Queue>>>>,
+    plain: Mutex<HashMap<ChannelName, Arc<PlainChannel>>>,
+    /// Spreads new channels over the client ids, and plain sends over the shards.
+    turn: AtomicUsize,
+    shard_turn: AtomicUsize,
+    /// Aborted when this is dropped.
+    tasks: Mutex<JoinSet<()>>,
+}
+
+impl RedisCoreLayer {
+    /// Starts a set-up for one Redis. `url` is one of the texts of [`Host`]:
+    /// `redis://[[user]:password@]host[:port][/db]`, `rediss://…` for TLS, `unix:///path`,
+    /// `redis+sentinel://host,host/name` or `redis+cluster://host,host`.
+    pub fn builder(url: &str) -> RedisCoreBuilder {
+        Self::builder_with_hosts([url])
+    }
+
+    /// Starts a set-up with several hosts, each a text as for [`builder`](Self::builder) or a [`Host`].
+    /// They are shards, and their order counts: it must be that of `hosts` in Python.
+    pub fn builder_with_hosts(hosts: impl IntoIterator<Item: Into<Host>>) -> RedisCoreBuilder {
+        RedisCoreBuilder::new(hosts.into_iter().map(Into::into).collect())
+    }
+
+    /// Connects with all defaults; see [`RedisCoreBuilder::connect`].
+    pub async fn connect(url: &str) -> Result<Self, LayerError> {
+        Self::builder(url).connect().await
+    }
+
+    pub(super) fn start(settings: Settings, topology: &Topology) -> Result<Self, LayerError> {
+        let codec = Codec::new(settings.serializer, &settings.encryption_keys)?;
+        let (commands, command_tasks) = Commands::new(topology, "channel-layer:command");
+        let shards = commands.shards();
+        let health = Health::new((0..shards).map(Part::Shard));
+        let counters = Arc::new(Counters::default());
+        let shared = Arc::new(Shared::new(settings, codec, commands, health, counters));
+        let mut tasks = JoinSet::new();
+        command_tasks.into_iter().for_each(|task| drop(tasks.spawn(task)));
+        let mut senders = Vec::new();
+        for shard in 0..shards {
+            let (sender, task) = Sender::new(shared.clone(), shard);
+            senders.push(sender);
+            tasks.spawn(task);
+        }
+        let layer = Self(Arc::new(Inner {
+            shared,
+            senders,
+            queues: Mutex::default(),
+            plain: Mutex::default(),
+            turn: AtomicUsize::new(0),
+            shard_turn: AtomicUsize::new(0),
+            tasks: Mutex::new(tasks),
+        }));
+        let queues = layer.0.queues(SPECIFIC)?;
+        for shard in 0..shards {
+            let keeping = keeper::keep(layer.0.shared.clone(), shard, queues.clone());
+            layer.0.tasks.lock().spawn(keeping);
+        }
+        Ok(layer)
+    }
+
+    pub(super) async fn ready(&self) {
+        self.0.shared.health.whole().await;
+    }
+}
+
+impl Inner {
+    /// Our queues of a channel prefix; read from now on.
+    fn queues(&self, prefix: &str) -> Result<Vec<Arc<Queue>>, LayerError> {
+        let mut queues = self.queues.lock();
+        let (first, full) = (queues.is_empty(), queues.len() >= MAX_READERS);
+        match queues.entry(prefix.to_owned()) {
+            hash_map::Entry::Occupied(found) => Ok(found.get().clone()),
+            hash_map::Entry::Vacant(_) if full => {
+                Err(LayerError::Config(format!("more than {MAX_READERS} channel prefixes in one process")))
+            }
+            hash_map::Entry::Vacant(slot) => {
+                let shared = &self.shared;
+                let shards = shared.commands.shards();
+                let make = |client: &String| {
+                    let name = format!("{prefix}.{client}!");
+                    let key = keys::queue(&shared.settings.prefix, &name);
+                    let reset = (0..shards).map(|_| Notify::new()).collect();
+                    Arc::new(Queue { name, key, waiters: AtomicUsize::new(0), reset })
+                };
+                let made: Vec<Arc<Queue>> = shared.clients.iter().map(make).collect();
+                let mut tasks = self.tasks.lock();
+                // Python sends to a `!` channel on any shard: see the specification of its shards.
+                for queue in &made {
+                    for shard in 0..shards {
+                        if first {
+                            // A prefix that comes later must not make everybody think that something broke.
+                            shared.set_part(Part::Queue(shard, queue.name.as_str().into()), false);
+                        }
+                        tasks.spawn(reader::read(shared.clone(), shard, queue.clone()));
+                    }
+                }
+                Ok(slot.insert(made).clone())
+            }
+        }
+    }
+
+    fn queue_of(&self, channel: &ChannelName) -> Option<Arc<Queue>> {
+        let prefix = channel.non_local().rsplit_once('.')?.0;
+        let queues = self.queues.lock();
+        queues.get(prefix)?.iter().find(|queue| queue.name == channel.non_local()).cloned()
+    }
+
+    fn plain(&self, channel: &ChannelName) -> Result<Arc<PlainChannel>, LayerError> {
+        let mut plain = self.plain.lock();
+        if let Some(found) = plain.get(channel) {
+            return Ok(found.clone());
+        }
+        if plain.len() >= MAX_READERS {
+            return Err(LayerError::Config(format!("more than {MAX_READERS} plain channels read in one process")));
+        }
+        let key = keys::queue(&self.shared.settings.prefix, channel.as_str());
+        let made = Arc::new(PlainChannel::new(key));
+        plain.insert(channel.clone(), made.clone());
+        let mut tasks = self.tasks.lock();
+        for shard in 0..self.shared.commands.shards() {
+            tasks.spawn(plain::read(self.shared.clone(), shard, made.clone()));
+        }
+        Ok(made)
+    }
+
+    /// Where a direct send goes: to the queue's shard, or, for a plain channel, to the next one in turn.
+    fn shard_for(&self, channel: &ChannelName) -> usize {
+        match channel.as_str().contains('!') {
+            true => self.shared.shard_of(channel.non_local()),
+            false => self.shard_turn.fetch_add(1, Ordering::Relaxed) % self.shared.commands.shards(),
+        }
+    }
+}
+
+/// Checked here, because a name from `parse_any` may be none in this layer.
+fn check_channel(channel: &ChannelName) -> Result<(), NameError> {
+    ChannelName::parse(channel.as_str()).map(drop)
+}
+
+#[async_trait]
+impl ChannelLayer for RedisCoreLayer {
+    async fn new_channel(&self, prefix: &str) -> Result<ChannelName, LayerError> {
+        let prefix = if prefix.is_empty() { SPECIFIC } else { prefix };
+        // 33 characters of a prefix leave room for the rest.
+        let turn = self.0.turn.fetch_add(1, Ordering::Relaxed);
+        let local = name::random_hex32();
+        let client = &self.0.shared.clients[turn % self.0.shared.clients.len()];
+        let name = ChannelName::parse(&format!("{prefix}.{client}!{local}"))
+            .map_err(|error| NameError { kind: "channel prefix", ..error })?;
+        self.0.queues(prefix)?;
+        let capacity = self.0.shared.settings.capacity.of(name.as_str());
+        self.0.shared.state.lock().open_channel(name.clone(), capacity);
+        Ok(name)
+    }
+
+    async fn remove_channel(&self, channel: &ChannelName) -> Result<(), LayerError> {
+        let forget = |state: &mut super::state::State| {
+            let groups = state.close_channel(channel);
+            groups.into_iter().map(|group| (group, channel.clone())).collect()
+        };
+        self.0.shared.leave(forget).await
+    }
+
+    async fn send(&self, channel: &ChannelName, event: &Event) -> Result<(), LayerError> {
+        check_channel(channel)?;
+        event.refuse_reserved()?;
+        let shared = &self.0.shared;
+        let body = shared.codec.body(event)?;
+        let route = match channel.as_str().contains('!') {
+            true => Route::One(channel.as_str()),
+            false => Route::None,
+        };
+        let parcel = Parcel {
+            queue: keys::queue(&shared.settings.prefix, channel.non_local()),
+            message: shared.message(&body, route)?,
+            capacity: shared.settings.capacity.of(channel.as_str()),
+        };
+        let queue = parcel.queue.clone();
+        let command = scripts::deliver(&[parcel], shared.settings.expiry);
+        let answer = shared.commands.call(self.0.shard_for(channel), &queue, command, PATIENCE).await;
+        let full = matches!(&answer, Ok(answer) if answer.clone().into_list().is_some_and(|full| !full.is_empty()));
+        shared.counters.publish_result(answer.is_ok() && !full);
+        answer?;
+        match full {
+            true => Err(LayerError::ChannelFull(channel.clone())),
+            false => Ok(()),
+        }
+    }
+
+    async fn receive(&self, channel: &ChannelName) -> Result<Event, LayerError> {
+        check_channel(channel)?;
+        let shared = &self.0.shared;
+        if !channel.as_str().contains('!') {
+            return self.0.plain(channel)?.receive(shared).await;
+        }
+        if !shared.owns(channel) {
+            return Err(LayerError::NotLocal(channel.clone()));
+        }
+        let inbox = shared.state.lock().inbox(channel).ok_or(LayerError::Closed)?;
+        if let Some(event) = inbox.try_pop() {
+            return Ok(event);
+        }
+        let queue = self.0.queue_of(channel).ok_or(LayerError::Closed)?;
+        let _waiting = reader::Waiting::new(shared, &queue);
+        inbox.pop().await
+    }
+
+    async fn group_add(&self, group: &GroupName, channel: &ChannelName) -> Result<(), LayerError> {
+        group.check_strict()?;
+        check_channel(channel)?;
+        let shared = &self.0.shared;
+        if !shared.owns(channel) {
+            // Another process's: it renews the membership itself, as Python does never.
+            let key = shared.group_key(group);
+            let pair = (key.clone(), bytes::Bytes::copy_from_slice(channel.as_str().as_bytes()));
+            let command = scripts::join(&[pair], 0, shared.settings.group_expiry);
+            shared.commands.call(shared.shard_of(group.as_str()), &key, command, PATIENCE).await?;
+            return Ok(());
+        }
+        let local = channel.as_str().split_once('!').map_or("", |(_, local)| local);
+        let relayed = Shared::relay_of(local);
+        {
+            let state = shared.state.lock();
+            let known = match relayed {
+                Some(relay) => state.has_relay(relay),
+                None => state.inbox(channel).is_some(),
+            };
+            if !known {
+                return Err(LayerError::Closed);
+            }
+        }
+        let first = std::sync::atomic::AtomicBool::new(false);
+        let joined = shared
+            .join(|state| {
+                first.fetch_or(state.add_member(group, channel), Ordering::Relaxed);
+                vec![(group.clone(), channel.clone())]
+            })
+            .await;
+        if joined.is_err() && first.into_inner() {
+            let mut state = shared.state.lock();
+            state.discard_member(group, channel);
+            state.mark_stale(group, channel);
+        }
+        joined
+    }
+
+    async fn group_discard(&self, group: &GroupName, channel: &ChannelName) -> Result<(), LayerError> {
+        group.check_strict()?;
+        let forget = |state: &mut super::state::State| {
+            state.discard_member(group, channel);
+            vec![(group.clone(), channel.clone())]
+        };
+        self.0.shared.leave(forget).await
+    }
+
+    async fn group_send(&self, group: &GroupName, event: &Event) -> Result<(), LayerError> {
+        group.check_strict()?;
+        let body = self.0.shared.codec.body(event)?;
+        self.0.senders[self.0.shared.shard_of(group.as_str())].send(group.clone(), body).await
+    }
+
+    fn group_send_later(&self, group: &GroupName, event: &Event) -> Result<(), LayerError> {
+        group.check_strict()?;
+        let shard = self.0.shared.shard_of(group.as_str());
+        if !self.0.shared.commands.reaches(shard, &self.0.shared.group_key(group)) {
+            return Err(Failure::NotConnected.into());
+        }
+        let body = self.0.shared.codec.body(event)?;
+        self.0.senders[shard].send_later(group.clone(), body)
+    }
+
+    async fn flush(&self) -> Result<(), LayerError> {
+        let shared = &self.0.shared;
+        shared.state.lock().flush();
+        let pattern = pattern::beginning_with(&shared.settings.prefix);
+        for shard in 0..shared.commands.shards() {
+            for key in shared.scan(shard, &pattern).await? {
+                if keys::is_ours(&shared.settings.prefix, &key) {
+                    shared.commands.call(shard, &key, scripts::delete(&key), PATIENCE).await?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn relay(&self, sink: Arc<dyn RelaySink>) -> Result<Relay, LayerError> {
+        let alive = Arc::new(());
+        let shared = &self.0.shared;
+        let mut outbound = Outbound::default();
+        let id = shared.health.look(|whole| {
+            let mut state = shared.state.lock();
+            let id = state.open_relay(sink, Arc::downgrade(&alive));
+            if !whole {
+                state.tell(true, &mut outbound);
+            }
+            shared.demand.set_relays(true);
+            id
+        });
+        outbound.hand_over();
+        Ok(Relay::new(CoreRelay { inner: self.0.clone(), id, alive: Some(alive) }))
+    }
+
+    async fn ping(&self) -> Result<(), LayerError> {
+        if !self.0.shared.health.is_whole() {
+            return Err(Failure::NotConnected.into());
+        }
+        let all = async {
+            for sender in &self.0.senders {
+                sender.ping(PING).await?;
+            }
+            Ok::<(), LayerError>(self.0.shared.commands.ping(PING).await?)
+        };
+        timeout(PING, all).await.map_err(|_late| LayerError::Timeout)?
+    }
+
+    async fn close(&self) -> Result<(), LayerError> {
+        let shared = &self.0.shared;
+        let deadline = Instant::now() + PING;
+        let started: Vec<_> = {
+            let mut state = shared.state.lock();
+            let left: Vec<_> = state.memberships().map(|(group, member)| (group.clone(), member.clone())).collect();
+            state.flush();
+            left.iter().map(|(group, member)| shared.start_leave(group, member)).collect()
+        };
+        shared.all(started, deadline).await?;
+        let clients = keys::clients(&shared.settings.namespace, &shared.settings.prefix);
+        let ids: Vec<&[u8]> = shared.clients.iter().map(String::as_bytes).collect();
+        for shard in 0..shared.commands.shards() {
+            shared.commands.call(shard, &clients, scripts::leave(&clients, &ids), PING).await?;
+        }
+        Ok(())
+    }
+
+    fn stats(&self) -> LayerStats {
+        self.0.shared.counters.snapshot()
+    }
+}
+
+impl std::fmt::Debug for RedisCoreLayer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("RedisCoreLayer")
+            .field("prefix", &self.0.shared.settings.prefix)
+            .field("shards", &self.0.shared.commands.shards())
+            .field("ready", &self.0.shared.health.is_whole())
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,238 @@
+//! Receiving on plain channels, which processes share: whoever pops a message has it.
+//!
+//! One task and one connection per channel and shard, all shards at once. A message is popped only
+//! while somebody here waits; what comes for a receiver that has given up meanwhile goes back to where
+//! it was, for whoever wants it. Python's backup queue (`$inflight`) is left alone: then nothing we
+//! take is ever delivered a second time.
+
+use std::{
+    collections::VecDeque,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use tokio::{
+    io::AsyncWriteExt,
+    sync::Notify,
+    time::{Instant, sleep, timeout},
+};
+
+use super::{scripts, shared::Shared};
+use crate::{
+    BoxError, Event, LayerError,
+    codec::AgeLimit,
+    redis::{
+        backoff::Backoff,
+        connection::{Connection, fill},
+        wire::Answer,
+    },
+};
+
+/// Seconds Redis keeps a pop waiting; so long may a message wait for a receiver that has given up.
+const BLOCK: u64 = 1;
+/// How long an answer may take beyond that.
+const ANSWER: Duration = Duration::from_secs(2);
+/// How long nobody must have waited for the connections to be given up.
+const IDLE: Duration = Duration::from_secs(30);
+
+/// A plain channel somebody here receives on.
+pub(super) struct PlainChannel {
+    key: Bytes,
+    waiters: AtomicUsize,
+    /// A receiver has come or gone.
+    changed: Notify,
+    taken: Mutex<VecDeque<Taken>>,
+    arrived: Notify,
+}
+
+/// A message as Redis gave it, so that it can go back.
+struct Taken {
+    shard: usize,
+    message: Vec<u8>,
+    score: Vec<u8>,
+}
+
+/// Somebody inside `receive`.
+struct Waiting<'a>(&'a PlainChannel);
+
+impl<'a> Waiting<'a> {
+    fn new(channel: &'a PlainChannel) -> Self {
+        channel.waiters.fetch_add(1, Ordering::AcqRel);
+        channel.changed.notify_waiters();
+        Self(channel)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.waiters.fetch_sub(1, Ordering::AcqRel);
+        // Perhaps something was taken for us: the tasks put back what nobody waits for.
+        self.0.changed.notify_waiters();
+        self.0.arrived.notify_one();
+    }
+}
+
+impl PlainChannel {
+    pub(super) fn new(key: Bytes) -> Self {
+        Self {
+            key,
+            waiters: AtomicUsize::new(0),
+            changed: Notify::new(),
+            taken: Mutex::default(),
+            arrived: Notify::new(),
+        }
+    }
+
+    /// Waits for the next event. A message leaves `taken` only in the moment it is returned, so dropping
+    /// the future loses nothing.
+    pub(super) async fn receive(&self, shared: &Shared) -> Result<Event, LayerError> {
+        let _waiting = Waiting::new(self);
+        loop {
+            let arrived = self.arrived.notified();
+            let taken = self.taken.lock().pop_front();
+            match taken {
+                Some(taken) => {
+                    if let Some(event) = shared.decode_plain(&taken.message, &taken.score) {
+                        return Ok(event);
+                    }
+                }
+                None => arrived.await,
+            }
+        }
+    }
+
+    /// How many more messages may be taken.
+    fn wanted(&self) -> usize {
+        self.waiters.load(Ordering::Acquire).saturating_sub(self.taken.lock().len())
+    }
+
+    fn take(&self, taken: Taken) {
+        self.taken.lock().push_back(taken);
+        self.arrived.notify_one();
+    }
+
+    /// What has been taken for nobody, the newest first.
+    fn excess(&self) -> Option<Taken> {
+        let mut taken = self.taken.lock();
+        (taken.len() > self.waiters.load(Ordering::Acquire)).then(|| taken.pop_back()).flatten()
+    }
+}
+
+impl Shared {
+    /// The event in a message of a plain channel; `None` if it is too old or cannot be read.
+    fn decode_plain(&self, message: &[u8], score: &[u8]) -> Option<Event> {
+        let score: f64 = std::str::from_utf8(score).ok()?.parse().ok()?;
+        let now = self.clock.now();
+        if self.is_expired(score, now) {
+            return None;
+        }
+        let age = AgeLimit { now: now as u64, max_age: self.settings.expiry + 10 };
+        let payload = message.get(self.settings.random_prefix..).unwrap_or_default();
+        match self.codec.decode_routed(payload, Some(age)) {
+            Ok((event, _routing)) => {
+                self.counters.received(1);
+                Some(event)
+            }
+            Err(_) => {
+                self.undecodable(message.len());
+                None
+            }
+        }
+    }
+}
+
+/// Reads a plain channel on one shard while somebody waits for it; for ever.
+pub(super) async fn read(shared: Arc<Shared>, shard: usize, channel: Arc<PlainChannel>) {
+    let mut backoff = Backoff::default();
+    loop {
+        let changed = channel.changed.notified();
+        tokio::pin!(changed);
+        changed.as_mut().enable();
+        if channel.wanted() == 0 {
+            put_back(&shared, &channel).await;
+            changed.await;
+            continue;
+        }
+        let since = Instant::now();
+        let result = match shared.commands.open(shard, &channel.key, "channel-layer:plain").await {
+            Ok(connection) => serve(&shared, shard, &channel, connection).await,
+            Err(error) => Err(error),
+        };
+        let Err(error) = result else { continue };
+        tracing::debug!(%error, shard, "no connection to a plain channel");
+        if since.elapsed() > ANSWER {
+            backoff.reset();
+        }
+        sleep(backoff.next_pause()).await;
+    }
+}
+
+/// Serves receivers until nobody has come for a while.
+async fn serve(
+    shared: &Shared,
+    shard: usize,
+    channel: &PlainChannel,
+    mut connection: Connection,
+) -> Result<(), BoxError> {
+    loop {
+        let changed = channel.changed.notified();
+        tokio::pin!(changed);
+        changed.as_mut().enable();
+        put_back(shared, channel).await;
+        if channel.wanted() == 0 {
+            tokio::select! {
+                () = changed => {}
+                read = fill(&mut connection.stream, &mut connection.buffer) => {
+                    read?;
+                    return Err("unasked reply".into());
+                }
+                () = sleep(IDLE) => return Ok(()),
+            }
+            continue;
+        }
+        let pop = scripts::pop_waiting(&channel.key, BLOCK);
+        let write = async {
+            connection.stream.write_all(&pop).await?;
+            connection.stream.flush().await
+        };
+        timeout(ANSWER, write).await??;
+        let answer = timeout(Duration::from_secs(BLOCK) + ANSWER, connection.next_answer()).await??;
+        match answer {
+            Answer::Null => {}
+            Answer::List(items) => {
+                let [_key, message, score] = <[Answer; 3]>::try_from(items).map_err(|_| "an odd answer to a pop")?;
+                let (message, score) = (message.into_text(), score.into_text());
+                let (message, score) = message.zip(score).ok_or("an odd answer to a pop")?;
+                channel.take(Taken { shard, message, score });
+            }
+            Answer::Error(text) => return Err(text.into()),
+            other => return Err(format!("an odd answer to a pop: {other:?}").into()),
+        }
+    }
+}
+
+/// Gives back what nobody waits for any more. What cannot be given back stays for the next receiver.
+async fn put_back(shared: &Shared, channel: &PlainChannel) {
+    while let Some(taken) = channel.excess() {
+        let command = scripts::put_back(&channel.key, &taken.score, &taken.message);
+        let done = match shared.commands.start(taken.shard, &channel.key, command) {
+            Ok(pending) => {
+                // A queue that the pop has emptied is a new key, and would live for ever.
+                let expire = scripts::expire(&channel.key, shared.settings.expiry);
+                let _ = shared.commands.start_with(taken.shard, &channel.key, expire, None);
+                pending.answer().await.map(drop)
+            }
+            Err(failure) => Err(failure),
+        };
+        if let Err(failure) = done {
+            tracing::debug!(%failure, "a message could not be put back");
+            channel.take(taken);
+            return;
+        }
+    }
+}

@@ -1,0 +1,224 @@
+//! Reading our own queues: one task and one connection per queue and shard, owned by the layer and
+//! never by whoever receives.
+//!
+//! `BZPOPMIN` has a connection of its own, because whoever gives up waiting for its answer loses what
+//! Redis hands over a moment later; here only a broken connection does that.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use bytes::Bytes;
+use tokio::{
+    io::AsyncWriteExt,
+    sync::Notify,
+    time::{Instant, sleep, timeout},
+};
+
+use super::{
+    health::Part,
+    scripts,
+    shared::{Arrival, Shared},
+};
+use crate::{
+    BoxError,
+    redis::{
+        backoff::Backoff,
+        connection::{Connection, fill},
+        wire::Answer,
+    },
+};
+
+/// How many messages leave a queue at once.
+const BATCH: usize = 100;
+/// About how many bytes may come at once: with larger messages fewer are asked for.
+const BATCH_BYTES: usize = 4 << 20;
+/// Seconds Redis keeps a pop waiting.
+const BLOCK: u64 = 5;
+/// How long an answer may take beyond that.
+const ANSWER: Duration = Duration::from_secs(2);
+/// How long a connection must live for the next one to follow it without a pause.
+const WORKED: Duration = Duration::from_secs(1);
+
+/// One of our queues, on all shards.
+pub(super) struct Queue {
+    /// The channel names' part up to the `!`.
+    pub(super) name: String,
+    pub(super) key: Bytes,
+    /// Receivers whose inbox is empty.
+    pub(super) waiters: AtomicUsize,
+    /// Ends the connection to a shard: the probe has found it deaf.
+    pub(super) reset: Vec<Notify>,
+}
+
+/// A receiver whose inbox is empty.
+pub(super) struct Waiting<'a>(&'a Queue);
+
+impl<'a> Waiting<'a> {
+    pub(super) fn new(shared: &Shared, queue: &'a Queue) -> Self {
+        queue.waiters.fetch_add(1, Ordering::AcqRel);
+        shared.demand.raise();
+        Self(queue)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.waiters.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+/// Reads one queue on one shard; for ever.
+pub(super) async fn read(shared: Arc<Shared>, shard: usize, queue: Arc<Queue>) {
+    let part = || Part::Queue(shard, queue.name.as_str().into());
+    let mut backoff = Backoff::default();
+    loop {
+        match shared.commands.open(shard, &queue.key, "channel-layer:read").await {
+            Ok(connection) => {
+                shared.set_part(part(), true);
+                let since = Instant::now();
+                let mut reader = Reader { shared: &shared, queue: &queue, connection, count: BATCH };
+                let error = tokio::select! {
+                    error = reader.serve() => error,
+                    () = queue.reset[shard].notified() => "the probe did not come through".into(),
+                };
+                if since.elapsed() > WORKED {
+                    backoff.reset();
+                }
+                tracing::warn!(%error, shard, "connection to a queue lost");
+            }
+            Err(error) => tracing::debug!(%error, shard, "no connection to a queue"),
+        }
+        shared.set_part(part(), false);
+        sleep(backoff.next_pause()).await;
+    }
+}
+
+struct Reader<'a> {
+    shared: &'a Shared,
+    queue: &'a Queue,
+    connection: Connection,
+    /// How many messages to ask for.
+    count: usize,
+}
+
+impl Reader<'_> {
+    /// Reads until the connection cannot be used any more; says why.
+    async fn serve(&mut self) -> BoxError {
+        loop {
+            let turn = async {
+                self.wanted().await?;
+                match self.shared.demand.has_relays() {
+                    true => self.drain_and_wait().await,
+                    false => self.drain_or_wait().await,
+                }
+            };
+            if let Err(error) = turn.await {
+                return error;
+            }
+        }
+    }
+
+    /// Waits until somebody wants a message; a connection that ends meanwhile is an error.
+    async fn wanted(&mut self) -> Result<(), BoxError> {
+        tokio::select! {
+            () = self.shared.demand.wanted(&self.queue.waiters) => Ok(()),
+            read = fill(&mut self.connection.stream, &mut self.connection.buffer) => {
+                read?;
+                Err("unasked reply".into())
+            }
+        }
+    }
+
+    /// Both commands in one go: what is there now, and the next message when there is none.
+    async fn drain_and_wait(&mut self) -> Result<(), BoxError> {
+        let waiting = scripts::pop_waiting(&self.queue.key, BLOCK);
+        self.ask(&[&scripts::pop(&self.queue.key, self.count), &waiting]).await?;
+        self.take_popped().await?;
+        self.take_waited().await
+    }
+
+    /// Waits only if there is nothing, so that nothing is taken that nobody is waiting for.
+    async fn drain_or_wait(&mut self) -> Result<(), BoxError> {
+        self.ask(&[&scripts::pop(&self.queue.key, self.count)]).await?;
+        if self.take_popped().await? > 0 {
+            return Ok(());
+        }
+        self.ask(&[&scripts::pop_waiting(&self.queue.key, BLOCK)]).await?;
+        self.take_waited().await
+    }
+
+    async fn ask(&mut self, commands: &[&[u8]]) -> Result<(), BoxError> {
+        let write = async {
+            self.connection.stream.write_all(&commands.concat()).await?;
+            self.connection.stream.flush().await
+        };
+        Ok(timeout(ANSWER, write).await??)
+    }
+
+    /// The answer of `ZPOPMIN`: message, score, message, score …; returns how many there were.
+    async fn take_popped(&mut self) -> Result<usize, BoxError> {
+        let answer = timeout(ANSWER, self.connection.next_answer()).await??;
+        let Some(items) = list(self.shared, self.queue, answer).await? else { return Ok(0) };
+        let bytes: usize = items.iter().map(size).sum();
+        let mut arrivals = Vec::with_capacity(items.len() / 2);
+        let mut items = items.into_iter();
+        while let (Some(message), Some(score)) = (items.next(), items.next()) {
+            arrivals.extend(arrival(message, score));
+        }
+        let count = arrivals.len();
+        if let Some(average) = bytes.checked_div(count) {
+            self.count = (BATCH_BYTES / average.max(1)).clamp(1, BATCH);
+        }
+        self.shared.take_in(arrivals);
+        Ok(count)
+    }
+
+    /// The answer of `BZPOPMIN`: key, message, score; or nothing.
+    async fn take_waited(&mut self) -> Result<(), BoxError> {
+        let limit = Duration::from_secs(BLOCK) + ANSWER;
+        let answer = timeout(limit, self.connection.next_answer()).await??;
+        let Some(items) = list(self.shared, self.queue, answer).await? else { return Ok(()) };
+        let [_key, message, score] = <[Answer; 3]>::try_from(items).map_err(|_| "an odd answer to a pop")?;
+        self.shared.take_in(arrival(message, score).into_iter().collect());
+        Ok(())
+    }
+}
+
+/// The items of an answer, if there are any.
+async fn list(shared: &Shared, queue: &Queue, answer: Answer) -> Result<Option<Vec<Answer>>, BoxError> {
+    match answer {
+        Answer::List(items) => Ok(Some(items)),
+        Answer::Null => Ok(None),
+        Answer::Error(text) if text.starts_with("WRONGTYPE") => {
+            // Somebody has put something else under our queue's name; until it goes nothing arrives.
+            tracing::error!("a queue of ours was no sorted set: deleted");
+            for shard in 0..shared.commands.shards() {
+                if let Ok(pending) = shared.commands.start(shard, &queue.key, scripts::delete_foreign(&queue.key)) {
+                    // If this fails the next pop says the same again.
+                    let _ = pending.answer().await;
+                }
+            }
+            Ok(None)
+        }
+        Answer::Error(text) => Err(text.into()),
+        other => Err(format!("an odd answer to a pop: {other:?}").into()),
+    }
+}
+
+fn size(answer: &Answer) -> usize {
+    match answer {
+        Answer::Text(text) => text.len(),
+        _ => 0,
+    }
+}
+
+fn arrival(message: Answer, score: Answer) -> Option<Arrival> {
+    let message = message.into_text()?;
+    let score = String::from_utf8(score.into_text()?).ok()?.parse().ok()?;
+    Some(Arrival { message, score })
+}

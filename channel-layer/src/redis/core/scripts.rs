@@ -1,0 +1,142 @@
+//! The commands of the core layer. Scripts run on declared keys only, take their time from Redis
+//! (`TIME`; the clocks of the nodes do not matter) and travel as plain `EVAL`: an `EVALSHA` in a
+//! pipeline would be lost whenever the server has forgotten the script.
+
+use bytes::Bytes;
+
+use crate::redis::wire;
+
+/// Puts messages into queues: `KEYS` the queues, `ARGV` the expiry in seconds, then a message and a
+/// capacity per queue. Returns the places of those that were full.
+///
+/// A score is never below the newest one by less than a second: equal microseconds and a clock set
+/// back a little do not change the order of arrival. Further ahead is another host's clock, which
+/// nobody follows.
+const DELIVER: &str = "\
+local t = redis.call('TIME')
+local now = t[1] + t[2] / 1000000
+local full = {}
+for i, key in ipairs(KEYS) do
+  redis.call('ZREMRANGEBYSCORE', key, 0, t[1] - ARGV[1])
+  if redis.call('ZCARD', key) >= tonumber(ARGV[2 * i + 1]) then
+    full[#full + 1] = i
+  else
+    local score = now
+    local newest = redis.call('ZRANGE', key, -1, -1, 'WITHSCORES')[2]
+    if newest and tonumber(newest) >= now and newest - now < 1 then
+      score = newest + 2^-22
+    end
+    redis.call('ZADD', key, score, ARGV[2 * i])
+    redis.call('EXPIRE', key, ARGV[1])
+  end
+end
+return full";
+
+/// Adds members to groups: `KEYS` the groups, `ARGV` how many seconds ahead of now the score lies,
+/// the groups' expiry, then one member per group.
+const JOIN: &str = "\
+local t = redis.call('TIME')
+local score = t[1] + t[2] / 1000000 + ARGV[1]
+for i, key in ipairs(KEYS) do
+  redis.call('ZADD', key, score, ARGV[i + 2])
+  redis.call('EXPIRE', key, ARGV[2])
+end
+return #KEYS";
+
+/// The members of a group, without those whose membership has expired.
+const MEMBERS: &str = "\
+redis.call('ZREMRANGEBYSCORE', KEYS[1], 0, redis.call('TIME')[1] - ARGV[1])
+return redis.call('ZRANGE', KEYS[1], 0, -1)";
+
+/// Says that some client ids are alive: `KEYS` the set of all, `ARGV` for how many seconds, then the
+/// ids. Returns how many of them were unknown, the time, and ids that have not been renewed.
+const HEARTBEAT: &str = "\
+local t = redis.call('TIME')
+local now = t[1] + t[2] / 1000000
+local new = 0
+for i = 2, #ARGV do
+  new = new + redis.call('ZADD', KEYS[1], now + ARGV[1], ARGV[i])
+end
+return {new, t[1], t[2], redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now, 'LIMIT', 0, 100)}";
+
+/// One message for one queue.
+pub(super) struct Parcel {
+    pub(super) queue: Bytes,
+    pub(super) message: Bytes,
+    pub(super) capacity: usize,
+}
+
+pub(super) fn deliver(parcels: &[Parcel], expiry: u64) -> Bytes {
+    let numbers: Vec<String> = parcels.iter().map(|parcel| parcel.capacity.to_string()).collect();
+    let (count, expiry) = (parcels.len().to_string(), expiry.to_string());
+    let mut words: Vec<&[u8]> = vec![b"EVAL", DELIVER.as_bytes(), count.as_bytes()];
+    words.extend(parcels.iter().map(|parcel| &*parcel.queue));
+    words.push(expiry.as_bytes());
+    for (parcel, capacity) in parcels.iter().zip(&numbers) {
+        words.extend([&*parcel.message, capacity.as_bytes()]);
+    }
+    wire::bytes(&words)
+}
+
+/// Pairs of group keys and members.
+pub(super) fn join(pairs: &[(Bytes, Bytes)], ahead: u64, group_expiry: u64) -> Bytes {
+    let (count, ahead, expiry) = (pairs.len().to_string(), ahead.to_string(), group_expiry.to_string());
+    let mut words: Vec<&[u8]> = vec![b"EVAL", JOIN.as_bytes(), count.as_bytes()];
+    words.extend(pairs.iter().map(|(group, _)| &**group));
+    words.extend([ahead.as_bytes(), expiry.as_bytes()]);
+    words.extend(pairs.iter().map(|(_, member)| &**member));
+    wire::bytes(&words)
+}
+
+pub(super) fn leave(group: &[u8], members: &[&[u8]]) -> Bytes {
+    wire::bytes(&[&[b"ZREM", group], members].concat())
+}
+
+pub(super) fn members(group: &[u8], group_expiry: u64) -> Bytes {
+    wire::bytes(&[b"EVAL", MEMBERS.as_bytes(), b"1", group, group_expiry.to_string().as_bytes()])
+}
+
+pub(super) fn heartbeat(clients: &[u8], seconds: u64, ids: &[String]) -> Bytes {
+    let seconds = seconds.to_string();
+    let mut words: Vec<&[u8]> = vec![b"EVAL", HEARTBEAT.as_bytes(), b"1", clients, seconds.as_bytes()];
+    words.extend(ids.iter().map(String::as_bytes));
+    wire::bytes(&words)
+}
+
+/// Puts a message back where it was taken from.
+pub(super) fn put_back(queue: &[u8], score: &[u8], message: &[u8]) -> Bytes {
+    wire::bytes(&[b"ZADD", queue, score, message])
+}
+
+pub(super) fn expire(key: &[u8], seconds: u64) -> Bytes {
+    wire::bytes(&[b"EXPIRE", key, seconds.to_string().as_bytes()])
+}
+
+pub(super) fn pop_waiting(queue: &[u8], seconds: u64) -> Bytes {
+    wire::bytes(&[b"BZPOPMIN", queue, seconds.to_string().as_bytes()])
+}
+
+pub(super) fn pop(queue: &[u8], count: usize) -> Bytes {
+    wire::bytes(&[b"ZPOPMIN", queue, count.to_string().as_bytes()])
+}
+
+pub(super) fn delete(key: &[u8]) -> Bytes {
+    wire::bytes(&[b"DEL", key])
+}
+
+/// Deletes a key that is no sorted set.
+pub(super) fn delete_foreign(key: &[u8]) -> Bytes {
+    const DELETE: &str = "\
+if redis.call('TYPE', KEYS[1])['ok'] ~= 'zset' then return redis.call('DEL', KEYS[1]) end
+return 0";
+    wire::bytes(&[b"EVAL", DELETE.as_bytes(), b"1", key])
+}
+
+pub(super) fn scan(cursor: &[u8], pattern: &[u8]) -> Bytes {
+    wire::bytes(&[b"SCAN", cursor, b"MATCH", pattern, b"COUNT", b"1000"])
+}
+
+/// All members of a group, whatever their age.
+pub(super) fn all_members(group: &[u8]) -> Bytes {
+    wire::bytes(&[b"ZRANGE", group, b"0", b"-1"])
+}

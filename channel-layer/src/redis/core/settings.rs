@@ -1,0 +1,62 @@
+//! How a core layer is set up.
+
+use crate::{LayerError, Serializer, capacity::Capacity};
+
+/// Seconds a message waits, as in channels_redis.
+const EXPIRY: u64 = 60;
+/// Seconds a membership lasts after it was renewed last, as in channels_redis.
+const GROUP_EXPIRY: u64 = 86_400;
+/// Messages a queue holds, as in channels_redis.
+const CAPACITY: usize = 100;
+/// Random bytes before each message, as in channels_redis.
+const RANDOM_PREFIX: usize = 12;
+/// Queues of a node.
+const CLIENTS: usize = 4;
+
+/// What the Python side must agree on, and what is ours.
+#[derive(Clone)]
+pub(super) struct Settings {
+    pub(super) prefix: String,
+    pub(super) namespace: String,
+    pub(super) expiry: u64,
+    pub(super) group_expiry: u64,
+    pub(super) capacity: Capacity,
+    pub(super) random_prefix: usize,
+    pub(super) serializer: Serializer,
+    pub(super) encryption_keys: Vec<String>,
+    pub(super) clients: usize,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            prefix: "asgi".to_owned(),
+            namespace: "gateway".to_owned(),
+            expiry: EXPIRY,
+            group_expiry: GROUP_EXPIRY,
+            capacity: Capacity::new(CAPACITY),
+            random_prefix: RANDOM_PREFIX,
+            serializer: Serializer::default(),
+            encryption_keys: Vec::new(),
+            clients: CLIENTS,
+        }
+    }
+}
+
+impl Settings {
+    pub(super) fn check(&self) -> Result<(), LayerError> {
+        let wrong = |text: &str| Err(LayerError::Config(text.to_owned()));
+        for (what, name) in [("prefix", &self.prefix), ("namespace", &self.namespace)] {
+            if name.len() > 100 || name.chars().any(char::is_control) {
+                return wrong(&format!("the {what} must be at most 100 bytes without control characters"));
+            }
+        }
+        if self.expiry == 0 || self.group_expiry == 0 {
+            return wrong("expiry and group_expiry must be at least one second");
+        }
+        if self.clients == 0 || self.clients > 64 {
+            return wrong("there must be 1 to 64 client ids");
+        }
+        Ok(())
+    }
+}
