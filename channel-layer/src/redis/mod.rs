@@ -23,4 +23,4 @@ mod wire;
 
 pub use core::{RedisCoreBuilder, RedisCoreLayer};
 pub use pubsub::{RedisPubSubBuilder, RedisPubSubLayer};
-pub use topology::Host;
+pub use topology::{Connector, Host};
