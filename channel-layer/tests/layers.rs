@@ -72,8 +72,6 @@ async fn redis_core_at(url: String) -> (Arc<dyn ChannelLayer>, ()) {
     (Arc::new(layer), ())
 }
 
-contract_suite!(redis_core_layer_on_a_cluster, redis_core_at(cluster().url()));
-contract_suite!(redis_core_layer_behind_sentinels, redis_core_at(sentinels().url()));
 /// JSON, encrypted, with an older key still to be read.
 async fn redis_pubsub_encrypted() -> (Arc<dyn ChannelLayer>, RedisServer) {
     let server = RedisServer::start();
@@ -84,6 +82,8 @@ async fn redis_pubsub_encrypted() -> (Arc<dyn ChannelLayer>, RedisServer) {
 contract_suite!(memory_layer, memory());
 contract_suite!(redis_core_layer, redis_core());
 contract_suite!(redis_core_layer_of_three_shards, redis_core_of_three_shards());
+contract_suite!(redis_core_layer_on_a_cluster, redis_core_at(cluster().url()));
+contract_suite!(redis_core_layer_behind_sentinels, redis_core_at(sentinels().url()));
 contract_suite!(redis_pubsub_layer, redis_pubsub());
 contract_suite!(redis_pubsub_layer_with_encrypted_json, redis_pubsub_encrypted());
 contract_suite!(redis_pubsub_layer_on_three_shards, redis_pubsub_shards());

@@ -48,7 +48,7 @@ pub(crate) async fn connect(config: &Config) -> Result<SharedLayer, LayerError> 
                 .group_expiry(settings.group_expiry)
                 .capacity(settings.capacity)
                 .serializer(settings.serializer)
-                .encryption_keys(&keys)
+                .encryption_keys(keys)
                 .connect()
                 .await?,
         ),
