@@ -12,7 +12,6 @@ mod core;
 mod hand_over;
 mod inbox;
 mod pattern;
-mod publisher;
 mod pubsub;
 #[allow(dead_code, reason = "for the layers that are being built on it")]
 mod refusal;
