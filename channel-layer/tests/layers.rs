@@ -7,7 +7,7 @@ use std::sync::{
 };
 
 use channel_layer::{
-    ChannelLayer, ChannelName, Event, GroupName, LayerError, MemoryLayer, RedisCoreLayer, RedisPubSubLayer,
+    ChannelLayer, ChannelName, Event, GroupName, LayerError, MemoryLayer, RedisCoreLayer, RedisPubSubLayer, Serializer,
     contract_suite,
 };
 use testkit::redis::{Cluster, RedisServer, Sentinels};
@@ -72,12 +72,20 @@ async fn redis_core_at(url: String) -> (Arc<dyn ChannelLayer>, ()) {
     (Arc::new(layer), ())
 }
 
-contract_suite!(redis_core_layer_on_a_cluster, redis_core_at(cluster().url()));
-contract_suite!(redis_core_layer_behind_sentinels, redis_core_at(sentinels().url()));
+/// JSON, encrypted, with an older key still to be read.
+async fn redis_pubsub_encrypted() -> (Arc<dyn ChannelLayer>, RedisServer) {
+    let server = RedisServer::start();
+    let builder = RedisPubSubLayer::builder(&server.url()).serializer(Serializer::Json);
+    (Arc::new(builder.encryption_keys(["new", "old"]).connect().await.unwrap()), server)
+}
+
 contract_suite!(memory_layer, memory());
 contract_suite!(redis_core_layer, redis_core());
 contract_suite!(redis_core_layer_of_three_shards, redis_core_of_three_shards());
+contract_suite!(redis_core_layer_on_a_cluster, redis_core_at(cluster().url()));
+contract_suite!(redis_core_layer_behind_sentinels, redis_core_at(sentinels().url()));
 contract_suite!(redis_pubsub_layer, redis_pubsub());
+contract_suite!(redis_pubsub_layer_with_encrypted_json, redis_pubsub_encrypted());
 contract_suite!(redis_pubsub_layer_on_three_shards, redis_pubsub_shards());
 contract_suite!(redis_pubsub_layer_on_one_host_thrice, redis_pubsub_same_host_thrice());
 
@@ -144,5 +152,55 @@ async fn topics_are_on_the_shards_where_python_looks() {
         }
         layer.group_send(&group, &Event::new("t").with("to", name)).await.unwrap();
         assert_eq!(layer.receive(&channel).await.unwrap().text("to"), Some(name));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn keys_can_be_changed_one_process_after_another() {
+    let server = RedisServer::start();
+    let layer = async |keys: &[&str]| {
+        let builder = RedisPubSubLayer::builder(&server.url()).encryption_keys(keys.iter().copied());
+        builder.connect().await.unwrap()
+    };
+    let (old, both, new, plain) =
+        (layer(&["a"]).await, layer(&["b", "a"]).await, layer(&["b"]).await, layer(&[]).await);
+    let event = Event::new("t").with("text", "hidden");
+    for (from, to, passes) in [
+        (&old, &both, true),
+        (&both, &both, true),
+        (&both, &new, true),
+        (&both, &old, false),
+        (&new, &old, false),
+        (&plain, &new, false),
+        (&new, &plain, false),
+    ] {
+        let channel = to.new_channel("").await.unwrap();
+        let before = to.stats().undecodable;
+        from.send(&channel, &event).await.unwrap();
+        match passes {
+            true => assert_eq!(to.receive(&channel).await.unwrap(), event),
+            false => testkit::wait::until("it is counted and skipped", std::time::Duration::from_secs(10), || {
+                to.stats().undecodable == before + 1
+            }),
+        }
+    }
+    assert!(matches!(
+        RedisPubSubLayer::builder(&server.url()).encryption_keys([""]).connect().await,
+        Err(LayerError::Config(_))
+    ));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn r21_the_reserved_key_is_refused_or_left_out() {
+    let (layer, _server) = redis_pubsub().await;
+    let channel = layer.new_channel("").await.unwrap();
+    let group = GroupName::parse("room").unwrap();
+    layer.group_add(&group, &channel).await.unwrap();
+    let event = Event::new("t").with("__asgi_channel__", "asgispecific.other");
+    assert!(matches!(layer.send(&channel, &event).await, Err(LayerError::Encode(_))));
+    layer.group_send(&group, &event).await.unwrap();
+    layer.group_send_later(&group, &event).unwrap();
+    for _ in 0..2 {
+        assert_eq!(layer.receive(&channel).await.unwrap(), Event::new("t"));
     }
 }

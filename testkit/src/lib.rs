@@ -1,4 +1,5 @@
-//! Real servers for tests: each on a free port, in a private directory, dead with the test.
+//! Real servers for tests: each on a free port, in a private directory, dead with the test; links to them
+//! that fail on demand, and the real Python packages as peers.
 //!
 //! Nothing here needs an async runtime, and nothing is left behind even if the test process is
 //! killed. A missing program is a panic that names the command which installs it, never a skip.

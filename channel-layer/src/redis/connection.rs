@@ -113,9 +113,10 @@ impl Access {
         client_name: &str,
         primary: bool,
     ) -> Result<Connection, BoxError> {
-        let result = match timeout(OPENING, self.open_slowly(address, client_name, primary)).await {
+        let mut stage = "connecting";
+        let result = match timeout(OPENING, self.open_slowly(address, client_name, primary, &mut stage)).await {
             Ok(result) => result,
-            Err(_) => Err("connecting took more than 2 seconds".into()),
+            Err(_) => Err(format!("{stage} took more than 2 seconds").into()),
         };
         result.map_err(|error| {
             let error = match &self.tls {
@@ -126,17 +127,27 @@ impl Access {
         })
     }
 
-    async fn open_slowly(&self, address: &Address, client_name: &str, primary: bool) -> Result<Connection, BoxError> {
+    /// `stage` says what is under way.
+    async fn open_slowly(
+        &self,
+        address: &Address,
+        client_name: &str,
+        primary: bool,
+        stage: &mut &'static str,
+    ) -> Result<Connection, BoxError> {
         let stream: Box<dyn Stream> = match (address, &self.tls) {
             (Address::Tcp(host, port), None) => Box::new(tcp(host, *port).await?),
             (Address::Tcp(host, port), Some(tls)) => {
                 let name = ServerName::try_from(tls.name.clone().unwrap_or_else(|| host.to_string()))?;
                 let tcp = tcp(host, *port).await?;
+                // A server without TLS may just wait for the end of what it takes for a command.
+                *stage = "the TLS handshake (does the server speak TLS on this port?)";
                 Box::new(TlsConnector::from(tls.config.clone()).connect(name, tcp).await?)
             }
             (Address::Unix(path), _) => Box::new(UnixStream::connect(path.as_path()).await?),
         };
         let mut connection = Connection { stream, buffer: BytesMut::new() };
+        *stage = "signing in";
         connection.sign_in(&self.account, client_name, primary).await?;
         Ok(connection)
     }

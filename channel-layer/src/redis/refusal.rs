@@ -83,7 +83,7 @@ pub(super) fn is_failover_error(text: &str) -> bool {
 pub(super) struct Refused(pub(super) String);
 
 /// Why no connection could be opened: where, and what happened there. Never holds a password.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, thiserror::Error)]
 #[error("{place}: {why}")]
 pub(super) struct Failed {
     place: String,

@@ -87,20 +87,38 @@ fn wrong(what: &str, why: impl std::fmt::Display) -> LayerError {
 /// a certificate of our own.
 pub(super) fn explain(error: BoxError, certified: bool) -> BoxError {
     let Some(io) = error.downcast_ref::<io::Error>() else { return error };
-    match io.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
-        Some(rustls::Error::InvalidMessage(_)) => format!("the server does not speak TLS on this port ({io})").into(),
+    let why = match io.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
+        Some(rustls::Error::InvalidMessage(_)) => "the server does not speak TLS on this port",
         Some(rustls::Error::AlertReceived(AlertDescription::CertificateRequired)) => {
-            format!("the server wants a client certificate ({io})").into()
+            "the server wants a client certificate"
+        }
+        Some(rustls::Error::AlertReceived(alert)) if certified && is_of_certificate(*alert) => {
+            "the server refuses the client certificate"
+        }
+        Some(rustls::Error::AlertReceived(AlertDescription::HandshakeFailure)) if !certified => {
+            "the server ended the handshake; does it want a client certificate?"
         }
         // With TLS 1.3 a server refuses a client after the handshake, and the reason may get lost.
-        None if !certified && is_end(io) => {
-            format!("the server ended the connection; does it want a client certificate? ({io})").into()
-        }
-        None if is_end(io) => {
-            format!("the server ended the connection; does it trust the client certificate? ({io})").into()
-        }
-        _ => error,
-    }
+        None if is_end(io) && !certified => "the server ended the connection; does it want a client certificate?",
+        None if is_end(io) => "the server ended the connection; does it trust the client certificate?",
+        _ => return error,
+    };
+    format!("{why} ({io})").into()
+}
+
+fn is_of_certificate(alert: AlertDescription) -> bool {
+    use AlertDescription as Alert;
+    matches!(
+        alert,
+        Alert::BadCertificate
+            | Alert::UnsupportedCertificate
+            | Alert::CertificateRevoked
+            | Alert::CertificateExpired
+            | Alert::CertificateUnknown
+            | Alert::UnknownCA
+            | Alert::AccessDenied
+            | Alert::DecryptError
+    )
 }
 
 fn is_end(error: &io::Error) -> bool {

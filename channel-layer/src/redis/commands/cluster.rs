@@ -63,15 +63,22 @@ impl ClusterCommands {
         (Self(inner.clone()), mind(Arc::downgrade(&inner)))
     }
 
+    fn of(&self, key: &[u8]) -> Option<(Commander, Node)> {
+        let node = self.0.cluster.node_of(slot(key))?;
+        Some((self.0.nodes.read().get(&node)?.clone(), node))
+    }
+
+    pub(super) fn reaches(&self, key: &[u8]) -> bool {
+        self.of(key).is_some_and(|(commander, _)| commander.is_connected())
+    }
+
     pub(super) fn start_with(
         &self,
         key: &[u8],
         command: Bytes,
         ending: Option<Box<dyn Ending>>,
     ) -> Result<(), Refusal> {
-        let node = self.0.cluster.node_of(slot(key));
-        let commander = node.and_then(|node| Some((self.0.nodes.read().get(&node)?.clone(), node)));
-        let Some((commander, node)) = commander else {
+        let Some((commander, node)) = self.of(key) else {
             self.0.doubt.notify_one();
             return Err((Failure::NotConnected, ending));
         };

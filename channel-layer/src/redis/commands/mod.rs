@@ -119,6 +119,15 @@ impl Commands {
         }
     }
 
+    /// Whether a command for this key would be sent.
+    pub(super) fn reaches(&self, shard: usize, key: &[u8]) -> bool {
+        match self {
+            Self::Shards { commanders, .. } => commanders[shard].is_connected(),
+            Self::Cluster(cluster) => cluster.reaches(key),
+        }
+    }
+
+    /// Whether all of a shard can be used.
     pub(super) fn is_connected(&self, shard: usize) -> bool {
         *self.connections(shard).borrow() % 2 == 1
     }

@@ -22,6 +22,8 @@ use crate::{
     },
 };
 
+/// For how many heartbeats ours must have come through before anybody else is thought dead.
+const STEADY: u32 = 2;
 /// How often memberships are renewed, in heartbeats: every 20 seconds.
 const RENEW_EVERY: u64 = 4;
 /// How often the way through Redis and back is probed, in heartbeats.
@@ -32,6 +34,8 @@ const PROBES: u32 = 2;
 const WINDOW: usize = 256;
 /// How long a node may take to clear away a dead one.
 const SWEEP: u64 = 60;
+/// How many heartbeats renew memberships after Redis had lost them.
+const EAGER: u32 = 3;
 /// How many groups it looks at together.
 const SWEEP_ROUND: usize = 128;
 
@@ -42,6 +46,7 @@ pub(super) async fn keep(shared: Arc<Shared>, shard: usize, queues: Vec<Arc<Queu
         shard,
         probes: queues.into_iter().map(Probe::new).collect(),
         skewed: false,
+        steady_since: None,
         eager: 0,
     };
     let mut connections = shared.commands.connections(shard);
@@ -58,6 +63,7 @@ pub(super) async fn keep(shared: Arc<Shared>, shard: usize, queues: Vec<Arc<Queu
                 }
                 let up = *connections.borrow_and_update() % 2 == 1;
                 shared.set_part(Part::Shard(shard), false);
+                keeper.steady_since = None;
                 if up {
                     keeper.restore().await;
                 }
@@ -76,6 +82,8 @@ struct Keeper<'a> {
     shard: usize,
     probes: Vec<Probe>,
     skewed: bool,
+    /// Since when heartbeats have come through.
+    steady_since: Option<Instant>,
     /// So many more heartbeats renew too: another node may still have thought us dead and thrown our
     /// members out after they were restored.
     eager: u32,
@@ -97,7 +105,9 @@ impl Keeper<'_> {
     /// Everything Redis must hold for us, on a new connection or after it was lost.
     async fn restore(&mut self) {
         let restored = async {
-            self.heartbeat().await?;
+            if !self.heartbeat().await? {
+                self.eager = EAGER;
+            }
             self.renew().await
         };
         match restored.await {
@@ -114,6 +124,7 @@ impl Keeper<'_> {
         let known = match self.heartbeat().await {
             Ok(known) => known,
             Err(failure) => {
+                self.steady_since = None;
                 tracing::debug!(%failure, shard = self.shard, "no heartbeat");
                 return;
             }
@@ -123,7 +134,7 @@ impl Keeper<'_> {
             // Redis has lost our keys without losing us: flushed, or emptied by eviction.
             tracing::warn!(shard = self.shard, "Redis has lost this node's keys: memberships are restored");
             self.shared.set_part(part.clone(), false);
-            self.eager = 3;
+            self.eager = EAGER;
         }
         let missing = self.shared.health.is_missing(&part);
         let eager = self.eager > 0;
@@ -159,8 +170,10 @@ impl Keeper<'_> {
             Some(_) => {}
             None => self.skewed = false,
         }
-        let dead: HashSet<String> = texts(dead).collect();
-        *self.shared.dead[self.shard].lock() = dead;
+        // After an outage nobody has been heard from: the others get time to say that they live.
+        let steady = self.steady_since.get_or_insert_with(Instant::now).elapsed();
+        let steady = steady > STEADY * self.shared.settings.heartbeat;
+        *self.shared.dead[self.shard].lock() = texts(dead).filter(|_| steady).collect();
         Ok(new.as_int() == Some(0))
     }
 

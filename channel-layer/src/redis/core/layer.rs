@@ -354,7 +354,7 @@ impl ChannelLayer for RedisCoreLayer {
     fn group_send_later(&self, group: &GroupName, event: &Event) -> Result<(), LayerError> {
         group.check_strict()?;
         let shard = self.0.shared.shard_of(group.as_str());
-        if !self.0.shared.commands.is_connected(shard) {
+        if !self.0.shared.commands.reaches(shard, &self.0.shared.group_key(group)) {
             return Err(Failure::NotConnected.into());
         }
         let body = self.0.shared.codec.body(event)?;

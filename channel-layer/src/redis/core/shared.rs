@@ -5,7 +5,7 @@ use std::{
     collections::{HashMap, HashSet},
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -61,7 +61,7 @@ pub(super) struct Shared {
     /// Client ids whose node is gone, as the last heartbeat on each shard found.
     pub(super) dead: Box<[Mutex<HashSet<String>>]>,
     /// Makes members of queues unique and keeps those of one moment in order.
-    serial: std::sync::atomic::AtomicU64,
+    serial: AtomicU64,
     /// Probes that came back, by their address.
     probes: Mutex<HashSet<String>>,
     /// When something that may come often was logged last, by what it was.
@@ -135,7 +135,7 @@ impl Shared {
             demand: Demand::default(),
             relay_gone: Notify::new(),
             dead: (0..shards).map(|_| Mutex::default()).collect(),
-            serial: std::sync::atomic::AtomicU64::new(0),
+            serial: AtomicU64::new(0),
             probes: Mutex::default(),
             warned: Mutex::default(),
             was_whole: AtomicBool::new(false),

@@ -11,7 +11,8 @@ use super::{
     subscriber::Subscriber,
 };
 use crate::{
-    LayerError,
+    LayerError, Serializer,
+    codec::Codec,
     redis::{Host, connection::Target, publisher::Publisher, tls::TlsOptions, topology::Topology},
     stats::Counters,
 };
@@ -27,6 +28,8 @@ pub struct RedisPubSubBuilder {
     hosts: Vec<Host>,
     prefix: String,
     raw_group_names: bool,
+    serializer: Serializer,
+    encryption_keys: Vec<String>,
     tls: TlsOptions,
     probe_every: Duration,
 }
@@ -37,6 +40,8 @@ impl RedisPubSubBuilder {
             hosts,
             prefix: "asgi".to_owned(),
             raw_group_names: false,
+            serializer: Serializer::default(),
+            encryption_keys: Vec::new(),
             tls: TlsOptions::default(),
             probe_every: PROBE,
         }
@@ -55,6 +60,24 @@ impl RedisPubSubBuilder {
     #[must_use]
     pub fn raw_group_names(mut self, accept: bool) -> Self {
         self.raw_group_names = accept;
+        self
+    }
+
+    /// The format of payloads, [`Serializer::MsgPack`] by default; `serializer_format` in Python. All
+    /// processes of a site must agree on it.
+    #[must_use]
+    pub fn serializer(mut self, serializer: Serializer) -> Self {
+        self.serializer = serializer;
+        self
+    }
+
+    /// Encrypts payloads with the first key and reads them with each in turn, as
+    /// `symmetric_encryption_keys` in Python; none by default. A key is any text but the empty one, which
+    /// `connect` and `start` refuse. Names of groups and channels stay readable. A payload without
+    /// encryption, or under another key, counts as undecodable. Python encrypts from `channels_redis` 4.2.1.
+    #[must_use]
+    pub fn encryption_keys(mut self, keys: impl IntoIterator<Item: Into<String>>) -> Self {
+        self.encryption_keys = keys.into_iter().map(Into::into).collect();
         self
     }
 
@@ -108,6 +131,7 @@ impl RedisPubSubBuilder {
             return Err(LayerError::Config("it must be started inside a Tokio runtime".into()));
         }
         let targets = self.targets()?;
+        let codec = Codec::new(self.serializer, &self.encryption_keys)?;
         let counters = Arc::new(Counters::default());
         let mut tasks = JoinSet::new();
         let publishers = targets.iter().map(|target| {
@@ -116,12 +140,19 @@ impl RedisPubSubBuilder {
             publisher
         });
         let publishers = Arc::new(Publishers::new(publishers.collect()));
-        let (subscriber, task) =
-            Subscriber::new(&targets, &self.prefix, self.probe_every, publishers.clone(), counters.clone());
+        let (subscriber, task) = Subscriber::new(
+            &targets,
+            &self.prefix,
+            codec.clone(),
+            self.probe_every,
+            publishers.clone(),
+            counters.clone(),
+        );
         tasks.spawn(task);
         Ok(RedisPubSubLayer(Arc::new(Inner {
             prefix: self.prefix,
             raw_group_names: self.raw_group_names,
+            codec,
             publishers,
             subscriber,
             counters,

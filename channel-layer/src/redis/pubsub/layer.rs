@@ -13,15 +13,15 @@ use super::{
     topic,
 };
 use crate::{
-    ChannelLayer, ChannelName, Event, GroupName, LayerError, LayerStats, Relay, RelaySink, name, redis::Host,
-    stats::Counters,
+    ChannelLayer, ChannelName, Event, GroupName, LayerError, LayerStats, Relay, RelaySink, codec::Codec, name,
+    redis::Host, stats::Counters,
 };
 
 /// How long `ping` may take.
 const PING: Duration = Duration::from_secs(2);
 
 /// Carries events over Redis pub/sub, byte for byte as `channels_redis.pubsub.RedisPubSubChannelLayer`
-/// 4.x with its default serializer; Django processes and Rust services share groups and channels.
+/// 4.x; Django processes and Rust services share groups and channels.
 ///
 /// Two connections to each host for a whole process, whatever the number of channels. They come back
 /// by themselves; what was published meanwhile is lost, as pub/sub keeps nothing, and relays are told.
@@ -48,6 +48,7 @@ pub struct RedisPubSubLayer(pub(super) Arc<Inner>);
 pub(super) struct Inner {
     pub(super) prefix: String,
     pub(super) raw_group_names: bool,
+    pub(super) codec: Codec,
     pub(super) publishers: Arc<Publishers>,
     pub(super) subscriber: Subscriber,
     pub(super) counters: Arc<Counters>,
@@ -105,7 +106,7 @@ impl ChannelLayer for RedisPubSubLayer {
     }
 
     async fn send(&self, channel: &ChannelName, event: &Event) -> Result<(), LayerError> {
-        self.0.publishers.publish(topic::channel(channel), event.to_msgpack()?).await
+        self.0.publishers.publish(topic::channel(channel), self.0.codec.encode(event)?).await
     }
 
     async fn receive(&self, channel: &ChannelName) -> Result<Event, LayerError> {
@@ -129,11 +130,11 @@ impl ChannelLayer for RedisPubSubLayer {
     }
 
     async fn group_send(&self, group: &GroupName, event: &Event) -> Result<(), LayerError> {
-        self.0.publishers.publish(self.0.group_topic(group)?, event.to_msgpack()?).await
+        self.0.publishers.publish(self.0.group_topic(group)?, self.0.codec.encode_for_group(event)?).await
     }
 
     fn group_send_later(&self, group: &GroupName, event: &Event) -> Result<(), LayerError> {
-        self.0.publishers.publish_later(self.0.group_topic(group)?, event.to_msgpack()?)
+        self.0.publishers.publish_later(self.0.group_topic(group)?, self.0.codec.encode_for_group(event)?)
     }
 
     async fn flush(&self) -> Result<(), LayerError> {

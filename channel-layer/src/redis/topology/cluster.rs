@@ -34,7 +34,7 @@ pub(crate) struct Cluster {
 }
 
 struct Known {
-    map: Arc<Map>,
+    map: Map,
     /// The cluster's epoch when the map was made: it only ever rises.
     epoch: u64,
 }
@@ -43,7 +43,7 @@ struct Known {
 #[derive(Default)]
 struct Last {
     began: Option<Instant>,
-    error: Option<Arc<Failed>>,
+    error: Option<Failed>,
     /// How many there were; each begins with another node.
     count: usize,
 }
@@ -57,7 +57,7 @@ struct Said {
 impl Cluster {
     pub(super) fn new(seeds: Vec<Address>, access: Arc<Access>) -> Self {
         let seeds = seeds.iter().map(|seed| seed.to_string().into()).collect();
-        let known = RwLock::new(Known { map: Arc::new(Map::empty()), epoch: 0 });
+        let known = RwLock::new(Known { map: Map::empty(), epoch: 0 });
         Self { seeds, access, known, version: watch::Sender::new(0), refreshing: Mutex::default() }
     }
 
@@ -107,7 +107,7 @@ impl Cluster {
                 self.learn(said);
                 None
             }
-            Err(errors) => Some(Arc::new(Failed::all("no node of the cluster gives a map", &errors))),
+            Err(errors) => Some(Failed::all("no node of the cluster gives a map", &errors)),
         };
         result(&last)
     }
@@ -129,15 +129,15 @@ impl Cluster {
         let (newest, access) = (known.epoch, self.access.clone());
         nodes.into_iter().map(move |node| {
             let access = access.clone();
-            async move { ask_one(&access, &node, newest).await.map_err(|error| Failed::at(&*node, &error).into()) }
+            async move { ask_one(&access, &node, newest).await }
         })
     }
 
     fn learn(&self, said: Said) {
         let mut known = self.known.write();
         known.epoch = said.epoch;
-        if *known.map != said.map {
-            known.map = Arc::new(said.map);
+        if known.map != said.map {
+            known.map = said.map;
             // While the lock is held: whoever sees the number sees the map.
             self.version.send_modify(|version| *version += 1);
         }
@@ -146,17 +146,17 @@ impl Cluster {
 
 fn result(last: &Last) -> Result<(), BoxError> {
     match &last.error {
-        Some(error) => Err(Box::new(error.clone())),
+        Some(error) => Err(error.clone().into()),
         None => Ok(()),
     }
 }
 
 async fn ask_one(access: &Access, node: &Node, newest: u64) -> Result<Found<Said>, BoxError> {
-    let address = address(node).ok_or("not an address")?;
+    let address = address(node).ok_or_else(|| format!("{node} is not an address"))?;
     let mut connection = access.open(&address, "channel-layer:cluster", false).await?;
-    let replies = connection.ask(&[vec!["CLUSTER", "SLOTS"], vec!["CLUSTER", "INFO"]]).await?;
+    let answers = connection.ask(&[vec!["CLUSTER", "SLOTS"], vec!["CLUSTER", "INFO"]]).await;
     let host = node.rsplit_once(':').map_or("", |(host, _)| host);
-    answer(&replies, host, newest)
+    answers.and_then(|answers| answer(&answers, host, newest)).map_err(|error| Failed::at(&**node, &error).into())
 }
 
 fn answer(replies: &[Answer], asked: &str, newest: u64) -> Result<Found<Said>, BoxError> {
@@ -175,3 +175,7 @@ fn answer(replies: &[Answer], asked: &str, newest: u64) -> Result<Found<Said>, B
         false => Found::Doubtful(epoch, Said { map, epoch }),
     })
 }
+
+#[cfg(test)]
+#[path = "cluster_tests.rs"]
+mod tests;

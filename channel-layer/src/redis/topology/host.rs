@@ -263,12 +263,12 @@ impl Spec {
                 let sentinels = Sentinels::new(addresses.clone(), master_name.clone(), to_sentinels);
                 Resolved::Target(Target::sentinel(sentinels, access))
             }
-            Kind::Cluster(addresses) => Resolved::Cluster(Cluster::new(addresses.clone(), access)),
+            Kind::Cluster(addresses) => Resolved::Cluster(Arc::new(Cluster::new(addresses.clone(), access))),
         })
     }
 }
 
 pub(super) enum Resolved {
     Target(Target),
-    Cluster(Cluster),
+    Cluster(Arc<Cluster>),
 }

@@ -61,7 +61,7 @@ impl Topology {
                 Resolved::Target(target) => targets.push(target),
                 Resolved::Cluster(cluster) if hosts.len() == 1 => {
                     needs(secure, tls)?;
-                    return Ok(Self::Cluster(Arc::new(cluster)));
+                    return Ok(Self::Cluster(cluster));
                 }
                 Resolved::Cluster(_) => {
                     return Err(LayerError::Config("a cluster cannot be one of several hosts".into()));

@@ -65,3 +65,56 @@ where
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Clone, Copy)]
+    enum Server {
+        Hangs,
+        Fails,
+        Doubts(u64),
+        Knows(u64),
+    }
+
+    async fn ask(servers: &[Server]) -> (Result<u64, usize>, Duration) {
+        let began = Instant::now();
+        let questions = servers.iter().copied().map(|server| async move {
+            match server {
+                Server::Hangs => std::future::pending().await,
+                Server::Fails => Err("no".into()),
+                Server::Doubts(answer) => Ok(Found::Doubtful(answer, answer)),
+                Server::Knows(answer) => Ok(Found::Good(answer)),
+            }
+        });
+        (race(questions).await.map_err(|errors| errors.len()), began.elapsed())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_first_good_answer_wins_and_nobody_who_hangs_delays_it_for_long() {
+        use Server::{Doubts, Fails, Hangs, Knows};
+        let soon = Duration::from_millis(600);
+        for (servers, wanted) in [
+            (&[Knows(1), Knows(2)][..], 1),
+            (&[Fails, Knows(2)], 2),
+            (&[Hangs, Hangs, Knows(3)], 3),
+            (&[Doubts(9), Knows(2)], 2),
+            (&[Doubts(4), Doubts(9), Doubts(5), Fails], 9),
+            (&[Hangs, Doubts(7)], 7),
+        ] {
+            let (result, after) = ask(servers).await;
+            assert!(result == Ok(wanted) && after < soon, "{result:?} after {after:?}, not {wanted}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn it_ends_within_two_seconds_with_every_reason() {
+        use Server::{Fails, Hangs};
+        for (servers, errors) in [(&[][..], 0), (&[Fails, Fails], 2), (&[Fails, Hangs], 2), (&[Hangs; 100], 1)] {
+            let (result, after) = ask(servers).await;
+            assert_eq!(result, Err(errors));
+            assert!(after < OPENING + HEAD_START * 2, "{after:?}");
+        }
+    }
+}

@@ -6,7 +6,7 @@ use super::{
     members::Relay,
     registry::{Registry, Topic, answer},
 };
-use crate::{ChannelName, Delivery, Event, redis::pattern};
+use crate::{ChannelName, Delivery, Event, EventError, codec::Codec, event::RESERVED_KEY, redis::pattern};
 
 /// What became of a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -71,7 +71,7 @@ impl Registry {
     pub(super) fn message(&mut self, topic: &[u8], payload: &[u8]) -> Taken {
         // Messages may still arrive after the last member has gone.
         let Some(entry) = self.topics.get(topic) else { return Taken::Unknown };
-        let Ok(event) = Event::from_msgpack(payload) else { return Taken::Undecodable };
+        let Ok(event) = decode(&self.codec, payload) else { return Taken::Undecodable };
         let event = Arc::new(event);
         self.counters.received(1);
         // As in channels_redis, a channel of that name takes precedence over a group.
@@ -97,7 +97,7 @@ impl Registry {
         let Some(relay) = self.relays.values_mut().find(|relay| relay.owns(name)) else {
             return true;
         };
-        let Ok(event) = Event::from_msgpack(payload) else { return false };
+        let Ok(event) = decode(&self.codec, payload) else { return false };
         self.counters.received(1);
         let channel = ChannelName::trusted(name);
         relay.push(Delivery::Channel { channel, event: Arc::new(event) });
@@ -108,4 +108,11 @@ impl Registry {
     pub(super) fn deliver(&mut self) {
         self.relays.values_mut().for_each(Relay::deliver);
     }
+}
+
+fn decode(codec: &Codec, payload: &[u8]) -> Result<Event, EventError> {
+    let mut event = codec.decode(payload, None)?;
+    // It means nothing on this layer, and must not mean anything to whoever passes the event on.
+    event.remove(RESERVED_KEY);
+    Ok(event)
 }

@@ -179,6 +179,7 @@ impl Link {
 
     /// Subscribes to the topic of the probe.
     pub(super) fn subscribe_probe(&mut self) {
+        self.probe.allow(true);
         let (kind, topic) = (self.probe.kind, self.probe.topic.clone());
         if let Some(session) = self.session() {
             session.subscribe(kind, &[topic]);

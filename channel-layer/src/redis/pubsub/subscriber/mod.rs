@@ -25,7 +25,9 @@ use self::{link::Link, links::Links, probe::Probe, registry::Registry, route::Ro
 
 use super::{publishers::Publishers, topic};
 use crate::{
-    ChannelName, GroupName, LayerError, RelaySink, name,
+    ChannelName, GroupName, LayerError, RelaySink,
+    codec::Codec,
+    name,
     redis::{connection::Target, inbox::Inbox},
     stats::Counters,
 };
@@ -99,6 +101,7 @@ impl Subscriber {
     pub(super) fn new(
         targets: &[Target],
         prefix: &str,
+        codec: Codec,
         probe_every: Duration,
         publishers: Arc<Publishers>,
         counters: Arc<Counters>,
@@ -113,7 +116,7 @@ impl Subscriber {
             Link::new(format!("host {} of {}", at + 1, targets.len()), target.clone(), probe)
         });
         let links = Links::new(links.collect(), Router::Shards(targets.len()));
-        let registry = Registry::new(prefix.to_owned(), directory.clone(), counters.clone());
+        let registry = Registry::new(prefix.to_owned(), directory.clone(), codec, counters.clone());
         let task = Task::new(links, registry, publishers, counters, ready_sender, receiver, relay_gone.clone());
         (Self { orders, directory, ready, relay_gone }, task.run())
     }

@@ -14,8 +14,10 @@ pub(super) struct Probe {
     pub(super) topic: Topic,
     pub(super) kind: Kind,
     every: Duration,
-    /// When to look next; `None` if the user may not subscribe to the topic.
+    /// When to look next; `None` before the first connection.
     next: Option<Instant>,
+    /// Whether the server does not let us subscribe to it.
+    refused: bool,
     /// Whether one is on its way.
     awaited: bool,
     missed: u32,
@@ -36,7 +38,7 @@ pub(super) enum Verdict {
 
 impl Probe {
     pub(super) fn new(topic: Topic, kind: Kind, every: Duration) -> Self {
-        Self { topic, kind, every, next: None, awaited: false, missed: 0 }
+        Self { topic, kind, every, next: None, refused: false, awaited: false, missed: 0 }
     }
 
     /// Starts anew, on a new connection.
@@ -48,7 +50,7 @@ impl Probe {
 
     /// To be called often; anything but `Early` asks for the next probe to be sent.
     pub(super) fn look(&mut self, now: Instant) -> Verdict {
-        if self.next.is_none_or(|next| now < next) {
+        if self.refused || self.next.is_none_or(|next| now < next) {
             return Verdict::Early;
         }
         self.next = Some(now + self.every);
@@ -73,9 +75,9 @@ impl Probe {
         }
     }
 
-    /// The server does not let us subscribe to it; until the next connection.
-    pub(super) fn give_up(&mut self) {
-        self.next = None;
+    /// Whether the server lets us subscribe to it.
+    pub(super) fn allow(&mut self, allowed: bool) {
+        self.refused = !allowed;
     }
 }
 

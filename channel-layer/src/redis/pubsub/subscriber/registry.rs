@@ -14,6 +14,7 @@ use super::{
 };
 use crate::{
     ChannelName, Delivery, GroupName, LayerError,
+    codec::Codec,
     redis::{inbox::Inbox, pubsub::topic},
     stats::Counters,
 };
@@ -28,6 +29,7 @@ pub(super) struct Registry {
     pub(super) joins: HashMap<JoinId, Join>,
     next_id: u64,
     directory: Directory,
+    pub(super) codec: Codec,
     pub(super) counters: Arc<Counters>,
 }
 
@@ -77,7 +79,7 @@ pub(super) struct Changes {
 }
 
 impl Registry {
-    pub(super) fn new(prefix: String, directory: Directory, counters: Arc<Counters>) -> Self {
+    pub(super) fn new(prefix: String, directory: Directory, codec: Codec, counters: Arc<Counters>) -> Self {
         Self {
             prefix,
             topics: HashMap::new(),
@@ -86,6 +88,7 @@ impl Registry {
             joins: HashMap::new(),
             next_id: 0,
             directory,
+            codec,
             counters,
         }
     }

@@ -7,7 +7,7 @@ use super::{
     super::{JOIN, hearing::Taken},
     *,
 };
-use crate::{Event, RelaySink};
+use crate::{Event, RelaySink, Serializer, Value, event::RESERVED_KEY};
 
 /// Everything a sink was given.
 #[derive(Default)]
@@ -38,12 +38,16 @@ struct Bench {
     relay: Member,
 }
 
+fn codec() -> Codec {
+    Codec::new(Serializer::MsgPack, &[]).unwrap()
+}
+
 const PREFIX: &str = "asgispecific.0123456789abcdef";
 
 impl Bench {
     fn new() -> Self {
         let counters = Arc::new(Counters::default());
-        let mut registry = Registry::new("asgi".to_owned(), Directory::default(), counters);
+        let mut registry = Registry::new("asgi".to_owned(), Directory::default(), codec(), counters);
         let (heard, alive) = (Arc::new(Heard::default()), Arc::new(()));
         let (reply, mut answer) = oneshot::channel();
         let new = NewRelay { sink: heard.clone(), prefix: PREFIX.to_owned(), alive: Arc::downgrade(&alive) };
@@ -215,6 +219,23 @@ fn what_nobody_wants_is_told_apart_from_what_nobody_can_read() {
     let (_, _joined) = bench.relay_join(&["a"]);
     assert_eq!(bench.registry.message(b"other", b"\xc1"), Taken::Unknown);
     assert_eq!(bench.registry.message(&topic_of("a"), b"\xc1"), Taken::Undecodable);
+}
+
+#[test]
+fn r21_the_reserved_key_leads_nowhere_and_is_not_seen() {
+    let mut bench = Bench::new();
+    let (_, _joined) = bench.relay_join(&["a"]);
+    for redirect in [Value::from("asgispecific.other"), Value::from(vec![Value::from("b"), Value::Null]), Value::Null] {
+        let payload = Event::new("t").with("n", "1").with(RESERVED_KEY, redirect).to_msgpack().unwrap();
+        assert_eq!(bench.registry.message(&topic_of("a"), &payload), Taken::Yes);
+    }
+    bench.registry.deliver();
+    let heard = std::mem::take(&mut *bench.heard.0.lock());
+    assert_eq!(heard.len(), 3);
+    for delivery in heard {
+        let Delivery::Group { group, event } = delivery else { panic!("{delivery:?}") };
+        assert_eq!((group.as_str(), event.get(RESERVED_KEY), event.text("n")), ("a", None, Some("1")));
+    }
 }
 
 #[test]

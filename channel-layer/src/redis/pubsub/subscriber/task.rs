@@ -239,7 +239,7 @@ impl Task {
         }
         if let Some(link) = self.links.get(at).filter(|link| *link.probe.topic == *topic) {
             tracing::warn!(link = link.name, why, "the probe's topic was refused: deaf subscriptions go unnoticed");
-            link.probe.give_up();
+            link.probe.allow(false);
         }
         Ok(())
     }
