@@ -31,6 +31,8 @@ has_postgres() { has postgres || compgen -G '/usr/lib/postgresql/*/bin/postgres'
 node_works() { has node && [ "$(node -p 'process.versions.node.split(".")[0]')" -ge 20 ]; }
 
 need redis-server has redis-server
+need libfaketime compgen -G '/usr/lib/*/faketime/libfaketimeMT.so.1'
+need openssl has openssl
 need postgresql has_postgres
 need mariadb-server has mariadbd
 need mariadb-server has mariadb-install-db

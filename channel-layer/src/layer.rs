@@ -165,6 +165,6 @@ pub struct LayerStats {
     pub over_capacity: u64,
     /// Times an event arrived for a channel that nobody here has (any more).
     pub unclaimed: u64,
-    /// Connections given up because they were open and deaf.
+    /// Messages the layer published to itself and did not hear; two in a row make it connect anew.
     pub probes_missed: u64,
 }

@@ -28,6 +28,9 @@ mod codec;
 pub mod contract;
 mod error;
 mod event;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 mod layer;
 mod memory;
 mod name;
@@ -40,6 +43,6 @@ pub use codec::Serializer;
 pub use error::{BoxError, EventError, LayerError, NameError};
 pub use event::{Event, MAX_DEPTH, MAX_VALUES, Value};
 pub use layer::{ChannelLayer, Delivery, LayerStats, Relay, RelayBackend, RelaySink};
-pub use memory::MemoryLayer;
+pub use memory::{MemoryBuilder, MemoryLayer};
 pub use name::{ChannelName, GroupName, MAX_ANY_NAME, MAX_NAME};
-pub use redis::{RedisCoreBuilder, RedisCoreLayer, RedisPubSubBuilder, RedisPubSubLayer};
+pub use redis::{Host, RedisCoreBuilder, RedisCoreLayer, RedisPubSubBuilder, RedisPubSubLayer};

@@ -70,6 +70,29 @@ mod tests {
         }
     }
 
+    /// Where Python really sent its commands: topics with their prefix, group keys and queues without.
+    #[test]
+    fn commands_go_to_the_servers_python_sent_them_to() {
+        let vectors = golden::vectors();
+        let mut checked = 0;
+        for section in ["pubsub_four_hosts", "core_four_hosts"] {
+            for command in golden::list(&vectors, section).iter().flat_map(|step| golden::list(step, "commands")) {
+                let args = &command["args"];
+                let text = |at: usize| args[at].as_str().unwrap();
+                let name = match (text(0), section, command["by"].as_str().unwrap()) {
+                    ("SUBSCRIBE" | "UNSUBSCRIBE" | "PUBLISH", "pubsub_four_hosts", _) => text(1),
+                    ("ZADD" | "ZRANGE" | "ZREM", _, "client") if text(1).starts_with("asgi:group:") => &text(1)[11..],
+                    // What group_send delivers.
+                    ("ZADD", _, "script") => &text(1)[4..],
+                    _ => continue,
+                };
+                assert_eq!(shard(name.as_bytes(), 4) as u64, command["db"].as_u64().unwrap(), "{command}");
+                checked += 1;
+            }
+        }
+        assert_eq!(checked, 25);
+    }
+
     #[test]
     fn every_shard_index_exists() {
         for shards in [0, 1, 2, 3, 10, 185, 4096, 5000, usize::MAX] {

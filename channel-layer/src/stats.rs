@@ -49,8 +49,8 @@ impl Counters {
     pub(crate) fn unclaimed(&self, n: u64) {
         self.unclaimed.fetch_add(n, Relaxed);
     }
-    pub(crate) fn probe_missed(&self) {
-        self.probes_missed.fetch_add(1, Relaxed);
+    pub(crate) fn probe_missed(&self) -> u64 {
+        self.probes_missed.fetch_add(1, Relaxed) + 1
     }
     pub(crate) fn snapshot(&self) -> LayerStats {
         LayerStats {

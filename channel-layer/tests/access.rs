@@ -1,14 +1,15 @@
 //! Signing in, rights, TLS and Unix sockets, on real servers.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
-use std::process::Command;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
-use channel_layer::{ChannelLayer, Delivery, Event, GroupName, LayerError, RedisPubSubLayer, RelaySink};
-use testkit::redis::RedisServer;
+use channel_layer::{
+    ChannelLayer, Delivery, Event, GroupName, Host, LayerError, RedisPubSubBuilder, RedisPubSubLayer, RelaySink,
+};
+use testkit::redis::{RedisServer, TlsOptions};
 use tokio::sync::mpsc;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -69,54 +70,197 @@ async fn a_unix_socket_works() {
     works(&RedisPubSubLayer::connect(&url).await.unwrap()).await;
 }
 
-/// Makes a certificate authority and a server certificate for 127.0.0.1 in the server's directory.
-fn switch_tls_on(redis: &RedisServer) -> (u16, Vec<u8>) {
-    let dir = redis.process().dir();
-    let openssl = |arguments: &str| {
-        let done = Command::new("openssl").args(arguments.split(' ')).current_dir(dir).output();
-        let done = done.unwrap_or_else(|_| panic!("openssl is missing: run ./test.sh, or apt-get install openssl"));
-        assert!(done.status.success(), "{arguments}: {}", String::from_utf8_lossy(&done.stderr));
+/// Everything logged by this process so far, whatever its level.
+fn log() -> String {
+    static LOG: OnceLock<Log> = OnceLock::new();
+    let log = LOG.get_or_init(|| {
+        let log = Log::default();
+        let writer = log.clone();
+        tracing_subscriber::fmt().with_max_level(tracing::Level::TRACE).with_writer(move || writer.clone()).init();
+        log
+    });
+    String::from_utf8_lossy(&log.0.lock().unwrap()).into_owned()
+}
+
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl std::io::Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Polls until it is so.
+async fn until(what: &str, mut so: impl AsyncFnMut() -> bool) {
+    let waiting = async {
+        while !so().await {
+            tokio::task::yield_now().await;
+        }
     };
-    let ca = "-newkey rsa:2048 -nodes -keyout ca.key -out ca.pem -subj /CN=ca -days 2";
-    openssl(&format!("req -x509 {ca}"));
-    openssl("req -newkey rsa:2048 -nodes -keyout server.key -out server.csr -subj /CN=redis");
-    std::fs::write(dir.join("names"), "subjectAltName=IP:127.0.0.1").unwrap();
-    openssl("x509 -req -in server.csr -CA ca.pem -CAkey ca.key -CAcreateserial -days 2 -extfile names -out server.pem");
-    let port = testkit::net::free_port();
-    let path = |name: &str| dir.join(name).display().to_string();
-    let answer = redis.cli(&[
-        "CONFIG",
-        "SET",
-        "tls-cert-file",
-        &path("server.pem"),
-        "tls-key-file",
-        &path("server.key"),
-        "tls-ca-cert-file",
-        &path("ca.pem"),
-        "tls-auth-clients",
-        "no",
-        "tls-port",
-        &port.to_string(),
-    ]);
-    assert_eq!(answer, "OK");
-    (port, std::fs::read(dir.join("ca.pem")).unwrap())
+    timeout(PATIENCE, waiting).await.unwrap_or_else(|_| panic!("in time: {what}"));
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn tls_fails_closed_and_works_with_the_right_roots() {
+async fn r11_a_password_rotated_while_running_is_retried_slowly_and_never_told() {
+    log();
+    let mut redis = RedisServer::options().password("first-secret").start();
+    let layer = RedisPubSubLayer::connect(&redis.url()).await.unwrap();
+    redis.set_password("second-secret");
+    let began = Instant::now();
+    redis.client_kill("pubsub");
+    redis.client_kill("normal");
+    // What Redis has refused; entries of one kind within a minute are counted together.
+    let refused = |redis: &RedisServer| {
+        let log = redis.cli(&["ACL", "LOG"]);
+        let counts = log.lines().zip(log.lines().skip(1)).filter(|(key, _)| *key == "count");
+        counts.map(|(_, count)| count.parse::<usize>().unwrap()).sum::<usize>()
+    };
+    until("both connections are refused twice", async || refused(&redis) >= 4).await;
+    assert!(began.elapsed() > Duration::from_secs(2), "retries are slow: {:?}", began.elapsed());
+    let error = layer.ping().await.unwrap_err();
+    assert!(matches!(error, LayerError::Unavailable(_)), "not ready: {error:?}");
+    redis.set_password("first-secret");
+    until("ready again", async || layer.ping().await.is_ok()).await;
+    works(&layer).await;
+    let log = log();
+    assert!(log.contains("WRONGPASS"), "whoever reads the log is told: {log}");
+    for secret in ["first-secret", "second-secret"] {
+        assert!(!log.contains(secret) && !causes(&error).contains(secret), "{secret}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn r11_a_refused_start_names_the_reason() {
+    let redis = RedisServer::options().password("the-secret").start();
+    redis.set_user("silent", "the-secret", &["allchannels", "+@all", "-ping"]);
+    let bare = format!("redis://127.0.0.1:{}", redis.port());
+    for (url, word) in [
+        (bare, "NOAUTH"),
+        (redis.url_as("", "another-secret"), "WRONGPASS"),
+        (redis.url_as("nobody", "the-secret"), "WRONGPASS"),
+        (redis.url_as("silent", "the-secret"), "NOPERM"),
+    ] {
+        let error = RedisPubSubLayer::connect(&url).await.unwrap_err();
+        let text = causes(&error);
+        assert!(matches!(error, LayerError::Unavailable(_)) && text.contains(word), "{text}");
+        assert!(text.contains(&redis.port().to_string()) && !text.contains("secret"), "{text}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn r11_it_is_never_another_database() {
+    let redis = RedisServer::start_with(&["--databases", "4"]);
+    redis.set_user("bound", "pw", &["allchannels", "+@all", "-select"]);
+    let layer = RedisPubSubLayer::connect(&redis.database(3)).await.unwrap();
+    let databases = || {
+        let clients = redis.cli(&["CLIENT", "LIST"]);
+        let ours = clients.lines().filter(|line| line.contains("name=channel-layer:"));
+        ours.map(|line| line.split(' ').find(|word| word.starts_with("db=")).unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    assert_eq!(databases(), ["db=3", "db=3"]);
+    redis.client_kill("pubsub");
+    redis.client_kill("normal");
+    until("both connections are back", async || databases().len() == 2).await;
+    assert_eq!(databases(), ["db=3", "db=3"], "also after a reconnection");
+    works(&layer).await;
+    for (url, word) in
+        [(redis.database(4), "DB index is out of range"), (format!("{}/1", redis.url_as("bound", "pw")), "NOPERM")]
+    {
+        let error = RedisPubSubLayer::connect(&url).await.unwrap_err();
+        assert!(causes(&error).contains(word), "{error:?}");
+    }
+    let error = RedisPubSubLayer::connect(&format!("{}/x", redis.url())).await.unwrap_err();
+    assert!(matches!(error, LayerError::Config(_)), "{error:?}");
+}
+
+/// The reason why no layer can be had.
+async fn refusal(builder: RedisPubSubBuilder) -> String {
+    causes(&builder.connect().await.unwrap_err())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn r22_tls_fails_closed_and_says_why() {
     let redis = RedisServer::start();
-    let (port, ca) = switch_tls_on(&redis);
-    let url = format!("rediss://127.0.0.1:{port}");
-    let error = RedisPubSubLayer::connect(&url).await.unwrap_err();
-    assert!(causes(&error).to_lowercase().contains("certificate"), "{error:?}");
-    works(&RedisPubSubLayer::builder(&url).root_certificates(&ca).connect().await.unwrap()).await;
-    let wrong_name = format!("rediss://localhost:{port}");
-    assert!(RedisPubSubLayer::builder(&wrong_name).root_certificates(&ca).connect().await.is_err());
-    works(&RedisPubSubLayer::connect(&format!("{url}/#insecure")).await.unwrap()).await;
+    let tls = redis.switch_tls_on(&TlsOptions::default());
+    let trusting = |url: &str| RedisPubSubLayer::builder(url).root_certificates(&tls.ca);
+    works(&trusting(&tls.url()).connect().await.unwrap()).await;
+
+    let text = refusal(RedisPubSubLayer::builder(&tls.url())).await;
+    assert!(text.contains("UnknownIssuer"), "no public authority knows it: {text}");
+    let other = redis.switch_tls_on(&TlsOptions::default());
+    let text = refusal(trusting(&other.url())).await;
+    assert!(text.contains("invalid peer certificate"), "another authority: {text}");
     let plain = format!("rediss://127.0.0.1:{}", redis.port());
-    assert!(RedisPubSubLayer::builder(&plain).root_certificates(&ca).connect().await.is_err());
-    let none = RedisPubSubLayer::builder(&url).root_certificates(b"no certificate").connect().await;
-    assert!(matches!(none, Err(LayerError::Config(_))));
+    let text = refusal(trusting(&plain)).await;
+    assert!(text.contains("speak TLS on this port"), "a plain server: {text}");
+    let plain = format!("redis://127.0.0.1:{}", other.port);
+    assert!(RedisPubSubLayer::connect(&plain).await.is_err(), "a plain client");
+
+    let expired = redis.switch_tls_on(&TlsOptions { expired: true, ..TlsOptions::default() });
+    let text = refusal(RedisPubSubLayer::builder(&expired.url()).root_certificates(&expired.ca)).await;
+    assert!(text.contains("expired"), "out of date: {text}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn r22_the_certificate_must_be_of_the_right_name() {
+    let redis = RedisServer::start();
+    let tls = redis.switch_tls_on(&TlsOptions { names: vec!["redis.example.org".into()], ..TlsOptions::default() });
+    let trusting = |url: &str| RedisPubSubLayer::builder(url).root_certificates(&tls.ca);
+    let text = refusal(trusting(&tls.url())).await;
+    assert!(text.contains("not valid for name"), "{text}");
+    works(&trusting(&format!("{}/?tls_server_name=redis.example.org", tls.url())).connect().await.unwrap()).await;
+    let host = Host::tcp("127.0.0.1", tls.port).tls(Some("redis.example.org"));
+    works(&RedisPubSubLayer::builder_with_hosts([host]).root_certificates(&tls.ca).connect().await.unwrap()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn r22_a_server_that_wants_a_client_certificate_gets_it() {
+    let redis = RedisServer::start();
+    let wants = TlsOptions { client_certificates: true, ..TlsOptions::default() };
+    let other = redis.switch_tls_on(&wants);
+    let tls = redis.switch_tls_on(&wants);
+    let trusting = || RedisPubSubLayer::builder(&tls.url()).root_certificates(&tls.ca);
+    works(&trusting().client_certificate(&tls.client_certificate, &tls.client_key).connect().await.unwrap()).await;
+
+    let text = refusal(trusting()).await;
+    assert!(text.contains("client certificate"), "none shown: {text}");
+    let text = refusal(trusting().client_certificate(&other.client_certificate, &other.client_key)).await;
+    assert!(text.contains("client certificate"), "another authority's: {text}");
+    for (chain, key) in [
+        (&tls.client_certificate, &other.client_key),
+        (&tls.client_key, &tls.client_key),
+        (&tls.client_certificate, &tls.client_certificate),
+    ] {
+        let error = trusting().client_certificate(chain, key).connect().await.unwrap_err();
+        assert!(matches!(&error, LayerError::Config(text) if text.contains("client")), "{error:?}");
+    }
+
+    let dir = redis.process().dir();
+    std::fs::write(dir.join("client.pem"), &tls.client_certificate).unwrap();
+    std::fs::write(dir.join("client.key"), &tls.client_key).unwrap();
+    let dir = dir.display();
+    let files = format!("ssl_ca_certs={dir}/ca.pem&ssl_certfile={dir}/client.pem&ssl_keyfile={dir}/client.key");
+    works(&RedisPubSubLayer::connect(&format!("{}?{files}", tls.url())).await.unwrap()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn r22_checks_are_skipped_only_with_a_warning() {
+    log();
+    let redis = RedisServer::start();
+    let tls = redis.switch_tls_on(&TlsOptions { expired: true, ..TlsOptions::default() });
+    works(&RedisPubSubLayer::connect(&format!("{}/#insecure", tls.url())).await.unwrap()).await;
+    let warned = log().lines().any(|line| line.contains("WARN") && line.contains("does not check"));
+    assert!(warned, "{}", log());
+    for (url, roots) in [(tls.url(), &b"no certificate"[..]), (redis.url(), &tls.ca)] {
+        let none = RedisPubSubLayer::builder(&url).root_certificates(roots).connect().await;
+        assert!(matches!(none, Err(LayerError::Config(_))), "{none:?}");
+    }
 }
 
 struct Collector(mpsc::Sender<Delivery>);
@@ -163,7 +307,7 @@ async fn two_thousand_groups_come_back_together() {
     let groups: Vec<GroupName> = (0..2_000).map(|n| GroupName::parse(&format!("room.{n}")).unwrap()).collect();
     relay.join(&groups).await.unwrap();
     let commands = redis.cli(&["INFO", "commandstats"]);
-    assert!(commands.contains("cmdstat_subscribe:calls=4"), "500 to a command: {commands}");
+    assert!(commands.contains("cmdstat_subscribe:calls=5"), "500 to a command, and the probe: {commands}");
     redis.restart_empty();
     loop {
         if let Delivery::Reconnected = timeout(PATIENCE, deliveries.recv()).await.unwrap().unwrap() {

@@ -31,6 +31,37 @@ fn an_integer_beyond_64_bits_is_refused_and_a_float_of_that_size_is_not() {
     }
 }
 
+/// The texts are `json.dumps`' own.
+#[test]
+fn floats_are_written_as_python_writes_them() {
+    for (number, text) in [
+        (851_507_290_906_250.3, "851507290906250.2"),
+        (1e16, "1e+16"),
+        (9999999999999998.0, "9999999999999998.0"),
+        (123456789012345680.0, "1.2345678901234568e+17"),
+        (0.0001, "0.0001"),
+        (0.00009999, "9.999e-05"),
+        (1e-5, "1e-05"),
+        (2.5e-5, "2.5e-05"),
+        (1.5e-9, "1.5e-09"),
+        (1e-10, "1e-10"),
+        (-2.5e-7, "-2.5e-07"),
+        (1e22, "1e+22"),
+        (1e23, "1e+23"),
+        (1.2345e100, "1.2345e+100"),
+        (5e-324, "5e-324"),
+        (1.7976931348623157e308, "1.7976931348623157e+308"),
+        (2.2250738585072014e-308, "2.2250738585072014e-308"),
+        (-0.0, "-0.0"),
+        (1700000000.123456, "1700000000.123456"),
+        (100.0, "100.0"),
+        (0.1, "0.1"),
+    ] {
+        let json = Event::default().with("v", number).to_json().unwrap();
+        assert_eq!(String::from_utf8(json).unwrap(), format!(r#"{{"v": {text}}}"#));
+    }
+}
+
 fn nested(levels: usize) -> Event {
     let inner = (1..levels).fold(Value::Null, |inner, _| Value::List(vec![inner]));
     Event::new("t").with("v", inner)

@@ -22,3 +22,15 @@ pub fn free_port() -> u16 {
     }
     panic!("no free port between {FIRST} and {}", FIRST + COUNT);
 }
+
+/// Like [`free_port`], with the port 10,000 above it free as well.
+pub(crate) fn free_port_pair() -> u16 {
+    for _ in 0..1_000 {
+        let port = free_port();
+        // The upper one, too, below the range of outgoing connections.
+        if port < 22_000 && TcpListener::bind(("127.0.0.1", port + 10_000)).is_ok() {
+            return port;
+        }
+    }
+    panic!("no two free ports 10,000 apart");
+}

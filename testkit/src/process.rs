@@ -167,14 +167,18 @@ impl Guarded {
 
     /// Whether the server's main process lives (a dead one nobody has waited for does not).
     pub fn running(&self) -> bool {
-        match fs::read_to_string(format!("/proc/{}/stat", self.pid)) {
-            // "pid (name) state …"; the name may hold anything, so look behind its last bracket.
-            Ok(stat) => !matches!(
-                stat.rsplit(')').next().and_then(|rest| rest.trim_start().chars().next()),
-                Some('Z' | 'X') | None
-            ),
-            Err(_) => false,
-        }
+        !matches!(self.state(), Some('Z' | 'X') | None)
+    }
+
+    /// Whether the server's main process is frozen.
+    pub fn paused(&self) -> bool {
+        self.state() == Some('T')
+    }
+
+    fn state(&self) -> Option<char> {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.pid)).ok()?;
+        // "pid (name) state …"; the name may hold anything, so look behind its last bracket.
+        stat.rsplit(')').next()?.trim_start().chars().next()
     }
 
     /// The last lines the server wrote, for messages of failing tests.

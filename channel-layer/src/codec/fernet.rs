@@ -110,6 +110,13 @@ impl Keys {
         read(cipher.decrypt_padded::<Pkcs7>(text).map_err(|_| MALFORMED)?)
     }
 
+    /// A token of bytes that need not be one but for the signature.
+    #[cfg(feature = "fuzzing")]
+    pub(super) fn sign_anything(&self, bytes: &[u8]) -> String {
+        let mac = self.first.sign(bytes).finalize().into_bytes();
+        URL_SAFE.encode([bytes, &mac[..]].concat())
+    }
+
     fn all(&self) -> impl Iterator<Item = &Key> {
         std::iter::once(&self.first).chain(&self.others)
     }

@@ -90,17 +90,63 @@ fn write_float(out: &mut Vec<u8>, v: f64) {
     if v.is_infinite() {
         return out.extend_from_slice(if v > 0.0 { b"Infinity" } else { b"-Infinity" });
     }
-    if v == 0.0 || (1e-4..1e16).contains(&v.abs()) {
-        return write_number(out, format_args!("{v:?}"));
+    // Of two shortest forms that are equally near, serde_json takes the even one, as Python does. Rust's
+    // own formatting takes the larger one.
+    let start = out.len();
+    let _ = serde_json::to_writer(&mut *out, &v);
+    if v != 0.0 && !(1e-4..1e16).contains(&v.abs()) {
+        let digits = Digits::read(&out[start..]);
+        out.truncate(start);
+        digits.write(out);
     }
-    // Rust writes `1e16` and `1e-5`; Python writes `1e+16` and `1e-05`.
-    let digits = format!("{v:e}");
-    let (mantissa, exponent) = digits.split_once('e').unwrap_or((&digits, "0"));
-    let (sign, exponent) = match exponent.strip_prefix('-') {
-        Some(exponent) => ('-', exponent),
-        None => ('+', exponent),
-    };
-    write_number(out, format_args!("{mantissa}e{sign}{exponent:0>2}"));
+}
+
+/// A number as `digits` with the point behind the first of them, times ten to the `exponent`.
+struct Digits {
+    negative: bool,
+    digits: Vec<u8>,
+    exponent: i64,
+}
+
+impl Digits {
+    /// Reads a JSON number that is not zero: `0.00002`, `2e-5` and `2.5e+20` alike.
+    fn read(number: &[u8]) -> Self {
+        let (mut digits, mut exponent) = (Vec::new(), -1);
+        let mut rest = number.strip_prefix(b"-").unwrap_or(number);
+        let mut behind_point = false;
+        while let [byte, tail @ ..] = rest {
+            rest = tail;
+            match byte {
+                b'.' => behind_point = true,
+                b'e' | b'E' => break,
+                // Zeros in front are not digits of it, but move the point.
+                b'0' if digits.is_empty() => exponent -= i64::from(behind_point),
+                digit => {
+                    digits.push(*digit);
+                    exponent += i64::from(!behind_point);
+                }
+            }
+        }
+        let power = std::str::from_utf8(rest).unwrap_or_default().trim_start_matches('+');
+        exponent += power.parse().unwrap_or(0);
+        digits.truncate(digits.iter().rposition(|digit| *digit != b'0').map_or(1, |last| last + 1));
+        Self { negative: number.starts_with(b"-"), digits, exponent }
+    }
+
+    fn write(&self, out: &mut Vec<u8>) {
+        if self.negative {
+            out.push(b'-');
+        }
+        if let [first, rest @ ..] = &self.digits[..] {
+            out.push(*first);
+            if !rest.is_empty() {
+                out.push(b'.');
+                out.extend_from_slice(rest);
+            }
+        }
+        let sign = if self.exponent < 0 { '-' } else { '+' };
+        write_number(out, format_args!("e{sign}{:02}", self.exponent.abs()));
+    }
 }
 
 /// Text in quotes, everything beyond printable ASCII escaped.

@@ -1,35 +1,33 @@
 //! The layer of one process: for tests, development and single nodes.
 
+mod builder;
 mod outlet;
 mod state;
 
 use std::{
+    borrow::Cow,
     sync::{Arc, Weak},
-    time::Duration,
 };
 
 use async_trait::async_trait;
 use parking_lot::Mutex;
 
+pub use self::builder::MemoryBuilder;
 use self::{
     outlet::Outlet,
-    state::{Poll, State},
+    state::{Limits, Poll, State},
 };
 use crate::{
     ChannelLayer, ChannelName, Delivery, Event, GroupName, LayerError, LayerStats, NameError, Relay, RelayBackend,
-    RelaySink, name, stats::Counters,
+    RelaySink, event::RESERVED_KEY, name, stats::Counters,
 };
 
-/// How many unread events a channel holds, unless told otherwise.
-const CAPACITY: usize = 100;
-/// How long an unread event is kept.
-pub(crate) const EXPIRY: Duration = Duration::from_secs(60);
-/// How long a membership lasts after the last `group_add`.
-pub(crate) const GROUP_EXPIRY: Duration = Duration::from_secs(86_400);
-
-/// Channels and groups in memory, as in Channels' `InMemoryChannelLayer`: capacity 100, events
-/// expire after 60 seconds. Clones share everything; a relay hears its events inside the call that
-/// sends them.
+/// Channels and groups in memory, as in Channels' `InMemoryChannelLayer`: capacity 100, events expire
+/// after 60 seconds, memberships after a day. A channel on which an event expired unread leaves its
+/// groups. Clones share everything; a relay hears its events inside the call that sends them.
+///
+/// What a Redis layer would refuse is refused here too: too many or too deep values, and the key
+/// `__asgi_channel__` in an event sent to a channel; in one sent to a group it is left out.
 ///
 /// ```
 /// use channel_layer::{ChannelLayer, Event, GroupName, MemoryLayer};
@@ -55,12 +53,21 @@ struct Shared {
 impl MemoryLayer {
     /// A layer whose channels hold 100 unread events.
     pub fn new() -> Self {
-        Self::with_capacity(CAPACITY)
+        Self::builder().build()
     }
 
     /// A layer whose channels hold `capacity` unread events, at least 1.
     pub fn with_capacity(capacity: usize) -> Self {
-        Self(Arc::new(Shared { state: Mutex::new(State::new(capacity.max(1))), counters: Counters::default() }))
+        Self::builder().capacity(capacity).build()
+    }
+
+    /// A layer with limits of one's own.
+    pub fn builder() -> MemoryBuilder {
+        MemoryBuilder::new()
+    }
+
+    fn with_limits(limits: Limits) -> Self {
+        Self(Arc::new(Shared { state: Mutex::new(State::new(limits)), counters: Counters::default() }))
     }
 
     /// How many channels and groups are in memory: zero of both when nothing is waiting anywhere.
@@ -73,7 +80,7 @@ impl MemoryLayer {
     fn publish(&self, group: &GroupName, event: &Event) -> Result<(), LayerError> {
         // Checked here too, so that what works in memory also works on Redis.
         event.check()?;
-        let event = Arc::new(event.clone());
+        let event = Arc::new(without_reserved(event).into_owned());
         let (outlets, missed) = self.0.state.lock().group_send(group, &event);
         self.0.counters.published(1);
         self.0.counters.dropped(missed);
@@ -84,6 +91,15 @@ impl MemoryLayer {
         }
         Ok(())
     }
+}
+
+/// A Redis layer writes its own value over the reserved key, and its readers never see it.
+fn without_reserved(event: &Event) -> Cow<'_, Event> {
+    let mut event = Cow::Borrowed(event);
+    if event.refuse_reserved().is_err() {
+        event.to_mut().remove(RESERVED_KEY);
+    }
+    event
 }
 
 impl Default for MemoryLayer {
@@ -116,6 +132,7 @@ impl ChannelLayer for MemoryLayer {
 
     async fn send(&self, channel: &ChannelName, event: &Event) -> Result<(), LayerError> {
         event.check()?;
+        event.refuse_reserved()?;
         let event = Arc::new(event.clone());
         let outlet = self.0.state.lock().send(channel, &event)?;
         self.0.counters.published(1);

@@ -3,23 +3,33 @@
 use std::{
     collections::{HashMap, HashSet, VecDeque},
     sync::Arc,
+    time::Duration,
 };
 
 use tokio::{sync::Notify, time::Instant};
 
-use super::{EXPIRY, GROUP_EXPIRY, outlet::Outlet};
-use crate::{ChannelName, Event, GroupName, LayerError};
+use super::outlet::Outlet;
+use crate::{ChannelName, Event, GroupName, LayerError, capacity::Capacity};
 
 /// How often, at most, a send also looks at the channels nobody touches.
-const SWEEP_EVERY: std::time::Duration = std::time::Duration::from_secs(1);
+const SWEEP_EVERY: Duration = Duration::from_secs(1);
+
+/// What the builder sets.
+#[derive(Debug, Clone)]
+pub(super) struct Limits {
+    pub(super) capacity: Capacity,
+    pub(super) expiry: Duration,
+    pub(super) group_expiry: Duration,
+}
 
 pub(super) struct State {
-    capacity: usize,
+    limits: Limits,
     channels: HashMap<ChannelName, Mailbox>,
     groups: HashMap<GroupName, Members>,
     relays: HashMap<u64, RelayEntry>,
     next_relay: u64,
     swept: Instant,
+    groups_swept: Instant,
 }
 
 /// Exists only while an event waits in it or somebody waits for one.
@@ -49,14 +59,16 @@ pub(super) enum Poll {
 }
 
 impl State {
-    pub(super) fn new(capacity: usize) -> Self {
+    pub(super) fn new(limits: Limits) -> Self {
+        let now = Instant::now();
         Self {
-            capacity,
+            limits,
             channels: HashMap::new(),
             groups: HashMap::new(),
             relays: HashMap::new(),
             next_relay: 0,
-            swept: Instant::now(),
+            swept: now,
+            groups_swept: now,
         }
     }
 
@@ -83,14 +95,24 @@ impl State {
     /// Puts an event into every member channel; returns the relays to tell and how many were full.
     pub(super) fn group_send(&mut self, group: &GroupName, event: &Arc<Event>) -> (Vec<Arc<Outlet>>, u64) {
         self.sweep(false);
-        let Some(members) = self.groups.get_mut(group) else { return (Vec::new(), 0) };
         let now = Instant::now();
-        members.channels.retain(|_, added| now.duration_since(*added) < GROUP_EXPIRY);
+        let Limits { expiry, group_expiry, .. } = self.limits;
+        self.change_members(group, |members| members.expire(now, group_expiry));
+        let Some(members) = self.groups.get(group) else { return (Vec::new(), 0) };
         let channels: Vec<ChannelName> = members.channels.keys().cloned().collect();
         let relays = members.relays.iter();
         let outlets = relays.filter_map(|id| Some(self.relays.get(id)?.outlet.clone())).collect();
-        let missed = channels.iter().filter(|channel| !self.put(channel, event)).count();
-        (outlets, missed as u64)
+        let mut dead = HashSet::new();
+        let mut missed = 0;
+        for channel in channels {
+            if self.channels.get_mut(&channel).is_some_and(|mailbox| mailbox.is_deserted(now, expiry)) {
+                dead.insert(channel);
+            } else if !self.put(&channel, event) {
+                missed += 1;
+            }
+        }
+        self.bury(&dead);
+        (outlets, missed)
     }
 
     fn put(&mut self, channel: &ChannelName, event: &Arc<Event>) -> bool {
@@ -99,11 +121,11 @@ impl State {
             Some(mailbox) => mailbox,
             None => self.channels.entry(channel.clone()).or_insert_with(Mailbox::new),
         };
-        mailbox.expire(now);
-        if mailbox.events.len() >= self.capacity {
+        mailbox.expire(now, self.limits.expiry);
+        if mailbox.events.len() >= self.limits.capacity.of(channel.as_str()) {
             return false;
         }
-        mailbox.events.push_back((now + EXPIRY, event.clone()));
+        mailbox.events.push_back((now, event.clone()));
         mailbox.notify.notify_one();
         true
     }
@@ -128,7 +150,7 @@ impl State {
     pub(super) fn poll(&mut self, channel: &ChannelName, notify: &Arc<Notify>) -> Poll {
         match self.channels.get_mut(channel) {
             Some(mailbox) if Arc::ptr_eq(&mailbox.notify, notify) => {
-                mailbox.expire(Instant::now());
+                mailbox.expire(Instant::now(), self.limits.expiry);
                 match mailbox.events.pop_front() {
                     Some((_, event)) => Poll::Event(event),
                     None => Poll::Empty,
@@ -218,26 +240,42 @@ impl State {
         }
     }
 
-    /// Drops expired events, also on channels nobody reads. Such a channel leaves its groups: its
-    /// reader is gone, and nothing else would ever end the membership.
+    /// Drops expired events, also on channels nobody reads, and memberships that have ended.
     pub(super) fn sweep(&mut self, at_once: bool) {
         let now = Instant::now();
         if !at_once && now.duration_since(self.swept) < SWEEP_EVERY {
             return;
         }
         self.swept = now;
-        let mut dead = HashSet::new();
-        self.channels.retain(|name, mailbox| {
-            if mailbox.expire(now) && mailbox.waiters == 0 {
-                dead.insert(name.clone());
-            }
-            mailbox.waiters > 0 || !mailbox.events.is_empty()
-        });
-        if !dead.is_empty() {
+        let Limits { expiry, group_expiry, .. } = self.limits;
+        let channels = self.channels.iter_mut();
+        let dead = channels.filter_map(|(name, mailbox)| mailbox.is_deserted(now, expiry).then(|| name.clone()));
+        let dead = dead.collect();
+        self.bury(&dead);
+        // What is sent to a group ends its old memberships anyway; this is for the others.
+        if at_once || now.duration_since(self.groups_swept) >= group_expiry / 8 {
+            self.groups_swept = now;
             self.groups.retain(|_, members| {
-                members.channels.retain(|channel, _| !dead.contains(channel));
+                members.expire(now, group_expiry);
                 !members.is_empty()
             });
+        }
+    }
+
+    /// Channels whose events expired unread leave their groups: the reader is gone, and nothing else
+    /// would end the membership for a day.
+    fn bury(&mut self, dead: &HashSet<ChannelName>) {
+        if dead.is_empty() {
+            return;
+        }
+        self.groups.retain(|_, members| {
+            members.channels.retain(|channel, _| !dead.contains(channel));
+            !members.is_empty()
+        });
+        for channel in dead {
+            if self.channels.get(channel).is_some_and(|mailbox| mailbox.events.is_empty()) {
+                self.channels.remove(channel);
+            }
         }
     }
 }
@@ -247,10 +285,15 @@ impl Mailbox {
         Self { events: VecDeque::new(), notify: Arc::new(Notify::new()), waiters: 0 }
     }
 
+    /// Drops what is too old; tells whether that was lost because nobody reads any more.
+    fn is_deserted(&mut self, now: Instant, expiry: Duration) -> bool {
+        self.expire(now, expiry) && self.waiters == 0
+    }
+
     /// Drops what is too old; tells whether there was any.
-    fn expire(&mut self, now: Instant) -> bool {
+    fn expire(&mut self, now: Instant, expiry: Duration) -> bool {
         let before = self.events.len();
-        while self.events.front().is_some_and(|(expires, _)| *expires <= now) {
+        while self.events.front().is_some_and(|(sent, _)| now.duration_since(*sent) >= expiry) {
             self.events.pop_front();
         }
         self.events.len() < before
@@ -258,6 +301,10 @@ impl Mailbox {
 }
 
 impl Members {
+    fn expire(&mut self, now: Instant, group_expiry: Duration) {
+        self.channels.retain(|_, added| now.duration_since(*added) < group_expiry);
+    }
+
     fn is_empty(&self) -> bool {
         self.channels.is_empty() && self.relays.is_empty()
     }

@@ -13,13 +13,14 @@ use std::{
 use bytes::Bytes;
 use tokio::{
     io::AsyncWriteExt,
-    sync::{mpsc, oneshot, watch},
+    sync::{Notify, mpsc, oneshot, watch},
     time::{Instant, sleep, timeout, timeout_at},
 };
 
 use super::{
     backoff::Backoff,
     connection::{Connection, Target, fill},
+    refusal::is_failover_error,
     wire::{self, Answer},
 };
 use crate::{BoxError, LayerError};
@@ -77,6 +78,11 @@ impl From<Failure> for LayerError {
 /// What becomes of a command's answer: called once, on the commander's task, so it must not block.
 pub(super) trait Ending: Send {
     fn end(self: Box<Self>, result: Result<Answer, Failure>);
+
+    /// The ending it was put around, if it was not used.
+    fn give_back(self: Box<Self>) -> Option<Box<dyn Ending>> {
+        None
+    }
 }
 
 impl<F: FnOnce(Result<Answer, Failure>) + Send> Ending for F {
@@ -84,6 +90,9 @@ impl<F: FnOnce(Result<Answer, Failure>) + Send> Ending for F {
         self(result);
     }
 }
+
+/// Why nothing was queued, and the ending that therefore has not been used.
+pub(super) type Refusal = (Failure, Option<Box<dyn Ending>>);
 
 /// The answer of a command that is under way.
 pub(super) struct Pending(oneshot::Receiver<Result<Answer, Failure>>);
@@ -114,6 +123,7 @@ struct Shared {
     /// Rises with every connection; odd while there is one.
     connection: watch::Sender<u64>,
     queued_bytes: AtomicUsize,
+    renew: Notify,
 }
 
 struct Job {
@@ -122,6 +132,8 @@ struct Job {
     ending: Option<Box<dyn Ending>>,
     /// Whether it has been refused once because the server was no primary.
     again: bool,
+    /// How many answers come before the one that counts.
+    skip: u8,
 }
 
 impl Job {
@@ -137,7 +149,11 @@ impl Commander {
     /// The commander and the task to run for it. The task ends with the last commander.
     pub(super) fn new(target: Target, name: &'static str) -> (Self, impl Future<Output = ()> + Send + 'static) {
         let (queue, jobs) = mpsc::channel(QUEUE);
-        let shared = Arc::new(Shared { connection: watch::Sender::new(0), queued_bytes: AtomicUsize::new(0) });
+        let shared = Arc::new(Shared {
+            connection: watch::Sender::new(0),
+            queued_bytes: AtomicUsize::new(0),
+            renew: Notify::new(),
+        });
         let worker = Worker {
             target,
             name,
@@ -175,7 +191,7 @@ impl Commander {
             // The bytes count from here on, so that a cancelled wait leaves nothing counted.
             Ok(Ok(permit)) => {
                 self.shared.queued_bytes.fetch_add(command.len(), Ordering::Relaxed);
-                permit.send(Job { command, ending: Some(ending), again: false });
+                permit.send(Job { command, ending: Some(ending), again: false, skip: 0 });
             }
             Ok(Err(_closed)) => return Err(Failure::Closed),
             Err(_late) => return Err(Failure::Timeout),
@@ -183,25 +199,25 @@ impl Commander {
         pending.answer_by(deadline).await
     }
 
-    /// Queues a command at once, in the order of the calls.
-    pub(super) fn start(&self, command: Bytes) -> Result<Pending, Failure> {
-        let (ending, pending) = ending();
-        self.start_with(command, Some(ending)).map(|()| pending).map_err(|(failure, _)| failure)
+    /// Queues a command at once, in the order of the calls; `ending` hears what became of it. It comes
+    /// back if nothing was queued.
+    pub(super) fn start_with(&self, command: Bytes, ending: Option<Box<dyn Ending>>) -> Result<(), Refusal> {
+        self.queue(command, ending, 0)
     }
 
-    /// Like [`start`](Self::start); `ending` hears what became of it. It comes back if nothing was
-    /// queued.
-    pub(super) fn start_with(
-        &self,
-        command: Bytes,
-        ending: Option<Box<dyn Ending>>,
-    ) -> Result<(), (Failure, Option<Box<dyn Ending>>)> {
+    /// Like [`start_with`](Self::start_with), for a command that a cluster has sent here with `ASK`.
+    pub(super) fn start_asking(&self, command: &[u8], ending: Option<Box<dyn Ending>>) -> Result<(), Refusal> {
+        let both = [&wire::bytes(&[b"ASKING"]), command].concat();
+        self.queue(both.into(), ending, 1)
+    }
+
+    fn queue(&self, command: Bytes, ending: Option<Box<dyn Ending>>, skip: u8) -> Result<(), Refusal> {
         if let Err(failure) = self.admit() {
             return Err((failure, ending));
         }
         let bytes = command.len();
         self.shared.queued_bytes.fetch_add(bytes, Ordering::Relaxed);
-        self.queue.try_send(Job { command, ending, again: false }).map_err(|error| {
+        self.queue.try_send(Job { command, ending, again: false, skip }).map_err(|error| {
             self.shared.queued_bytes.fetch_sub(bytes, Ordering::Relaxed);
             match error {
                 mpsc::error::TrySendError::Full(job) => (Failure::QueueFull, job.ending),
@@ -215,6 +231,11 @@ impl Commander {
         self.call(wire::bytes(&[b"PING"]), limit).await.map(|_| ())
     }
 
+    /// Makes the connection anew, because it may lead to the wrong server.
+    pub(super) fn renew(&self) {
+        self.shared.renew.notify_one();
+    }
+
     fn admit(&self) -> Result<(), Failure> {
         if !self.is_connected() {
             return Err(Failure::NotConnected);
@@ -226,7 +247,7 @@ impl Commander {
     }
 }
 
-fn ending() -> (Box<dyn Ending>, Pending) {
+pub(super) fn ending() -> (Box<dyn Ending>, Pending) {
     let (sender, receiver) = oneshot::channel();
     // Whoever asked may have stopped waiting.
     let ending = move |result| drop(sender.send(result));
@@ -291,7 +312,7 @@ impl Worker {
     /// Tries for ever; from the first failure on, everything queued fails. `None` when closed.
     async fn connect(&mut self) -> Option<Connection> {
         loop {
-            match self.target.open(self.name).await {
+            let pause = match self.target.open(self.name).await {
                 Ok(connection) => {
                     // A new number also if nobody noticed the loss: the server may be another one.
                     self.shared.connection.send_modify(|connection| *connection += 1 + *connection % 2);
@@ -302,9 +323,10 @@ impl Worker {
                         tracing::warn!(%error, connection = self.name, "Redis is away: commands fail");
                     }
                     self.fail_queued();
+                    self.backoff.pause_after(&error)
                 }
-            }
-            let pause = sleep(self.backoff.next_pause());
+            };
+            let pause = sleep(pause);
             tokio::pin!(pause);
             loop {
                 tokio::select! {
@@ -330,10 +352,11 @@ impl Worker {
                         let error = read.err().map_or_else(|| "unasked reply".into(), BoxError::from);
                         return End::Broken(error);
                     }
+                    () = self.shared.renew.notified() => return End::Broken("it is to be made anew".into()),
                     () = sleep(IDLE) => {
                         let command = wire::bytes(&[b"PING"]);
                         self.shared.queued_bytes.fetch_add(command.len(), Ordering::Relaxed);
-                        batch.push(Job { command, ending: None, again: false });
+                        batch.push(Job { command, ending: None, again: false, skip: 0 });
                     }
                 }
             }
@@ -369,8 +392,13 @@ impl Worker {
                 // Taken out only when answered: the answer of a job in hand cannot be awaited.
                 let answer = connection.next_answer().await?;
                 let Some(mut job) = waiting.pop_front() else { break };
+                if job.skip > 0 {
+                    job.skip -= 1;
+                    waiting.push_front(job);
+                    continue;
+                }
                 match answer {
-                    Answer::Error(text) if text.starts_with("READONLY") => {
+                    Answer::Error(text) if is_failover_error(&text) => {
                         *demotion = true;
                         match std::mem::replace(&mut job.again, true) {
                             false => again.push(job),

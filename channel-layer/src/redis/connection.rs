@@ -1,9 +1,8 @@
 //! One connection to Redis, opened and signed in.
 
-use std::{io, sync::Arc, time::Duration};
+use std::{fmt, io, path::PathBuf, sync::Arc, time::Duration};
 
 use bytes::{Buf, BytesMut};
-use redis::{ConnectionAddr, ConnectionInfo, IntoConnectionInfo};
 use rustls::{ClientConfig, pki_types::ServerName};
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
@@ -13,72 +12,145 @@ use tokio::{
 use tokio_rustls::TlsConnector;
 
 use super::{
+    refusal::{ErrorClass, Failed, Refused},
     tls,
-    wire::{self, Answer, Reply},
+    topology::Sentinels,
+    wire::{self, Answer},
 };
-use crate::{BoxError, LayerError};
+use crate::BoxError;
 
-/// The longest a connection may take to be made and to answer its first commands.
-const OPENING: Duration = Duration::from_secs(2);
+/// The longest a connection may take to be made and to answer its first commands; finding out from
+/// Sentinels where to connect may take as long again.
+pub(super) const OPENING: Duration = Duration::from_secs(2);
 /// What a read makes room for, and the size an emptied buffer goes back to.
 const READ: usize = 64 << 10;
 
-/// Where Redis is and how to sign in. Holds a password: it has no `Debug`.
+/// Where one server listens.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) enum Address {
+    Tcp(Arc<str>, u16),
+    Unix(Arc<PathBuf>),
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(host, port) => write!(f, "{host}:{port}"),
+            Self::Unix(path) => write!(f, "{}", path.display()),
+        }
+    }
+}
+
+/// How to sign in. Holds a password: it has no `Debug`.
+#[derive(Clone, Default)]
+pub(super) struct Account {
+    pub(super) user: Option<String>,
+    pub(super) password: Option<String>,
+    pub(super) database: u32,
+}
+
+/// TLS, ready to use.
+pub(super) struct Tls {
+    pub(super) config: Arc<ClientConfig>,
+    /// The name the server's certificate must hold, if it is not the host's.
+    pub(super) name: Option<String>,
+    /// Whether we show a certificate of our own.
+    pub(super) certified: bool,
+}
+
+/// What it takes to be let in, at whatever address.
+pub(super) struct Access {
+    pub(super) account: Account,
+    pub(super) tls: Option<Tls>,
+}
+
+/// How to reach one logical server. Cheap to clone. Holds a password: it has no `Debug`.
 #[derive(Clone)]
 pub(super) struct Target {
-    info: ConnectionInfo,
-    tls: Option<Arc<ClientConfig>>,
+    way: Way,
+    access: Arc<Access>,
+}
+
+#[derive(Clone)]
+enum Way {
+    Direct(Address),
+    Sentinel(Arc<Sentinels>),
 }
 
 impl Target {
-    /// Reads a URL: `redis://`, `rediss://` or `unix://`. Errors do not repeat it, as it may hold a
-    /// password.
-    pub(super) fn parse(url: &str, roots: Option<&[u8]>) -> Result<Self, LayerError> {
-        let info =
-            url.into_connection_info().map_err(|error| LayerError::Config(format!("the URL of Redis: {error}")))?;
-        let tls = match info.addr() {
-            ConnectionAddr::TcpTls { insecure, .. } => Some(Arc::new(tls::config(roots, *insecure)?)),
-            _ => None,
-        };
-        Ok(Self { info, tls })
+    pub(super) fn direct(address: Address, access: Arc<Access>) -> Self {
+        Self { way: Way::Direct(address), access }
     }
 
-    /// Connects, signs in and hears a PONG; within 2 seconds.
+    /// `access` is for the primary that the Sentinels name.
+    pub(super) fn sentinel(sentinels: Sentinels, access: Arc<Access>) -> Self {
+        Self { way: Way::Sentinel(Arc::new(sentinels)), access }
+    }
+
+    /// Connects, signs in, chooses the database and hears a PONG; within 2 seconds. With Sentinels it
+    /// asks them first, within 2 seconds of their own, and makes sure that the server is a primary.
     pub(super) async fn open(&self, client_name: &str) -> Result<Connection, BoxError> {
-        match timeout(OPENING, self.open_slowly(client_name)).await {
-            Ok(result) => result,
-            Err(_) => Err("connecting took more than 2 seconds".into()),
-        }
-    }
-
-    async fn open_slowly(&self, client_name: &str) -> Result<Connection, BoxError> {
-        let stream: Box<dyn Stream> = match (self.info.addr(), &self.tls) {
-            (ConnectionAddr::Tcp(host, port), _) => Box::new(tcp(host, *port).await?),
-            (ConnectionAddr::TcpTls { host, port, .. }, Some(config)) => {
-                let name = ServerName::try_from(host.clone())?;
-                let tcp = tcp(host, *port).await?;
-                Box::new(TlsConnector::from(config.clone()).connect(name, tcp).await?)
+        match &self.way {
+            Way::Direct(address) => self.access.open(address, client_name, false).await,
+            Way::Sentinel(sentinels) => {
+                let verdict = sentinels.ask().await?;
+                let opened = self.access.open(&verdict.primary, client_name, true).await;
+                if opened.is_err() {
+                    // It may be the one that has not heard of a failover: others first, next time.
+                    sentinels.distrust(&verdict.by);
+                }
+                opened
             }
-            (ConnectionAddr::Unix(path), _) => Box::new(UnixStream::connect(path).await?),
-            _ => return Err("this kind of address is not supported".into()),
-        };
-        let mut connection = Connection { stream, buffer: BytesMut::new() };
-        let settings = self.info.redis_settings();
-        if let Some(password) = settings.password() {
-            let user = settings.username();
-            let words = ["AUTH"].into_iter().chain(user).chain([password]);
-            connection.ask(words).await?.map_err(refused)?;
         }
-        // Helps whoever looks at CLIENT LIST; a user without the right to do it may go on.
-        let _ = connection.ask(["CLIENT", "SETNAME", client_name]).await?;
-        // A server that is still loading its data accepts connections and refuses everything.
-        connection.ask(["PING"]).await?.map_err(refused)?;
-        Ok(connection)
     }
 }
 
-fn refused(error: String) -> BoxError {
-    format!("the server said: {error}").into()
+impl Access {
+    /// `primary` if nothing but a primary will do.
+    pub(super) async fn open(
+        &self,
+        address: &Address,
+        client_name: &str,
+        primary: bool,
+    ) -> Result<Connection, BoxError> {
+        let mut stage = "connecting";
+        let result = match timeout(OPENING, self.open_slowly(address, client_name, primary, &mut stage)).await {
+            Ok(result) => result,
+            Err(_) => Err(format!("{stage} took more than 2 seconds").into()),
+        };
+        result.map_err(|error| {
+            let error = match &self.tls {
+                Some(tls) => tls::explain(error, tls.certified),
+                None => error,
+            };
+            Failed::at(address.to_string(), &error).into()
+        })
+    }
+
+    /// `stage` says what is under way.
+    async fn open_slowly(
+        &self,
+        address: &Address,
+        client_name: &str,
+        primary: bool,
+        stage: &mut &'static str,
+    ) -> Result<Connection, BoxError> {
+        let stream: Box<dyn Stream> = match (address, &self.tls) {
+            (Address::Tcp(host, port), None) => Box::new(tcp(host, *port).await?),
+            (Address::Tcp(host, port), Some(tls)) => {
+                let name = ServerName::try_from(tls.name.clone().unwrap_or_else(|| host.to_string()))?;
+                let tcp = tcp(host, *port).await?;
+                // A server without TLS may just wait for the end of what it takes for a command.
+                *stage = "the TLS handshake (does the server speak TLS on this port?)";
+                Box::new(TlsConnector::from(tls.config.clone()).connect(name, tcp).await?)
+            }
+            (Address::Unix(path), _) => Box::new(UnixStream::connect(path.as_path()).await?),
+        };
+        let mut connection = Connection { stream, buffer: BytesMut::new() };
+        *stage = "signing in";
+        connection.sign_in(&self.account, client_name, primary).await?;
+        Ok(connection)
+    }
 }
 
 async fn tcp(host: &str, port: u16) -> io::Result<TcpStream> {
@@ -101,30 +173,45 @@ pub(super) struct Connection {
 }
 
 impl Connection {
-    /// Sends one command and waits for its reply; an error reply is the inner `Err`.
-    async fn ask<'a>(&mut self, words: impl IntoIterator<Item = &'a str>) -> Result<Result<(), String>, BoxError> {
-        let words: Vec<&[u8]> = words.into_iter().map(str::as_bytes).collect();
-        let mut out = Vec::new();
-        wire::command(&mut out, words.into_iter());
-        self.stream.write_all(&out).await?;
-        self.stream.flush().await?;
-        self.next_reply(|reply| match reply {
-            Reply::Error(text) => Err(String::from_utf8_lossy(text).into_owned()),
-            _ => Ok(()),
-        })
-        .await
+    /// All in one round trip.
+    async fn sign_in(&mut self, account: &Account, client_name: &str, primary: bool) -> Result<(), BoxError> {
+        let database = account.database.to_string();
+        let mut commands: Vec<(Step, Vec<&str>)> = Vec::new();
+        if let Some(password) = &account.password {
+            let words = ["AUTH"].into_iter().chain(account.user.as_deref()).chain([password.as_str()]);
+            commands.push((Step::Needed, words.collect()));
+        }
+        if account.database != 0 {
+            commands.push((Step::Needed, vec!["SELECT", &database]));
+        }
+        // Helps whoever looks at CLIENT LIST; a user without the right to do it may go on.
+        commands.push((Step::Optional, vec!["CLIENT", "SETNAME", client_name]));
+        if primary {
+            commands.push((Step::Primary, vec!["ROLE"]));
+        }
+        // A server that is still loading its data accepts connections and refuses everything.
+        commands.push((Step::Needed, vec!["PING"]));
+        let (steps, commands): (Vec<Step>, Vec<Vec<&str>>) = commands.into_iter().unzip();
+        let answers = self.ask(&commands).await?;
+        for (step, answer) in steps.into_iter().zip(answers) {
+            step.check(answer)?;
+        }
+        Ok(())
     }
 
-    /// Waits for the next reply and shows it to `look`.
-    pub(super) async fn next_reply<T>(&mut self, look: impl FnOnce(Reply<'_>) -> T) -> Result<T, BoxError> {
-        loop {
-            if let Some((reply, length)) = wire::parse(&self.buffer)? {
-                let seen = look(reply);
-                self.buffer.advance(length);
-                return Ok(seen);
-            }
-            fill(&mut self.stream, &mut self.buffer).await?;
+    /// Sends commands together and waits for all their answers, in order.
+    pub(super) async fn ask(&mut self, commands: &[Vec<&str>]) -> Result<Vec<Answer>, BoxError> {
+        let mut out = Vec::new();
+        for words in commands {
+            wire::command(&mut out, words.iter().map(|word| word.as_bytes()));
         }
+        self.stream.write_all(&out).await?;
+        self.stream.flush().await?;
+        let mut answers = Vec::with_capacity(commands.len());
+        for _ in commands {
+            answers.push(self.next_answer().await?);
+        }
+        Ok(answers)
     }
 
     /// Waits for the next answer of a command. Cancel-safe.
@@ -149,5 +236,31 @@ pub(super) async fn fill(stream: &mut (impl AsyncRead + Unpin), buffer: &mut Byt
     match stream.read_buf(buffer).await? {
         0 => Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the server closed the connection")),
         _ => Ok(()),
+    }
+}
+
+/// What the answer to a command of the opening has to be.
+enum Step {
+    /// No error.
+    Needed,
+    /// Anything.
+    Optional,
+    /// The role of a primary. A user without the right to ask has to trust the Sentinel.
+    Primary,
+}
+
+impl Step {
+    fn check(self, answer: Answer) -> Result<(), BoxError> {
+        match (self, answer) {
+            (Self::Optional, _) => Ok(()),
+            (Self::Primary, Answer::Error(text)) if ErrorClass::of(&text) == ErrorClass::Denied => Ok(()),
+            (_, Answer::Error(text)) => Err(Refused(text).into()),
+            (Self::Primary, answer) => match answer.as_list().and_then(|items| items.first()).and_then(Answer::as_text)
+            {
+                Some("master") => Ok(()),
+                role => Err(format!("it is no primary but a {}", role.unwrap_or("server without a role")).into()),
+            },
+            (Self::Needed, _) => Ok(()),
+        }
     }
 }

@@ -1,6 +1,6 @@
 //! The layers on Redis. No other part of the crate knows the word.
 //!
-//! The crate `redis` reads the URLs; the two connections are our own. Its pub/sub connection puts an
+//! The connections are our own and not those of the crate `redis`. Its pub/sub connection puts an
 //! unbounded queue between the socket and the reader, and its managed one makes callers wait out a
 //! whole outage; here a slow reader slows Redis down, and a publish fails at once while Redis is away.
 
@@ -11,13 +11,16 @@ mod connection;
 mod core;
 mod hand_over;
 mod inbox;
-mod layer;
+mod pattern;
 mod publisher;
-mod relay;
-mod subscriber;
+mod pubsub;
+#[allow(dead_code, reason = "for the layers that are being built on it")]
+mod refusal;
 mod tls;
-mod topic;
+#[allow(dead_code, reason = "for the layers that are being built on it")]
+mod topology;
 mod wire;
 
 pub use core::{RedisCoreBuilder, RedisCoreLayer};
-pub use layer::{RedisPubSubBuilder, RedisPubSubLayer};
+pub use pubsub::{RedisPubSubBuilder, RedisPubSubLayer};
+pub use topology::Host;

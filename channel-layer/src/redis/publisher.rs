@@ -46,6 +46,16 @@ impl Publisher {
         })
     }
 
+    /// Publishes nothing to a topic and does not count it; tells whether it could be queued.
+    pub(super) fn probe(&self, topic: &[u8]) -> bool {
+        self.commander.start_with(wire::bytes(&[b"PUBLISH", topic, b""]), None).is_ok()
+    }
+
+    /// Makes the connection anew.
+    pub(super) fn renew(&self) {
+        self.commander.renew();
+    }
+
     /// Whether Redis answers; everything queued before has been handled when this returns.
     pub(super) async fn ping(&self, limit: Duration) -> Result<(), LayerError> {
         Ok(self.commander.ping(limit).await?)

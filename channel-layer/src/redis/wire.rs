@@ -69,6 +69,22 @@ impl Answer {
         }
     }
 
+    /// The items, if it is a list.
+    pub(super) fn as_list(&self) -> Option<&[Answer]> {
+        match self {
+            Self::List(items) => Some(items),
+            _ => None,
+        }
+    }
+
+    /// The text, if it is one and UTF-8.
+    pub(super) fn as_text(&self) -> Option<&str> {
+        match self {
+            Self::Text(text) => std::str::from_utf8(text).ok(),
+            _ => None,
+        }
+    }
+
     pub(super) fn as_int(&self) -> Option<i64> {
         match self {
             Self::Int(int) => Some(*int),

@@ -5,7 +5,10 @@ use std::time::Duration;
 use tokio::time::timeout;
 
 use super::{layer::RedisCoreLayer, settings::Settings};
-use crate::{ChannelPattern, LayerError, Serializer, redis::connection::Target};
+use crate::{
+    ChannelPattern, LayerError, Serializer,
+    redis::{Host, tls::TlsOptions, topology::Topology},
+};
 
 /// How long `connect` waits for all connections.
 const CONNECT: Duration = Duration::from_secs(5);
@@ -14,15 +17,14 @@ const CONNECT: Duration = Duration::from_secs(5);
 /// their order, the prefix, the serializer, the encryption keys and the length of the random prefix.
 #[derive(Clone)]
 pub struct RedisCoreBuilder {
-    hosts: Vec<String>,
+    hosts: Vec<Host>,
     settings: Settings,
-    roots: Option<Vec<u8>>,
+    tls: TlsOptions,
 }
 
 impl RedisCoreBuilder {
-    pub(super) fn new<S: AsRef<str>>(hosts: &[S]) -> Self {
-        let hosts = hosts.iter().map(|host| host.as_ref().to_owned()).collect();
-        Self { hosts, settings: Settings::default(), roots: None }
+    pub(super) fn new(hosts: Vec<Host>) -> Self {
+        Self { hosts, settings: Settings::default(), tls: TlsOptions::default() }
     }
 
     /// The text before every key, `asgi` by default as in Python. At most 100 bytes.
@@ -86,10 +88,12 @@ impl RedisCoreBuilder {
         self
     }
 
-    /// Python's `symmetric_encryption_keys`: the first encrypts, all of them decrypt. None by default.
+    /// Python's `symmetric_encryption_keys`: the first one encrypts, each is tried to decrypt; none by
+    /// default. An empty text is a mistake that `connect` and `start` refuse. Names of groups and channels
+    /// stay readable. Events are refused when they are `expiry` + 10 seconds old.
     #[must_use]
-    pub fn encryption_keys<S: AsRef<str>>(mut self, keys: &[S]) -> Self {
-        self.settings.encryption_keys = keys.iter().map(|key| key.as_ref().to_owned()).collect();
+    pub fn encryption_keys(mut self, keys: impl IntoIterator<Item: Into<String>>) -> Self {
+        self.settings.encryption_keys = keys.into_iter().map(Into::into).collect();
         self
     }
 
@@ -104,7 +108,15 @@ impl RedisCoreBuilder {
     /// The certificates (PEM) to trust for `rediss://`, instead of the public authorities.
     #[must_use]
     pub fn root_certificates(mut self, pem: &[u8]) -> Self {
-        self.roots = Some(pem.to_vec());
+        self.tls.roots = Some(pem.to_vec());
+        self
+    }
+
+    /// The certificate to show to servers that want one, with its chain, and its key (both PEM); for
+    /// `rediss://`.
+    #[must_use]
+    pub fn client_certificate(mut self, chain: &[u8], key: &[u8]) -> Self {
+        self.tls.client = Some((chain.to_vec(), key.to_vec()));
         self
     }
 
@@ -112,9 +124,7 @@ impl RedisCoreBuilder {
     /// within 2 seconds or refuses; then nothing goes on in the background.
     pub async fn connect(self) -> Result<RedisCoreLayer, LayerError> {
         // One attempt by hand, because the tasks would only try again and never tell.
-        for target in self.targets()? {
-            drop(target.open("channel-layer:probe").await.map_err(LayerError::Unavailable)?);
-        }
+        self.topology()?.try_out().await.map_err(LayerError::Unavailable)?;
         let layer = self.start()?;
         timeout(CONNECT, layer.ready()).await.map_err(|_late| LayerError::Timeout)?;
         Ok(layer)
@@ -127,15 +137,12 @@ impl RedisCoreBuilder {
         if tokio::runtime::Handle::try_current().is_err() {
             return Err(LayerError::Config("it must be started inside a Tokio runtime".into()));
         }
-        let targets = self.targets()?;
-        RedisCoreLayer::start(self.settings, targets)
+        let topology = self.topology()?;
+        RedisCoreLayer::start(self.settings, &topology)
     }
 
-    fn targets(&self) -> Result<Vec<Target>, LayerError> {
-        if self.hosts.is_empty() {
-            return Err(LayerError::Config("there must be at least one host".into()));
-        }
-        self.hosts.iter().map(|host| Target::parse(host, self.roots.as_deref())).collect()
+    fn topology(&self) -> Result<Topology, LayerError> {
+        Topology::of(&self.hosts, &self.tls)
     }
 }
 

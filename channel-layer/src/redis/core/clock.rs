@@ -2,7 +2,7 @@
 //! heartbeat.
 
 use std::{
-    sync::atomic::{AtomicI64, Ordering},
+    sync::atomic::{AtomicBool, AtomicI64, Ordering},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -15,16 +15,22 @@ pub(super) struct Clock {
     start: Instant,
     /// Redis' time at `start`, in microseconds since 1970.
     offset: AtomicI64,
+    heard: AtomicBool,
 }
 
 impl Clock {
     /// Believes the system's clock until Redis has been heard.
     pub(super) fn new() -> Self {
-        Self { start: Instant::now(), offset: AtomicI64::new(system()) }
+        Self { start: Instant::now(), offset: AtomicI64::new(system()), heard: AtomicBool::new(false) }
     }
 
     fn since_start(&self, now: Instant) -> i64 {
         now.duration_since(self.start).as_micros() as i64
+    }
+
+    /// Whether Redis has told its time yet; without that nothing is too old.
+    pub(super) fn is_set(&self) -> bool {
+        self.heard.load(Ordering::Relaxed)
     }
 
     /// Seconds since 1970.
@@ -37,6 +43,7 @@ impl Clock {
     pub(super) fn set(&self, seconds: i64, micros: i64) -> Option<f64> {
         let theirs = seconds * 1_000_000 + micros;
         self.offset.store(theirs - self.since_start(Instant::now()), Ordering::Relaxed);
+        self.heard.store(true, Ordering::Relaxed);
         let skew = (system() - theirs) as f64 / 1e6;
         (skew.abs() > SKEW.as_secs_f64()).then_some(skew)
     }

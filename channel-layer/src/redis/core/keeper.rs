@@ -11,7 +11,7 @@ use crate::{
     codec::Route,
     redis::{
         commander::{Failure, PATIENCE},
-        topic,
+        pattern,
         wire::{self, Answer},
     },
 };
@@ -20,6 +20,8 @@ use crate::{
 const HEARTBEAT: Duration = Duration::from_secs(5);
 /// How long we count as alive after that.
 const ALIVE: u64 = 45;
+/// How long heartbeats must have come through before anybody else is thought dead.
+const STEADY: Duration = Duration::from_secs(12);
 /// How often memberships are renewed, in heartbeats: every 20 seconds.
 const RENEW_EVERY: u64 = 4;
 /// How often the way through Redis and back is probed, in heartbeats.
@@ -38,6 +40,7 @@ pub(super) async fn keep(shared: Arc<Shared>, shard: usize, queues: Vec<Arc<Queu
         shard,
         probes: queues.into_iter().map(Probe::new).collect(),
         skewed: false,
+        steady_since: None,
         eager: 0,
     };
     let mut connections = shared.commands.connections(shard);
@@ -52,6 +55,7 @@ pub(super) async fn keep(shared: Arc<Shared>, shard: usize, queues: Vec<Arc<Queu
                 }
                 let up = *connections.borrow_and_update() % 2 == 1;
                 shared.set_part(Part::Shard(shard), false);
+                keeper.steady_since = None;
                 if up {
                     keeper.restore().await;
                 }
@@ -70,6 +74,8 @@ struct Keeper<'a> {
     shard: usize,
     probes: Vec<Probe>,
     skewed: bool,
+    /// Since when heartbeats have come through.
+    steady_since: Option<Instant>,
     /// So many more heartbeats renew too: another node may still have thought us dead and thrown our
     /// members out after they were restored.
     eager: u32,
@@ -108,6 +114,7 @@ impl Keeper<'_> {
         let known = match self.heartbeat().await {
             Ok(known) => known,
             Err(failure) => {
+                self.steady_since = None;
                 tracing::debug!(%failure, shard = self.shard, "no heartbeat");
                 return;
             }
@@ -153,8 +160,9 @@ impl Keeper<'_> {
             Some(_) => {}
             None => self.skewed = false,
         }
-        let dead: HashSet<String> = texts(dead).collect();
-        *self.shared.dead.lock() = dead;
+        // After an outage nobody has been heard from: the others get time to say that they live.
+        let steady = self.steady_since.get_or_insert_with(Instant::now).elapsed() > STEADY;
+        *self.shared.dead[self.shard].lock() = texts(dead).filter(|_| steady).collect();
         Ok(new.as_int() == Some(0))
     }
 
@@ -218,7 +226,7 @@ impl Keeper<'_> {
 
     /// Removes the members of dead nodes from all groups of the shard, once for all nodes.
     async fn sweep(&mut self) {
-        let dead: Vec<String> = self.shared.dead.lock().iter().cloned().collect();
+        let dead: Vec<String> = self.shared.dead[self.shard].lock().iter().cloned().collect();
         if dead.is_empty() {
             return;
         }
@@ -240,7 +248,7 @@ impl Keeper<'_> {
             return Ok(None);
         }
         let dead: HashSet<&str> = dead.iter().map(String::as_str).collect();
-        let pattern = topic::pattern(&keys::groups(&settings.prefix));
+        let pattern = pattern::beginning_with(&keys::groups(&settings.prefix));
         let mut removed = 0;
         for group in self.shared.scan(self.shard, &pattern).await? {
             removed += self.remove_ghosts(&group, &dead).await?;

@@ -35,10 +35,11 @@ use crate::{
     codec::{Codec, Route},
     name,
     redis::{
+        Host,
         commander::{Failure, PATIENCE},
         commands::Commands,
-        connection::Target,
-        topic,
+        pattern,
+        topology::Topology,
     },
     stats::Counters,
 };
@@ -86,15 +87,17 @@ pub(super) struct Inner {
 }
 
 impl RedisCoreLayer {
-    /// Starts a set-up for one Redis. `url` is `redis://[[user]:password@]host[:port][/db]`, `rediss://…`
-    /// for TLS, or `unix:///path`.
+    /// Starts a set-up for one Redis. `url` is one of the texts of [`Host`]:
+    /// `redis://[[user]:password@]host[:port][/db]`, `rediss://…` for TLS, `unix:///path`,
+    /// `redis+sentinel://host,host/name` or `redis+cluster://host,host`.
     pub fn builder(url: &str) -> RedisCoreBuilder {
-        RedisCoreBuilder::new(&[url])
+        Self::builder_with_hosts([url])
     }
 
-    /// Starts a set-up for several shards. Their order counts: it must be that of `hosts` in Python.
-    pub fn builder_with_hosts<S: AsRef<str>>(urls: &[S]) -> RedisCoreBuilder {
-        RedisCoreBuilder::new(urls)
+    /// Starts a set-up with several hosts, each a text as for [`builder`](Self::builder) or a [`Host`].
+    /// They are shards, and their order counts: it must be that of `hosts` in Python.
+    pub fn builder_with_hosts(hosts: impl IntoIterator<Item: Into<Host>>) -> RedisCoreBuilder {
+        RedisCoreBuilder::new(hosts.into_iter().map(Into::into).collect())
     }
 
     /// Connects with all defaults; see [`RedisCoreBuilder::connect`].
@@ -102,13 +105,13 @@ impl RedisCoreLayer {
         Self::builder(url).connect().await
     }
 
-    pub(super) fn start(settings: Settings, targets: Vec<Target>) -> Result<Self, LayerError> {
+    pub(super) fn start(settings: Settings, topology: &Topology) -> Result<Self, LayerError> {
         let codec = Codec::new(settings.serializer, &settings.encryption_keys)?;
-        let (commands, command_tasks) = Commands::new(&targets, "channel-layer:command");
+        let (commands, command_tasks) = Commands::new(topology, "channel-layer:command");
         let shards = commands.shards();
         let health = Health::new((0..shards).map(Part::Shard));
         let counters = Arc::new(Counters::default());
-        let shared = Arc::new(Shared::new(settings, codec, targets, commands, health, counters));
+        let shared = Arc::new(Shared::new(settings, codec, commands, health, counters));
         let mut tasks = JoinSet::new();
         command_tasks.into_iter().for_each(|task| drop(tasks.spawn(task)));
         let mut senders = Vec::new();
@@ -143,7 +146,7 @@ impl Inner {
     /// Our queues of a channel prefix; read from now on.
     fn queues(&self, prefix: &str) -> Result<Vec<Arc<Queue>>, LayerError> {
         let mut queues = self.queues.lock();
-        let full = queues.len() >= MAX_READERS;
+        let (first, full) = (queues.is_empty(), queues.len() >= MAX_READERS);
         match queues.entry(prefix.to_owned()) {
             hash_map::Entry::Occupied(found) => Ok(found.get().clone()),
             hash_map::Entry::Vacant(_) if full => {
@@ -163,7 +166,10 @@ impl Inner {
                 // Python sends to a `!` channel on any shard: see the specification of its shards.
                 for queue in &made {
                     for shard in 0..shards {
-                        shared.set_part(Part::Queue(shard, queue.name.as_str().into()), false);
+                        if first {
+                            // A prefix that comes later must not make everybody think that something broke.
+                            shared.set_part(Part::Queue(shard, queue.name.as_str().into()), false);
+                        }
                         tasks.spawn(reader::read(shared.clone(), shard, queue.clone()));
                     }
                 }
@@ -335,7 +341,7 @@ impl ChannelLayer for RedisCoreLayer {
     fn group_send_later(&self, group: &GroupName, event: &Event) -> Result<(), LayerError> {
         group.check_strict()?;
         let shard = self.0.shared.shard_of(group.as_str());
-        if !self.0.shared.commands.is_connected(shard) {
+        if !self.0.shared.commands.reaches(shard, &self.0.shared.group_key(group)) {
             return Err(Failure::NotConnected.into());
         }
         let body = self.0.shared.codec.body(event)?;
@@ -345,7 +351,7 @@ impl ChannelLayer for RedisCoreLayer {
     async fn flush(&self) -> Result<(), LayerError> {
         let shared = &self.0.shared;
         shared.state.lock().flush();
-        let pattern = topic::pattern(&shared.settings.prefix);
+        let pattern = pattern::beginning_with(&shared.settings.prefix);
         for shard in 0..shared.commands.shards() {
             for key in shared.scan(shard, &pattern).await? {
                 if keys::is_ours(&shared.settings.prefix, &key) {

@@ -128,8 +128,7 @@ impl Shared {
     fn decode_plain(&self, message: &[u8], score: &[u8]) -> Option<Event> {
         let score: f64 = std::str::from_utf8(score).ok()?.parse().ok()?;
         let now = self.clock.now();
-        if score < now - self.settings.expiry as f64 {
-            self.counters.expired(1);
+        if self.is_expired(score, now) {
             return None;
         }
         let age = AgeLimit { now: now as u64, max_age: self.settings.expiry + 10 };
@@ -160,7 +159,7 @@ pub(super) async fn read(shared: Arc<Shared>, shard: usize, channel: Arc<PlainCh
             continue;
         }
         let since = Instant::now();
-        let result = match shared.open(shard, &channel.key, "channel-layer:plain").await {
+        let result = match shared.commands.open(shard, &channel.key, "channel-layer:plain").await {
             Ok(connection) => serve(&shared, shard, &channel, connection).await,
             Err(error) => Err(error),
         };

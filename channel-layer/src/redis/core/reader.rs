@@ -77,7 +77,7 @@ pub(super) async fn read(shared: Arc<Shared>, shard: usize, queue: Arc<Queue>) {
     let part = || Part::Queue(shard, queue.name.as_str().into());
     let mut backoff = Backoff::default();
     loop {
-        match shared.open(shard, &queue.key, "channel-layer:read").await {
+        match shared.commands.open(shard, &queue.key, "channel-layer:read").await {
             Ok(connection) => {
                 shared.set_part(part(), true);
                 let since = Instant::now();

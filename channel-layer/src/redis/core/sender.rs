@@ -310,7 +310,7 @@ async fn members(
 fn sort(shared: &Shared, shard: usize, group: &GroupName, answer: Answer) -> Vec<Bucket> {
     let mut buckets: Vec<Bucket> = Vec::new();
     let mut places: HashMap<String, usize> = HashMap::new();
-    let dead = shared.dead.lock();
+    let dead = shared.dead[shard].lock();
     let mut ghosts: Vec<String> = Vec::new();
     for member in answer.into_list().unwrap_or_default() {
         // A member that is no text was put there by nobody who follows the format.

@@ -5,7 +5,7 @@ use std::{
     collections::HashSet,
     sync::{
         Arc,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -25,13 +25,12 @@ use super::{
     state::{Outbound, State},
 };
 use crate::{
-    BoxError, ChannelName, GroupName, LayerError,
+    ChannelName, GroupName, LayerError,
     codec::{AgeLimit, Body, Codec, Route, Routing},
     name,
     redis::{
         commander::{Failure, PATIENCE, Pending},
         commands::Commands,
-        connection::{Connection, Target},
     },
     shard::shard,
     stats::Counters,
@@ -47,7 +46,6 @@ const WARN_EVERY: Duration = Duration::from_secs(10);
 pub(super) struct Shared {
     pub(super) settings: Settings,
     pub(super) codec: Codec,
-    pub(super) targets: Vec<Target>,
     pub(super) commands: Commands,
     pub(super) state: Mutex<State>,
     /// Our client ids: each has a queue of its own per channel prefix.
@@ -58,12 +56,14 @@ pub(super) struct Shared {
     pub(super) demand: Demand,
     /// Told when a relay's handle is gone.
     pub(super) relay_gone: Notify,
-    /// Client ids whose node is gone, as the last heartbeats found.
-    pub(super) dead: Mutex<HashSet<String>>,
+    /// Client ids whose node is gone, as the last heartbeat on each shard found.
+    pub(super) dead: Box<[Mutex<HashSet<String>>]>,
     /// Makes members of queues unique and keeps those of one moment in order.
-    serial: std::sync::atomic::AtomicU64,
+    serial: AtomicU64,
     /// Probes that came back, by their address.
     probes: Mutex<HashSet<String>>,
+    /// Whether everything was there once.
+    complete_before: AtomicBool,
     warned: Mutex<Option<Instant>>,
 }
 
@@ -111,20 +111,18 @@ pub(super) struct Arrival {
 }
 
 impl Shared {
-    #[allow(clippy::too_many_arguments, reason = "called once")]
     pub(super) fn new(
         settings: Settings,
         codec: Codec,
-        targets: Vec<Target>,
         commands: Commands,
         health: Health,
         counters: Arc<Counters>,
     ) -> Self {
+        let dead = (0..commands.shards()).map(|_| Mutex::default()).collect();
         let clients = (0..settings.clients).map(|_| name::random_hex32()).collect();
         Self {
             settings,
             codec,
-            targets,
             commands,
             state: Mutex::default(),
             clients,
@@ -133,9 +131,10 @@ impl Shared {
             counters,
             demand: Demand::default(),
             relay_gone: Notify::new(),
-            dead: Mutex::default(),
-            serial: std::sync::atomic::AtomicU64::new(0),
+            dead,
+            serial: AtomicU64::new(0),
             probes: Mutex::default(),
+            complete_before: AtomicBool::new(false),
             warned: Mutex::new(None),
         }
     }
@@ -201,15 +200,9 @@ impl Shared {
                 Err(Failure::NotConnected | Failure::Lost(_)) if Instant::now() < deadline => {}
                 Err(failure) => return Err(failure.into()),
             }
-            if timeout_at(deadline, self.connected()).await.is_err() {
+            if timeout_at(deadline, self.commands.connected()).await.is_err() {
                 return Err(Failure::NotConnected.into());
             }
-        }
-    }
-
-    async fn connected(&self) {
-        for shard in 0..self.commands.shards() {
-            let _ = self.commands.connections(shard).wait_for(|connection| connection % 2 == 1).await;
         }
     }
 
@@ -334,9 +327,13 @@ impl Shared {
             let mut outbound = Outbound::default();
             self.state.lock().tell(!whole, &mut outbound);
             outbound.hand_over();
-            match whole {
-                true => tracing::debug!("channel layer complete"),
-                false => tracing::warn!("channel layer incomplete: events may be late or missing"),
+            if whole {
+                if self.complete_before.swap(true, Ordering::Relaxed) {
+                    self.counters.reconnected();
+                    tracing::info!("channel layer complete again");
+                }
+            } else {
+                tracing::warn!("channel layer incomplete: events may be late or missing");
             }
         });
     }
@@ -351,8 +348,7 @@ impl Shared {
         let mut outbound = Outbound::default();
         for Arrival { message, score } in arrivals {
             // Nobody has looked at the age of what waited: senders do, and none may have come since.
-            if score < now - expiry {
-                self.counters.expired(1);
+            if self.is_expired(score, now) {
                 continue;
             }
             let payload = message.get(self.settings.random_prefix..).unwrap_or_default();
@@ -387,6 +383,13 @@ impl Shared {
         outbound.hand_over();
     }
 
+    /// Whether a message has waited too long; counts it then.
+    pub(super) fn is_expired(&self, score: f64, now: f64) -> bool {
+        let expired = self.clock.is_set() && score < now - self.settings.expiry as f64;
+        self.counters.expired(u64::from(expired));
+        expired
+    }
+
     /// Notes a probe that came back.
     fn is_probe(&self, name: &str) -> bool {
         let ours = name.split_once('!').is_some_and(|(_, local)| local.starts_with(super::keeper::PROBE))
@@ -404,11 +407,6 @@ impl Shared {
     /// Whether the probe with this address has come back since the last time.
     pub(super) fn take_probe(&self, address: &str) -> bool {
         self.probes.lock().remove(address)
-    }
-
-    /// A connection for blocking commands on a key.
-    pub(super) async fn open(&self, shard: usize, _key: &[u8], name: &str) -> Result<Connection, BoxError> {
-        self.targets[shard].open(name).await
     }
 
     /// Counts a message nobody can read; logs its size, never its content, now and then.

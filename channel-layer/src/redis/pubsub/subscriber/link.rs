@@ -1,0 +1,223 @@
+//! One connection of the subscriber: made, watched, and made again for ever.
+
+use std::{
+    pin::{Pin, pin},
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use bytes::BytesMut;
+use tokio::time::{Instant, sleep};
+
+use super::{probe::Probe, session::Session};
+use crate::{
+    BoxError,
+    redis::{
+        backoff::Backoff,
+        connection::{Connection, Stream, Target, fill},
+    },
+};
+
+/// How long the connection may be silent before a PING asks whether anybody is there.
+const SILENCE: Duration = Duration::from_secs(2);
+/// How long the answer may take.
+const PONG: Duration = Duration::from_secs(2);
+
+pub(super) struct Link {
+    /// For the log; holds no password.
+    pub(super) name: String,
+    target: Target,
+    state: State,
+    backoff: Backoff,
+    failures: u32,
+    /// Whether this connection, or the last one, got as far as having every subscription in place.
+    restored: bool,
+    /// Whether any did.
+    ever_restored: bool,
+    pub(super) probe: Probe,
+}
+
+enum State {
+    Opening(Attempt),
+    Up(Up),
+}
+
+type Attempt = Pin<Box<dyn Future<Output = Result<Connection, BoxError>> + Send>>;
+
+pub(super) struct Up {
+    stream: Box<dyn Stream>,
+    pub(super) buffer: BytesMut,
+    pub(super) session: Session,
+    heard: Instant,
+    pinged: Option<Instant>,
+    /// Whether it takes nothing of the much that waits for it.
+    stalled: bool,
+}
+
+/// What happened on a link.
+pub(super) enum Event {
+    /// There is a connection; nothing has been asked on it yet.
+    Opened,
+    /// Something is in the buffer.
+    Read,
+    Lost(BoxError),
+}
+
+impl Link {
+    /// Begins to connect.
+    pub(super) fn new(name: String, target: Target, probe: Probe) -> Self {
+        let state = State::Opening(attempt(&target, Duration::ZERO));
+        Self {
+            name,
+            target,
+            state,
+            backoff: Backoff::default(),
+            failures: 0,
+            restored: false,
+            ever_restored: false,
+            probe,
+        }
+    }
+
+    pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Event> {
+        loop {
+            let attempt = match &mut self.state {
+                State::Up(up) => return up.poll(cx),
+                State::Opening(attempt) => attempt,
+            };
+            match ready!(attempt.as_mut().poll(cx)) {
+                Ok(connection) => {
+                    self.failures = 0;
+                    self.restored = false;
+                    self.state = State::Up(Up::new(connection));
+                    return Poll::Ready(Event::Opened);
+                }
+                Err(error) => self.failed(&error),
+            }
+        }
+    }
+
+    fn failed(&mut self, error: &BoxError) {
+        let link = &self.name;
+        match self.failures {
+            0 => tracing::warn!(%link, %error, "Redis is away"),
+            _ => tracing::debug!(%link, %error, "Redis is still away"),
+        }
+        self.failures += 1;
+        self.state = State::Opening(attempt(&self.target, self.backoff.pause_after(error)));
+    }
+
+    /// Throws the connection away and begins to make a new one.
+    pub(super) fn lose(&mut self) {
+        // At once after a connection that worked; one that was refused something must not be made anew
+        // as fast as the network allows.
+        let pause = match std::mem::take(&mut self.restored) {
+            true => Duration::ZERO,
+            false => self.backoff.next_pause(),
+        };
+        self.state = State::Opening(attempt(&self.target, pause));
+    }
+
+    pub(super) fn up(&mut self) -> Option<&mut Up> {
+        match &mut self.state {
+            State::Up(up) => Some(up),
+            State::Opening(_) => None,
+        }
+    }
+
+    pub(super) fn session(&mut self) -> Option<&mut Session> {
+        self.up().map(|up| &mut up.session)
+    }
+
+    pub(super) fn is_up(&self) -> bool {
+        matches!(self.state, State::Up(_))
+    }
+
+    /// Whether every subscription is in place.
+    pub(super) fn is_restored(&self) -> bool {
+        self.restored && self.is_up()
+    }
+
+    /// Every subscription is in place; tells whether that was so once before.
+    pub(super) fn restored(&mut self, now: Instant) -> bool {
+        self.backoff.reset();
+        self.restored = true;
+        self.probe.rest(now);
+        std::mem::replace(&mut self.ever_restored, true)
+    }
+
+    /// Whether it should be given time to take what waits for it. One that takes nothing at all is
+    /// not waited for: that would delay the others.
+    pub(super) fn is_congested(&self) -> bool {
+        match &self.state {
+            State::Up(up) => up.session.is_congested() && !up.stalled,
+            State::Opening(_) => false,
+        }
+    }
+
+    /// Looks after the connection's health; an error if it has none.
+    pub(super) fn check(&mut self, now: Instant) -> Result<(), BoxError> {
+        let Some(up) = self.up() else { return Ok(()) };
+        if up.session.is_hopeless() {
+            return Err("it does not read what it is told".into());
+        }
+        let moved = up.session.has_moved();
+        up.stalled = up.session.is_congested() && !moved;
+        match up.pinged {
+            // Nothing else notices a server that hangs or a line that is cut.
+            Some(at) if now.duration_since(at) > PONG => {
+                return Err("no answer to a PING within 2 seconds".into());
+            }
+            None if now.duration_since(up.heard) > SILENCE => {
+                up.session.ping();
+                up.pinged = Some(now);
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// Subscribes to the topic of the probe.
+    pub(super) fn subscribe_probe(&mut self) {
+        self.probe.allow(true);
+        let (kind, topic) = (self.probe.kind, self.probe.topic.clone());
+        if let Some(session) = self.session() {
+            session.subscribe(kind, &[topic]);
+        }
+    }
+}
+
+impl Up {
+    fn new(connection: Connection) -> Self {
+        let Connection { stream, buffer } = connection;
+        let session = Session::default();
+        Self { stream, buffer, session, heard: Instant::now(), pinged: None, stalled: false }
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Event> {
+        // Both futures are made anew each time: they keep nothing between two polls.
+        while self.session.has_output() {
+            match pin!(self.session.write(&mut self.stream)).poll(cx) {
+                Poll::Ready(Ok(())) => {}
+                Poll::Ready(Err(error)) => return Poll::Ready(Event::Lost(error.into())),
+                Poll::Pending => break,
+            }
+        }
+        Poll::Ready(match ready!(pin!(fill(&mut self.stream, &mut self.buffer)).poll(cx)) {
+            Ok(()) => {
+                self.heard = Instant::now();
+                self.pinged = None;
+                Event::Read
+            }
+            Err(error) => Event::Lost(error.into()),
+        })
+    }
+}
+
+fn attempt(target: &Target, pause: Duration) -> Attempt {
+    let target = target.clone();
+    Box::pin(async move {
+        sleep(pause).await;
+        target.open("channel-layer:subscribe").await
+    })
+}

@@ -1,0 +1,289 @@
+//! The task: connects, restores, reads, obeys; for ever.
+
+use std::{future::poll_fn, sync::Arc, time::Duration};
+
+use bytes::Buf;
+use tokio::{
+    sync::{Notify, mpsc, watch},
+    time::{Instant, Interval, MissedTickBehavior, interval},
+};
+
+use super::{
+    Order,
+    hearing::Taken,
+    link::{Event, Link},
+    links::Links,
+    probe::Verdict,
+    registry::Registry,
+    session::{Heard, Kind},
+};
+use crate::{
+    BoxError,
+    redis::{pubsub::publishers::Publishers, wire},
+    stats::Counters,
+};
+
+/// How often deadlines and the connections' health are looked at.
+const TICK: Duration = Duration::from_millis(250);
+/// How often, at most, undecodable payloads are logged.
+const WARN_EVERY: Duration = Duration::from_secs(10);
+
+pub(super) struct Task {
+    links: Links,
+    registry: Registry,
+    publishers: Arc<Publishers>,
+    counters: Arc<Counters>,
+    ready: watch::Sender<bool>,
+    orders: mpsc::Receiver<Order>,
+    relay_gone: Arc<Notify>,
+    tick: Interval,
+    warned: Option<Instant>,
+}
+
+impl Task {
+    pub(super) fn new(
+        links: Links,
+        registry: Registry,
+        publishers: Arc<Publishers>,
+        counters: Arc<Counters>,
+        ready: watch::Sender<bool>,
+        orders: mpsc::Receiver<Order>,
+        relay_gone: Arc<Notify>,
+    ) -> Self {
+        let mut tick = interval(TICK);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        Self { links, registry, publishers, counters, ready, orders, relay_gone, tick, warned: None }
+    }
+
+    /// Ends when nobody can give orders any more.
+    pub(super) async fn run(mut self) {
+        loop {
+            tokio::select! {
+                (at, event) = poll_fn(|cx| self.links.poll(cx)) => match event {
+                    Event::Opened => self.opened(at),
+                    Event::Read => self.read(at),
+                    Event::Lost(error) => self.lost(at, &error),
+                },
+                order = self.orders.recv(), if !self.links.are_congested() => match order {
+                    Some(order) => self.obey(order),
+                    None => return,
+                },
+                () = self.relay_gone.notified() => self.end_dead_relays(),
+                now = self.tick.tick() => self.tick(now),
+            }
+        }
+    }
+
+    // ---- connections ----
+
+    /// Asks a new connection for everything that belongs to it.
+    fn opened(&mut self, at: usize) {
+        let router = self.links.router();
+        let (subscribe, patterns) = self.registry.everything(|topic| router.link_of(topic) == Some(at));
+        let (sharded, plain) =
+            subscribe.into_iter().partition::<Vec<_>, _>(|topic| router.kind_of(topic) == Kind::Sharded);
+        let Some(link) = self.links.get(at) else { return };
+        link.subscribe_probe();
+        let Some(session) = link.session() else { return };
+        session.subscribe(Kind::Plain, &plain);
+        session.subscribe(Kind::Sharded, &sharded);
+        for (relay, pattern) in patterns {
+            session.psubscribe(relay, &pattern);
+        }
+        session.mark_restored();
+    }
+
+    fn restored(&mut self, at: usize) {
+        let Some(link) = self.links.get(at) else { return };
+        if link.restored(Instant::now()) {
+            self.counters.reconnected();
+            tracing::info!(link = link.name, "subscriber connection to Redis restored");
+        }
+        if self.links.are_restored() {
+            self.registry.restored();
+            self.ready.send_replace(true);
+        }
+    }
+
+    fn lost(&mut self, at: usize, error: &BoxError) {
+        let Some(link) = self.links.get(at) else { return };
+        tracing::warn!(link = link.name, %error, "subscriber connection to Redis lost");
+        link.lose();
+        self.ready.send_replace(false);
+        let router = self.links.router();
+        self.registry.disconnected(|topic| router.link_of(topic) == Some(at));
+    }
+
+    fn tick(&mut self, now: Instant) {
+        let changes = self.registry.expire(now);
+        self.links.apply(changes);
+        // Also those whose opener gave up before it had a handle to drop.
+        self.end_dead_relays();
+        for at in 0..self.links.count() {
+            let health = self.links.get(at).map_or(Ok(()), |link| link.check(now));
+            match health {
+                Ok(()) => self.probe(at, now),
+                Err(error) => self.lost(at, &error),
+            }
+        }
+    }
+
+    fn probe(&mut self, at: usize, now: Instant) {
+        let Some(link) = self.links.get(at).filter(|link| link.is_restored()) else { return };
+        let verdict = link.probe.look(now);
+        match verdict {
+            Verdict::Early => return,
+            Verdict::Heard => {}
+            Verdict::Missed | Verdict::Deaf => {
+                let missed = self.counters.probe_missed();
+                tracing::warn!(link = link.name, missed, "a probe published to Redis was not heard");
+            }
+        }
+        if verdict == Verdict::Deaf {
+            // Either of the two may be connected to the wrong server.
+            self.publishers.renew(at);
+            self.lost(at, &"its subscriptions are deaf: two probes in a row were not heard".into());
+            return;
+        }
+        // A publisher without a connection says nothing about the subscription.
+        if self.publishers.probe(at, &link.probe.topic) {
+            link.probe.sent();
+        }
+    }
+
+    fn end_dead_relays(&mut self) {
+        let (changes, patterns) = self.registry.close_dead_relays();
+        self.links.apply(changes);
+        patterns.iter().for_each(|pattern| self.links.punsubscribe(pattern));
+    }
+
+    // ---- reading ----
+
+    /// Takes every complete message out of the buffer, then hands over what they were.
+    fn read(&mut self, at: usize) {
+        let Some(up) = self.links.get(at).and_then(Link::up) else { return };
+        let mut buffer = std::mem::take(&mut up.buffer);
+        let mut used = 0;
+        let mut result = Ok(());
+        while let Some(rest) = buffer.get(used..).filter(|rest| !rest.is_empty()) {
+            match wire::parse(rest) {
+                Ok(Some((reply, length))) => {
+                    used += length;
+                    if let Err(error) = self.hear(at, reply) {
+                        result = Err(error);
+                        break;
+                    }
+                }
+                Ok(None) => break,
+                Err(error) => {
+                    result = Err(error.into());
+                    break;
+                }
+            }
+        }
+        buffer.advance(used);
+        if let Some(up) = self.links.get(at).and_then(Link::up) {
+            up.buffer = buffer;
+        }
+        self.registry.deliver();
+        if let Err(error) = result {
+            self.lost(at, &error);
+        }
+    }
+
+    fn hear(&mut self, at: usize, reply: wire::Reply<'_>) -> Result<(), BoxError> {
+        let Some(session) = self.links.get(at).and_then(Link::session) else { return Ok(()) };
+        match session.hear(reply)? {
+            Heard::Message { topic, payload } => match self.registry.message(topic, payload) {
+                Taken::Yes => {}
+                Taken::Undecodable => self.undecodable(topic, payload),
+                Taken::Unknown => {
+                    if let Some(link) = self.links.get(at) {
+                        link.probe.heard(topic);
+                    }
+                }
+            },
+            // Hosts may be one server under several names: it is heard on each, and counts once.
+            Heard::PatternMessage { topic, .. } if self.links.router().link_of(topic) != Some(at) => {}
+            Heard::PatternMessage { topic, payload } => {
+                if !self.registry.pattern_message(topic, payload) {
+                    self.undecodable(topic, payload);
+                }
+            }
+            Heard::Confirmed(topic) => {
+                let changes = self.registry.confirmed(&topic);
+                self.links.apply(changes);
+            }
+            Heard::RelayConfirmed(id) => self.registry.relay_confirmed(id),
+            Heard::Restored => self.restored(at),
+            Heard::Refused { topics, why } => {
+                for topic in topics {
+                    self.refused(at, &topic, &why)?;
+                }
+            }
+            Heard::Moved(topic) => {
+                let topic = String::from_utf8_lossy(&topic);
+                return Err(format!("the server has ended the subscription to {topic}").into());
+            }
+            Heard::Nothing => {}
+        }
+        Ok(())
+    }
+
+    fn refused(&mut self, at: usize, topic: &[u8], why: &str) -> Result<(), BoxError> {
+        let (deaf, changes) = self.registry.refused(topic, why);
+        self.links.apply(changes);
+        if deaf {
+            // Starting anew, and telling the relays, is better than being deaf to it.
+            return Err(format!("a subscription was refused: {why}").into());
+        }
+        if let Some(link) = self.links.get(at).filter(|link| *link.probe.topic == *topic) {
+            tracing::warn!(link = link.name, why, "the probe's topic was refused: deaf subscriptions go unnoticed");
+            link.probe.allow(false);
+        }
+        Ok(())
+    }
+
+    /// Counts a payload nobody can read; logs its size and topic, never its content, now and then.
+    fn undecodable(&mut self, topic: &[u8], payload: &[u8]) {
+        let total = self.counters.undecodable();
+        let now = Instant::now();
+        if self.warned.is_none_or(|at| now.duration_since(at) >= WARN_EVERY) {
+            self.warned = Some(now);
+            let topic = String::from_utf8_lossy(topic);
+            tracing::warn!(%topic, bytes = payload.len(), total, "undecodable payload skipped");
+        }
+    }
+
+    // ---- orders ----
+
+    fn obey(&mut self, order: Order) {
+        let changes = match order {
+            Order::Join { member, groups, reply } => self.registry.join(member, groups, reply),
+            Order::OpenChannel { name, only, reply } => self.registry.open_channel(name, only, reply),
+            Order::Leave { member, groups, reply } => {
+                let changes = self.registry.leave(&member, &groups);
+                let _ = reply.send(Ok(()));
+                changes
+            }
+            Order::CloseChannel { name, reply } => {
+                let changes = self.registry.close_channel(&name);
+                let _ = reply.send(Ok(()));
+                changes
+            }
+            Order::Flush { reply } => {
+                let changes = self.registry.flush();
+                let _ = reply.send(Ok(()));
+                changes
+            }
+            Order::OpenRelay { relay, reply } => {
+                let connected = self.links.are_up();
+                let (id, pattern) = self.registry.open_relay(relay, connected, reply);
+                let asked = self.links.psubscribe(id, &pattern);
+                self.registry.relay_asked(id, asked);
+                return;
+            }
+        };
+        self.links.apply(changes);
+    }
+}

@@ -1,0 +1,181 @@
+//! A Redis Cluster: who has which slot, as far as we know.
+
+use std::{sync::Arc, time::Duration};
+
+use parking_lot::RwLock;
+use tokio::{
+    sync::{Mutex, watch},
+    time::{Instant, sleep_until},
+};
+
+use super::{
+    race::{Found, race},
+    slots::{Map, Node, address},
+};
+use crate::{
+    BoxError,
+    redis::{
+        connection::{Access, Address, Target},
+        refusal::{Failed, Refused},
+        wire::Answer,
+    },
+};
+
+/// The least time between two questions for the map.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// The cluster and the last map of it. There is none before the first [`refresh`](Self::refresh).
+pub(crate) struct Cluster {
+    seeds: Vec<Node>,
+    access: Arc<Access>,
+    known: RwLock<Known>,
+    version: watch::Sender<u64>,
+    refreshing: Mutex<Last>,
+}
+
+struct Known {
+    map: Map,
+    /// The cluster's epoch when the map was made: it only ever rises.
+    epoch: u64,
+}
+
+/// The last refresh that came to an end.
+#[derive(Default)]
+struct Last {
+    began: Option<Instant>,
+    error: Option<Failed>,
+    /// How many there were; each begins with another node.
+    count: usize,
+}
+
+/// What a node says.
+struct Said {
+    map: Map,
+    epoch: u64,
+}
+
+impl Cluster {
+    pub(super) fn new(seeds: Vec<Address>, access: Arc<Access>) -> Self {
+        let seeds = seeds.iter().map(|seed| seed.to_string().into()).collect();
+        let known = RwLock::new(Known { map: Map::empty(), epoch: 0 });
+        Self { seeds, access, known, version: watch::Sender::new(0), refreshing: Mutex::default() }
+    }
+
+    /// The primary that has the slot.
+    pub(crate) fn node_of(&self, slot: u16) -> Option<Node> {
+        self.known.read().map.node_of(slot)
+    }
+
+    /// All primaries that have slots.
+    pub(crate) fn nodes(&self) -> Vec<Node> {
+        self.known.read().map.primaries().to_vec()
+    }
+
+    /// How to reach a node: signed in and with TLS like every other.
+    pub(crate) fn target(&self, node: &Node) -> Target {
+        // A text that is no address leads nowhere, and the error says so.
+        let address = address(node).unwrap_or_else(|| Address::Tcp(node.clone(), 0));
+        Target::direct(address, self.access.clone())
+    }
+
+    /// A number that changes with the map.
+    pub(crate) fn version(&self) -> watch::Receiver<u64> {
+        self.version.subscribe()
+    }
+
+    /// Asks for the map: the nodes of the last one, then those of the configuration, the next as soon
+    /// as one has failed or is silent for a quarter of a second; within 2 seconds. A node that says the
+    /// cluster is down, or knows an older state of it than we do, counts only if nobody knows better.
+    ///
+    /// Those who ask while others do share one answer, which is never older than their question; there
+    /// are 100 ms at least between two.
+    pub(crate) async fn refresh(&self) -> Result<(), BoxError> {
+        let asked = Instant::now();
+        let mut last = self.refreshing.lock().await;
+        if let Some(began) = last.began {
+            if began >= asked {
+                return result(&last);
+            }
+            sleep_until(began + PAUSE).await;
+        }
+        let began = Instant::now();
+        let said = race(self.questions(last.count)).await;
+        last.began = Some(began);
+        last.count = last.count.wrapping_add(1);
+        last.error = match said {
+            Ok(said) => {
+                self.learn(said);
+                None
+            }
+            Err(errors) => Some(Failed::all("no node of the cluster gives a map", &errors)),
+        };
+        result(&last)
+    }
+
+    fn questions(
+        &self,
+        turn: usize,
+    ) -> impl Iterator<Item = impl Future<Output = Result<Found<Said>, BoxError>> + use<>> {
+        let known = self.known.read();
+        let mut nodes: Vec<Node> = known.map.primaries().to_vec();
+        // One that is cut off from the others must not be asked first for ever.
+        let turns = turn % nodes.len().max(1);
+        nodes.rotate_left(turns);
+        for other in known.map.replicas().iter().chain(&self.seeds) {
+            if !nodes.contains(other) {
+                nodes.push(other.clone());
+            }
+        }
+        let (newest, access) = (known.epoch, self.access.clone());
+        nodes.into_iter().map(move |node| {
+            let access = access.clone();
+            async move { ask_one(&access, &node, newest).await }
+        })
+    }
+
+    fn learn(&self, said: Said) {
+        let mut known = self.known.write();
+        known.epoch = said.epoch;
+        if known.map != said.map {
+            known.map = said.map;
+            // While the lock is held: whoever sees the number sees the map.
+            self.version.send_modify(|version| *version += 1);
+        }
+    }
+}
+
+fn result(last: &Last) -> Result<(), BoxError> {
+    match &last.error {
+        Some(error) => Err(error.clone().into()),
+        None => Ok(()),
+    }
+}
+
+async fn ask_one(access: &Access, node: &Node, newest: u64) -> Result<Found<Said>, BoxError> {
+    let address = address(node).ok_or_else(|| format!("{node} is not an address"))?;
+    let mut connection = access.open(&address, "channel-layer:cluster", false).await?;
+    let answers = connection.ask(&[vec!["CLUSTER", "SLOTS"], vec!["CLUSTER", "INFO"]]).await;
+    let host = node.rsplit_once(':').map_or("", |(host, _)| host);
+    answers.and_then(|answers| answer(&answers, host, newest)).map_err(|error| Failed::at(&**node, &error).into())
+}
+
+fn answer(replies: &[Answer], asked: &str, newest: u64) -> Result<Found<Said>, BoxError> {
+    let [slots, info] = replies else { return Err("an unexpected answer".into()) };
+    if let Answer::Error(text) = slots {
+        return Err(Refused(text.clone()).into());
+    }
+    let map = Map::read(slots, asked)?;
+    // A user without the right to CLUSTER INFO has to take what there is.
+    let Some(info) = info.as_text() else { return Ok(Found::Good(Said { map, epoch: newest })) };
+    let field = |name: &str| info.lines().find_map(|line| line.trim().strip_prefix(name)?.strip_prefix(':'));
+    let epoch = field("cluster_current_epoch").and_then(|epoch| epoch.parse().ok()).unwrap_or(0);
+    let healthy = field("cluster_state") == Some("ok");
+    Ok(match healthy && epoch >= newest {
+        true => Found::Good(Said { map, epoch }),
+        false => Found::Doubtful(epoch, Said { map, epoch }),
+    })
+}
+
+#[cfg(test)]
+#[path = "cluster_tests.rs"]
+mod tests;

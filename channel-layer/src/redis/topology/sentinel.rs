@@ -1,0 +1,150 @@
+//! Sentinels: asked at each opening of a connection where the primary is.
+
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+
+use super::race::{Found, race};
+use crate::{
+    BoxError,
+    redis::{
+        connection::{Access, Address},
+        refusal::{Failed, Refused},
+        wire::Answer,
+    },
+};
+
+/// The Sentinels of one primary.
+pub(crate) struct Sentinels {
+    master_name: String,
+    access: Arc<Access>,
+    /// The one that answered last comes first.
+    addresses: Mutex<Vec<Address>>,
+}
+
+/// What a Sentinel said.
+pub(crate) struct Verdict {
+    pub(crate) primary: Address,
+    pub(crate) by: Address,
+}
+
+impl Sentinels {
+    /// `access` is for the Sentinels themselves.
+    pub(super) fn new(addresses: Vec<Address>, master_name: String, access: Arc<Access>) -> Self {
+        Self { master_name, access, addresses: Mutex::new(addresses) }
+    }
+
+    /// The first that knows the name as a primary which is not down decides, and is asked first from
+    /// then on.
+    pub(crate) async fn ask(&self) -> Result<Verdict, BoxError> {
+        let addresses = self.addresses.lock().clone();
+        let questions = addresses.into_iter().map(|by| {
+            let (access, name) = (self.access.clone(), self.master_name.clone());
+            async move {
+                let primary = ask_one(&access, &by, &name).await?;
+                Ok(Found::Good(Verdict { primary, by }))
+            }
+        });
+        match race(questions).await {
+            Ok(verdict) => {
+                self.reorder(&verdict.by, true);
+                Ok(verdict)
+            }
+            Err(errors) => {
+                let what = format!("no Sentinel names a primary for {:?}", self.master_name);
+                Err(Failed::all(what, &errors).into())
+            }
+        }
+    }
+
+    /// Asks this one last from now on.
+    pub(crate) fn distrust(&self, by: &Address) {
+        self.reorder(by, false);
+    }
+
+    fn reorder(&self, by: &Address, first: bool) {
+        let mut addresses = self.addresses.lock();
+        let Some(at) = addresses.iter().position(|address| address == by) else { return };
+        match first {
+            true => addresses[..=at].rotate_right(1),
+            false => addresses[at..].rotate_left(1),
+        }
+    }
+}
+
+async fn ask_one(access: &Access, at: &Address, name: &str) -> Result<Address, BoxError> {
+    // Within the same 2 seconds as the opening: whoever asks does not wait longer.
+    let mut connection = access.open(at, "channel-layer:sentinel", false).await?;
+    // As channels_redis asks; `SENTINEL MASTER` would need another right.
+    let replies = connection.ask(&[vec!["SENTINEL", "MASTERS"]]).await;
+    replies.and_then(|replies| verdict(&replies, name)).map_err(|error| Failed::at(at.to_string(), &error).into())
+}
+
+/// Reads the reply of `SENTINEL MASTERS`.
+fn verdict(replies: &[Answer], name: &str) -> Result<Address, BoxError> {
+    let masters = match replies {
+        [Answer::List(masters)] => masters,
+        [Answer::Error(text)] => return Err(Refused(text.clone()).into()),
+        _ => return Err("an unexpected answer".into()),
+    };
+    let fields = masters.iter().filter_map(Answer::as_list).find(|fields| field(fields, "name") == Some(name));
+    let Some(fields) = fields else { return Err("it does not know the name".into()) };
+    let flags = field(fields, "flags").unwrap_or_default();
+    let has = |flag: &str| flags.split(',').any(|it| it == flag);
+    if !has("master") || has("s_down") || has("o_down") {
+        return Err(format!("the primary is down ({flags})").into());
+    }
+    let port = field(fields, "port").and_then(|port| port.parse().ok());
+    match (field(fields, "ip"), port) {
+        (Some(host), Some(port)) if !host.is_empty() => Ok(Address::Tcp(host.into(), port)),
+        _ => Err("it names no address".into()),
+    }
+}
+
+fn field<'a>(fields: &'a [Answer], name: &str) -> Option<&'a str> {
+    fields.chunks_exact(2).find(|pair| pair[0].as_text() == Some(name)).and_then(|pair| pair[1].as_text())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::redis::connection::Account;
+
+    fn masters(of: &[&[(&str, &str)]]) -> Vec<Answer> {
+        let text = |it: &str| Answer::Text(it.into());
+        let one = |fields: &&[(&str, &str)]| {
+            Answer::List(fields.iter().flat_map(|(name, value)| [text(name), text(value)]).collect())
+        };
+        vec![Answer::List(of.iter().map(one).collect())]
+    }
+
+    #[test]
+    fn only_a_healthy_primary_of_that_name_will_do() {
+        let other: &[(&str, &str)] = &[("name", "other"), ("ip", "10.0.0.9"), ("port", "1"), ("flags", "master")];
+        let with = |flags| masters(&[other, &[("name", "site"), ("ip", "::1"), ("port", "6380"), ("flags", flags)]]);
+        assert_eq!(verdict(&with("master"), "site").unwrap(), Address::Tcp("::1".into(), 6380));
+        for flags in ["master,s_down", "s_down,o_down,master", "slave", "", "master,o_down"] {
+            assert!(verdict(&with(flags), "site").unwrap_err().to_string().contains("is down"), "{flags}");
+        }
+        let error = verdict(&with("master"), "nobody").unwrap_err().to_string();
+        assert!(error.contains("does not know"), "{error}");
+        assert!(verdict(&[Answer::Error("NOAUTH x".into())], "site").unwrap_err().to_string().contains("NOAUTH"));
+        assert!(verdict(&masters(&[&[("name", "site"), ("flags", "master")]]), "site").is_err());
+        assert!(verdict(&[], "site").is_err());
+    }
+
+    #[test]
+    fn whoever_answered_comes_first_and_whoever_was_wrong_last() {
+        let address = |port| Address::Tcp("s".into(), port);
+        let addresses = (1..=3).map(address).collect();
+        let access = Access { account: Account::default(), tls: None };
+        let sentinels = Sentinels::new(addresses, "site".into(), Arc::new(access));
+        let order = || -> Vec<String> { sentinels.addresses.lock().iter().map(ToString::to_string).collect() };
+        sentinels.reorder(&address(3), true);
+        assert_eq!(order(), ["s:3", "s:1", "s:2"]);
+        sentinels.distrust(&address(3));
+        assert_eq!(order(), ["s:1", "s:2", "s:3"]);
+        sentinels.distrust(&address(9));
+        assert_eq!(order(), ["s:1", "s:2", "s:3"]);
+    }
+}

@@ -1,0 +1,105 @@
+//! Redis Cluster: nodes die, hang and give slots away.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
+
+use std::{sync::Arc, time::Duration};
+
+use channel_layer::{ChannelLayer, Delivery, Event, GroupName, RedisCoreLayer, RelaySink, Value};
+use testkit::redis::Cluster;
+use tokio::{
+    sync::mpsc,
+    time::{Instant, timeout},
+};
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+struct Collector(mpsc::Sender<Delivery>);
+
+impl RelaySink for Collector {
+    fn deliver(&self, batch: &mut Vec<Delivery>) {
+        batch.drain(..).for_each(|delivery| self.0.try_send(delivery).unwrap());
+    }
+}
+
+/// Groups on every node.
+fn groups() -> Vec<GroupName> {
+    (0..60).map(|n| GroupName::parse(&format!("room.{n}")).unwrap()).collect()
+}
+
+async fn next(deliveries: &mut mpsc::Receiver<Delivery>) -> Delivery {
+    timeout(PATIENCE, deliveries.recv()).await.expect("a delivery in time").unwrap()
+}
+
+async fn until_reconnected(deliveries: &mut mpsc::Receiver<Delivery>) {
+    while !matches!(next(deliveries).await, Delivery::Reconnected) {}
+}
+
+/// Sends to each group until it works, then hears each of them once.
+async fn every_group_is_heard(layer: &RedisCoreLayer, deliveries: &mut mpsc::Receiver<Delivery>, round: i64) {
+    let deadline = Instant::now() + PATIENCE;
+    let groups = groups();
+    for group in &groups {
+        let event = Event::new("t").with("round", round);
+        while let Err(error) = layer.group_send(group, &event).await {
+            assert!(Instant::now() < deadline, "{group}: {error:?}");
+            tokio::task::yield_now().await;
+        }
+    }
+    let mut missing: std::collections::HashSet<_> = groups.iter().collect();
+    while !missing.is_empty() {
+        match timeout(PATIENCE, deliveries.recv()).await {
+            Ok(Some(Delivery::Group { group, event })) if event.get("round").and_then(Value::as_i64) == Some(round) => {
+                assert!(missing.remove(&group), "{group} twice");
+            }
+            Ok(Some(_)) => {}
+            other => panic!("round {round}: {missing:?} heard nothing: {other:?}"),
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn core_survives_a_dead_primary_a_moved_slot_and_a_hanging_node() {
+    let mut cluster = Cluster::start();
+    let layer = RedisCoreLayer::connect(&cluster.url()).await.unwrap();
+    let other = RedisCoreLayer::connect(&cluster.url()).await.unwrap();
+    let (sender, mut deliveries) = mpsc::channel(100_000);
+    let relay = layer.relay(Arc::new(Collector(sender))).await.unwrap();
+    relay.join(&groups()).await.unwrap();
+    every_group_is_heard(&other, &mut deliveries, 1).await;
+
+    let lost = cluster.kill_primary_of("asgi:group:room.0");
+    assert!(matches!(next(&mut deliveries).await, Delivery::Disconnected));
+    cluster.wait_failover(lost);
+    until_reconnected(&mut deliveries).await;
+    every_group_is_heard(&other, &mut deliveries, 2).await;
+
+    let slot = cluster.slot_of("asgi:group:room.1");
+    let from = cluster.owner_of(slot).unwrap();
+    let mut owners = groups().into_iter().map(|group| cluster.primary_of(&format!("asgi:group:{group}")));
+    let to = owners.find(|owner| *owner != from).unwrap();
+    cluster.move_slot(slot, from, to);
+    every_group_is_heard(&other, &mut deliveries, 3).await;
+
+    let (channel, direct) = (relay.new_channel(), Event::new("direct"));
+    timeout(PATIENCE, async { while other.send(&channel, &direct).await.is_err() {} }).await.unwrap();
+    loop {
+        if let Delivery::Channel { channel: heard, event } = next(&mut deliveries).await {
+            assert_eq!((heard, &*event), (channel, &direct));
+            break;
+        }
+    }
+
+    let hanging = cluster.primary_of("asgi:group:room.2");
+    let healthy = groups().into_iter().find(|group| cluster.primary_of(&format!("asgi:group:{group}")) != hanging);
+    let healthy = healthy.unwrap();
+    cluster.pause(hanging);
+    // The hanging node costs the others the time it takes to notice, once.
+    timeout(PATIENCE, async { while other.group_send(&healthy, &Event::new("t")).await.is_err() {} }).await.unwrap();
+    cluster.resume(hanging);
+    let both = async {
+        while layer.ping().await.is_err() || other.ping().await.is_err() {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(PATIENCE, both).await.unwrap();
+    every_group_is_heard(&other, &mut deliveries, 4).await;
+}

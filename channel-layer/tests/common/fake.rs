@@ -1,0 +1,165 @@
+//! A server that speaks enough of Redis to publish and subscribe, and answers any command with any error.
+#![allow(dead_code, reason = "each test file uses a part of it")]
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
+
+use tokio::{
+    io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
+    net::{TcpListener, TcpStream},
+    sync::broadcast,
+    task::JoinSet,
+};
+
+type Message = (Vec<u8>, Vec<u8>);
+
+#[derive(Clone)]
+struct Shared {
+    errors: Arc<Mutex<HashMap<&'static str, &'static str>>>,
+    connections: Arc<AtomicUsize>,
+    published: broadcast::Sender<Message>,
+}
+
+/// Ends with its value.
+pub(crate) struct FakeRedis {
+    port: u16,
+    shared: Shared,
+    _tasks: JoinSet<()>,
+}
+
+impl FakeRedis {
+    pub(crate) async fn start() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let shared =
+            Shared { errors: Arc::default(), connections: Arc::default(), published: broadcast::channel(1_000).0 };
+        let mut tasks = JoinSet::new();
+        let own = shared.clone();
+        tasks.spawn(async move {
+            let mut clients = JoinSet::new();
+            while let Ok((client, _)) = listener.accept().await {
+                own.connections.fetch_add(1, Ordering::SeqCst);
+                clients.spawn(serve(client, own.clone()));
+            }
+        });
+        Self { port, shared, _tasks: tasks }
+    }
+
+    pub(crate) fn url(&self) -> String {
+        format!("redis://127.0.0.1:{}", self.port)
+    }
+
+    /// Every command of this name is answered with the error from now on, or as usual.
+    pub(crate) fn answer(&self, command: &'static str, error: Option<&'static str>) {
+        let mut errors = self.shared.errors.lock().unwrap();
+        match error {
+            Some(error) => errors.insert(command, error),
+            None => errors.remove(command),
+        };
+    }
+
+    /// How many connections there have been.
+    pub(crate) fn connections(&self) -> usize {
+        self.shared.connections.load(Ordering::SeqCst)
+    }
+}
+
+async fn serve(client: TcpStream, shared: Shared) {
+    let (reader, mut writer) = client.into_split();
+    let (commands, mut received) = tokio::sync::mpsc::channel(1_000);
+    let mut reading = JoinSet::new();
+    reading.spawn(async move {
+        let mut reader = BufReader::new(reader);
+        while let Some(words) = command(&mut reader).await {
+            if commands.send(words).await.is_err() {
+                break;
+            }
+        }
+    });
+    let mut published = shared.published.subscribe();
+    let (mut topics, mut patterns) = (HashSet::new(), HashSet::new());
+    loop {
+        let mut out = Vec::new();
+        tokio::select! {
+            words = received.recv() => {
+                let Some(words) = words else { return };
+                reply(&mut out, &words, &shared, &mut topics, &mut patterns);
+            }
+            Ok((topic, payload)) = published.recv() => {
+                if topics.contains(&topic) {
+                    array(&mut out, &[b"message", &topic, &payload]);
+                }
+                for pattern in patterns.iter().filter(|pattern: &&Vec<u8>| topic.starts_with(&pattern[..pattern.len() - 1])) {
+                    array(&mut out, &[b"pmessage", pattern, &topic, &payload]);
+                }
+            }
+        }
+        if writer.write_all(&out).await.is_err() {
+            return;
+        }
+    }
+}
+
+fn reply(
+    out: &mut Vec<u8>,
+    words: &[Vec<u8>],
+    shared: &Shared,
+    topics: &mut HashSet<Vec<u8>>,
+    patterns: &mut HashSet<Vec<u8>>,
+) {
+    let name = String::from_utf8_lossy(&words[0]).into_owned();
+    if let Some(error) = shared.errors.lock().unwrap().get(&*name) {
+        out.extend_from_slice(format!("-{error}\r\n").as_bytes());
+        return;
+    }
+    match &*name {
+        "PING" if topics.len() + patterns.len() > 0 => array(out, &[b"pong", b""]),
+        "PING" => out.extend_from_slice(b"+PONG\r\n"),
+        "PUBLISH" => {
+            let count = shared.published.send((words[1].clone(), words[2].clone())).unwrap_or(0);
+            out.extend_from_slice(format!(":{count}\r\n").as_bytes());
+        }
+        "SUBSCRIBE" | "PSUBSCRIBE" | "UNSUBSCRIBE" | "PUNSUBSCRIBE" => {
+            let set = if name.contains("PS") || name.contains("PU") { patterns } else { topics };
+            for topic in &words[1..] {
+                match name.contains("UNS") {
+                    true => set.remove(topic),
+                    false => set.insert(topic.clone()),
+                };
+                array(out, &[name.to_lowercase().as_bytes(), topic, b"1"]);
+            }
+        }
+        _ => out.extend_from_slice(b"+OK\r\n"),
+    }
+}
+
+fn array(out: &mut Vec<u8>, items: &[&[u8]]) {
+    out.extend_from_slice(format!("*{}\r\n", items.len()).as_bytes());
+    for item in items {
+        out.extend_from_slice(format!("${}\r\n", item.len()).as_bytes());
+        out.extend_from_slice(item);
+        out.extend_from_slice(b"\r\n");
+    }
+}
+
+async fn command(reader: &mut (impl AsyncBufReadExt + Unpin)) -> Option<Vec<Vec<u8>>> {
+    let mut words = Vec::new();
+    for _ in 0..number(reader).await? {
+        let mut word = vec![0; number(reader).await? + 2];
+        reader.read_exact(&mut word).await.ok()?;
+        word.truncate(word.len() - 2);
+        words.push(word);
+    }
+    Some(words)
+}
+
+async fn number(reader: &mut (impl AsyncBufReadExt + Unpin)) -> Option<usize> {
+    let mut line = String::new();
+    reader.read_line(&mut line).await.ok()?;
+    line.get(1..)?.trim_end().parse().ok()
+}

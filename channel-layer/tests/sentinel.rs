@@ -1,0 +1,191 @@
+//! A primary that Sentinels watch: found, followed through failovers (R8, R9), and what can be wrong.
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use channel_layer::{ChannelLayer, Delivery, Event, GroupName, LayerError, RedisPubSubLayer, Relay, RelaySink};
+use testkit::net::free_port;
+use testkit::process::{Guarded, private_dir};
+use testkit::redis::{RedisServer, SentinelOptions, Sentinels, Tls, TlsOptions};
+use tokio::sync::mpsc;
+use tokio::time::{Instant, timeout};
+
+const PATIENCE: Duration = Duration::from_secs(20);
+/// From the primary's death on: the Sentinels need about 3 seconds of it.
+const FAILOVER: Duration = Duration::from_secs(10);
+
+struct Collector(mpsc::Sender<Delivery>);
+
+impl RelaySink for Collector {
+    fn deliver(&self, batch: &mut Vec<Delivery>) {
+        for delivery in batch.drain(..) {
+            let _ = self.0.try_send(delivery);
+        }
+    }
+}
+
+struct Site {
+    layer: RedisPubSubLayer,
+    _relay: Relay,
+    deliveries: mpsc::Receiver<Delivery>,
+    group: GroupName,
+}
+
+impl Site {
+    async fn start(url: &str) -> Self {
+        Self::over(RedisPubSubLayer::connect(url).await.unwrap()).await
+    }
+
+    async fn over(layer: RedisPubSubLayer) -> Self {
+        let (sender, deliveries) = mpsc::channel(1000);
+        let relay = layer.relay(Arc::new(Collector(sender))).await.unwrap();
+        let group = GroupName::parse("room").unwrap();
+        relay.join(std::slice::from_ref(&group)).await.unwrap();
+        Self { layer, _relay: relay, deliveries, group }
+    }
+
+    async fn until(&mut self, limit: Duration, what: &str, wanted: impl Fn(&Delivery) -> bool) {
+        let found = async { while !wanted(&self.deliveries.recv().await.unwrap()) {} };
+        timeout(limit, found).await.unwrap_or_else(|_| panic!("in time: {what}"));
+    }
+
+    /// An event sent now arrives.
+    async fn works(&mut self) {
+        let mark = format!("{:?}", std::time::Instant::now());
+        let event = Event::new("test.event").with("mark", mark.as_str());
+        let deadline = Instant::now() + PATIENCE;
+        while let Err(error) = self.layer.group_send(&self.group, &event).await {
+            assert!(Instant::now() < deadline, "{error}");
+            tokio::task::yield_now().await;
+        }
+        let ours = |delivery: &Delivery| matches!(delivery, Delivery::Group { event, .. } if event.text("mark") == Some(&mark));
+        self.until(PATIENCE, "an event", ours).await;
+    }
+}
+
+fn causes(error: &dyn std::error::Error) -> String {
+    std::iter::successors(Some(error), |error| error.source()).map(ToString::to_string).collect::<Vec<_>>().join(": ")
+}
+
+/// How many of this server's clients have the layer's names; `None` if the question itself was cut off,
+/// as Sentinels do to all clients of a server that they demote.
+fn clients(redis: &RedisServer) -> Option<usize> {
+    let clients = redis.try_cli(&["CLIENT", "LIST"])?;
+    Some(clients.lines().filter(|line| line.contains("name=channel-layer:")).count())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn r9_a_killed_primary_is_replaced_within_ten_seconds() {
+    let mut redis = Sentinels::start();
+    let mut site = Site::start(&redis.url()).await;
+    site.works().await;
+    for _ in 0..2 {
+        let began = Instant::now();
+        redis.kill_primary();
+        site.until(PATIENCE, "the loss is noticed", |it| matches!(it, Delivery::Disconnected)).await;
+        assert!(site.layer.ping().await.is_err(), "not ready without a primary");
+        site.until(FAILOVER, "subscriptions are restored", |it| matches!(it, Delivery::Reconnected)).await;
+        site.works().await;
+        site.layer.ping().await.unwrap();
+        assert!(began.elapsed() < FAILOVER, "{:?}", began.elapsed());
+        redis.wait_failover();
+        assert_eq!(clients(redis.primary()), Some(2), "on the new primary");
+        redis.bring_back();
+        site.works().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn r8_a_demoted_primary_is_left_for_the_new_one() {
+    let mut redis = Sentinels::start();
+    let mut site = Site::start(&redis.url()).await;
+    redis.switch_over();
+    redis.wait_failover();
+    // The Sentinels close the connections to the old primary when they make it a replica.
+    let deadline = Instant::now() + PATIENCE;
+    while clients(redis.replica()) != Some(0) || clients(redis.primary()) != Some(2) {
+        assert!(Instant::now() < deadline, "still on the old primary");
+        tokio::task::yield_now().await;
+    }
+    site.works().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn passwords_of_both_are_used_and_never_told() {
+    let options =
+        SentinelOptions { password: Some("data/secret".into()), sentinel_password: Some("watch secret".into()) };
+    let redis = Sentinels::start_with(&options);
+    Site::start(&redis.url()).await.works().await;
+    let (bare, _) = redis.url().split_once('?').map(|(url, query)| (url.to_owned(), query.to_owned())).unwrap();
+    for (url, word) in [
+        (bare.clone(), "NOAUTH"),
+        (format!("{bare}?sentinel_password=guessed"), "WRONGPASS"),
+        (redis.url().replace("data%2Fsecret", "guessed"), "WRONGPASS"),
+    ] {
+        let error = RedisPubSubLayer::connect(&url).await.unwrap_err();
+        let text = causes(&error);
+        assert!(matches!(error, LayerError::Unavailable(_)) && text.contains(word), "{text}");
+        assert!(!text.contains("secret") && !text.contains("guessed"), "{text}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_sentinel_that_answers_is_enough() {
+    let mut redis = Sentinels::start();
+    redis.kill_sentinel(0);
+    redis.pause_sentinel(1);
+    let mut site = Site::start(&redis.url()).await;
+    site.works().await;
+    // Also for the next connection, with the dead and the hanging ones still first in the text.
+    for _ in 0..3 {
+        redis.primary().client_kill("pubsub");
+        site.until(PATIENCE, "subscriptions are restored", |it| matches!(it, Delivery::Reconnected)).await;
+    }
+    site.works().await;
+    redis.kill_sentinel(2);
+    let error = RedisPubSubLayer::connect(&redis.url()).await.unwrap_err();
+    assert!(causes(&error).contains("no Sentinel names a primary for \"mymaster\""), "{error:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_unknown_name_is_named() {
+    let redis = Sentinels::start();
+    let url = redis.url().replace(redis.master_name(), "nobody");
+    let error = RedisPubSubLayer::connect(&url).await.unwrap_err();
+    let text = causes(&error);
+    assert!(text.contains("\"nobody\"") && text.contains("does not know the name"), "{text}");
+    assert!(redis.addresses().iter().all(|address| text.contains(address)), "every Sentinel was asked: {text}");
+}
+
+/// A Sentinel that speaks TLS only, over which it also watches the primary; with the primary's own
+/// certificate.
+fn secure_sentinel(primary: &RedisServer, tls: &Tls) -> (Guarded, u16) {
+    let port = free_port();
+    let dir = private_dir("sentinel");
+    let files = primary.process().dir().display();
+    let config = format!(
+        "port 0\ntls-port {port}\nbind 127.0.0.1\ntls-replication yes\ntls-auth-clients no\n\
+         tls-cert-file {files}/server.pem\ntls-key-file {files}/server.key\ntls-ca-cert-file {files}/ca.pem\n\
+         sentinel monitor site 127.0.0.1 {} 1\n",
+        tls.port
+    );
+    std::fs::write(dir.join("sentinel.conf"), config).unwrap();
+    let process = Guarded::spawn(dir, "redis-server", ["sentinel.conf", "--sentinel"]);
+    process.wait_ready(PATIENCE, || std::net::TcpStream::connect(("127.0.0.1", port)).is_ok());
+    (process, port)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tls_is_used_to_the_sentinels_and_to_the_primary() {
+    let primary = RedisServer::start();
+    let tls = primary.switch_tls_on(&TlsOptions::default());
+    let (_sentinel, port) = secure_sentinel(&primary, &tls);
+    let url = format!("rediss+sentinel://127.0.0.1:{port}/site");
+    let layer = RedisPubSubLayer::builder(&url).root_certificates(&tls.ca).connect().await.unwrap();
+    Site::over(layer).await.works().await;
+    let error = RedisPubSubLayer::connect(&url).await.unwrap_err();
+    assert!(causes(&error).contains("UnknownIssuer"), "{error:?}");
+    let plain = format!("redis+sentinel://127.0.0.1:{port}/site");
+    assert!(RedisPubSubLayer::connect(&plain).await.is_err());
+}
