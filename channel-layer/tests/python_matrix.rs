@@ -9,7 +9,7 @@ mod common;
 
 use std::sync::{Arc, OnceLock};
 
-use channel_layer::{ChannelLayer, ChannelName, RedisPubSubLayer, Serializer};
+use channel_layer::{ChannelLayer, ChannelName, RedisCoreLayer, RedisPubSubLayer, Serializer};
 use serde_json::{Value as Json, json};
 use testkit::python::{Kind, Peer};
 use testkit::redis::RedisServer;
@@ -95,7 +95,7 @@ macro_rules! configured {
 
 async fn rust(kind: Kind, setting: Setting, hosts: &[String], name: &str) -> Arc<dyn ChannelLayer> {
     match kind {
-        Kind::Core => panic!("not there yet"),
+        Kind::Core => Arc::new(configured!(RedisCoreLayer::builder_with_hosts(hosts), setting, name)),
         Kind::PubSub => Arc::new(configured!(RedisPubSubLayer::builder_with_hosts(hosts), setting, name)),
     }
 }
@@ -307,5 +307,6 @@ macro_rules! matrices {
 }
 
 matrices! {
+    core, Kind::Core;
     pubsub, Kind::PubSub;
 }

@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use serde_json::{Value as Json, json};
 use testkit::{
     python::{Kind, Peer},
-    redis::RedisServer,
+    redis::{RedisServer, SentinelOptions, Sentinels},
     wait,
 };
 
@@ -66,5 +66,15 @@ fn a_wrong_clock_is_wrong_and_time_spans_stay_right() {
     let ahead = peer.time() - now - 2.0 * 86_400.0;
     assert!(ahead.abs() < 30.0, "{ahead}");
     peer.send("work", &json!({"type": "t"}));
+    assert_eq!(peer.receive("work", PATIENCE), Some(json!({"type": "t"})));
+}
+
+#[test]
+fn a_layer_finds_its_primary_through_sentinels_with_passwords() {
+    let options = SentinelOptions { password: Some("data".into()), sentinel_password: Some("watch".into()) };
+    let mut set = Sentinels::start_with(&options);
+    let peer = Peer::core(&json!({"hosts": [set.python_host()]}));
+    peer.send("work", &json!({"type": "t"}));
+    assert_eq!(set.primary().cli(&["ZCARD", "asgiwork"]), "1");
     assert_eq!(peer.receive("work", PATIENCE), Some(json!({"type": "t"})));
 }

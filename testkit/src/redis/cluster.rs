@@ -62,9 +62,11 @@ impl Cluster {
 
     fn join(&self) {
         let third = |at: usize| (SLOTS * at / PRIMARIES).to_string();
+        // Equal epochs would have to be sorted out first; only who knows nobody may be given one.
         for (at, node) in self.nodes.iter().enumerate() {
-            // Equal epochs would have to be sorted out first.
             ok(node, &["CLUSTER", "SET-CONFIG-EPOCH", &(at + 1).to_string()]);
+        }
+        for (at, node) in self.nodes.iter().enumerate() {
             for other in &self.nodes[at + 1..] {
                 ok(node, &["CLUSTER", "MEET", "127.0.0.1", &other.port().to_string()]);
             }

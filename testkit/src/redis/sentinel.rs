@@ -2,6 +2,8 @@
 
 use std::{fmt::Write as _, fs, time::Duration};
 
+use serde_json::{Value as Json, json};
+
 use super::{
     RedisServer,
     options::{READY, program},
@@ -84,6 +86,19 @@ impl Sentinels {
         let query = self.options.sentinel_password.as_ref().map(|text| format!("?sentinel_password={}", escaped(text)));
         let (user, query) = (user.unwrap_or_default(), query.unwrap_or_default());
         format!("redis+sentinel://{user}{}/{NAME}{query}", self.addresses().join(","))
+    }
+
+    /// All of it as an entry of `hosts` in the configuration of Python's layers.
+    pub fn python_host(&self) -> Json {
+        let sentinels: Vec<Json> = self.sentinels.iter().map(|one| json!(["127.0.0.1", one.port])).collect();
+        let mut host = json!({"sentinels": sentinels, "master_name": NAME});
+        if let Some(password) = &self.options.password {
+            host["password"] = json!(password);
+        }
+        if let Some(password) = &self.options.sentinel_password {
+            host["sentinel_kwargs"] = json!({ "password": password });
+        }
+        host
     }
 
     /// The primary's port, as of the start or the last [`wait_failover`](Self::wait_failover).

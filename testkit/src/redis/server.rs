@@ -171,10 +171,11 @@ impl RedisServer {
     }
 }
 
-/// Whether the server on this port is the process we started, and no other test's.
+/// Whether the server on this port is the process we started, and no other test's, and has loaded its data.
 pub(super) fn is_ours(port: u16, password: Option<&str>, pid: u32) -> bool {
-    ask_text(port, password, &["INFO", "server"])
-        .is_ok_and(|info| info.lines().any(|line| line.trim() == format!("process_id:{pid}")))
+    let ours = ask_text(port, password, &["INFO", "server"])
+        .is_ok_and(|info| info.lines().any(|line| line.trim() == format!("process_id:{pid}")));
+    ours && ask_text(port, password, &["PING"]).is_ok_and(|answer| !answer.starts_with("-LOADING"))
 }
 
 fn remove(path: &Path) {
