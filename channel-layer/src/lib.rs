@@ -14,6 +14,7 @@
 //! | layer | reaches | use it for |
 //! | --- | --- | --- |
 //! | [`MemoryLayer`] | this process | tests, development, one node |
+//! | [`RedisCoreLayer`] | all processes with `channels_redis.core.RedisChannelLayer` on the same Redis | production, as the Python side needs it |
 //! | [`RedisPubSubLayer`] | all processes with `channels_redis.pubsub.RedisPubSubChannelLayer` on the same Redis | production |
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, reason = "tests"))]
 

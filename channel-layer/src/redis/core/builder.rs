@@ -120,6 +120,17 @@ impl RedisCoreBuilder {
         self
     }
 
+    /// How often the layer says that it lives, 5 seconds by default, and how long it counts as alive
+    /// after that, 45 seconds by default; for tests. Memberships are renewed with every fourth of these,
+    /// and queues probed with every second one.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn intervals(mut self, heartbeat: Duration, alive: Duration) -> Self {
+        self.settings.heartbeat = heartbeat;
+        self.settings.alive = alive;
+        self
+    }
+
     /// Connects and returns when everything works. Fails with the cause if a Redis does not answer
     /// within 2 seconds or refuses; then nothing goes on in the background.
     pub async fn connect(self) -> Result<RedisCoreLayer, LayerError> {

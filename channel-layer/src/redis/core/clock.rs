@@ -28,14 +28,18 @@ impl Clock {
         now.duration_since(self.start).as_micros() as i64
     }
 
-    /// Whether Redis has told its time yet; without that nothing is too old.
-    pub(super) fn is_set(&self) -> bool {
-        self.heard.load(Ordering::Relaxed)
-    }
-
     /// Seconds since 1970.
     pub(super) fn now(&self) -> f64 {
         (self.offset.load(Ordering::Relaxed) + self.since_start(Instant::now())) as f64 / 1e6
+    }
+
+    /// When a message must have been sent that is not older than `expiry` seconds. As long as nobody knows
+    /// what time it is, none is too old.
+    pub(super) fn oldest(&self, expiry: f64) -> f64 {
+        match self.heard.load(Ordering::Relaxed) {
+            true => self.now() - expiry,
+            false => f64::NEG_INFINITY,
+        }
     }
 
     /// Notes what Redis has said, in an answer that came just now; returns how far the system's clock is

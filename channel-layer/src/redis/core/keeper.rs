@@ -1,11 +1,17 @@
 //! Keeping a shard's memberships alive: one task per shard renews them, says that we live, restores
 //! everything when Redis is back or has lost it, and clears away what dead nodes have left.
 
-use std::{collections::HashSet, sync::Arc, time::Duration};
+use std::{collections::HashSet, sync::Arc};
 
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
-use super::{health::Part, keys, reader::Queue, scripts, shared::Shared};
+use super::{
+    health::Part,
+    keys,
+    reader::Queue,
+    scripts,
+    shared::{Shared, answer_of},
+};
 use crate::{
     ChannelName, Event, GroupName, LayerError,
     codec::Route,
@@ -16,12 +22,8 @@ use crate::{
     },
 };
 
-/// How often we say that we live, and notice that Redis has lost our keys.
-const HEARTBEAT: Duration = Duration::from_secs(5);
-/// How long we count as alive after that.
-const ALIVE: u64 = 45;
-/// How long heartbeats must have come through before anybody else is thought dead.
-const STEADY: Duration = Duration::from_secs(12);
+/// For how many heartbeats ours must have come through before anybody else is thought dead.
+const STEADY: u32 = 2;
 /// How often memberships are renewed, in heartbeats: every 20 seconds.
 const RENEW_EVERY: u64 = 4;
 /// How often the way through Redis and back is probed, in heartbeats.
@@ -32,6 +34,10 @@ const PROBES: u32 = 2;
 const WINDOW: usize = 256;
 /// How long a node may take to clear away a dead one.
 const SWEEP: u64 = 60;
+/// How many heartbeats renew memberships after Redis had lost them.
+const EAGER: u32 = 3;
+/// How many groups it looks at together.
+const SWEEP_ROUND: usize = 128;
 
 /// Keeps one shard; for ever.
 pub(super) async fn keep(shared: Arc<Shared>, shard: usize, queues: Vec<Arc<Queue>>) {
@@ -44,7 +50,9 @@ pub(super) async fn keep(shared: Arc<Shared>, shard: usize, queues: Vec<Arc<Queu
         eager: 0,
     };
     let mut connections = shared.commands.connections(shard);
-    let mut tick = interval(HEARTBEAT.mul_f64(0.9 + rand::random::<f64>() / 5.0));
+    // What has happened before counts too.
+    connections.mark_changed();
+    let mut tick = interval(shared.settings.heartbeat.mul_f64(0.9 + rand::random::<f64>() / 5.0));
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut beats = 0_u64;
     loop {
@@ -97,7 +105,9 @@ impl Keeper<'_> {
     /// Everything Redis must hold for us, on a new connection or after it was lost.
     async fn restore(&mut self) {
         let restored = async {
-            self.heartbeat().await?;
+            if !self.heartbeat().await? {
+                self.eager = EAGER;
+            }
             self.renew().await
         };
         match restored.await {
@@ -124,7 +134,7 @@ impl Keeper<'_> {
             // Redis has lost our keys without losing us: flushed, or emptied by eviction.
             tracing::warn!(shard = self.shard, "Redis has lost this node's keys: memberships are restored");
             self.shared.set_part(part.clone(), false);
-            self.eager = 3;
+            self.eager = EAGER;
         }
         let missing = self.shared.health.is_missing(&part);
         let eager = self.eager > 0;
@@ -145,14 +155,14 @@ impl Keeper<'_> {
     /// Says that we live; tells whether Redis still knew.
     async fn heartbeat(&mut self) -> Result<bool, Failure> {
         let key = keys::clients(&self.shared.settings.namespace, &self.shared.settings.prefix);
-        let command = scripts::heartbeat(&key, ALIVE, &self.shared.clients);
+        let command = scripts::heartbeat(&key, self.shared.settings.alive.as_secs_f64(), &self.shared.clients);
         let answer = self.shared.commands.call(self.shard, &key, command, PATIENCE).await?;
         let odd = || Failure::Refused("an odd answer to a heartbeat".into());
         let items = answer.into_list().ok_or_else(odd)?;
         let [new, seconds, micros, dead] = <[Answer; 4]>::try_from(items).map_err(|_| odd())?;
         let number = |text: Answer| String::from_utf8(text.into_text()?).ok()?.parse().ok();
         let (seconds, micros) = number(seconds).zip(number(micros)).ok_or_else(odd)?;
-        match self.shared.clock.set(seconds, micros) {
+        match self.shared.clocks[self.shard].set(seconds, micros) {
             Some(skew) if !self.skewed => {
                 self.skewed = true;
                 tracing::warn!(skew, "this node's clock and Redis' differ by so many seconds");
@@ -161,7 +171,8 @@ impl Keeper<'_> {
             None => self.skewed = false,
         }
         // After an outage nobody has been heard from: the others get time to say that they live.
-        let steady = self.steady_since.get_or_insert_with(Instant::now).elapsed() > STEADY;
+        let steady = self.steady_since.get_or_insert_with(Instant::now).elapsed();
+        let steady = steady > STEADY * self.shared.settings.heartbeat;
         *self.shared.dead[self.shard].lock() = texts(dead).filter(|_| steady).collect();
         Ok(new.as_int() == Some(0))
     }
@@ -181,11 +192,7 @@ impl Keeper<'_> {
             (stale, ours.map(|(group, member)| (group.clone(), member.clone())).collect::<Vec<_>>())
         };
         for (pending, group, member) in stale {
-            let left = match pending {
-                Ok(pending) => pending.answer_by(deadline).await.is_ok(),
-                Err(_) => false,
-            };
-            if !left {
+            if answer_of(pending, deadline).await.is_err() {
                 self.shared.state.lock().mark_stale(&group, &member);
             }
         }
@@ -196,7 +203,7 @@ impl Keeper<'_> {
                 let wanted = window.iter().filter(|(group, member)| state.is_member(group, member));
                 self.shared.start_join(wanted.map(|(group, member)| (group, member)))
             };
-            self.shared.all(started, Instant::now() + PATIENCE).await?;
+            self.shared.joined(started, Instant::now() + PATIENCE).await?;
         }
         Ok(())
     }
@@ -239,7 +246,7 @@ impl Keeper<'_> {
         }
     }
 
-    async fn try_sweep(&self, dead: &[String]) -> Result<Option<usize>, Failure> {
+    async fn try_sweep(&mut self, dead: &[String]) -> Result<Option<usize>, Failure> {
         let settings = &self.shared.settings;
         let lock = keys::sweeper(&settings.namespace, &settings.prefix);
         let set = wire::bytes(&[b"SET", &lock, b"1", b"NX", b"EX", SWEEP.to_string().as_bytes()]);
@@ -250,8 +257,14 @@ impl Keeper<'_> {
         let dead: HashSet<&str> = dead.iter().map(String::as_str).collect();
         let pattern = pattern::beginning_with(&keys::groups(&settings.prefix));
         let mut removed = 0;
-        for group in self.shared.scan(self.shard, &pattern).await? {
-            removed += self.remove_ghosts(&group, &dead).await?;
+        let mut lived = Instant::now();
+        for groups in self.shared.scan(self.shard, &pattern).await?.chunks(SWEEP_ROUND) {
+            removed += self.remove_ghosts(groups, &dead).await?;
+            // Many groups take long, and nobody must think us dead meanwhile.
+            if lived.elapsed() > self.shared.settings.heartbeat {
+                lived = Instant::now();
+                self.heartbeat().await?;
+            }
         }
         let clients = keys::clients(&settings.namespace, &settings.prefix);
         let ids: Vec<&[u8]> = dead.iter().map(|id| id.as_bytes()).collect();
@@ -260,21 +273,31 @@ impl Keeper<'_> {
         Ok(Some(removed))
     }
 
-    async fn remove_ghosts(&self, group: &[u8], dead: &HashSet<&str>) -> Result<usize, Failure> {
-        let members = self.shared.commands.call(self.shard, group, scripts::all_members(group), PATIENCE).await;
-        let members = match members {
-            Ok(members) => members,
-            // Something else under a group's name is none of our business.
-            Err(Failure::Refused(_)) => return Ok(0),
-            Err(failure) => return Err(failure),
-        };
-        let ghosts: Vec<String> =
-            texts(members).filter(|name| keys::client_of(name).is_some_and(|id| dead.contains(id))).collect();
-        for some in ghosts.chunks(1_000) {
-            let names: Vec<&[u8]> = some.iter().map(String::as_bytes).collect();
-            self.shared.commands.call(self.shard, group, scripts::leave(group, &names), PATIENCE).await?;
+    async fn remove_ghosts(&self, groups: &[Vec<u8>], dead: &HashSet<&str>) -> Result<usize, Failure> {
+        let deadline = Instant::now() + PATIENCE;
+        let commands = &self.shared.commands;
+        let ask = |group: &Vec<u8>| commands.start(self.shard, group, scripts::all_members(group));
+        let asked: Vec<_> = groups.iter().map(ask).collect();
+        let (mut leaving, mut removed) = (Vec::new(), 0);
+        for (pending, group) in asked.into_iter().zip(groups) {
+            let members = match answer_of(pending, deadline).await {
+                Ok(members) => members,
+                // Something else under a group's name is none of our business.
+                Err(Failure::Refused(_)) => continue,
+                Err(failure) => return Err(failure),
+            };
+            let ghosts: Vec<String> =
+                texts(members).filter(|name| keys::client_of(name).is_some_and(|id| dead.contains(id))).collect();
+            for some in ghosts.chunks(1_000) {
+                let names: Vec<&[u8]> = some.iter().map(String::as_bytes).collect();
+                leaving.push(commands.start(self.shard, group, scripts::leave(group, &names)));
+            }
+            removed += ghosts.len();
         }
-        Ok(ghosts.len())
+        for pending in leaving {
+            answer_of(pending, deadline).await?;
+        }
+        Ok(removed)
     }
 }
 

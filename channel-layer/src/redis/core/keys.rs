@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 
-use crate::{ChannelName, GroupName};
+use crate::{ChannelName, GroupName, MAX_NAME};
 
 /// A channel's queue: `<prefix><name up to and including the !>`.
 pub(super) fn queue(prefix: &str, non_local: &str) -> Bytes {
@@ -37,6 +37,17 @@ pub(super) fn client_of(member: &str) -> Option<&str> {
     (id.len() == 32).then_some(id)
 }
 
+/// Whether a member of a group can be a channel by Python's rule, which is looser than ours: it knows
+/// digits and letters of all alphabets.
+pub(super) fn may_be_channel(member: &str) -> bool {
+    let (process, local) = member.split_once('!').unwrap_or((member, ""));
+    let plain = |c: char| matches!(c, '-' | '_' | '.');
+    member.chars().count() <= MAX_NAME
+        && !process.is_empty()
+        && process.chars().all(|c| c.is_ascii_alphanumeric() || (!c.is_ascii() && c.is_numeric()) || plain(c))
+        && local.chars().all(|c| c.is_alphanumeric() || plain(c))
+}
+
 /// Whether a key under the prefix has the shape of a queue (or of Python's backup of one) or of a group.
 pub(super) fn is_ours(prefix: &str, key: &[u8]) -> bool {
     let Some(rest) = std::str::from_utf8(key).ok().and_then(|key| key.strip_prefix(prefix)) else { return false };
@@ -58,6 +69,17 @@ mod tests {
         assert_eq!(client_of(channel.as_str()), Some("0123456789abcdef0123456789abcdef"));
         for other in ["plain", "specific.short!x", "nodot!x", "!", "a.!"] {
             assert_eq!(client_of(other), None, "{other}");
+        }
+    }
+
+    #[test]
+    fn members_lead_to_queues_and_nowhere_else() {
+        for channel in ["plain", "specific.0a!x", "a٣", "a!é", "a!", "a-b_c.d!e-f_g.h"] {
+            assert!(may_be_channel(channel), "{channel}");
+        }
+        let long = "a".repeat(MAX_NAME + 1);
+        for other in ["", "!", "!a", "a!b!c", ":group:room", "a b", "a$inflight", "a*", "a\n", "é", "a\0", &long] {
+            assert!(!may_be_channel(other), "{other}");
         }
     }
 

@@ -11,11 +11,7 @@ use std::{
 
 use async_trait::async_trait;
 use parking_lot::Mutex;
-use tokio::{
-    sync::Notify,
-    task::JoinSet,
-    time::{Instant, timeout},
-};
+use tokio::{sync::Notify, task::JoinSet, time::timeout};
 
 use super::{
     builder::RedisCoreBuilder,
@@ -40,6 +36,7 @@ use crate::{
         commands::Commands,
         pattern,
         topology::Topology,
+        wire::Answer,
     },
     stats::Counters,
 };
@@ -48,8 +45,8 @@ use crate::{
 const PING: Duration = Duration::from_secs(2);
 /// The prefix of channel names, unless another one is asked for.
 const SPECIFIC: &str = "specific";
-/// How many channel prefixes and how many plain channels a layer reads: each needs connections of its
-/// own.
+/// How many channel prefixes a layer reads, and how many plain channels at a time: each needs
+/// connections of its own.
 const MAX_READERS: usize = 64;
 
 /// Carries events through queues in Redis, byte for byte as `channels_redis.core.RedisChannelLayer`
@@ -78,12 +75,14 @@ pub(super) struct Inner {
     senders: Vec<Sender>,
     /// Our queues by channel prefix, one per client id.
     queues: Mutex<HashMap<String, Vec<Arc<Queue>>>>,
-    plain: Mutex<HashMap<ChannelName, Arc<PlainChannel>>>,
+    pub(super) plain: Mutex<HashMap<ChannelName, Arc<PlainChannel>>>,
     /// Spreads new channels over the client ids, and plain sends over the shards.
     turn: AtomicUsize,
     shard_turn: AtomicUsize,
     /// Aborted when this is dropped.
     tasks: Mutex<JoinSet<()>>,
+    /// Those that keep us among the living.
+    pub(super) keepers: Mutex<JoinSet<()>>,
 }
 
 impl RedisCoreLayer {
@@ -128,11 +127,12 @@ impl RedisCoreLayer {
             turn: AtomicUsize::new(0),
             shard_turn: AtomicUsize::new(0),
             tasks: Mutex::new(tasks),
+            keepers: Mutex::default(),
         }));
         let queues = layer.0.queues(SPECIFIC)?;
         for shard in 0..shards {
             let keeping = keeper::keep(layer.0.shared.clone(), shard, queues.clone());
-            layer.0.tasks.lock().spawn(keeping);
+            layer.0.keepers.lock().spawn(keeping);
         }
         Ok(layer)
     }
@@ -146,7 +146,8 @@ impl Inner {
     /// Our queues of a channel prefix; read from now on.
     fn queues(&self, prefix: &str) -> Result<Vec<Arc<Queue>>, LayerError> {
         let mut queues = self.queues.lock();
-        let (first, full) = (queues.is_empty(), queues.len() >= MAX_READERS);
+        let first = queues.is_empty();
+        let full = queues.len() >= MAX_READERS;
         match queues.entry(prefix.to_owned()) {
             hash_map::Entry::Occupied(found) => Ok(found.get().clone()),
             hash_map::Entry::Vacant(_) if full => {
@@ -166,8 +167,8 @@ impl Inner {
                 // Python sends to a `!` channel on any shard: see the specification of its shards.
                 for queue in &made {
                     for shard in 0..shards {
+                        // A queue that is added later is no loss: nobody has a name in it yet.
                         if first {
-                            // A prefix that comes later must not make everybody think that something broke.
                             shared.set_part(Part::Queue(shard, queue.name.as_str().into()), false);
                         }
                         tasks.spawn(reader::read(shared.clone(), shard, queue.clone()));
@@ -189,14 +190,25 @@ impl Inner {
         if let Some(found) = plain.get(channel) {
             return Ok(found.clone());
         }
+        let shards = self.shared.commands.shards();
+        let mut tasks = self.tasks.lock();
+        while tasks.try_join_next().is_some() {}
         if plain.len() >= MAX_READERS {
-            return Err(LayerError::Config(format!("more than {MAX_READERS} plain channels read in one process")));
+            // Nobody has it but this map and its tasks: nobody receives.
+            let idle = |it: &Arc<PlainChannel>| Arc::strong_count(it) <= 1 + shards && it.is_empty();
+            if let Some(name) = plain.iter().find_map(|(name, it)| idle(it).then(|| name.clone()))
+                && let Some(retired) = plain.remove(&name)
+            {
+                retired.retire();
+            }
+        }
+        if plain.len() >= MAX_READERS {
+            return Err(LayerError::Config(format!("more than {MAX_READERS} plain channels received on at a time")));
         }
         let key = keys::queue(&self.shared.settings.prefix, channel.as_str());
-        let made = Arc::new(PlainChannel::new(key));
+        let made = Arc::new(PlainChannel::new(key, shards));
         plain.insert(channel.clone(), made.clone());
-        let mut tasks = self.tasks.lock();
-        for shard in 0..self.shared.commands.shards() {
+        for shard in 0..shards {
             tasks.spawn(plain::read(self.shared.clone(), shard, made.clone()));
         }
         Ok(made)
@@ -257,12 +269,13 @@ impl ChannelLayer for RedisCoreLayer {
         let queue = parcel.queue.clone();
         let command = scripts::deliver(&[parcel], shared.settings.expiry);
         let answer = shared.commands.call(self.0.shard_for(channel), &queue, command, PATIENCE).await;
-        let full = matches!(&answer, Ok(answer) if answer.clone().into_list().is_some_and(|full| !full.is_empty()));
-        shared.counters.publish_result(answer.is_ok() && !full);
-        answer?;
-        match full {
-            true => Err(LayerError::ChannelFull(channel.clone())),
-            false => Ok(()),
+        let full = answer.map(|answer| answer.into_list().unwrap_or_default());
+        shared.counters.publish_result(full.as_ref().is_ok_and(Vec::is_empty));
+        let full = full?;
+        match full.first().and_then(Answer::as_int) {
+            Some(place) if place < 0 => Err(LayerError::Unavailable("the channel's queue is no sorted set".into())),
+            Some(_) => Err(LayerError::ChannelFull(channel.clone())),
+            None => Ok(()),
         }
     }
 
@@ -393,21 +406,7 @@ impl ChannelLayer for RedisCoreLayer {
     }
 
     async fn close(&self) -> Result<(), LayerError> {
-        let shared = &self.0.shared;
-        let deadline = Instant::now() + PING;
-        let started: Vec<_> = {
-            let mut state = shared.state.lock();
-            let left: Vec<_> = state.memberships().map(|(group, member)| (group.clone(), member.clone())).collect();
-            state.flush();
-            left.iter().map(|(group, member)| shared.start_leave(group, member)).collect()
-        };
-        shared.all(started, deadline).await?;
-        let clients = keys::clients(&shared.settings.namespace, &shared.settings.prefix);
-        let ids: Vec<&[u8]> = shared.clients.iter().map(String::as_bytes).collect();
-        for shard in 0..shared.commands.shards() {
-            shared.commands.call(shard, &clients, scripts::leave(&clients, &ids), PING).await?;
-        }
-        Ok(())
+        self.0.close().await
     }
 
     fn stats(&self) -> LayerStats {

@@ -2,6 +2,7 @@
 
 mod builder;
 mod clock;
+mod closing;
 mod health;
 mod keeper;
 mod keys;

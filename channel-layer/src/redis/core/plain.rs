@@ -9,7 +9,7 @@ use std::{
     collections::VecDeque,
     sync::{
         Arc,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -18,7 +18,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::{
     io::AsyncWriteExt,
-    sync::Notify,
+    sync::{Notify, watch},
     time::{Instant, sleep, timeout},
 };
 
@@ -28,6 +28,7 @@ use crate::{
     codec::AgeLimit,
     redis::{
         backoff::Backoff,
+        commander::Failure,
         connection::{Connection, fill},
         wire::Answer,
     },
@@ -37,6 +38,8 @@ use crate::{
 const BLOCK: u64 = 1;
 /// How long an answer may take beyond that.
 const ANSWER: Duration = Duration::from_secs(2);
+/// How long what could not be put back waits for the next attempt.
+const AGAIN: Duration = Duration::from_secs(1);
 /// How long nobody must have waited for the connections to be given up.
 const IDLE: Duration = Duration::from_secs(30);
 
@@ -48,6 +51,10 @@ pub(super) struct PlainChannel {
     changed: Notify,
     taken: Mutex<VecDeque<Taken>>,
     arrived: Notify,
+    /// Nobody may receive any more, and the tasks are to end.
+    retired: AtomicBool,
+    /// How many tasks read it.
+    readers: watch::Sender<usize>,
 }
 
 /// A message as Redis gave it, so that it can go back.
@@ -78,13 +85,15 @@ impl Drop for Waiting<'_> {
 }
 
 impl PlainChannel {
-    pub(super) fn new(key: Bytes) -> Self {
+    pub(super) fn new(key: Bytes, shards: usize) -> Self {
         Self {
             key,
             waiters: AtomicUsize::new(0),
             changed: Notify::new(),
             taken: Mutex::default(),
             arrived: Notify::new(),
+            retired: AtomicBool::new(false),
+            readers: watch::Sender::new(shards),
         }
     }
 
@@ -97,17 +106,39 @@ impl PlainChannel {
             let taken = self.taken.lock().pop_front();
             match taken {
                 Some(taken) => {
-                    if let Some(event) = shared.decode_plain(&taken.message, &taken.score) {
+                    if let Some(event) = shared.decode_plain(&taken) {
                         return Ok(event);
                     }
                 }
+                None if self.retired.load(Ordering::Acquire) => return Err(LayerError::Closed),
                 None => arrived.await,
             }
         }
     }
 
+    /// Ends it: receivers hear [`LayerError::Closed`], and what was taken for nobody goes back.
+    pub(super) fn retire(&self) {
+        self.retired.store(true, Ordering::Release);
+        self.arrived.notify_waiters();
+        self.changed.notify_waiters();
+    }
+
+    /// Returns when no task reads it any more.
+    pub(super) async fn ended(&self) {
+        // Fails only if the sender is gone, and that is part of ourselves.
+        let _ = self.readers.subscribe().wait_for(|readers| *readers == 0).await;
+    }
+
+    /// Whether it holds nothing for anybody.
+    pub(super) fn is_empty(&self) -> bool {
+        self.taken.lock().is_empty()
+    }
+
     /// How many more messages may be taken.
     fn wanted(&self) -> usize {
+        if self.retired.load(Ordering::Acquire) {
+            return 0;
+        }
         self.waiters.load(Ordering::Acquire).saturating_sub(self.taken.lock().len())
     }
 
@@ -119,19 +150,25 @@ impl PlainChannel {
     /// What has been taken for nobody, the newest first.
     fn excess(&self) -> Option<Taken> {
         let mut taken = self.taken.lock();
-        (taken.len() > self.waiters.load(Ordering::Acquire)).then(|| taken.pop_back()).flatten()
+        let wanted = match self.retired.load(Ordering::Acquire) {
+            true => 0,
+            false => self.waiters.load(Ordering::Acquire),
+        };
+        (taken.len() > wanted).then(|| taken.pop_back()).flatten()
     }
 }
 
 impl Shared {
     /// The event in a message of a plain channel; `None` if it is too old or cannot be read.
-    fn decode_plain(&self, message: &[u8], score: &[u8]) -> Option<Event> {
-        let score: f64 = std::str::from_utf8(score).ok()?.parse().ok()?;
-        let now = self.clock.now();
-        if self.is_expired(score, now) {
+    fn decode_plain(&self, taken: &Taken) -> Option<Event> {
+        let message = &taken.message;
+        let score: f64 = std::str::from_utf8(&taken.score).ok()?.parse().ok()?;
+        let clock = &self.clocks[taken.shard];
+        if score < clock.oldest(self.settings.expiry as f64) {
+            self.counters.expired(1);
             return None;
         }
-        let age = AgeLimit { now: now as u64, max_age: self.settings.expiry + 10 };
+        let age = AgeLimit { now: clock.now() as u64, max_age: self.settings.expiry + 10 };
         let payload = message.get(self.settings.random_prefix..).unwrap_or_default();
         match self.codec.decode_routed(payload, Some(age)) {
             Ok((event, _routing)) => {
@@ -146,21 +183,32 @@ impl Shared {
     }
 }
 
-/// Reads a plain channel on one shard while somebody waits for it; for ever.
+/// Reads a plain channel on one shard while somebody waits for it, until it is retired.
 pub(super) async fn read(shared: Arc<Shared>, shard: usize, channel: Arc<PlainChannel>) {
+    while_wanted(&shared, shard, &channel).await;
+    channel.readers.send_modify(|readers| *readers -= 1);
+}
+
+async fn while_wanted(shared: &Shared, shard: usize, channel: &PlainChannel) {
     let mut backoff = Backoff::default();
     loop {
         let changed = channel.changed.notified();
         tokio::pin!(changed);
         changed.as_mut().enable();
         if channel.wanted() == 0 {
-            put_back(&shared, &channel).await;
-            changed.await;
+            let done = put_back(shared, channel).await;
+            if channel.retired.load(Ordering::Acquire) {
+                return;
+            }
+            tokio::select! {
+                () = changed => {}
+                () = sleep(AGAIN), if !done => {}
+            }
             continue;
         }
         let since = Instant::now();
         let result = match shared.commands.open(shard, &channel.key, "channel-layer:plain").await {
-            Ok(connection) => serve(&shared, shard, &channel, connection).await,
+            Ok(connection) => serve(shared, shard, channel, connection).await,
             Err(error) => Err(error),
         };
         let Err(error) = result else { continue };
@@ -183,7 +231,10 @@ async fn serve(
         let changed = channel.changed.notified();
         tokio::pin!(changed);
         changed.as_mut().enable();
-        put_back(shared, channel).await;
+        let done = put_back(shared, channel).await;
+        if channel.retired.load(Ordering::Acquire) {
+            return Ok(());
+        }
         if channel.wanted() == 0 {
             tokio::select! {
                 () = changed => {}
@@ -191,6 +242,7 @@ async fn serve(
                     read?;
                     return Err("unasked reply".into());
                 }
+                () = sleep(AGAIN), if !done => {}
                 () = sleep(IDLE) => return Ok(()),
             }
             continue;
@@ -216,8 +268,10 @@ async fn serve(
     }
 }
 
-/// Gives back what nobody waits for any more. What cannot be given back stays for the next receiver.
-async fn put_back(shared: &Shared, channel: &PlainChannel) {
+/// Gives back what nobody waits for any more, and tells whether all of it. What Redis certainly has not
+/// taken stays for the next receiver or attempt; what it may have taken is given up, because it would
+/// be there twice.
+async fn put_back(shared: &Shared, channel: &PlainChannel) -> bool {
     while let Some(taken) = channel.excess() {
         let command = scripts::put_back(&channel.key, &taken.score, &taken.message);
         let done = match shared.commands.start(taken.shard, &channel.key, command) {
@@ -229,10 +283,18 @@ async fn put_back(shared: &Shared, channel: &PlainChannel) {
             }
             Err(failure) => Err(failure),
         };
-        if let Err(failure) = done {
-            tracing::debug!(%failure, "a message could not be put back");
-            channel.take(taken);
-            return;
+        match done {
+            Ok(()) => {}
+            Err(failure @ (Failure::Lost(_) | Failure::Timeout)) => {
+                tracing::debug!(%failure, "a message was perhaps put back");
+                shared.counters.dropped(1);
+            }
+            Err(failure) => {
+                tracing::debug!(%failure, "a message could not be put back");
+                channel.take(taken);
+                return false;
+            }
         }
     }
+    true
 }

@@ -76,17 +76,31 @@ impl Drop for Waiting<'_> {
 pub(super) async fn read(shared: Arc<Shared>, shard: usize, queue: Arc<Queue>) {
     let part = || Part::Queue(shard, queue.name.as_str().into());
     let mut backoff = Backoff::default();
+    let mut refused = false;
     loop {
         match shared.commands.open(shard, &queue.key, "channel-layer:read").await {
             Ok(connection) => {
-                shared.set_part(part(), true);
+                // One that only ever refuses is not there: whether this one is, its first answer says.
+                if !refused {
+                    shared.set_part(part(), true);
+                }
                 let since = Instant::now();
-                let mut reader = Reader { shared: &shared, queue: &queue, connection, count: BATCH };
+                let mut reader = Reader {
+                    shared: &shared,
+                    queue: &queue,
+                    shard,
+                    connection,
+                    count: BATCH,
+                    asked: false,
+                    answered: false,
+                    announced: !refused,
+                };
                 let error = tokio::select! {
                     error = reader.serve() => error,
                     () = queue.reset[shard].notified() => "the probe did not come through".into(),
                 };
-                if since.elapsed() > WORKED {
+                refused = reader.asked && !reader.answered;
+                if since.elapsed() > WORKED && !refused {
                     backoff.reset();
                 }
                 tracing::warn!(%error, shard, "connection to a queue lost");
@@ -101,9 +115,14 @@ pub(super) async fn read(shared: Arc<Shared>, shard: usize, queue: Arc<Queue>) {
 struct Reader<'a> {
     shared: &'a Shared,
     queue: &'a Queue,
+    shard: usize,
     connection: Connection,
     /// How many messages to ask for.
     count: usize,
+    asked: bool,
+    answered: bool,
+    /// Whether the layer knows that this queue is read.
+    announced: bool,
 }
 
 impl Reader<'_> {
@@ -153,6 +172,7 @@ impl Reader<'_> {
     }
 
     async fn ask(&mut self, commands: &[&[u8]]) -> Result<(), BoxError> {
+        self.asked = true;
         let write = async {
             self.connection.stream.write_all(&commands.concat()).await?;
             self.connection.stream.flush().await
@@ -163,7 +183,7 @@ impl Reader<'_> {
     /// The answer of `ZPOPMIN`: message, score, message, score …; returns how many there were.
     async fn take_popped(&mut self) -> Result<usize, BoxError> {
         let answer = timeout(ANSWER, self.connection.next_answer()).await??;
-        let Some(items) = list(self.shared, self.queue, answer).await? else { return Ok(0) };
+        let Some(items) = self.list(answer).await? else { return Ok(0) };
         let bytes: usize = items.iter().map(size).sum();
         let mut arrivals = Vec::with_capacity(items.len() / 2);
         let mut items = items.into_iter();
@@ -174,7 +194,7 @@ impl Reader<'_> {
         if let Some(average) = bytes.checked_div(count) {
             self.count = (BATCH_BYTES / average.max(1)).clamp(1, BATCH);
         }
-        self.shared.take_in(arrivals);
+        self.shared.take_in(self.shard, arrivals);
         Ok(count)
     }
 
@@ -182,31 +202,32 @@ impl Reader<'_> {
     async fn take_waited(&mut self) -> Result<(), BoxError> {
         let limit = Duration::from_secs(BLOCK) + ANSWER;
         let answer = timeout(limit, self.connection.next_answer()).await??;
-        let Some(items) = list(self.shared, self.queue, answer).await? else { return Ok(()) };
+        let Some(items) = self.list(answer).await? else { return Ok(()) };
         let [_key, message, score] = <[Answer; 3]>::try_from(items).map_err(|_| "an odd answer to a pop")?;
-        self.shared.take_in(arrival(message, score).into_iter().collect());
+        self.shared.take_in(self.shard, arrival(message, score).into_iter().collect());
         Ok(())
     }
-}
 
-/// The items of an answer, if there are any.
-async fn list(shared: &Shared, queue: &Queue, answer: Answer) -> Result<Option<Vec<Answer>>, BoxError> {
-    match answer {
-        Answer::List(items) => Ok(Some(items)),
-        Answer::Null => Ok(None),
-        Answer::Error(text) if text.starts_with("WRONGTYPE") => {
-            // Somebody has put something else under our queue's name; until it goes nothing arrives.
-            tracing::error!("a queue of ours was no sorted set: deleted");
-            for shard in 0..shared.commands.shards() {
-                if let Ok(pending) = shared.commands.start(shard, &queue.key, scripts::delete_foreign(&queue.key)) {
-                    // If this fails the next pop says the same again.
-                    let _ = pending.answer().await;
-                }
+    /// The items of an answer, if there are any.
+    async fn list(&mut self, answer: Answer) -> Result<Option<Vec<Answer>>, BoxError> {
+        let items = match answer {
+            Answer::List(items) => Some(items),
+            Answer::Null => None,
+            Answer::Error(text) if text.starts_with("WRONGTYPE") => {
+                // Somebody has put something else under our queue's name; until it goes nothing arrives.
+                tracing::error!("a queue of ours was no sorted set: deleted");
+                let delete = scripts::delete_foreign(&self.queue.key);
+                self.shared.commands.call(self.shard, &self.queue.key, delete, ANSWER).await?;
+                None
             }
-            Ok(None)
+            Answer::Error(text) => return Err(text.into()),
+            other => return Err(format!("an odd answer to a pop: {other:?}").into()),
+        };
+        self.answered = true;
+        if !std::mem::replace(&mut self.announced, true) {
+            self.shared.set_part(Part::Queue(self.shard, self.queue.name.as_str().into()), true);
         }
-        Answer::Error(text) => Err(text.into()),
-        other => Err(format!("an odd answer to a pop: {other:?}").into()),
+        Ok(items)
     }
 }
 

@@ -7,7 +7,8 @@ use bytes::Bytes;
 use crate::redis::wire;
 
 /// Puts messages into queues: `KEYS` the queues, `ARGV` the expiry in seconds, then a message and a
-/// capacity per queue. Returns the places of those that were full.
+/// capacity per queue. Returns the places of those that were full, and as negative numbers the places of
+/// keys that are no queues: these must not keep the others from getting theirs.
 ///
 /// A score is never below the newest one by less than a second: equal microseconds and a clock set
 /// back a little do not change the order of arrival. Further ahead is another host's clock, which
@@ -17,8 +18,11 @@ local t = redis.call('TIME')
 local now = t[1] + t[2] / 1000000
 local full = {}
 for i, key in ipairs(KEYS) do
-  redis.call('ZREMRANGEBYSCORE', key, 0, t[1] - ARGV[1])
-  if redis.call('ZCARD', key) >= tonumber(ARGV[2 * i + 1]) then
+  local trimmed = redis.pcall('ZREMRANGEBYSCORE', key, 0, t[1] - ARGV[1])
+  if type(trimmed) == 'table' then
+    if not string.find(trimmed.err, 'WRONGTYPE', 1, true) then return trimmed end
+    full[#full + 1] = -i
+  elseif redis.call('ZCARD', key) >= tonumber(ARGV[2 * i + 1]) then
     full[#full + 1] = i
   else
     local score = now
@@ -33,15 +37,23 @@ end
 return full";
 
 /// Adds members to groups: `KEYS` the groups, `ARGV` how many seconds ahead of now the score lies,
-/// the groups' expiry, then one member per group.
+/// the groups' expiry, then one member per group. Whatever else stands under a group's name goes: it
+/// would keep the group, and all that are renewed after it, from their members. Returns how often.
 const JOIN: &str = "\
 local t = redis.call('TIME')
 local score = t[1] + t[2] / 1000000 + ARGV[1]
+local foreign = 0
 for i, key in ipairs(KEYS) do
-  redis.call('ZADD', key, score, ARGV[i + 2])
+  local added = redis.pcall('ZADD', key, score, ARGV[i + 2])
+  if type(added) == 'table' then
+    if not string.find(added.err, 'WRONGTYPE', 1, true) then return added end
+    redis.call('DEL', key)
+    redis.call('ZADD', key, score, ARGV[i + 2])
+    foreign = foreign + 1
+  end
   redis.call('EXPIRE', key, ARGV[2])
 end
-return #KEYS";
+return foreign";
 
 /// The members of a group, without those whose membership has expired.
 const MEMBERS: &str = "\
@@ -49,15 +61,22 @@ redis.call('ZREMRANGEBYSCORE', KEYS[1], 0, redis.call('TIME')[1] - ARGV[1])
 return redis.call('ZRANGE', KEYS[1], 0, -1)";
 
 /// Says that some client ids are alive: `KEYS` the set of all, `ARGV` for how many seconds, then the
-/// ids. Returns how many of them were unknown, the time, and ids that have not been renewed.
+/// ids. Returns how many of them were unknown or counted as dead, the time, and ids that have not been
+/// renewed. Who was thought dead itself does not judge others: perhaps it was Redis that was away, and
+/// all of them will be back in a moment.
 const HEARTBEAT: &str = "\
 local t = redis.call('TIME')
 local now = t[1] + t[2] / 1000000
+if redis.call('TYPE', KEYS[1])['ok'] ~= 'zset' then redis.call('DEL', KEYS[1]) end
 local new = 0
 for i = 2, #ARGV do
-  new = new + redis.call('ZADD', KEYS[1], now + ARGV[1], ARGV[i])
+  local alive = redis.call('ZSCORE', KEYS[1], ARGV[i])
+  if not alive or tonumber(alive) < now then new = new + 1 end
+  redis.call('ZADD', KEYS[1], now + ARGV[1], ARGV[i])
 end
-return {new, t[1], t[2], redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now, 'LIMIT', 0, 100)}";
+local dead = {}
+if new == 0 then dead = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now, 'LIMIT', 0, 100) end
+return {new, t[1], t[2], dead}";
 
 /// One message for one queue.
 pub(super) struct Parcel {
@@ -96,7 +115,7 @@ pub(super) fn members(group: &[u8], group_expiry: u64) -> Bytes {
     wire::bytes(&[b"EVAL", MEMBERS.as_bytes(), b"1", group, group_expiry.to_string().as_bytes()])
 }
 
-pub(super) fn heartbeat(clients: &[u8], seconds: u64, ids: &[String]) -> Bytes {
+pub(super) fn heartbeat(clients: &[u8], seconds: f64, ids: &[String]) -> Bytes {
     let seconds = seconds.to_string();
     let mut words: Vec<&[u8]> = vec![b"EVAL", HEARTBEAT.as_bytes(), b"1", clients, seconds.as_bytes()];
     words.extend(ids.iter().map(String::as_bytes));

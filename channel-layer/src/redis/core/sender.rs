@@ -17,7 +17,11 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 
-use super::{keys, scripts, scripts::Parcel, shared::Shared};
+use super::{
+    keys, scripts,
+    scripts::Parcel,
+    shared::{Shared, answer_of},
+};
 use crate::{
     GroupName, LayerError,
     codec::{Body, Route},
@@ -35,6 +39,10 @@ const QUEUE_BYTES: usize = 64 << 20;
 const BATCH: usize = 256;
 /// About how many bytes one command carries.
 const COMMAND_BYTES: usize = 1 << 20;
+/// About how many bytes and how many commands are under way at once: a large group is written piece by
+/// piece.
+const UNDER_WAY_BYTES: usize = 16 << 20;
+const UNDER_WAY: usize = 2_048;
 
 type Reply = oneshot::Sender<Result<(), LayerError>>;
 
@@ -158,6 +166,9 @@ struct Sending {
 #[derive(Default)]
 struct Round {
     sendings: Vec<Sending>,
+    /// What has been packed, by shard, each with the sending it belongs to; and how many bytes that is.
+    parcels: Vec<Vec<(Parcel, usize)>>,
+    bytes: usize,
     /// Commands under way, each with the sending every parcel of it belongs to.
     started: Vec<(Result<Pending, Failure>, Vec<usize>)>,
 }
@@ -167,67 +178,89 @@ impl Round {
         let deadline = Instant::now() + PATIENCE;
         let groups = members(shared, shard, batch, deadline).await;
         let mut pings = Vec::new();
-        let mut parcels: Vec<Vec<(Parcel, usize)>> = (0..shared.commands.shards()).map(|_| Vec::new()).collect();
+        self.parcels.resize_with(shared.commands.shards(), Vec::new);
         for job in batch.drain(..) {
             match job {
                 Job::Ping(reply) => pings.push(reply),
                 Job::Send { group, body, reply } => {
                     let mut sending = Sending { group, reply, failed: None, full: 0, members: 0 };
                     let at = self.sendings.len();
-                    match groups.get(&sending.group) {
-                        Some(Ok(buckets)) => {
-                            sending.members = buckets.iter().map(|bucket| bucket.names.len()).sum();
-                            sending.failed = pack(shared, buckets, &body, at, &mut parcels).err();
-                        }
+                    let buckets = groups.get(&sending.group).map(Result::as_deref);
+                    match buckets {
+                        Some(Ok(buckets)) => sending.members = buckets.iter().map(|bucket| bucket.names.len()).sum(),
                         Some(Err(why)) => sending.failed = Some(LayerError::Unavailable(why.clone().into())),
                         None => sending.failed = Some(LayerError::Closed),
                     }
                     self.sendings.push(sending);
+                    for bucket in buckets.and_then(Result::ok).unwrap_or_default() {
+                        if let Err(error) = self.pack(shared, bucket, &body, at) {
+                            self.sendings[at].failed = Some(error);
+                            break;
+                        }
+                        if self.bytes >= UNDER_WAY_BYTES {
+                            self.dispatch(shared).await;
+                        }
+                    }
                 }
             }
         }
-        for (shard, parcels) in parcels.into_iter().enumerate() {
-            self.dispatch(shared, shard, parcels);
-        }
-        for (pending, owners) in std::mem::take(&mut self.started) {
-            let answer = match pending {
-                Ok(pending) => pending.answer_by(deadline).await,
-                Err(failure) => Err(failure),
-            };
-            self.note(answer, &owners);
-        }
+        self.dispatch(shared).await;
         self.sendings.into_iter().for_each(|sending| sending.end(shared));
         for reply in pings {
             let _ = reply.send(Ok(()));
         }
     }
 
-    /// Sends the parcels of one shard, in as few commands as their number and size allow.
-    fn dispatch(&mut self, shared: &Shared, shard: usize, parcels: Vec<(Parcel, usize)>) {
-        let (mut now, mut owners, mut bytes) = (Vec::new(), Vec::new(), 0);
-        let mut parcels = parcels.into_iter().peekable();
-        while let Some((parcel, owner)) = parcels.next() {
-            bytes += parcel.message.len();
-            now.push(parcel);
-            owners.push(owner);
-            let full = now.len() >= shared.commands.keys_per_command() || bytes >= COMMAND_BYTES;
-            if full || parcels.peek().is_none() {
-                let command = scripts::deliver(&now, shared.settings.expiry);
-                let pending = shared.commands.start(shard, &now[0].queue, command);
-                self.started.push((pending, std::mem::take(&mut owners)));
-                now.clear();
-                bytes = 0;
+    /// One message for one queue, addressed to the members that share it.
+    fn pack(&mut self, shared: &Shared, bucket: &Bucket, body: &Body, owner: usize) -> Result<(), LayerError> {
+        let names: Vec<&str> = bucket.names.iter().map(String::as_str).collect();
+        let message = shared.message(body, Route::Many(&names))?;
+        self.bytes += message.len();
+        let parcel = Parcel { queue: bucket.queue.clone(), message, capacity: bucket.capacity };
+        self.parcels[bucket.shard].push((parcel, owner));
+        Ok(())
+    }
+
+    /// Sends what has been packed, in as few commands as number and size allow, and waits for the answers.
+    async fn dispatch(&mut self, shared: &Shared) {
+        self.bytes = 0;
+        for shard in 0..self.parcels.len() {
+            let (mut now, mut owners, mut bytes) = (Vec::new(), Vec::new(), 0);
+            let mut parcels = std::mem::take(&mut self.parcels[shard]).into_iter().peekable();
+            while let Some((parcel, owner)) = parcels.next() {
+                bytes += parcel.message.len();
+                now.push(parcel);
+                owners.push(owner);
+                let full = now.len() >= shared.commands.keys_per_command() || bytes >= COMMAND_BYTES;
+                if full || parcels.peek().is_none() {
+                    let command = scripts::deliver(&now, shared.settings.expiry);
+                    let pending = shared.commands.start(shard, &now[0].queue, command);
+                    self.started.push((pending, std::mem::take(&mut owners)));
+                    now.clear();
+                    bytes = 0;
+                }
+                if self.started.len() >= UNDER_WAY {
+                    self.answers().await;
+                }
             }
+        }
+        self.answers().await;
+    }
+
+    async fn answers(&mut self) {
+        let deadline = Instant::now() + PATIENCE;
+        for (pending, owners) in std::mem::take(&mut self.started) {
+            self.note(answer_of(pending, deadline).await, &owners);
         }
     }
 
     fn note(&mut self, answer: Result<Answer, Failure>, owners: &[usize]) {
         match answer {
             Ok(answer) => {
-                // The places of full queues, counted from 1.
+                // The places of full queues, counted from 1; as negative numbers, of what are no queues.
                 let full = answer.into_list().unwrap_or_default();
                 for place in full.iter().filter_map(Answer::as_int) {
-                    let owner = usize::try_from(place - 1).ok().and_then(|at| owners.get(at));
+                    let owner = usize::try_from(place.abs() - 1).ok().and_then(|at| owners.get(at));
                     if let Some(sending) = owner.and_then(|at| self.sendings.get_mut(*at)) {
                         sending.full += 1;
                     }
@@ -248,7 +281,7 @@ impl Sending {
         shared.counters.publish_result(self.failed.is_none());
         if self.full > 0 {
             shared.counters.over_capacity(self.full as u64);
-            if shared.may_warn() {
+            if shared.may_warn("capacity") {
                 let (full, members, group) = (self.full, self.members, self.group);
                 tracing::info!("{full} of {members} channels over capacity in group {group}");
             }
@@ -258,23 +291,6 @@ impl Sending {
             let _ = reply.send(self.failed.map_or(Ok(()), Err));
         }
     }
-}
-
-/// One message per queue, addressed to the members that share it.
-fn pack(
-    shared: &Shared,
-    buckets: &[Bucket],
-    body: &Body,
-    owner: usize,
-    parcels: &mut [Vec<(Parcel, usize)>],
-) -> Result<(), LayerError> {
-    for bucket in buckets {
-        let names: Vec<&str> = bucket.names.iter().map(String::as_str).collect();
-        let message = shared.message(body, Route::Many(&names))?;
-        let parcel = Parcel { queue: bucket.queue.clone(), message, capacity: bucket.capacity };
-        parcels[bucket.shard].push((parcel, owner));
-    }
-    Ok(())
 }
 
 /// The members of every group in the batch, by queue; or why they cannot be read.
@@ -296,11 +312,10 @@ async fn members(
     }
     let mut found = HashMap::with_capacity(asked.len());
     for (group, pending) in asked {
-        let answer = match pending {
-            Ok(pending) => pending.answer_by(deadline).await,
-            Err(failure) => Err(failure),
-        };
-        let buckets = answer.map(|answer| sort(shared, shard, group, answer)).map_err(|failure| failure.to_string());
+        let buckets = answer_of(pending, deadline)
+            .await
+            .map(|answer| sort(shared, shard, group, answer))
+            .map_err(|failure| failure.to_string());
         found.insert(group.clone(), buckets);
     }
     found
@@ -313,8 +328,12 @@ fn sort(shared: &Shared, shard: usize, group: &GroupName, answer: Answer) -> Vec
     let dead = shared.dead[shard].lock();
     let mut ghosts: Vec<String> = Vec::new();
     for member in answer.into_list().unwrap_or_default() {
-        // A member that is no text was put there by nobody who follows the format.
+        // What can be no channel's name was put there by nobody who follows the format, and may lead to
+        // any key.
         let Some(name) = member.into_text().and_then(|name| String::from_utf8(name).ok()) else { continue };
+        if !keys::may_be_channel(&name) {
+            continue;
+        }
         if !dead.is_empty() && keys::client_of(&name).is_some_and(|client| dead.contains(client)) {
             ghosts.push(name);
             continue;

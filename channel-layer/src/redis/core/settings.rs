@@ -1,5 +1,7 @@
 //! How a core layer is set up.
 
+use std::time::Duration;
+
 use crate::{LayerError, Serializer, capacity::Capacity};
 
 /// Seconds a message waits, as in channels_redis.
@@ -12,6 +14,10 @@ const CAPACITY: usize = 100;
 const RANDOM_PREFIX: usize = 12;
 /// Queues of a node.
 const CLIENTS: usize = 4;
+/// How often we say that we live, and notice that Redis has lost our keys.
+const HEARTBEAT: Duration = Duration::from_secs(5);
+/// How long we count as alive after that.
+const ALIVE: Duration = Duration::from_secs(45);
 
 /// What the Python side must agree on, and what is ours.
 #[derive(Clone)]
@@ -25,6 +31,8 @@ pub(super) struct Settings {
     pub(super) serializer: Serializer,
     pub(super) encryption_keys: Vec<String>,
     pub(super) clients: usize,
+    pub(super) heartbeat: Duration,
+    pub(super) alive: Duration,
 }
 
 impl Default for Settings {
@@ -39,6 +47,8 @@ impl Default for Settings {
             serializer: Serializer::default(),
             encryption_keys: Vec::new(),
             clients: CLIENTS,
+            heartbeat: HEARTBEAT,
+            alive: ALIVE,
         }
     }
 }

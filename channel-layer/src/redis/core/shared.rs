@@ -2,7 +2,7 @@
 //! layer ends with its last handle.
 
 use std::{
-    collections::HashSet,
+    collections::{HashMap, HashSet},
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
@@ -31,6 +31,7 @@ use crate::{
     redis::{
         commander::{Failure, PATIENCE, Pending},
         commands::Commands,
+        wire::Answer,
     },
     shard::shard,
     stats::Counters,
@@ -40,7 +41,7 @@ use crate::{
 /// old, not even for a sender whose `group_expiry` is a second or whose clock is a minute late.
 pub(super) const AHEAD: u64 = 60;
 
-/// How long a PING waits for the whole layer.
+/// How long lines about one thing that may come often are apart.
 const WARN_EVERY: Duration = Duration::from_secs(10);
 
 pub(super) struct Shared {
@@ -50,7 +51,8 @@ pub(super) struct Shared {
     pub(super) state: Mutex<State>,
     /// Our client ids: each has a queue of its own per channel prefix.
     pub(super) clients: Vec<String>,
-    pub(super) clock: Clock,
+    /// Of every shard, as they may be different servers.
+    pub(super) clocks: Box<[Clock]>,
     pub(super) health: Health,
     pub(super) counters: Arc<Counters>,
     pub(super) demand: Demand,
@@ -62,9 +64,10 @@ pub(super) struct Shared {
     serial: AtomicU64,
     /// Probes that came back, by their address.
     probes: Mutex<HashSet<String>>,
+    /// When something that may come often was logged last, by what it was.
+    warned: Mutex<HashMap<&'static str, Instant>>,
     /// Whether everything was there once.
-    complete_before: AtomicBool,
-    warned: Mutex<Option<Instant>>,
+    was_whole: AtomicBool,
 }
 
 /// Whether anybody wants what the queues hold. Python leaves messages in Redis until somebody
@@ -118,24 +121,24 @@ impl Shared {
         health: Health,
         counters: Arc<Counters>,
     ) -> Self {
-        let dead = (0..commands.shards()).map(|_| Mutex::default()).collect();
         let clients = (0..settings.clients).map(|_| name::random_hex32()).collect();
+        let shards = commands.shards();
         Self {
             settings,
             codec,
             commands,
             state: Mutex::default(),
             clients,
-            clock: Clock::new(),
+            clocks: (0..shards).map(|_| Clock::new()).collect(),
             health,
             counters,
             demand: Demand::default(),
             relay_gone: Notify::new(),
-            dead,
+            dead: (0..shards).map(|_| Mutex::default()).collect(),
             serial: AtomicU64::new(0),
             probes: Mutex::default(),
-            complete_before: AtomicBool::new(false),
-            warned: Mutex::new(None),
+            warned: Mutex::default(),
+            was_whole: AtomicBool::new(false),
         }
     }
 
@@ -160,7 +163,7 @@ impl Shared {
     pub(super) fn message(&self, body: &Body, route: Route<'_>) -> Result<Bytes, LayerError> {
         let mut out = Vec::with_capacity(256);
         self.write_prefix(&mut out);
-        self.codec.append_payload(&mut out, body, route, Some(self.clock.now() as u64))?;
+        self.codec.append_payload(&mut out, body, route, Some(self.clocks[0].now() as u64))?;
         Ok(out.into())
     }
 
@@ -194,7 +197,7 @@ impl Shared {
                 let pairs = note(&mut state);
                 self.start_join(pairs.iter().map(|(group, member)| (group, member)))
             };
-            match self.all(started, deadline).await {
+            match self.joined(started, deadline).await {
                 Ok(()) => return Ok(()),
                 // Done twice is as good as once.
                 Err(Failure::NotConnected | Failure::Lost(_)) if Instant::now() < deadline => {}
@@ -225,14 +228,18 @@ impl Shared {
         started
     }
 
-    /// Waits for all of these; the first failure counts.
-    pub(super) async fn all(&self, started: Vec<Result<Pending, Failure>>, deadline: Instant) -> Result<(), Failure> {
+    /// Waits for all of these joins; the first failure counts.
+    pub(super) async fn joined(
+        &self,
+        started: Vec<Result<Pending, Failure>>,
+        deadline: Instant,
+    ) -> Result<(), Failure> {
         let mut result = Ok(());
         for pending in started {
-            let answer = match pending {
-                Ok(pending) => pending.answer_by(deadline).await,
-                Err(failure) => Err(failure),
-            };
+            let answer = answer_of(pending, deadline).await;
+            if matches!(&answer, Ok(answer) if answer.as_int() != Some(0)) {
+                tracing::error!("a group of ours was no sorted set: deleted");
+            }
             result = result.and(answer.map(drop));
         }
         result
@@ -252,11 +259,7 @@ impl Shared {
         };
         let mut result = Ok(());
         for (pending, group, member) in started {
-            let answer = match pending {
-                Ok(pending) => pending.answer_by(deadline).await,
-                Err(failure) => Err(failure),
-            };
-            match answer {
+            match answer_of(pending, deadline).await {
                 Ok(_) => {}
                 Err(failure @ Failure::Refused(_)) => result = Err(failure.into()),
                 Err(_) => self.state.lock().mark_stale(&group, &member),
@@ -327,28 +330,31 @@ impl Shared {
             let mut outbound = Outbound::default();
             self.state.lock().tell(!whole, &mut outbound);
             outbound.hand_over();
-            if whole {
-                if self.complete_before.swap(true, Ordering::Relaxed) {
-                    self.counters.reconnected();
-                    tracing::info!("channel layer complete again");
+            match whole {
+                true => {
+                    if self.was_whole.swap(true, Ordering::Relaxed) {
+                        self.counters.reconnected();
+                    }
+                    tracing::debug!("channel layer complete");
                 }
-            } else {
-                tracing::warn!("channel layer incomplete: events may be late or missing");
+                false => tracing::warn!("channel layer incomplete: events may be late or missing"),
             }
         });
     }
 
     // ---- arrivals ----
 
-    /// Takes in what came out of one of our queues, in order.
-    pub(super) fn take_in(&self, arrivals: Vec<Arrival>) {
+    /// Takes in what came out of one of our queues on a shard, in order.
+    pub(super) fn take_in(&self, shard: usize, arrivals: Vec<Arrival>) {
         let expiry = self.settings.expiry as f64;
-        let (now, here) = (self.clock.now(), Instant::now());
+        let (now, here) = (self.clocks[shard].now(), Instant::now());
+        let oldest = self.clocks[shard].oldest(expiry);
         let age = AgeLimit { now: now as u64, max_age: self.settings.expiry + 10 };
         let mut outbound = Outbound::default();
         for Arrival { message, score } in arrivals {
             // Nobody has looked at the age of what waited: senders do, and none may have come since.
-            if self.is_expired(score, now) {
+            if score < oldest {
+                self.counters.expired(1);
                 continue;
             }
             let payload = message.get(self.settings.random_prefix..).unwrap_or_default();
@@ -383,13 +389,6 @@ impl Shared {
         outbound.hand_over();
     }
 
-    /// Whether a message has waited too long; counts it then.
-    pub(super) fn is_expired(&self, score: f64, now: f64) -> bool {
-        let expired = self.clock.is_set() && score < now - self.settings.expiry as f64;
-        self.counters.expired(u64::from(expired));
-        expired
-    }
-
     /// Notes a probe that came back.
     fn is_probe(&self, name: &str) -> bool {
         let ours = name.split_once('!').is_some_and(|(_, local)| local.starts_with(super::keeper::PROBE))
@@ -412,19 +411,27 @@ impl Shared {
     /// Counts a message nobody can read; logs its size, never its content, now and then.
     pub(super) fn undecodable(&self, bytes: usize) {
         let total = self.counters.undecodable();
-        if self.may_warn() {
+        if self.may_warn("undecodable") {
             tracing::warn!(bytes, total, "undecodable message skipped");
         }
     }
 
     /// Whether it is time for another line about something that may come often.
-    pub(super) fn may_warn(&self) -> bool {
+    pub(super) fn may_warn(&self, about: &'static str) -> bool {
         let mut warned = self.warned.lock();
         let now = Instant::now();
-        let may = warned.is_none_or(|at| now.duration_since(at) >= WARN_EVERY);
+        let may = warned.get(about).is_none_or(|at| now.duration_since(*at) >= WARN_EVERY);
         if may {
-            *warned = Some(now);
+            warned.insert(about, now);
         }
         may
+    }
+}
+
+/// What became of a command, if it was queued at all.
+pub(super) async fn answer_of(pending: Result<Pending, Failure>, deadline: Instant) -> Result<Answer, Failure> {
+    match pending {
+        Ok(pending) => pending.answer_by(deadline).await,
+        Err(failure) => Err(failure),
     }
 }
