@@ -46,4 +46,4 @@ pub use event::{Event, MAX_DEPTH, MAX_VALUES, Value};
 pub use layer::{ChannelLayer, Delivery, LayerStats, Relay, RelayBackend, RelaySink};
 pub use memory::{MemoryBuilder, MemoryLayer};
 pub use name::{ChannelName, GroupName, MAX_ANY_NAME, MAX_NAME};
-pub use redis::{Host, RedisCoreBuilder, RedisCoreLayer, RedisPubSubBuilder, RedisPubSubLayer};
+pub use redis::{Connector, Host, RedisCoreBuilder, RedisCoreLayer, RedisPubSubBuilder, RedisPubSubLayer};

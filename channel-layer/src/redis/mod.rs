@@ -22,4 +22,4 @@ mod wire;
 
 pub use core::{RedisCoreBuilder, RedisCoreLayer};
 pub use pubsub::{RedisPubSubBuilder, RedisPubSubLayer};
-pub use topology::Host;
+pub use topology::{Connector, Host};
