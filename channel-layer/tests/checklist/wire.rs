@@ -52,7 +52,7 @@ async fn an_encrypted_message_differs_after_the_prefix_and_comes_back() {
     let channel = ChannelName::parse("test-channel").unwrap();
     let build = |prefix: &str| RedisCoreLayer::builder(&server.url()).prefix(prefix).random_prefix_length(0);
     let plain = build("plain.").connect().await.unwrap();
-    let secret = build("secret.").encryption_keys(&["a-test-key"]).connect().await.unwrap();
+    let secret = build("secret.").encryption_keys(["a-test-key"]).connect().await.unwrap();
     for layer in [&plain, &secret] {
         layer.send(&channel, &numbered(1)).await.unwrap();
     }

@@ -111,9 +111,17 @@ impl Keeper<'_> {
             self.renew().await
         };
         match restored.await {
-            Ok(()) => self.shared.set_part(Part::Shard(self.shard), true),
+            Ok(()) => {
+                self.shared.set_part(Part::Shard(self.shard), true);
+                self.shared.warn_of_eviction(self.shard).await;
+            }
             // The next heartbeat tries again.
-            Err(failure) => tracing::warn!(%failure, shard = self.shard, "memberships could not be restored"),
+            Err(failure) => {
+                if let Failure::Refused(text) = &failure {
+                    self.shared.health.refused(text);
+                }
+                tracing::warn!(%failure, shard = self.shard, "memberships could not be restored");
+            }
         }
     }
 

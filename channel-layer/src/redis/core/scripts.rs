@@ -13,16 +13,20 @@ use crate::redis::wire;
 /// A score is never below the newest one by less than a second: equal microseconds and a clock set
 /// back a little do not change the order of arrival. Further ahead is another host's clock, which
 /// nobody follows.
+///
+/// What is too old goes last: a script that has written once may go on although Redis is full, and
+/// then no sender would ever hear that it is.
 const DELIVER: &str = "\
 local t = redis.call('TIME')
 local now = t[1] + t[2] / 1000000
+local old = t[1] - ARGV[1]
 local full = {}
 for i, key in ipairs(KEYS) do
-  local trimmed = redis.pcall('ZREMRANGEBYSCORE', key, 0, t[1] - ARGV[1])
-  if type(trimmed) == 'table' then
-    if not string.find(trimmed.err, 'WRONGTYPE', 1, true) then return trimmed end
+  local waiting = redis.pcall('ZCOUNT', key, '(' .. old, '+inf')
+  if type(waiting) == 'table' then
+    if not string.find(waiting.err, 'WRONGTYPE', 1, true) then return waiting end
     full[#full + 1] = -i
-  elseif redis.call('ZCARD', key) >= tonumber(ARGV[2 * i + 1]) then
+  elseif waiting >= tonumber(ARGV[2 * i + 1]) then
     full[#full + 1] = i
   else
     local score = now
@@ -33,6 +37,9 @@ for i, key in ipairs(KEYS) do
     redis.call('ZADD', key, score, ARGV[2 * i])
     redis.call('EXPIRE', key, ARGV[1])
   end
+end
+for _, key in ipairs(KEYS) do
+  redis.pcall('ZREMRANGEBYSCORE', key, 0, old)
 end
 return full";
 
