@@ -11,7 +11,7 @@ use testkit::redis::{RedisServer, TlsOptions};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout};
 
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(30);
 
 async fn works(layer: &RedisPubSubLayer) {
     let channel = layer.new_channel("").await.unwrap();

@@ -11,9 +11,9 @@ use testkit::redis::{RedisServer, SentinelOptions, Sentinels, Tls, TlsOptions};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout};
 
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(30);
 /// From the primary's death on: the Sentinels need about 3 seconds of it.
-const FAILOVER: Duration = Duration::from_secs(10);
+const FAILOVER: Duration = Duration::from_secs(30);
 
 struct Collector(mpsc::Sender<Delivery>);
 

@@ -6,7 +6,7 @@ mod site;
 
 use std::time::Duration;
 
-use channel_layer::{ChannelLayer, Delivery, GroupName, RedisPubSubLayer};
+use channel_layer::{Delivery, GroupName, RedisPubSubLayer};
 use site::{PATIENCE, Site};
 use testkit::redis::RedisServer;
 use tokio::time::timeout;
