@@ -290,7 +290,7 @@ async fn a_layer_may_start_before_its_server() {
     assert!(timeout(Duration::from_millis(50), &mut joining).await.is_err());
     redis.restart_empty();
     timeout(PATIENCE, joining).await.unwrap().unwrap();
-    assert!(matches!(timeout(PATIENCE, deliveries.recv()).await.unwrap(), Some(Delivery::Reconnected)));
+    assert!(matches!(timeout(PATIENCE, deliveries.recv()).await.unwrap(), Some(Delivery::Reconnected(_))));
     while layer.group_send(&room, &Event::new("t")).await.is_err() {
         tokio::task::yield_now().await;
     }
@@ -310,7 +310,7 @@ async fn two_thousand_groups_come_back_together() {
     assert!(commands.contains("cmdstat_subscribe:calls=5"), "500 to a command, and the probe: {commands}");
     redis.restart_empty();
     loop {
-        if let Delivery::Reconnected = timeout(PATIENCE, deliveries.recv()).await.unwrap().unwrap() {
+        if let Delivery::Reconnected(_) = timeout(PATIENCE, deliveries.recv()).await.unwrap().unwrap() {
             break;
         }
     }

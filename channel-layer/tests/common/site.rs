@@ -82,7 +82,7 @@ impl Site {
                 last = self.deliveries.recv().await;
                 match &last {
                     Some(Delivery::Disconnected) => self.downs += 1,
-                    Some(Delivery::Reconnected) => self.ups += 1,
+                    Some(Delivery::Reconnected(_)) => self.ups += 1,
                     _ => {}
                 }
             }
