@@ -329,3 +329,20 @@ async fn two_thousand_groups_come_back_together() {
         }
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connector_gives_whoever_has_commands_of_their_own_what_the_layer_would_use() {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let redis = RedisServer::options().password("s3cret").start();
+    let host = Host::from(redis.database(3));
+    let mut stream = host.connector().unwrap().open("mine", b"any key").await.unwrap();
+    stream.write_all(b"SET a b\r\n").await.unwrap();
+    let mut answer = [0; 5];
+    timeout(PATIENCE, stream.read_exact(&mut answer)).await.unwrap().unwrap();
+    assert_eq!(&answer, b"+OK\r\n");
+    let clients = redis.cli(&["CLIENT", "LIST"]);
+    assert!(clients.lines().any(|client| client.contains("name=mine") && client.contains("db=3")), "{clients}");
+    let wrong = Host::from(redis.url_as("", "hidden")).connector().unwrap().open("mine", b"").await.err().unwrap();
+    assert!(matches!(wrong, LayerError::Unavailable(_)) && !causes(&wrong).contains("hidden"), "{}", causes(&wrong));
+    assert!(matches!(Host::from("hidden").connector(), Err(LayerError::Config(_))));
+}
