@@ -1,11 +1,11 @@
-//! What goes to a queue in one command arrives as if it had gone by itself.
+//! What goes to a queue in one command arrives as if it had gone by itself, and what leaves one in one command too.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
-use channel_layer::{ChannelLayer, ChannelName, Event, GroupName, RedisCoreLayer};
+use channel_layer::{ChannelLayer, ChannelName, Delivery, Event, GroupName, RedisCoreLayer, RelaySink};
 use testkit::redis::RedisServer;
-use tokio::time::timeout;
+use tokio::{sync::mpsc, time::timeout};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -84,4 +84,62 @@ async fn a_batch_goes_on_behind_a_key_that_is_no_queue() {
         assert_eq!(next(&one, &channel).await, n);
     }
     assert_eq!(sender.stats().over_capacity, 10);
+}
+
+struct Forward(mpsc::Sender<Delivery>);
+
+impl RelaySink for Forward {
+    fn deliver(&self, batch: &mut Vec<Delivery>) {
+        batch.drain(..).for_each(|delivery| self.0.try_send(delivery).unwrap());
+    }
+}
+
+/// Channels and relays are read in order, from a server that may lack or forbid the newest command.
+async fn is_read(redis: &RedisServer, url: &str) {
+    let layer = RedisCoreLayer::builder(url).client_ids(1).connect().await.unwrap();
+    let sender = RedisCoreLayer::connect(&redis.url()).await.unwrap();
+    let channel = layer.new_channel("").await.unwrap();
+    layer.group_add(&group("room"), &channel).await.unwrap();
+    for round in 0..3 {
+        for n in 0..30 {
+            sender.group_send_later(&group("room"), &Event::new("test").with("n", 30 * round + n)).unwrap();
+        }
+        for n in 0..30 {
+            assert_eq!(next(&layer, &channel).await, 30 * round + n);
+        }
+    }
+    let (sink, mut deliveries) = mpsc::channel(1_000);
+    let relay = layer.relay(Arc::new(Forward(sink))).await.unwrap();
+    relay.join(&[group("hall")]).await.unwrap();
+    for n in 0..90_i64 {
+        sender.group_send_later(&group("hall"), &Event::new("test").with("n", n)).unwrap();
+    }
+    for n in 0..90 {
+        match timeout(PATIENCE, deliveries.recv()).await.unwrap().unwrap() {
+            Delivery::Group { event, .. } => assert_eq!(event.get("n").unwrap().as_i64(), Some(n)),
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_queue_is_read_with_one_command_where_the_server_knows_it() {
+    let redis = RedisServer::start();
+    is_read(&redis, &redis.url()).await;
+    let used = redis.cli(&["INFO", "commandstats"]);
+    assert!(used.contains("cmdstat_bzmpop"), "{used}");
+    assert!(!used.contains("cmdstat_bzpopmin"), "{used}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_queue_is_read_from_a_server_that_does_not_know_bzmpop() {
+    let redis = RedisServer::start_with(&["--rename-command", "BZMPOP", ""]);
+    is_read(&redis, &redis.url()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_queue_is_read_by_a_user_who_may_not_use_bzmpop() {
+    let redis = RedisServer::start();
+    redis.cli(&["ACL", "SETUSER", "old", "on", ">secret", "~*", "&*", "+@all", "-bzmpop"]);
+    is_read(&redis, &redis.url().replace("redis://", "redis://old:secret@")).await;
 }

@@ -117,7 +117,7 @@ fn main() {
                 let title = format!("{} / {} / {}", layer.name(), case.name, peer.name());
                 if words.iter().all(|word| title.contains(word.as_str())) {
                     eprintln!("{title}");
-                    let sample = measure(&redis, layer, case, peer, budget, rows.len());
+                    let sample = measure(&redis, layer, case, peer, budget);
                     rows.push(Row { case, layer, peer, sample });
                 }
             }
@@ -126,53 +126,31 @@ fn main() {
     print(&rows);
 }
 
-fn measure(redis: &RedisServer, layer: Layer, case: &Case, peer: Peer, budget: Duration, number: usize) -> Sample {
-    let setup = Setup { layer, peer, kind: case.kind, members: case.members, callers: case.callers };
-    let prefix = format!("bench{number}");
+/// One peer after another: even an idle one would show in Redis' counters, as it renews its memberships.
+fn measure(redis: &RedisServer, layer: Layer, case: &Case, peer: Peer, budget: Duration) -> Sample {
     redis.cli(&["FLUSHALL"]);
-    let start = |role: &str, python: bool, channel: &str| {
-        let argument = setup.argument(role, &redis.url(), &prefix, channel);
-        let process = if python { Process::python(&argument) } else { Process::rust(&argument) };
-        let ready: Value = serde_json::from_str(&process.answer()).unwrap();
-        (process, ready)
-    };
-    let python = peer == Peer::Python;
-    let (receiver, ready) = start("receiver", python, "");
-    let channel = ready["channel"].as_str().unwrap();
-    if layer == Layer::PubSub && python {
-        let topic = if case.kind == Kind::Direct { channel.to_owned() } else { format!("{prefix}__group__{GROUP}") };
-        subscribed(redis, &topic);
-    }
-    let (sender, _) = start("sender", python && case.compared != Compared::Receiver, channel);
-    let mut run = Run { redis, sender, receiver, burst: setup.burst() };
+    let mut run = Run::start(redis, layer, case, peer, budget);
+    let samples: Vec<Sample> = (0..REPETITIONS).map(|_| run.measure()).collect();
+    Sample::median(&samples)
+}
 
-    // The first one makes connections and wakes what sleeps.
-    run.go(1);
-    let mut events = 1;
-    let events = loop {
-        let start = Instant::now();
-        run.go(events);
-        let took = start.elapsed();
-        if took * 3 > budget {
-            break (events as f64 * budget.as_secs_f64() / took.as_secs_f64()).max(1.0) as usize;
+impl Sample {
+    fn median(samples: &[Self]) -> Self {
+        let median = |value: fn(&Self) -> f64| {
+            let mut values: Vec<f64> = samples.iter().map(value).collect();
+            values.sort_by(f64::total_cmp);
+            values[values.len() / 2]
+        };
+        Self {
+            events: median(|it| it.events),
+            rate: median(|it| it.rate),
+            sender: median(|it| it.sender),
+            receiver: median(|it| it.receiver),
+            server: median(|it| it.server),
+            commands: median(|it| it.commands),
+            bytes_in: median(|it| it.bytes_in),
+            bytes_out: median(|it| it.bytes_out),
         }
-        events *= 2;
-    };
-    let samples: Vec<Sample> = (0..REPETITIONS).map(|_| run.measure(events)).collect();
-    let median = |value: fn(&Sample) -> f64| {
-        let mut values: Vec<f64> = samples.iter().map(value).collect();
-        values.sort_by(f64::total_cmp);
-        values[values.len() / 2]
-    };
-    Sample {
-        events: median(|it| it.events),
-        rate: median(|it| it.rate),
-        sender: median(|it| it.sender),
-        receiver: median(|it| it.receiver),
-        server: median(|it| it.server),
-        commands: median(|it| it.commands),
-        bytes_in: median(|it| it.bytes_in),
-        bytes_out: median(|it| it.bytes_out),
     }
 }
 
@@ -185,14 +163,48 @@ fn subscribed(redis: &RedisServer, topic: &str) {
     }
 }
 
+/// A sender and a receiver, and how many events they are measured with.
 struct Run<'a> {
     redis: &'a RedisServer,
     sender: Process,
     receiver: Process,
     burst: usize,
+    events: usize,
 }
 
-impl Run<'_> {
+impl<'a> Run<'a> {
+    fn start(redis: &'a RedisServer, layer: Layer, case: &Case, peer: Peer, budget: Duration) -> Self {
+        let setup = Setup { layer, peer, kind: case.kind, members: case.members, callers: case.callers };
+        let prefix = "bench-";
+        let start = |role: &str, python: bool, channel: &str| {
+            let argument = setup.argument(role, &redis.url(), prefix, channel);
+            let process = if python { Process::python(&argument) } else { Process::rust(&argument) };
+            let ready: Value = serde_json::from_str(&process.answer()).unwrap();
+            (process, ready)
+        };
+        let python = peer == Peer::Python;
+        let (receiver, ready) = start("receiver", python, "");
+        let channel = ready["channel"].as_str().unwrap();
+        if layer == Layer::PubSub && python {
+            let group = format!("{prefix}__group__{GROUP}");
+            subscribed(redis, if case.kind == Kind::Direct { channel } else { &group });
+        }
+        let (sender, _) = start("sender", python && case.compared != Compared::Receiver, channel);
+        let mut run = Self { redis, sender, receiver, burst: setup.burst(), events: 1 };
+        // The first one makes connections and wakes what sleeps.
+        run.go(1);
+        loop {
+            let start = Instant::now();
+            run.go(run.events);
+            let took = start.elapsed();
+            if took * 3 > budget {
+                run.events = (run.events as f64 * budget.as_secs_f64() / took.as_secs_f64()).max(1.0) as usize;
+                return run;
+            }
+            run.events *= 2;
+        }
+    }
+
     /// Sends so many events and waits until all of them have been received.
     fn go(&mut self, mut events: usize) {
         while events > 0 {
@@ -205,16 +217,16 @@ impl Run<'_> {
         }
     }
 
-    fn measure(&mut self, events: usize) -> Sample {
+    fn measure(&mut self) -> Sample {
         let pids = [self.sender.pid(), self.receiver.pid(), self.redis.process().pid()];
         let counter = Counter::start(self.redis);
         let before = pids.map(cpu);
         let start = Instant::now();
-        self.go(events);
+        self.go(self.events);
         let took = start.elapsed();
         let after = pids.map(cpu);
         let counts = counter.stop(self.redis);
-        let events = events as f64;
+        let events = self.events as f64;
         let micros = |at: usize| (after[at] - before[at]).as_secs_f64() * 1e6 / events;
         Sample {
             events,

@@ -99,7 +99,7 @@ impl Setup {
     /// How many events may be under way: our pub/sub inboxes drop the oldest beyond 100.
     pub(crate) fn burst(&self) -> usize {
         match (self.layer, self.peer) {
-            (Layer::PubSub, Peer::Channels) => 64,
+            (Layer::PubSub, Peer::Channels) => 96,
             _ => 100_000,
         }
     }

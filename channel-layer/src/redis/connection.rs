@@ -15,7 +15,7 @@ use super::{
     refusal::{ErrorClass, Failed, Refused},
     tls,
     topology::Sentinels,
-    wire::{self, Answer},
+    wire::{self, Answer, Progress},
 };
 use crate::BoxError;
 
@@ -216,8 +216,11 @@ impl Connection {
 
     /// Waits for the next answer of a command. Cancel-safe.
     pub(super) async fn next_answer(&mut self) -> Result<Answer, BoxError> {
+        let mut progress = Progress::default();
         loop {
-            if let Some((answer, length)) = wire::parse_answer(&self.buffer)? {
+            if progress.is_complete(&self.buffer)?
+                && let Some((answer, length)) = wire::parse_answer(&self.buffer)?
+            {
                 self.buffer.advance(length);
                 return Ok(answer);
             }

@@ -102,6 +102,38 @@ pub(super) fn parse_answer(buffer: &[u8]) -> Result<Option<(Answer, usize)>, Mal
     Ok(parser.answer(0)?.map(|answer| (answer, parser.at)))
 }
 
+/// How far an answer has come in that arrives bit by bit, so that a long one is read once and not again
+/// with every bit.
+pub(super) struct Progress {
+    at: usize,
+    /// How many values are still to come, of all levels.
+    left: usize,
+}
+
+impl Default for Progress {
+    fn default() -> Self {
+        Self { at: 0, left: 1 }
+    }
+}
+
+impl Progress {
+    /// Whether the buffer, which has grown since the last time, holds the answer to its end.
+    pub(super) fn is_complete(&mut self, buffer: &[u8]) -> Result<bool, Malformed> {
+        let mut parser = Parser { buffer, at: self.at };
+        while self.left > 0 {
+            let Some((kind, rest)) = parser.line()? else { return Ok(false) };
+            match kind {
+                b'$' if parser.bulk(rest)?.is_none() => return Ok(false),
+                b'*' => self.left = self.left.saturating_add(usize::try_from(number(rest)?).unwrap_or(0)),
+                _ => {}
+            }
+            self.left -= 1;
+            self.at = parser.at;
+        }
+        Ok(true)
+    }
+}
+
 struct Parser<'a> {
     buffer: &'a [u8],
     at: usize,
@@ -275,6 +307,21 @@ mod tests {
         assert_eq!(parse_answer(whole), Ok(Some((list, whole.len()))));
         assert!(parse_answer(&b"*1\r\n".repeat(20)).is_err());
         assert_eq!(parse_answer(b"*999999999\r\n"), Ok(None));
+    }
+
+    #[test]
+    fn the_progress_of_an_answer_needs_no_second_look() {
+        let whole = b"*3\r\n:1\r\n*2\r\n$3\r\n\r\na\r\n$-1\r\n*-1\r\n+next\r\n";
+        let end = whole.len() - 7;
+        let mut progress = Progress::default();
+        for end in 0..end {
+            assert_eq!(progress.is_complete(&whole[..end]), Ok(false), "{end}");
+        }
+        assert_eq!(progress.is_complete(whole), Ok(true));
+        assert_eq!(parse_answer(whole).unwrap().unwrap().1, end);
+        assert_eq!(Progress::default().is_complete(b"-ERR\r\n"), Ok(true));
+        assert_eq!(Progress::default().is_complete(b"*999999999999999\r\n"), Ok(false));
+        assert!(Progress::default().is_complete(b"$999999999999\r\n").is_err());
     }
 
     #[test]

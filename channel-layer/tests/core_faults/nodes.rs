@@ -265,7 +265,7 @@ async fn r18_what_was_sent_to_a_killed_node_reaches_no_other() {
     let layer = RedisCoreLayer::connect(&server.url()).await.unwrap();
     // It dies in the middle of its work.
     node.signal("STOP");
-    for n in 0..50 {
+    for n in 0..30 {
         layer.group_send(&group("room"), &numbered(n)).await.unwrap();
         layer.send(&channel(&own), &numbered(n)).await.unwrap();
     }

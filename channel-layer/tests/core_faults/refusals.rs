@@ -94,14 +94,14 @@ async fn r11_a_right_taken_away_makes_it_not_ready_until_it_is_given_back() {
     server.set_user("site", "site-secret", &["~*", "+@all"]);
     let mut site = site(&server.url_as("site", "site-secret")).await;
     site.works().await;
-    server.cli(&["ACL", "SETUSER", "site", "-zpopmin", "-bzpopmin"]);
+    server.cli(&["ACL", "SETUSER", "site", "-zpopmin", "-bzpopmin", "-bzmpop"]);
     site.until("it is not ready", |site, _| site.downs == 1).await;
     crate::pass(Duration::from_secs(2)).await;
     let _ = timeout(Duration::from_millis(300), site.until("", |_, _| false)).await;
     let (downs, ups) = (site.downs, site.ups);
     assert!(downs <= 2 && ups <= 1, "told {downs} times of a loss and {ups} times of a return");
     assert!(site.layer.ping().await.is_err());
-    server.cli(&["ACL", "SETUSER", "site", "+zpopmin", "+bzpopmin"]);
+    server.cli(&["ACL", "SETUSER", "site", "+zpopmin", "+bzpopmin", "+bzmpop"]);
     site.works_again().await;
     ready(&*site.layer).await;
 }

@@ -1,7 +1,7 @@
 //! Reading our own queues: one task and one connection per queue and shard, owned by the layer and
 //! never by whoever receives.
 //!
-//! `BZPOPMIN` has a connection of its own, because whoever gives up waiting for its answer loses what
+//! A pop that waits has a connection of its own, because whoever gives up waiting for its answer loses what
 //! Redis hands over a moment later; here only a broken connection does that.
 
 use std::{
@@ -91,6 +91,7 @@ pub(super) async fn read(shared: Arc<Shared>, shard: usize, queue: Arc<Queue>) {
                     shard,
                     connection,
                     count: BATCH,
+                    both: true,
                     asked: false,
                     answered: false,
                     announced: !refused,
@@ -119,6 +120,8 @@ struct Reader<'a> {
     connection: Connection,
     /// How many messages to ask for.
     count: usize,
+    /// Whether the server may know `BZMPOP`: Redis does since 7.0.
+    both: bool,
     asked: bool,
     answered: bool,
     /// Whether the layer knows that this queue is read.
@@ -132,6 +135,7 @@ impl Reader<'_> {
             let turn = async {
                 self.wanted().await?;
                 match self.shared.demand.has_relays() {
+                    _ if self.both => self.drain().await,
                     true => self.drain_and_wait().await,
                     false => self.drain_or_wait().await,
                 }
@@ -151,6 +155,24 @@ impl Reader<'_> {
                 Err("unasked reply".into())
             }
         }
+    }
+
+    /// What is there now, or the next message when there is none, in one command.
+    async fn drain(&mut self) -> Result<(), BoxError> {
+        self.ask(&[&scripts::pop_or_wait(&self.queue.key, BLOCK, self.count)]).await?;
+        let limit = Duration::from_secs(BLOCK) + ANSWER;
+        let answer = timeout(limit, self.connection.next_answer()).await??;
+        if let Answer::Error(text) = &answer
+            && (text.starts_with("ERR unknown command") || text.starts_with("NOPERM"))
+        {
+            self.both = false;
+            return Ok(());
+        }
+        let Some(items) = self.list(answer).await? else { return Ok(()) };
+        let [_key, messages] = <[Answer; 2]>::try_from(items).map_err(|_| "an odd answer to a pop")?;
+        let pairs = messages.into_list().unwrap_or_default().into_iter();
+        self.take(pairs.flat_map(|pair| pair.into_list().unwrap_or_default()).collect());
+        Ok(())
     }
 
     /// Both commands in one go: what is there now, and the next message when there is none.
@@ -183,7 +205,11 @@ impl Reader<'_> {
     /// The answer of `ZPOPMIN`: message, score, message, score …; returns how many there were.
     async fn take_popped(&mut self) -> Result<usize, BoxError> {
         let answer = timeout(ANSWER, self.connection.next_answer()).await??;
-        let Some(items) = self.list(answer).await? else { return Ok(0) };
+        Ok(self.list(answer).await?.map_or(0, |items| self.take(items)))
+    }
+
+    /// Messages, each with its score behind it; returns how many there were.
+    fn take(&mut self, items: Vec<Answer>) -> usize {
         let bytes: usize = items.iter().map(size).sum();
         let mut arrivals = Vec::with_capacity(items.len() / 2);
         let mut items = items.into_iter();
@@ -195,7 +221,7 @@ impl Reader<'_> {
             self.count = (BATCH_BYTES / average.max(1)).clamp(1, BATCH);
         }
         self.shared.take_in(self.shard, arrivals);
-        Ok(count)
+        count
     }
 
     /// The answer of `BZPOPMIN`: key, message, score; or nothing.

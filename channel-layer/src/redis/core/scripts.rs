@@ -162,6 +162,11 @@ pub(super) fn pop_waiting(queue: &[u8], seconds: u64) -> Bytes {
     wire::bytes(&[b"BZPOPMIN", queue, seconds.to_string().as_bytes()])
 }
 
+pub(super) fn pop_or_wait(queue: &[u8], seconds: u64, count: usize) -> Bytes {
+    let (seconds, count) = (seconds.to_string(), count.to_string());
+    wire::bytes(&[b"BZMPOP", seconds.as_bytes(), b"1", queue, b"MIN", b"COUNT", count.as_bytes()])
+}
+
 pub(super) fn pop(queue: &[u8], count: usize) -> Bytes {
     wire::bytes(&[b"ZPOPMIN", queue, count.to_string().as_bytes()])
 }
