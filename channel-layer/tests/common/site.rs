@@ -9,7 +9,7 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-pub(crate) const PATIENCE: Duration = Duration::from_secs(15);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
 struct Collector(mpsc::Sender<Delivery>);
 
@@ -83,7 +83,7 @@ impl Site {
                 last = self.deliveries.recv().await;
                 match &last {
                     Some(Delivery::Disconnected) => self.downs += 1,
-                    Some(Delivery::Reconnected) => self.ups += 1,
+                    Some(Delivery::Reconnected(_)) => self.ups += 1,
                     _ => {}
                 }
             }
@@ -116,6 +116,15 @@ impl Site {
                 false => self.listen().await,
             }
             assert!(Instant::now() < deadline, "nothing arrives any more: {sent:?}");
+        }
+    }
+
+    /// The layer answers sooner or later: everything is connected.
+    pub(crate) async fn answers(&mut self) {
+        let deadline = Instant::now() + PATIENCE;
+        while let Err(error) = self.layer.ping().await {
+            assert!(Instant::now() < deadline, "{error}");
+            self.listen().await;
         }
     }
 

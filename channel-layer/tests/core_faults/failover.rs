@@ -106,7 +106,7 @@ async fn r9_memberships_lost_in_a_failover_are_restored() {
     proxy.retarget(second.port());
     second.cli(&["REPLICAOF", "NO", "ONE"]);
     first.kill();
-    timeout(Duration::from_secs(5), site.until("all is restored", |site, _| site.ups >= 1)).await.unwrap();
+    timeout(Duration::from_secs(15), site.until("all is restored", |site, _| site.ups >= 1)).await.unwrap();
     assert_eq!(second.cli(&["ZCARD", "asgi:group:late"]), "2");
     site.layer.group_send(&late, &numbered(7)).await.unwrap();
     assert_eq!(number(&heard(&*site.layer, &own).await), 7);

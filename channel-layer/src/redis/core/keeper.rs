@@ -47,6 +47,7 @@ pub(super) async fn keep(shared: Arc<Shared>, shard: usize, queues: Vec<Arc<Queu
         probes: queues.into_iter().map(Probe::new).collect(),
         connection: 0,
         skewed: false,
+        unsure: false,
         steady_since: None,
         eager: 0,
     };
@@ -85,6 +86,8 @@ struct Keeper<'a> {
     /// The number of the connection on which everything was restored last.
     connection: u64,
     skewed: bool,
+    /// Whether the last heartbeat had no answer.
+    unsure: bool,
     /// Since when heartbeats have come through.
     steady_since: Option<Instant>,
     /// So many more heartbeats renew too: another node may still have thought us dead and thrown our
@@ -135,9 +138,11 @@ impl Keeper<'_> {
             return;
         }
         let known = match self.heartbeat().await {
-            Ok(known) => known,
+            // An answer that was lost may have said that we were unknown; now we are known again.
+            Ok(known) => known && !std::mem::take(&mut self.unsure),
             Err(failure) => {
                 self.steady_since = None;
+                self.unsure = true;
                 tracing::debug!(%failure, shard = self.shard, "no heartbeat");
                 return;
             }
