@@ -9,6 +9,7 @@ mod core;
 mod log;
 mod memory;
 mod pubsub;
+mod site;
 mod wire;
 
 use std::time::Duration;

@@ -17,15 +17,25 @@ impl Log {
     /// Collects until the guard is dropped.
     pub fn collect() -> (Self, DefaultGuard) {
         let log = Self::default();
-        let subscriber = tracing_subscriber::fmt()
+        let guard = tracing::subscriber::set_default(log.subscriber());
+        (log, guard)
+    }
+
+    /// Collects everything of the whole process, for ever.
+    pub fn of_all_threads() -> Self {
+        let log = Self::default();
+        tracing::subscriber::set_global_default(log.subscriber()).unwrap();
+        log
+    }
+
+    fn subscriber(&self) -> impl tracing::Subscriber + Send + Sync + 'static {
+        tracing_subscriber::fmt()
             .with_max_level(tracing::Level::TRACE)
             .with_ansi(false)
             .without_time()
             .with_target(false)
-            .with_writer(log.clone())
-            .finish();
-        let guard = tracing::subscriber::set_default(subscriber);
-        (log, guard)
+            .with_writer(self.clone())
+            .finish()
     }
 
     /// The lines so far, each with its level before it.

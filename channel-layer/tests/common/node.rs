@@ -1,7 +1,7 @@
 //! A process of the test's own that holds a core layer: it can be stopped, killed, and have a wrong clock.
 //!
 //! It is the test's program itself, started once more for the one test `node_process`, which every file that
-//! uses this must have:
+//! uses this must have, beside the module `log`:
 //!
 //! ```ignore
 //! #[test]
@@ -33,6 +33,8 @@ use std::{
 use channel_layer::{ChannelLayer, Delivery, Event, GroupName, RedisCoreLayer, Relay, RelaySink};
 use serde_json::{Value as Json, json};
 use tokio::sync::mpsc;
+
+use crate::log::Log;
 
 const CONFIG: &str = "TEST_NODE";
 /// Before every answer, as the test program writes lines of its own.
@@ -123,6 +125,12 @@ impl Node {
         self.order(&json!({ "time": true })).as_f64().unwrap()
     }
 
+    /// The lines of its log that hold this text.
+    pub fn log(&mut self, text: &str) -> Vec<String> {
+        serde_json::from_value(self.order(&json!({ "log": text }))).unwrap()
+    }
+
+    /// How many payloads it could not read.
     pub fn undecodable(&mut self) -> u64 {
         self.order(&json!({ "undecodable": true })).as_u64().unwrap()
     }
@@ -150,8 +158,9 @@ impl Drop for Node {
 pub fn run() {
     let Ok(config) = std::env::var(CONFIG) else { return };
     let config: Json = serde_json::from_str(&config).unwrap();
+    let log = Log::of_all_threads();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-    runtime.block_on(serve(&config));
+    runtime.block_on(serve(&config, log));
 }
 
 struct Counter(Arc<AtomicU64>);
@@ -167,9 +176,10 @@ struct State {
     layer: RedisCoreLayer,
     relay: Relay,
     count: Arc<AtomicU64>,
+    log: Log,
 }
 
-async fn serve(config: &Json) {
+async fn serve(config: &Json, log: Log) {
     let hosts: Vec<String> = serde_json::from_value(config["hosts"].clone()).unwrap();
     let millis = |key: &str, default| Duration::from_millis(config[key].as_u64().unwrap_or(default));
     let layer = RedisCoreLayer::builder_with_hosts(hosts)
@@ -180,7 +190,7 @@ async fn serve(config: &Json) {
         .unwrap();
     let count = Arc::new(AtomicU64::new(0));
     let relay = layer.relay(Arc::new(Counter(count.clone()))).await.unwrap();
-    let state = State { layer, relay, count };
+    let state = State { layer, relay, count, log };
     let (sender, mut orders) = mpsc::channel(100);
     thread::spawn(move || {
         for line in std::io::stdin().lines() {
@@ -229,6 +239,10 @@ async fn obey(state: &State, order: &Json) -> Json {
             json!(state.layer.group_send(&group, &event).await.is_ok())
         }
         "count" => json!(state.count.load(Ordering::SeqCst)),
+        "log" => {
+            let lines = state.log.lines();
+            json!(lines.iter().filter(|line| line.contains(argument.as_str().unwrap())).collect::<Vec<_>>())
+        }
         "undecodable" => json!(state.layer.stats().undecodable),
         "peak" => {
             let status = fs::read_to_string("/proc/self/status").unwrap();

@@ -1,5 +1,5 @@
 //! What the core layer survives, on real servers and in real processes: R1 to R16 and R18. What is put into
-//! Redis and asked of the layer (R17, R19, R21) is in `core_poison`.
+//! Redis and asked of the layer (R17, R19, R21) is in `core_poison` and `core_names`.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
 
 #[path = "../common/mod.rs"]

@@ -45,6 +45,7 @@ pub(super) async fn keep(shared: Arc<Shared>, shard: usize, queues: Vec<Arc<Queu
         shared: &shared,
         shard,
         probes: queues.into_iter().map(Probe::new).collect(),
+        connection: 0,
         skewed: false,
         unsure: false,
         steady_since: None,
@@ -62,10 +63,10 @@ pub(super) async fn keep(shared: Arc<Shared>, shard: usize, queues: Vec<Arc<Queu
                 if changed.is_err() {
                     return;
                 }
-                let up = *connections.borrow_and_update() % 2 == 1;
+                keeper.connection = *connections.borrow_and_update();
                 shared.set_part(Part::Shard(shard), false);
                 keeper.steady_since = None;
-                if up {
+                if keeper.connection % 2 == 1 {
                     keeper.restore().await;
                 }
             }
@@ -82,6 +83,8 @@ struct Keeper<'a> {
     shared: &'a Shared,
     shard: usize,
     probes: Vec<Probe>,
+    /// The number of the connection on which everything was restored last.
+    connection: u64,
     skewed: bool,
     /// Whether the last heartbeat had no answer.
     unsure: bool,
@@ -129,7 +132,9 @@ impl Keeper<'_> {
     }
 
     async fn beat(&mut self, beats: u64) {
-        if !self.shared.commands.is_connected(self.shard) {
+        let connection = *self.shared.commands.connections(self.shard).borrow();
+        // A new connection is for `restore`, which comes next: what is whole now would be told as lost then.
+        if connection != self.connection || connection.is_multiple_of(2) {
             return;
         }
         let known = match self.heartbeat().await {
