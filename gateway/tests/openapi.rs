@@ -73,10 +73,8 @@ async fn record(
     headers: &[(&str, &str)],
 ) -> Value {
     let mut names = names.iter();
-    let filled: Vec<&str> = path
-        .split('/')
-        .map(|part| if part.starts_with('{') { *names.next().expect("a name for each brace") } else { part })
-        .collect();
+    let filled: Vec<&str> =
+        path.split('/').map(|part| if part.starts_with('{') { *names.next().unwrap() } else { part }).collect();
     let url = format!("http://{}{}{query}", door.internal, filled.join("/"));
     let mut request = common::http_client().request(method.parse().unwrap(), url);
     for (name, value) in headers {
