@@ -104,6 +104,39 @@ async fn results_come_in_the_order_asked_and_sockets_hear_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn lists_to_many_rooms_at_once_leave_each_room_in_order() {
+    // Several lanes write to a server; a list goes through one of them, whatever its rooms.
+    let database = testkit::postgres::Postgres::shared().fresh_database();
+    let node = TestNode::start(&[("database-url", &database)]).await;
+    let door = node.at();
+    let rooms = ["a", "b", "c", "d"];
+    for room in rooms {
+        door.join("alice", room).await.close().await;
+    }
+    let mut alice = door.connect("/ws/chat/", "alice").await;
+    let chat = |room: &str| json!({"type": "chat", "to": format!("room:{room}"), "data": {"message": "x"}});
+    let calls = (0..60).map(|number| {
+        let mut order = rooms;
+        order.rotate_left(number % 4);
+        let body = if number % 3 == 0 { chat(order[0]) } else { json!(order.map(chat)) };
+        publish(door, body, "")
+    });
+    let answers = futures_util::future::join_all(calls).await;
+    assert!(answers.iter().all(|(status, _)| *status == 200), "{answers:?}");
+    let total: usize = answers.iter().map(|(_, answer)| answer["results"].as_array().unwrap().len()).sum();
+    let mut last = std::collections::HashMap::new();
+    for _ in 0..total {
+        let frame = alice.frame().await;
+        let last = last.entry(frame["group_name"].as_str().unwrap().to_owned()).or_insert(0);
+        *last += 1;
+        assert_eq!(frame["seq"], *last, "{frame}");
+    }
+    for room in rooms {
+        assert_eq!(seq(door, room).await, last[room]);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_idempotency_key_stands_in_for_the_id() {
     let node = TestNode::start(&[]).await;
     let door = node.at();
