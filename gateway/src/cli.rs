@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::fmt::Write as _;
+use std::time::Duration;
 
 use clap::{Arg, ArgAction, ArgMatches, Command};
 use serde_json::{Value, json};
@@ -42,7 +43,9 @@ pub fn command() -> Command {
                 .global(true)
                 .value_name("URL")
                 .env("GATEWAY_API_URL")
-                .help("Where the API is, for notify and room; default: the internal listener of these settings"),
+                .help(
+                    "Where the API is, for notify, room, dead and healthcheck; default: the internal listener of these settings",
+                ),
         )
         .subcommand(Command::new("serve").about("Run a node"))
         .subcommand(
@@ -75,7 +78,13 @@ pub fn command() -> Command {
                 .about("Notify a user")
                 .arg(user.clone())
                 .arg(Arg::new("text").required(true).value_name("TEXT"))
-                .arg(Arg::new("from").long("from").value_name("NAME").default_value("gateway").help("Who it is from")),
+                .arg(Arg::new("from").long("from").value_name("NAME").default_value("gateway").help("Who it is from"))
+                .arg(
+                    Arg::new("id")
+                        .long("id")
+                        .value_name("ID")
+                        .help("Identity, up to 128 bytes: the same again changes nothing; default: a new one"),
+                ),
         )
         .subcommand(
             Command::new("room")
@@ -97,7 +106,19 @@ pub fn command() -> Command {
             Command::new("dead")
                 .about("Events from the stream that can never work as they are")
                 .subcommand_required(true)
-                .subcommand(Command::new("list").about("List the newest"))
+                .subcommand(
+                    Command::new("list")
+                        .about("List the newest")
+                        .arg(
+                            Arg::new("limit")
+                                .long("limit")
+                                .value_name("N")
+                                .default_value("100")
+                                .value_parser(clap::value_parser!(u64))
+                                .help("At most so many, up to 1000"),
+                        )
+                        .arg(Arg::new("before").long("before").value_name("DEAD_ID").help("Only what is older")),
+                )
                 .subcommand(Command::new("show").about("Show one").arg(dead.clone()))
                 .subcommand(Command::new("retry").about("Write it to the stream again").arg(dead.clone()))
                 .subcommand(Command::new("drop").about("Forget it").arg(dead)),
@@ -172,6 +193,13 @@ pub fn show(collected: &Collected) -> String {
     text
 }
 
+/// Longest wait for a connection, and for an answer.
+const CONNECT_TIME: Duration = Duration::from_secs(5);
+const ANSWER_TIME: Duration = Duration::from_secs(60);
+
+/// Rooms asked for at a time.
+const PAGE: usize = 1000;
+
 /// Talks to the API of a running node.
 pub struct ApiClient {
     http: reqwest::Client,
@@ -182,9 +210,15 @@ pub struct ApiClient {
 /// Why a command that is a client of the API failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ApiError {
+    /// There can be no client.
+    #[error("HTTP cannot be used")]
+    Client(#[source] reqwest::Error),
     /// No answer.
     #[error("the node cannot be reached at {0}")]
     Unreachable(String, #[source] reqwest::Error),
+    /// An answer that no node gives.
+    #[error("{0} answered {1}, but not as the API does: is that the internal listener?")]
+    Foreign(String, reqwest::StatusCode),
     /// An answer that says no.
     #[error("{0}")]
     Refused(String),
@@ -192,12 +226,15 @@ pub enum ApiError {
 
 impl ApiClient {
     /// A client for the node of these settings, or of `--api-url`.
-    pub fn new(matches: &ArgMatches, config: &Config) -> Self {
+    pub fn new(matches: &ArgMatches, config: &Config) -> Result<Self, ApiError> {
         use secrecy::ExposeSecret;
         let url = matches.get_one::<String>("api-url").cloned();
         let url = url.unwrap_or_else(|| format!("http://{}", reachable(config.internal_listen)));
         let key = config.api_key.as_ref().map(|key| key.expose_secret().to_owned());
-        Self { http: reqwest::Client::new(), url: url.trim_end_matches('/').to_owned(), key }
+        // A proxy from the environment is for the way out; a node is on this network.
+        let http = reqwest::Client::builder().no_proxy().connect_timeout(CONNECT_TIME).timeout(ANSWER_TIME);
+        let http = http.build().map_err(ApiError::Client)?;
+        Ok(Self { http, url: url.trim_end_matches('/').to_owned(), key })
     }
 
     /// Runs `notify`, a `room` or a `dead` command and returns what to print.
@@ -205,17 +242,24 @@ impl ApiClient {
         let text = |matches: &ArgMatches, name: &str| matches.get_one::<String>(name).cloned().unwrap_or_default();
         if command == "notify" {
             let (user, from) = (text(matches, "user"), text(matches, "from"));
-            let body = json!({
+            let mut body = json!({
                 "type": "notification", "to": format!("user:{user}"), "source": "cli",
                 "data": {"message": text(matches, "text"), "from_user": from},
             });
+            if let Some(id) = matches.get_one::<String>("id") {
+                body["id"] = json!(id);
+            }
             return Ok(self.call(reqwest::Method::POST, "/api/events", Some(body)).await?["results"][0].to_string());
         }
         let Some((action, matches)) = matches.subcommand() else { return Ok(String::new()) };
         if command == "dead" {
             let one = || format!("/api/dead/{}", encode(&text(matches, "dead")));
             let (method, path) = match action {
-                "list" => (reqwest::Method::GET, "/api/dead".to_owned()),
+                "list" => {
+                    let limit = matches.get_one::<u64>("limit").copied().unwrap_or_default();
+                    let before = matches.get_one::<String>("before").map(|id| format!("&before={}", encode(id)));
+                    (reqwest::Method::GET, format!("/api/dead?limit={limit}{}", before.unwrap_or_default()))
+                }
                 "show" => (reqwest::Method::GET, one()),
                 "retry" => (reqwest::Method::POST, format!("{}/retry", one())),
                 _ => (reqwest::Method::DELETE, one()),
@@ -225,7 +269,7 @@ impl ApiClient {
         let path = |name: &str| format!("/api/rooms/{}", encode(&text(matches, name)));
         let member = || format!("{}/members/{}", path("room"), encode(&text(matches, "user")));
         let answer = match action {
-            "list" => self.call(reqwest::Method::GET, "/api/rooms", None).await?,
+            "list" => self.all_rooms().await?,
             "create" => {
                 let body = matches.get_one::<String>("display-name").map(|name| json!({"display_name": name}));
                 self.call(reqwest::Method::PUT, &path("room"), body).await?
@@ -238,10 +282,26 @@ impl ApiClient {
         Ok(answer.to_string())
     }
 
+    /// All pages as one.
+    async fn all_rooms(&self) -> Result<Value, ApiError> {
+        let mut all: Vec<Value> = Vec::new();
+        loop {
+            let last = all.last().and_then(|room| room["name"].as_str());
+            let after = last.map(|name| format!("&after={}", encode(name))).unwrap_or_default();
+            let path = format!("/api/rooms?limit={PAGE}{after}");
+            let mut page = self.call(reqwest::Method::GET, &path, None).await?;
+            let rooms = page["rooms"].as_array_mut().map(std::mem::take).unwrap_or_default();
+            let is_last = rooms.len() < PAGE;
+            all.extend(rooms);
+            if is_last {
+                return Ok(json!({ "rooms": all }));
+            }
+        }
+    }
+
     /// Asks for readiness.
     pub async fn is_ready(&self) -> bool {
-        let answer =
-            self.http.get(format!("{}/readyz", self.url)).timeout(std::time::Duration::from_secs(3)).send().await;
+        let answer = self.http.get(format!("{}/readyz", self.url)).timeout(Duration::from_secs(3)).send().await;
         answer.is_ok_and(|answer| answer.status().is_success())
     }
 
@@ -256,11 +316,13 @@ impl ApiClient {
         let unreachable = |error: reqwest::Error| ApiError::Unreachable(self.url.clone(), error.without_url());
         let answer = request.send().await.map_err(unreachable)?;
         let status = answer.status();
-        let value: Value = answer.json().await.unwrap_or_default();
+        let text = answer.text().await.map_err(unreachable)?;
+        let foreign = || ApiError::Foreign(self.url.clone(), status);
+        let value: Value = serde_json::from_str(&text).map_err(|_| foreign())?;
         if status.is_success() {
             return Ok(value);
         }
-        let detail = value["detail"].as_str().unwrap_or("no detail");
+        let detail = value["detail"].as_str().ok_or_else(foreign)?;
         Err(ApiError::Refused(format!("{status}: {detail}")))
     }
 }

@@ -27,8 +27,7 @@ pub(crate) struct Envelope {
     pub(crate) id: Option<String>,
     pub(crate) source: Option<String>,
     pub(crate) expires_at: Option<String>,
-    #[serde(rename = "time")]
-    pub(crate) _time: Option<String>,
+    pub(crate) time: Option<String>,
     #[serde(rename = "traceparent")]
     pub(crate) _traceparent: Option<String>,
 }
@@ -89,7 +88,7 @@ pub(crate) enum Failed {
 impl Envelope {
     /// What it means for each recipient. `default_source` and `default_id` stand in where it names none.
     pub(crate) fn items(
-        self,
+        &self,
         node: &Node,
         default_source: &str,
         default_id: Option<String>,
@@ -102,6 +101,9 @@ impl Envelope {
             Some(Ok(time)) => time <= OffsetDateTime::now_utc(),
             None => false,
         };
+        if self.time.as_deref().is_some_and(|text| OffsetDateTime::parse(text, &Rfc3339).is_err()) {
+            return Err(unusable("malformed", "time must be RFC 3339"));
+        }
         let source = self.source.as_deref().unwrap_or(default_source).to_owned();
         let id = self.id.clone().or(default_id).unwrap_or_else(|| uuid::Uuid::now_v7().to_string());
         for (what, text) in [("source", &source), ("id", &id)] {
@@ -149,11 +151,23 @@ impl Envelope {
             }
             _ => return Err(unusable("unknown_type", "type must be chat, notification or gateway.disconnect")),
         }
-        let message = text("message").ok_or_else(|| unusable("missing_field", "data.message is missing"))?.to_owned();
+        let message = text("message").ok_or_else(|| unusable("missing_field", "data.message is missing"))?;
+        let from_user = match self.data.get("from_user") {
+            None | Some(Value::Null) => source,
+            Some(Value::String(name)) => name,
+            Some(_) => return Err(unusable("malformed", "data.from_user must be text")),
+        };
+        // What the store would refuse; said here, before anything of a list is stored.
+        if [source, id, message, from_user].iter().any(|text| text.contains('\0')) {
+            return Err(unusable("malformed", "NUL cannot be stored"));
+        }
+        if from_user.chars().count() > persistence::MAX_NAME_CHARS {
+            return Err(unusable("malformed", "data.from_user is too long"));
+        }
         Ok(What::Store(Append {
             stream,
-            from_user: text("from_user").unwrap_or(source).to_owned(),
-            message,
+            from_user: from_user.to_owned(),
+            message: message.to_owned(),
             key: Some(Key::Event { source: source.to_owned(), id: id.to_owned() }),
             create_inbox: true,
             origin: Some((source.to_owned(), id.to_owned())),

@@ -69,10 +69,7 @@ async fn run(matches: &clap::ArgMatches) -> ExitCode {
             Err(errors) => return wrong_settings(&errors),
         },
         "token" => token(&config, arguments),
-        "healthcheck" => {
-            let ready = ApiClient::new(arguments, &config).is_ready().await;
-            Ok(if ready { ExitCode::SUCCESS } else { ExitCode::FAILURE })
-        }
+        "healthcheck" => healthcheck(&config, arguments).await,
         _ => call_api(&config, command, arguments).await,
     };
     result.unwrap_or_else(|error| failed(&error))
@@ -162,8 +159,13 @@ fn token(config: &Config, arguments: &clap::ArgMatches) -> anyhow::Result<ExitCo
     Ok(ExitCode::SUCCESS)
 }
 
+async fn healthcheck(config: &Config, arguments: &clap::ArgMatches) -> anyhow::Result<ExitCode> {
+    let ready = ApiClient::new(arguments, config)?.is_ready().await;
+    Ok(if ready { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
 async fn call_api(config: &Config, command: &str, arguments: &clap::ArgMatches) -> anyhow::Result<ExitCode> {
-    println!("{}", ApiClient::new(arguments, config).run(command, arguments).await?);
+    println!("{}", ApiClient::new(arguments, config)?.run(command, arguments).await?);
     Ok(ExitCode::SUCCESS)
 }
 

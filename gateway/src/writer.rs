@@ -4,8 +4,8 @@
 use std::sync::Arc;
 
 use channel_layer::{ChannelLayer, Event};
-use persistence::{Append, AppendError, Appended, Message, Notification, Store, StoreError, Stream};
-use tokio::sync::mpsc;
+use persistence::{Append, AppendError, Appended, Message, Notification, Refused, Store, StoreError, Stream};
+use tokio::sync::{mpsc, oneshot};
 use tokio_util::task::TaskTracker;
 
 use crate::events;
@@ -14,6 +14,9 @@ use crate::names::GroupNames;
 
 /// Rows per transaction, at most.
 const BATCH: usize = 500;
+
+/// Items of something that is stored as a whole, at most.
+pub(crate) const WHOLE: usize = 1000;
 
 /// Messages that may wait for a transaction; whoever comes after waits for room.
 const WAITING: usize = 4096;
@@ -32,9 +35,25 @@ pub(crate) enum WriteError {
 /// What is called with the result, after the commit and after the event was handed to the layer.
 pub(crate) type Done = Box<dyn FnOnce(Result<Appended, WriteError>) + Send>;
 
-struct Job {
-    append: Append,
-    done: Done,
+/// Why a whole was not stored.
+#[derive(Debug)]
+pub(crate) enum WholeError {
+    /// An item of it cannot be stored, so nothing was.
+    Refused(Refused),
+    /// As [`WriteError::Unavailable`].
+    Unavailable,
+}
+
+enum Job {
+    One {
+        append: Append,
+        done: Done,
+    },
+    /// All or nothing, in a transaction of its own.
+    Whole {
+        appends: Vec<Append>,
+        done: oneshot::Sender<Result<Vec<Appended>, WholeError>>,
+    },
 }
 
 /// A handle to the lanes that write. Items of one stream share a lane, so they are committed and
@@ -80,16 +99,31 @@ impl Writer {
     /// Hands over something to store. Waits only while too much is waiting already.
     pub(crate) async fn submit(&self, append: Append, done: Done) {
         let lane = lane_of(&append.stream, self.lanes.len());
-        if let Err(mpsc::error::SendError(job)) = self.lanes[lane].send(Job { append, done }).await {
-            (job.done)(Err(WriteError::Unavailable));
+        if let Err(mpsc::error::SendError(Job::One { done, .. })) =
+            self.lanes[lane].send(Job::One { append, done }).await
+        {
+            done(Err(WriteError::Unavailable));
         }
     }
 
     /// Stores and waits for the commit.
     pub(crate) async fn write(&self, append: Append) -> Result<Appended, WriteError> {
-        let (done, result) = tokio::sync::oneshot::channel();
+        let (done, result) = oneshot::channel();
         self.submit(append, Box::new(move |result| drop(done.send(result)))).await;
         result.await.map_err(|_| WriteError::Unavailable)?
+    }
+
+    /// Stores all or nothing and waits for the commit. At most [`WHOLE`] items.
+    ///
+    /// It goes through the lane of its first stream. In its other streams it may be published before what
+    /// another lane has committed just before; nodes put that in order by the positions.
+    pub(crate) async fn write_whole(&self, appends: Vec<Append>) -> Result<Vec<Appended>, WholeError> {
+        let Some(first) = appends.first() else { return Ok(Vec::new()) };
+        let lane = lane_of(&first.stream, self.lanes.len());
+        let (done, result) = oneshot::channel();
+        // A lane that has ended drops the job, and with it the sender of the result.
+        let _ = self.lanes[lane].send(Job::Whole { appends, done }).await;
+        result.await.map_err(|_| WholeError::Unavailable)?
     }
 }
 
@@ -103,16 +137,52 @@ fn lane_of(stream: &Stream, lanes: usize) -> usize {
 impl Lane {
     async fn run(self, mut waiting: mpsc::Receiver<Job>) {
         let mut jobs = Vec::with_capacity(BATCH);
+        let (mut batch, mut done) = (Vec::with_capacity(BATCH), Vec::with_capacity(BATCH));
         while waiting.recv_many(&mut jobs, BATCH).await > 0 {
-            let (batch, done): (Vec<Append>, Vec<Done>) = jobs.drain(..).map(|job| (job.append, job.done)).unzip();
-            let results = self.append(&batch).await;
-            for ((append, done), result) in batch.into_iter().zip(done).zip(results) {
-                if let Ok(appended) = &result
-                    && !appended.repeated
-                {
-                    self.publish(&append, appended);
+            for job in jobs.drain(..) {
+                match job {
+                    Job::One { append, done: one_done } => {
+                        batch.push(append);
+                        done.push(one_done);
+                    }
+                    Job::Whole { appends, done: whole_done } => {
+                        // What came before it is committed before it.
+                        self.write(&mut batch, &mut done).await;
+                        let result = self.append_all(&appends).await;
+                        if let Ok(stored) = &result {
+                            self.publish_new(appends.iter().zip(stored));
+                        }
+                        // Whoever asked may have gone.
+                        let _ = whole_done.send(result);
+                    }
                 }
-                done(result);
+            }
+            self.write(&mut batch, &mut done).await;
+        }
+    }
+
+    async fn write(&self, batch: &mut Vec<Append>, done: &mut Vec<Done>) {
+        if batch.is_empty() {
+            return;
+        }
+        let results = self.append(batch).await;
+        for ((append, done), result) in batch.drain(..).zip(done.drain(..)).zip(results) {
+            self.publish_new(result.iter().map(|appended| (&append, appended)));
+            done(result);
+        }
+    }
+
+    fn publish_new<'a>(&self, stored: impl Iterator<Item = (&'a Append, &'a Appended)>) {
+        stored.filter(|(_, appended)| !appended.repeated).for_each(|(append, appended)| self.publish(append, appended));
+    }
+
+    async fn append_all(&self, whole: &[Append]) -> Result<Vec<Appended>, WholeError> {
+        self.metrics.store_batch_size.observe(whole.len() as f64);
+        match self.metrics.time_store("append", self.store.append_all(whole)).await {
+            Ok(result) => result.map_err(WholeError::Refused),
+            Err(error) => {
+                self.log(&error, whole.len());
+                Err(WholeError::Unavailable)
             }
         }
     }

@@ -105,18 +105,99 @@ async fn rooms_and_notifications_from_the_command_line() {
     assert_eq!((frame["message"].as_str(), frame["from_user"].as_str()), (Some("hello"), Some("ops")));
     // The waiting inbox of somebody nobody has seen yet.
     assert_eq!(run(&["notify", "later", "hello"]).await.1["seq"], 1);
+    // The same identity again changes nothing, and other content under it is refused.
+    for repeated in [false, true] {
+        let (code, answer) = run(&["notify", "later", "once", "--id", "mail-1"]).await;
+        assert_eq!((code, &answer["seq"], &answer["repeated"]), (0, &Value::from(2), &Value::from(repeated)));
+    }
+    assert_eq!(run(&["notify", "later", "twice", "--id", "mail-1"]).await.0, 1);
     assert_eq!(run(&["room", "list"]).await.1["rooms"][0]["display_name"], "Café");
     assert_eq!(run(&["room", "remove", "café", "alice"]).await.0, 0);
     assert_eq!(run(&["room", "delete", "café"]).await.0, 0);
     assert_eq!(run(&["room", "show", "café"]).await.0, 1);
     let key = [("GATEWAY_API_URL", url.as_str()), ("GATEWAY_API_KEY", "wrong")];
-    assert_eq!(gateway(&["room", "list"], &key).await.code, 1);
+    let output = gateway(&["room", "list"], &key).await;
+    assert!(output.code == 1 && output.err.contains("the API key is missing or wrong"), "{}", output.err);
+    // A secret from a file, and a proxy that is for the way out only.
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), "key\n").unwrap();
+    let env = [("GATEWAY_API_KEY_FILE", file.path().to_str().unwrap()), ("http_proxy", "http://127.0.0.1:1")];
+    let output = gateway(&["room", "list", "--api-url", &format!("{url}/")], &env).await;
+    assert_eq!((output.code, output.out.trim()), (0, r#"{"rooms":[]}"#), "{}", output.err);
+    // The in-memory layer has no stream, so there are no dead letters.
+    let output = gateway(&["dead", "list", "--api-url", &url, "--api-key", "key"], &[]).await;
+    assert!(output.code == 1 && output.err.contains("there is no stream"), "{}", output.err);
+    // The wrong listener is told from a node that refuses.
+    let public = format!("http://{}", node.at().public);
+    let output = gateway(&["room", "list", "--api-url", &public], &[]).await;
+    assert!(output.code == 1 && output.err.contains("is that the internal listener"), "{}", output.err);
     let down = node.at();
     node.running.drain().await;
     eventually("the node is gone", || async {
         gateway(&["healthcheck", "--api-url", &format!("http://{}", down.internal)], &[]).await.code == 1
     })
     .await;
+}
+
+#[tokio::test]
+async fn the_default_address_is_the_internal_listener_and_dev_needs_no_key() {
+    let node = TestNode::start(&[("dev", "true"), ("api-key", "")]).await;
+    let internal = node.at().internal.to_string();
+    let env = [("GATEWAY_INTERNAL_LISTEN", internal.as_str())];
+    let output = gateway(&["notify", "alice", "hello"], &env).await;
+    assert_eq!(output.code, 0, "{}", output.err);
+    assert_eq!(node.at().api_with("GET", "/api/users/alice/notifications", None, &[]).await.1["unseen"], 1);
+    // A node that listens on all addresses is reached on loopback.
+    let everywhere = internal.replace("127.0.0.1", "0.0.0.0");
+    let env = [("GATEWAY_INTERNAL_LISTEN", everywhere.as_str())];
+    assert_eq!(gateway(&["healthcheck"], &env).await.code, 0);
+    assert_eq!(gateway(&["notify", "a/b", "hello"], &env).await.code, 1);
+}
+
+#[tokio::test]
+async fn all_rooms_are_listed_however_many_there_are() {
+    let node = TestNode::start(&[]).await;
+    let rooms: Vec<_> = (0..1001)
+        .map(|number| persistence::Membership {
+            room: format!("r{number:04}"),
+            user: "alice".into(),
+            create_room: true,
+        })
+        .collect();
+    node.running.node().store.add_members(&rooms).await.unwrap();
+    let url = format!("http://{}", node.at().internal);
+    let output = gateway(&["room", "list", "--api-url", &url, "--api-key", "key"], &[]).await;
+    let listed: Value = serde_json::from_str(&output.out).unwrap();
+    let listed = listed["rooms"].as_array().unwrap();
+    assert_eq!((listed.len(), &listed[1000]["name"]), (1001, &Value::from("r1000")));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn dead_letters_are_listed_shown_tried_again_and_dropped() {
+    let redis = testkit::redis::RedisServer::start();
+    let node = TestNode::start(&[("redis-url", &redis.url())]).await;
+    let url = format!("http://{}", node.at().internal);
+    let dead = async |arguments: &[&str]| {
+        let arguments = [&["dead"], arguments, &["--api-url", &url, "--api-key", "key"]].concat();
+        let output = gateway(&arguments, &[]).await;
+        (output.code, serde_json::from_str::<Value>(&output.out).unwrap_or_default())
+    };
+    for id in ["1", "2"] {
+        let fields = ["id", id, "source", "s", "type", "chat", "to", "room:later", "data", r#"{"message":"hi"}"#];
+        redis.cli(&[&["XADD", "gateway:events", "*"], &fields[..]].concat());
+    }
+    let count = async || dead(&["list"]).await.1["dead"].as_array().unwrap().len();
+    eventually("two dead letters", || async { count().await == 2 }).await;
+    let newest = dead(&["list", "--limit", "1"]).await.1["dead"][0]["dead_id"].as_str().unwrap().to_owned();
+    let (_, older) = dead(&["list", "--before", &newest]).await;
+    assert_eq!((older["dead"].as_array().unwrap().len(), &older["dead"][0]["fields"]["id"]), (1, &Value::from("1")));
+    assert_eq!(dead(&["show", &newest]).await.1["fields"]["id"], "2");
+    node.at().api("PUT", "/api/rooms/later", None).await;
+    assert_eq!(dead(&["retry", &newest]).await.0, 0);
+    eventually("it works now", || async { node.at().api("GET", "/api/rooms/later", None).await.1["seq"] == 1 }).await;
+    assert_eq!(dead(&["show", &newest]).await.0, 1);
+    assert_eq!(dead(&["drop", older["dead"][0]["dead_id"].as_str().unwrap()]).await.0, 0);
+    assert_eq!(count().await, 0);
 }
 
 #[tokio::test]

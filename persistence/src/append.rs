@@ -11,7 +11,7 @@ mod write;
 use std::collections::HashMap;
 
 use crate::{
-    Append, AppendError, Appended, Store, StoreError, Stream,
+    Append, AppendError, Appended, Refused, Store, StoreError, Stream,
     append::plan::{Heads, Plan},
     db::{Transaction, rows},
     error::Fault,
@@ -34,14 +34,27 @@ impl Store {
         if batch.is_empty() {
             return Ok(Vec::new());
         }
-        let checked: Vec<_> = batch.iter().map(|append| check(append).map(|()| Identity::of(append))).collect();
-        self.db.run(|| self.try_append(batch, &checked)).await
+        let checked = checked(batch);
+        self.db.run(|| self.try_append(batch, &checked, false)).await
+    }
+
+    /// As [`append`](Self::append), but all or nothing: when an item is refused, nothing of the batch is
+    /// stored, and the answer is the first refusal. A repeat is no refusal.
+    pub async fn append_all(&self, batch: &[Append]) -> Result<Result<Vec<Appended>, Refused>, StoreError> {
+        if batch.is_empty() {
+            return Ok(Ok(Vec::new()));
+        }
+        let checked = checked(batch);
+        let answers = self.db.run(|| self.try_append(batch, &checked, true)).await?;
+        let numbered = answers.into_iter().enumerate();
+        Ok(numbered.map(|(index, answer)| answer.map_err(|error| Refused { index, error })).collect())
     }
 
     async fn try_append(
         &self,
         batch: &[Append],
         checked: &[Result<Option<Identity>, AppendError>],
+        all_or_nothing: bool,
     ) -> Result<Vec<Result<Appended, AppendError>>, Fault> {
         let transaction = self.db.begin().await?;
         let heads = Heads {
@@ -49,11 +62,18 @@ impl Store {
             inboxes: self.lock_inboxes(&transaction, batch).await?,
         };
         let mut plan = Plan::new(batch, checked, heads, now());
+        if all_or_nothing && plan.refuses_any() {
+            return Ok(plan.answers());
+        }
         let mut claims = plan.claims();
         if !claims.is_empty() {
             let earlier = receipts::claim(&transaction, &mut claims).await?;
             if !earlier.is_empty() {
                 plan.settle_repeats(&earlier);
+                if all_or_nothing && plan.refuses_any() {
+                    // The dropped transaction gives back what was claimed.
+                    return Ok(plan.answers());
+                }
                 receipts::amend(&transaction, &mut plan.claims()).await?;
             }
         }
@@ -122,6 +142,10 @@ impl Store {
         }
         Ok(())
     }
+}
+
+fn checked(batch: &[Append]) -> Vec<Result<Option<Identity>, AppendError>> {
+    batch.iter().map(|append| check(append).map(|()| Identity::of(append))).collect()
 }
 
 /// Refuses what not all databases can store. One bad item must not fail the whole insert.

@@ -126,6 +126,17 @@ pub enum AppendError {
     Invalid(&'static str),
 }
 
+/// Why a batch that is stored as a whole or not at all was not stored.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("item {index}: {error}")]
+pub struct Refused {
+    /// The first item that was refused, counted from 0.
+    pub index: usize,
+    /// Why.
+    #[source]
+    pub error: AppendError,
+}
+
 /// A stored chat message.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Message {

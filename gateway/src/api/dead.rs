@@ -7,13 +7,14 @@ use super::{ApiResult, Call, Problem};
 use crate::node::Node;
 use crate::redis::{DeadLetters, RedisFailed, Server};
 
-/// Dead letters of one answer.
-const MAX_LIST: usize = 100;
+/// Dead letters of one answer: the default, and the most.
+const DEFAULT_LIMIT: u64 = 100;
+const MAX_LIMIT: u64 = 1000;
 
 impl From<RedisFailed> for Problem {
     fn from(error: RedisFailed) -> Self {
         tracing::warn!(error = &error as &dyn std::error::Error, "the dead letters cannot be read");
-        Self::new(StatusCode::SERVICE_UNAVAILABLE, "Redis is unavailable")
+        Self::unavailable("Redis is unavailable")
     }
 }
 
@@ -24,26 +25,40 @@ async fn open(node: &Node) -> Result<DeadLetters, Problem> {
     Ok(DeadLetters::open(server, &node.config.namespace).await?)
 }
 
-pub(super) async fn list(node: &Node) -> ApiResult {
-    Ok(json!({"dead": open(node).await?.list(None, MAX_LIST).await?}))
+pub(super) async fn list(call: &Call, node: &Node) -> ApiResult {
+    let limit = call.limit(DEFAULT_LIMIT, MAX_LIMIT)?;
+    let before: Option<String> = call.query("before")?;
+    let newest = before.as_deref().map(valid).transpose()?.map(|id| format!("({id}"));
+    let dead = open(node).await?.list(newest.as_deref().unwrap_or("+"), "-", limit).await?;
+    Ok(json!({ "dead": dead }))
 }
 
 pub(super) async fn show(node: &Node, id: &str) -> ApiResult {
-    let found = open(node).await?.list(Some(valid(id)?), 1).await?;
-    found.into_iter().next().ok_or_else(none)
+    let id = valid(id)?;
+    open(node).await?.list(id, id, 1).await?.into_iter().next().ok_or_else(none)
 }
 
-/// `POST` tries again, `DELETE` forgets.
-pub(super) async fn settle(call: &Call, node: &Node, id: &str) -> ApiResult {
-    let mut letters = open(node).await?;
-    let (id, retry) = (valid(id)?, call.method == http::Method::POST);
-    let found = if retry { letters.retry(id).await? } else { letters.drop_one(id).await? };
-    if found { Ok(json!({"dead_id": id, "retried": retry})) } else { Err(none()) }
+pub(super) async fn retry(node: &Node, id: &str) -> ApiResult {
+    let id = valid(id)?;
+    settled(id, true, open(node).await?.retry(id).await?)
 }
 
+pub(super) async fn drop_one(node: &Node, id: &str) -> ApiResult {
+    let id = valid(id)?;
+    settled(id, false, open(node).await?.drop_one(id).await?)
+}
+
+fn settled(id: &str, retried: bool, found: bool) -> ApiResult {
+    if found { Ok(json!({"dead_id": id, "retried": retried})) } else { Err(none()) }
+}
+
+/// An id in full, as Redis gives it: milliseconds and a number.
 fn valid(id: &str) -> Result<&str, Problem> {
-    let shape = !id.is_empty() && id.bytes().all(|byte| byte.is_ascii_digit() || byte == b'-');
-    if shape { Ok(id) } else { Err(Problem::bad("not the id of a dead letter")) }
+    let number = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit()) && text.parse::<u64>().is_ok();
+    match id.split_once('-') {
+        Some((milliseconds, sequence)) if number(milliseconds) && number(sequence) => Ok(id),
+        _ => Err(Problem::bad("not the id of a dead letter")),
+    }
 }
 
 fn none() -> Problem {

@@ -2,15 +2,21 @@
 
 mod dead;
 mod events;
+mod operations;
+mod problem;
 mod rooms;
 mod users;
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Buf, Bytes, BytesMut};
+use futures_util::{Stream, StreamExt, pin_mut};
+use http::header::{CONTENT_LENGTH, CONTENT_TYPE, EXPECT};
 use http::{HeaderMap, Method, StatusCode};
-use persistence::StoreError;
 use secrecy::ExposeSecret;
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use subtle::ConstantTimeEq;
 use warp::Filter;
@@ -20,9 +26,21 @@ use crate::auth;
 use crate::node::Node;
 use crate::pages;
 use crate::server::{Answer, answer, with};
+use operations::Operation;
+pub(crate) use problem::Problem;
 
 /// Bytes of a request's body: 1,000 envelopes of 64 KiB would be far more than anybody sends.
-const MAX_BODY: u64 = 8 * 1024 * 1024;
+const MAX_BODY: usize = 8 * 1024 * 1024;
+
+/// How long a body may take to come.
+const BODY_TIME: Duration = Duration::from_secs(30);
+
+/// How much of a refused body is read all the same, and for how long.
+const MAX_DISCARDED: usize = 4 * MAX_BODY;
+const DISCARD_TIME: Duration = Duration::from_secs(5);
+
+/// What is served as `/api/openapi.json`.
+const OPENAPI: &str = include_str!("../../openapi.json");
 
 /// `/metrics` and `/api/…`.
 pub(crate) fn routes(node: &Arc<Node>) -> BoxedFilter<(Answer,)> {
@@ -36,117 +54,154 @@ pub(crate) fn routes(node: &Arc<Node>) -> BoxedFilter<(Answer,)> {
         .and(warp::path::tail())
         .and(warp::query::raw().or(warp::any().map(String::new)).unify())
         .and(warp::header::headers_cloned())
-        .and(warp::body::content_length_limit(MAX_BODY).or(warp::any()).unify())
-        .and(warp::body::bytes())
-        .then(|node: Arc<Node>, method, tail: warp::path::Tail, query, headers: HeaderMap, body: Bytes| async move {
-            let path = tail.as_str().split('/').map(decode).collect::<Option<Vec<_>>>();
-            let call = Call { method, path: path.unwrap_or_default(), query, headers, body };
-            match call.run(&node).await {
+        .and(warp::body::stream())
+        .then(|node: Arc<Node>, method, tail: warp::path::Tail, query, headers: HeaderMap, body| async move {
+            let body = StreamExt::fuse(body);
+            pin_mut!(body);
+            let waits = headers.contains_key(EXPECT);
+            match serve(&node, method, tail.as_str(), query, headers, body.as_mut()).await {
                 Ok(value) => answer(StatusCode::OK, "application/json", value.to_string()),
-                Err(problem) => problem.answer(),
+                Err(problem) => {
+                    // A client that is still sending would see a broken connection instead of the answer.
+                    if !waits {
+                        discard(body).await;
+                    }
+                    problem.answer()
+                }
             }
         });
     metrics.or(api).unify().boxed()
+}
+
+type ApiResult = Result<Value, Problem>;
+
+/// A request to the API, allowed and read.
+struct Call {
+    query: String,
+    headers: HeaderMap,
+    body: Bytes,
+}
+
+/// In this order: who asks, for what, with which body.
+async fn serve(
+    node: &Arc<Node>,
+    method: Method,
+    path: &str,
+    query: String,
+    headers: HeaderMap,
+    body: impl Stream<Item = Result<impl Buf, warp::Error>> + Unpin,
+) -> ApiResult {
+    let path: Option<Vec<String>> = path.split('/').map(decode).collect();
+    let found = path.as_deref().map(|path| Operation::find(method.as_str(), path));
+    if matches!(found, Some(Ok((Operation::Document, _)))) {
+        return serde_json::from_str(OPENAPI)
+            .map_err(|_| Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "the document is broken"));
+    }
+    authorize(&headers, node)?;
+    let (operation, names) = found.ok_or_else(|| Problem::bad("the path is not UTF-8"))??;
+    let body = if operation.takes_body() { read(&headers, body).await? } else { Bytes::new() };
+    Call { query, headers, body }.run(node, operation, &names).await
 }
 
 fn decode(part: &str) -> Option<String> {
     percent_encoding::percent_decode_str(part).decode_utf8().ok().map(|part| part.into_owned())
 }
 
-/// A request to the API.
-struct Call {
-    method: Method,
-    /// Decoded segments after `/api/`.
-    path: Vec<String>,
-    query: String,
-    headers: HeaderMap,
-    body: Bytes,
-}
-
-/// Why a call has no result, as `application/problem+json`.
-#[derive(Debug)]
-pub(crate) struct Problem {
-    status: StatusCode,
-    detail: String,
-}
-
-impl Problem {
-    fn new(status: StatusCode, detail: impl Into<String>) -> Self {
-        Self { status, detail: detail.into() }
-    }
-
-    fn bad(detail: impl Into<String>) -> Self {
-        Self::new(StatusCode::BAD_REQUEST, detail)
-    }
-
-    fn no_room() -> Self {
-        Self::new(StatusCode::NOT_FOUND, "no such room")
-    }
-
-    fn answer(self) -> Answer {
-        let title = self.status.canonical_reason().unwrap_or("error");
-        let body =
-            json!({"type": "about:blank", "title": title, "status": self.status.as_u16(), "detail": self.detail});
-        answer(self.status, "application/problem+json", body.to_string())
-    }
-}
-
-impl From<StoreError> for Problem {
-    fn from(error: StoreError) -> Self {
-        tracing::warn!(error = &error as &dyn std::error::Error, "an API call failed in the database");
-        match error {
-            StoreError::Invalid(detail) => Self::bad(detail),
-            error if error.is_retryable() => Self::new(StatusCode::SERVICE_UNAVAILABLE, "the database is unavailable"),
-            _ => Self::new(StatusCode::INTERNAL_SERVER_ERROR, "the database failed"),
+fn authorize(headers: &HeaderMap, node: &Node) -> Result<(), Problem> {
+    match &node.config.api_key {
+        // With --dev both listeners are on loopback.
+        None if node.config.dev => Ok(()),
+        None => Err(Problem::unauthorized("no API key is configured")),
+        Some(key) => {
+            let given = auth::bearer(headers).unwrap_or_default();
+            let equal: bool = given.as_bytes().ct_eq(key.expose_secret().as_bytes()).into();
+            if equal { Ok(()) } else { Err(Problem::unauthorized("the API key is missing or wrong")) }
         }
     }
 }
 
-type ApiResult = Result<Value, Problem>;
+/// The body, within its bounds.
+async fn read(
+    headers: &HeaderMap,
+    mut body: impl Stream<Item = Result<impl Buf, warp::Error>> + Unpin,
+) -> Result<Bytes, Problem> {
+    let too_large = || Problem::too_large(format!("a body may have {MAX_BODY} bytes"));
+    let announced = headers.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<usize>().ok());
+    if announced.is_some_and(|length| length > MAX_BODY) {
+        return Err(too_large());
+    }
+    let reading = async {
+        let mut whole = BytesMut::new();
+        while let Some(part) = body.next().await {
+            let mut part = part.map_err(|_| Problem::bad("the body ended too early"))?;
+            if whole.len() + part.remaining() > MAX_BODY {
+                return Err(too_large());
+            }
+            whole.extend_from_slice(&part.copy_to_bytes(part.remaining()));
+        }
+        Ok(whole.freeze())
+    };
+    let body = tokio::time::timeout(BODY_TIME, reading)
+        .await
+        .map_err(|_| Problem::new(StatusCode::REQUEST_TIMEOUT, "the body took too long"))??;
+    // Also what keeps a page in somebody's browser from calling a node on their own machine: it cannot send
+    // this type without asking first.
+    let kind = headers.get(CONTENT_TYPE).and_then(|kind| kind.to_str().ok()?.split(';').next());
+    if !body.is_empty() && !kind.is_some_and(|kind| kind.trim().eq_ignore_ascii_case("application/json")) {
+        return Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "the Content-Type must be application/json"));
+    }
+    Ok(body)
+}
+
+/// Reads on and forgets, within bounds.
+async fn discard(mut body: impl Stream<Item = Result<impl Buf, warp::Error>> + Unpin) {
+    let reading = async {
+        let mut left = MAX_DISCARDED;
+        while let Some(Ok(part)) = body.next().await {
+            match left.checked_sub(part.remaining()) {
+                Some(rest) => left = rest,
+                None => break,
+            }
+        }
+    };
+    // Whoever sends longer is left.
+    let _ = tokio::time::timeout(DISCARD_TIME, reading).await;
+}
 
 impl Call {
-    async fn run(&self, node: &Arc<Node>) -> ApiResult {
-        self.authorize(node)?;
-        let path: Vec<&str> = self.path.iter().map(String::as_str).filter(|part| !part.is_empty()).collect();
-        match (self.method.as_str(), path.as_slice()) {
-            ("POST", ["events"]) => events::publish(self, node).await,
-            ("GET", ["rooms"]) => rooms::list(self, node).await,
-            ("GET", ["rooms", room]) => rooms::show(node, room).await,
-            ("PUT", ["rooms", room]) => rooms::create(self, node, room).await,
-            ("DELETE", ["rooms", room]) => rooms::delete(node, room).await,
-            ("GET", ["rooms", room, "history"]) => rooms::history(self, node, room).await,
-            ("PUT", ["rooms", room, "members", user]) => rooms::add_member(node, room, user).await,
-            ("DELETE", ["rooms", room, "members", user]) => rooms::remove_member(node, room, user).await,
-            ("GET", ["users", user]) => users::show(node, user).await,
-            ("GET", ["users", user, "notifications"]) => users::notifications(self, node, user).await,
-            ("POST", ["users", user, "seen"]) => users::seen(self, node, user).await,
-            ("GET", ["dead"]) => dead::list(node).await,
-            ("GET", ["dead", id]) => dead::show(node, id).await,
-            ("DELETE", ["dead", id]) | ("POST", ["dead", id, "retry"]) => dead::settle(self, node, id).await,
-            ("GET", ["nodes"]) => Ok(json!({"nodes": node.peers.nodes()})),
-            (_, ["events"] | ["nodes"] | ["rooms" | "users" | "dead", ..]) => {
-                Err(Problem::new(StatusCode::METHOD_NOT_ALLOWED, "not with this method"))
-            }
-            _ => Err(Problem::new(StatusCode::NOT_FOUND, "no such path")),
-        }
-    }
-
-    fn authorize(&self, node: &Node) -> Result<(), Problem> {
-        let refused = |detail: &str| Err(Problem::new(StatusCode::UNAUTHORIZED, detail));
-        match &node.config.api_key {
-            // With --dev both listeners are on loopback.
-            None if node.config.dev => Ok(()),
-            None => refused("no API key is configured"),
-            Some(key) => {
-                let given = auth::bearer(&self.headers).unwrap_or_default();
-                let equal: bool = given.as_bytes().ct_eq(key.expose_secret().as_bytes()).into();
-                if equal { Ok(()) } else { refused("the API key is missing or wrong") }
-            }
+    async fn run(&self, node: &Arc<Node>, operation: Operation, names: &[&str]) -> ApiResult {
+        let name = |index: usize| names.get(index).copied().unwrap_or_default();
+        let room = || valid("the room", name(0));
+        let user = |index| valid("the user", name(index));
+        match operation {
+            // Answered before.
+            Operation::Document => Ok(Value::Null),
+            Operation::Publish => events::publish(self, node).await,
+            Operation::ListRooms => rooms::list(self, node).await,
+            Operation::ShowRoom => rooms::show(node, room()?).await,
+            Operation::CreateRoom => rooms::create(self, node, room()?).await,
+            Operation::DeleteRoom => rooms::delete(node, room()?).await,
+            Operation::History => rooms::history(self, node, room()?).await,
+            Operation::AddMember => rooms::add_member(node, room()?, user(1)?).await,
+            Operation::RemoveMember => rooms::remove_member(node, room()?, user(1)?).await,
+            Operation::ShowUser => users::show(node, user(0)?).await,
+            Operation::Notifications => users::notifications(self, node, user(0)?).await,
+            Operation::Seen => users::seen(self, node, user(0)?).await,
+            Operation::Nodes => Ok(json!({"nodes": node.peers.nodes()})),
+            Operation::ListDead => dead::list(self, node).await,
+            Operation::ShowDead => dead::show(node, name(0)).await,
+            Operation::RetryDead => dead::retry(node, name(0)).await,
+            Operation::DropDead => dead::drop_one(node, name(0)).await,
         }
     }
 
     fn json(&self) -> ApiResult {
         serde_json::from_slice(&self.body).map_err(|_| Problem::bad("the body is not JSON"))
+    }
+
+    /// The body as one object.
+    fn body<T: DeserializeOwned>(&self) -> Result<T, Problem> {
+        object("the body", &self.json()?)
     }
 
     fn query<T: std::str::FromStr>(&self, name: &str) -> Result<Option<T>, Problem> {
@@ -155,10 +210,15 @@ impl Call {
             .transpose()
     }
 
+    /// `limit`, within 1 and `most`.
+    fn limit(&self, default: u64, most: u64) -> Result<u64, Problem> {
+        Ok(self.query("limit")?.unwrap_or(default).clamp(1, most))
+    }
+
     /// `before`, `after` and `limit` of a listing.
     fn range(&self) -> Result<(persistence::Range, u64), Problem> {
         use persistence::Range;
-        let limit = self.query::<u64>("limit")?.unwrap_or(pages::DEFAULT_LIMIT).clamp(1, pages::MAX_LIMIT);
+        let limit = self.limit(pages::DEFAULT_LIMIT, pages::MAX_LIMIT)?;
         let range = match (self.query("before")?, self.query("after")?) {
             (None, None) => Range::Latest,
             (Some(seq), None) => Range::Before(seq),
@@ -167,6 +227,14 @@ impl Call {
         };
         Ok((range, limit))
     }
+}
+
+fn object<'a, T: Deserialize<'a>>(what: &str, value: &'a Value) -> Result<T, Problem> {
+    // A derived reader would take a list of the fields' values as well.
+    if !value.is_object() {
+        return Err(Problem::bad(format!("{what} is not a JSON object")));
+    }
+    T::deserialize(value).map_err(|error| Problem::bad(format!("{what} is malformed: {error}")))
 }
 
 /// The name, if it can be one.

@@ -4,16 +4,21 @@ use std::sync::Arc;
 
 use channel_layer::{Event, GroupName, NameError};
 use persistence::Membership;
+use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::{ApiResult, Call, Problem, valid};
+use super::{ApiResult, Call, Problem};
 use crate::consumers::ROOMS_CHANGED;
 use crate::node::Node;
 use crate::pages;
 
+/// Rooms of one answer: the default, and the most.
+const DEFAULT_LIMIT: u64 = 100;
+const MAX_LIMIT: u64 = 1000;
+
 pub(super) async fn list(call: &Call, node: &Node) -> ApiResult {
     let after: Option<String> = call.query("after")?;
-    let limit = call.query::<u64>("limit")?.unwrap_or(100).clamp(1, 1000);
+    let limit = call.limit(DEFAULT_LIMIT, MAX_LIMIT)?;
     let rooms = node.store.rooms(after.as_deref(), limit).await?;
     let rooms: Vec<Value> = rooms
         .iter()
@@ -23,29 +28,32 @@ pub(super) async fn list(call: &Call, node: &Node) -> ApiResult {
 }
 
 pub(super) async fn show(node: &Node, room: &str) -> ApiResult {
-    let room = node.store.room(valid("the room", room)?).await?.ok_or_else(Problem::no_room)?;
+    let room = node.store.room(room).await?.ok_or_else(Problem::no_room)?;
     let mut members = node.store.members(&room.name).await?;
     members.sort();
-    let mut online: Vec<String> = node.peers.online(node, &members, None).await.into_iter().collect();
+    // As in the `presence` frame: also who hears the room by a token and is no member.
+    let group = node.names.room(&room.name).ok();
+    let mut online: Vec<String> = node.peers.online(node, &members, group).await.into_iter().collect();
     online.sort();
     Ok(json!({
         "name": room.name, "display_name": room.display_name, "seq": room.last_seq, "members": members, "online": online,
     }))
 }
 
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Wanted {
+    display_name: Option<String>,
+}
+
 pub(super) async fn create(call: &Call, node: &Node, room: &str) -> ApiResult {
-    let body = if call.body.is_empty() { json!({}) } else { call.json()? };
-    let display_name = match body.get("display_name") {
-        None | Some(Value::Null) => None,
-        Some(Value::String(name)) => Some(name.as_str()),
-        Some(_) => return Err(Problem::bad("display_name must be text")),
-    };
-    let room = node.store.create_room(valid("the room", room)?, display_name).await?;
+    let Wanted { display_name } = if call.body.is_empty() { Wanted::default() } else { call.body()? };
+    let room = node.store.create_room(room, display_name.as_deref()).await?;
     Ok(json!({"name": room.name, "display_name": room.display_name, "seq": room.last_seq}))
 }
 
 pub(super) async fn delete(node: &Node, room: &str) -> ApiResult {
-    if !node.store.delete_room(valid("the room", room)?).await? {
+    if !node.store.delete_room(room).await? {
         return Err(Problem::no_room());
     }
     // The room's own group still has its sockets: they look again and leave.
@@ -54,7 +62,6 @@ pub(super) async fn delete(node: &Node, room: &str) -> ApiResult {
 }
 
 pub(super) async fn add_member(node: &Node, room: &str, user: &str) -> ApiResult {
-    let (room, user) = (valid("the room", room)?, valid("the user", user)?);
     let pair = Membership { room: room.to_owned(), user: user.to_owned(), create_room: false };
     if node.store.add_members(&[pair]).await? != [true] {
         return Err(Problem::no_room());
@@ -64,7 +71,6 @@ pub(super) async fn add_member(node: &Node, room: &str, user: &str) -> ApiResult
 }
 
 pub(super) async fn remove_member(node: &Node, room: &str, user: &str) -> ApiResult {
-    let (room, user) = (valid("the room", room)?, valid("the user", user)?);
     let removed = node.store.remove_member(room, user).await?;
     // Told in any case: the room may have come from the user's token.
     tell(node, node.names.user(user), Event::new(ROOMS_CHANGED).with("removed", room)).await;
@@ -86,6 +92,6 @@ async fn tell(node: &Node, group: Result<GroupName, NameError>, event: Event) {
 
 pub(super) async fn history(call: &Call, node: &Arc<Node>, room: &str) -> ApiResult {
     let (range, limit) = call.range()?;
-    let room = node.store.room(valid("the room", room)?).await?.ok_or_else(Problem::no_room)?;
+    let room = node.store.room(room).await?.ok_or_else(Problem::no_room)?;
     Ok(pages::history(node, &room, range, limit).await?)
 }

@@ -1,36 +1,41 @@
 //! Users: where they are connected, and their inboxes.
 
 use persistence::Seen;
-use serde_json::{Value, json};
+use serde::Deserialize;
+use serde_json::json;
+use uuid::Uuid;
 
-use super::{ApiResult, Call, Problem, valid};
+use super::{ApiResult, Call, Problem};
 use crate::node::Node;
 use crate::pages;
 
+/// Ids of one call.
+const MAX_IDS: usize = 1000;
+
 pub(super) async fn show(node: &Node, user: &str) -> ApiResult {
-    let user = valid("the user", user)?;
     let sockets = node.peers.sockets(node, user).await;
     Ok(json!({"name": user, "sockets": sockets}))
 }
 
 pub(super) async fn notifications(call: &Call, node: &Node, user: &str) -> ApiResult {
     let (range, limit) = call.range()?;
-    let user = valid("the user", user)?;
     let unseen_only = call.query::<bool>("unseen")?.unwrap_or(false);
     Ok(pages::notifications(node, user, range, unseen_only, limit).await?)
 }
 
+/// One of the two.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Marked {
+    ids: Option<Vec<Uuid>>,
+    up_to: Option<u64>,
+}
+
 pub(super) async fn seen(call: &Call, node: &Node, user: &str) -> ApiResult {
-    let user = valid("the user", user)?;
-    let body = call.json()?;
-    let which = match (body.get("ids"), body.get("up_to").and_then(Value::as_u64)) {
-        (Some(Value::Array(ids)), None) => Seen::Ids(
-            ids.iter()
-                .map(|id| id.as_str().and_then(|id| id.parse().ok()))
-                .collect::<Option<_>>()
-                .ok_or_else(|| Problem::bad("ids must be UUIDs"))?,
-        ),
-        (None, Some(seq)) => Seen::UpTo(seq),
+    let which = match call.body()? {
+        Marked { ids: Some(ids), up_to: None } if ids.len() <= MAX_IDS => Seen::Ids(ids),
+        Marked { ids: Some(_), up_to: None } => return Err(Problem::bad(format!("at most {MAX_IDS} ids"))),
+        Marked { ids: None, up_to: Some(seq) } => Seen::UpTo(seq),
         _ => return Err(Problem::bad("either ids or up_to")),
     };
     Ok(pages::mark_seen(node, user, which, None).await?)

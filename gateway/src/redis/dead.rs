@@ -21,9 +21,13 @@ impl DeadLetters {
         Ok(Self { redis: server.open(&dead).await?, server, stream, dead })
     }
 
-    /// The newest, at most `count`; or the one of this id.
-    pub(crate) async fn list(&mut self, id: Option<&str>, count: usize) -> Result<Vec<serde_json::Value>, RedisFailed> {
-        let (newest, oldest) = (id.unwrap_or("+"), id.unwrap_or("-"));
+    /// Those from `newest` down to `oldest`, at most `count`; bounds as `XREVRANGE` knows them.
+    pub(crate) async fn list(
+        &mut self,
+        newest: &str,
+        oldest: &str,
+        count: u64,
+    ) -> Result<Vec<serde_json::Value>, RedisFailed> {
         let mut command = redis::cmd("XREVRANGE");
         command.arg(&self.dead).arg(newest).arg(oldest).arg("COUNT").arg(count);
         let answer: Value = command.query_async(&mut self.redis.connection).await?;

@@ -302,7 +302,7 @@ fn envelope(fields: &[(String, Vec<u8>)]) -> Result<Envelope, Unusable> {
         id: Some(must("id")?),
         source: Some(must("source")?),
         expires_at: texts.get("expires_at").map(|text| (*text).to_owned()),
-        _time: None,
+        time: None,
         _traceparent: None,
     })
 }

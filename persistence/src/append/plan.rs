@@ -167,6 +167,10 @@ impl<'a> Plan<'a> {
         self.new_messages().map(|new| (&new.append.stream, (new.seq, new.id))).collect()
     }
 
+    pub(super) fn refuses_any(&self) -> bool {
+        self.fates.iter().any(|fate| matches!(fate, Fate::Refused(_)))
+    }
+
     pub(super) fn answers(&self) -> Vec<Result<Appended, AppendError>> {
         (0..self.fates.len()).map(|index| self.answer(index)).collect()
     }

@@ -1,6 +1,6 @@
 //! Repeats of a message with a key.
 
-use persistence::{AppendError, Range};
+use persistence::{AppendError, Range, Refused};
 
 use crate::common::*;
 
@@ -12,6 +12,7 @@ on_all_databases!(
     a_conflict_leaves_no_hole,
     fifty_at_once_store_one,
     one_client_id_for_two_rooms_at_once,
+    a_whole_batch_is_stored_or_nothing_of_it,
 );
 
 async fn a_repeat_gets_the_first_answer(database: Database) {
@@ -158,4 +159,36 @@ async fn one_client_id_for_two_rooms_at_once(database: Database) {
         total += read.len();
     }
     assert_eq!(total, 20);
+}
+
+async fn a_whole_batch_is_stored_or_nothing_of_it(database: Database) {
+    let store = database.store().await;
+    store.create_room("lobby", None).await.unwrap();
+    let to = |user: &str, id: &str, text: &str| {
+        let mut append = notify(user, text);
+        append.key = event_key("shop", id);
+        append
+    };
+    let first = stored(&store, to("alice", "1", "paid")).await;
+    let fresh = || to("bob", "2", "paid");
+    // Refused by a key of an earlier batch, by one of this batch, and by a room that is not there.
+    for (bad, error) in [
+        (vec![to("alice", "1", "not paid")], AppendError::KeyReused),
+        (vec![to("carol", "3", "a"), to("carol", "3", "b")], AppendError::KeyReused),
+        (vec![chat("nowhere", "shop", "hi")], AppendError::RoomNotFound),
+    ] {
+        let batch = [vec![chat("lobby", "shop", "hi"), fresh()], bad].concat();
+        let index = batch.len() - 1;
+        assert_eq!(store.append_all(&batch).await.unwrap(), Err(Refused { index, error }));
+    }
+    assert_eq!(store.room("lobby").await.unwrap().unwrap().last_seq, 0);
+    for user in ["bob", "carol"] {
+        assert!(store.notifications(user, Range::Latest, false, 10).await.unwrap().is_empty());
+    }
+    // Nothing was claimed either, and a repeat is no refusal.
+    let batch = [fresh(), to("alice", "1", "paid"), fresh(), chat("lobby", "shop", "hi")];
+    let results = store.append_all(&batch).await.unwrap().unwrap();
+    let repeated: Vec<_> = results.iter().map(|result| result.repeated).collect();
+    assert_eq!(repeated, [false, true, true, false]);
+    assert_eq!((results[0].seq, results[1].id, results[2].id, results[3].seq), (1, first.id, results[0].id, 1));
 }
