@@ -123,6 +123,7 @@ impl Node {
             store.clone(),
             Arc::clone(&registry),
             Arc::clone(&metrics),
+            &config,
             &background,
             &stop,
         )
@@ -159,6 +160,7 @@ impl Node {
             let ingest = crate::redis::ingest(Arc::clone(&node), url.expose_secret().to_owned());
             background.spawn(stop.clone().run_until_cancelled_owned(ingest));
         }
+        background.spawn(crate::retention::run(Arc::clone(&node), accepting.clone()));
         background.spawn(server::serve_public(Arc::clone(&node), public, accepting.clone()));
         background.spawn(server::serve_internal(Arc::clone(&node), internal, stop.clone()));
         let listen = |error| NodeError::Listen(node.config.listen, error);
