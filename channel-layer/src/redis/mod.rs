@@ -12,15 +12,12 @@ mod core;
 mod hand_over;
 mod inbox;
 mod pattern;
-mod publisher;
 mod pubsub;
-#[allow(dead_code, reason = "for the layers that are being built on it")]
 mod refusal;
 mod tls;
-#[allow(dead_code, reason = "for the layers that are being built on it")]
 mod topology;
 mod wire;
 
 pub use core::{RedisCoreBuilder, RedisCoreLayer};
 pub use pubsub::{RedisPubSubBuilder, RedisPubSubLayer};
-pub use topology::Host;
+pub use topology::{Connector, Host};

@@ -8,6 +8,7 @@ mod deliver;
 mod fill;
 mod group;
 mod join;
+mod twin;
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::hash::{BuildHasher, RandomState};
@@ -23,6 +24,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::config::Config;
 use crate::metrics::{ByReason, Metrics};
+use crate::names::GroupNames;
 use crate::recent::Memory;
 use crate::registry::Registry;
 use crate::socket::Socket;
@@ -41,6 +43,7 @@ pub(crate) struct Hub {
     store: Store,
     registry: Arc<Registry>,
     metrics: Arc<Metrics>,
+    names: GroupNames,
     relay: OnceLock<Relay>,
     shards: Box<[Shard]>,
     hasher: RandomState,
@@ -72,6 +75,8 @@ struct Shard {
 /// What a dispatcher does next.
 enum Work {
     Layer(Delivery),
+    /// An event for one socket that has come for a group as well.
+    Twin(twin::Twin),
     /// Rows that were missing, or the news that there are none.
     Filled(Filled),
 }
@@ -104,6 +109,7 @@ impl Hub {
             store,
             registry,
             metrics,
+            names: GroupNames::new(&config.user_group, config.layer.raw_group_names),
             relay: OnceLock::new(),
             shards: (0..shards).map(|_| Shard::new()).collect(),
             hasher: RandomState::new(),
@@ -272,6 +278,9 @@ struct Sink(Weak<Hub>);
 impl RelaySink for Sink {
     fn deliver(&self, batch: &mut Vec<Delivery>) {
         let Some(hub) = self.0.upgrade() else { return };
+        for twin in twin::take(batch) {
+            hub.push(hub.shard_of(&twin.group), Work::Twin(twin));
+        }
         for delivery in batch.drain(..) {
             let shard = match &delivery {
                 Delivery::Group { group, .. } => hub.shard_of(group),
@@ -282,7 +291,7 @@ impl RelaySink for Sink {
                     hub.layer_changed.notify_one();
                     continue;
                 }
-                Delivery::Reconnected => {
+                Delivery::Reconnected(_) => {
                     hub.layer_down.store(false, Ordering::Relaxed);
                     hub.reconcile_now.notify_one();
                     hub.layer_changed.notify_one();
