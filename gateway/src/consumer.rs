@@ -408,18 +408,6 @@ impl Context {
         }
     }
 
-    /// Waits until the client has taken at least half of what may wait for it, or is gone.
-    pub(crate) async fn drained(&self) {
-        let enough = self.socket.outbox_limit() / 2;
-        std::future::poll_fn(|task| {
-            self.socket.register(task.waker());
-            crate::connection::poll_flush(&self.socket, task);
-            let done = self.socket.waiting() <= enough || self.socket.closing().is_some();
-            if done { std::task::Poll::Ready(()) } else { std::task::Poll::Pending }
-        })
-        .await;
-    }
-
     pub(crate) fn node(&self) -> &Arc<Node> {
         &self.node
     }

@@ -28,6 +28,7 @@ label!(ByCate, cate: &'static str);
 label!(ByType, r#type: &'static str);
 label!(ByOperation, operation: &'static str);
 label!(ByResult, result: &'static str);
+label!(ByKind, kind: &'static str);
 
 fn seconds() -> Histogram {
     Histogram::new([0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0])
@@ -74,6 +75,10 @@ pub struct Metrics {
     pub stream_pending: Gauge,
     pub stream_events: Family<ByResult, Counter>,
     pub stream_dead: Family<ByReason, Counter>,
+    pub resumes: Family<ByKind, Counter>,
+    pub recent_bytes: Gauge,
+    pub retention_runs: Family<ByResult, Counter>,
+    pub retention_deleted: Family<ByKind, Counter>,
     pub draining: Gauge<i64, AtomicI64>,
 }
 
@@ -136,6 +141,12 @@ impl Metrics {
             "stream_events", "Entries finished by this node", Family::<ByResult, Counter>::default();
             "stream_dead", "Entries this node sent to the dead letters", Family::<ByReason, Counter>::default();
         };
+        let (resumes, recent_bytes, retention_runs, retention_deleted) = register! {
+            "resumes", "Streams that clients caught up in, by where it came from: nothing missed, memory or database", Family::<ByKind, Counter>::default();
+            "recent_bytes", "Memory taken by recent messages for clients that come back", Gauge::default();
+            "retention_runs", "Turns to delete what is old, by how they ended; skipped: another node did it", Family::<ByResult, Counter>::default();
+            "retention_deleted", "Old rows deleted by this node", Family::<ByKind, Counter>::default();
+        };
         registry.register("build", "Version of this node", Info::new([("version", env!("CARGO_PKG_VERSION"))]));
         Self {
             registry,
@@ -171,6 +182,10 @@ impl Metrics {
             stream_pending,
             stream_events,
             stream_dead,
+            resumes,
+            recent_bytes,
+            retention_runs,
+            retention_deleted,
             draining,
         }
     }

@@ -116,7 +116,7 @@ impl Node {
             store.clone(),
             Arc::clone(&registry),
             Arc::clone(&metrics),
-            names.clone(),
+            &config,
             &background,
             &stop,
         )
@@ -152,6 +152,7 @@ impl Node {
             let ingest = redis::ingest(Arc::clone(&node), server);
             background.spawn(stop.clone().run_until_cancelled_owned(ingest));
         }
+        background.spawn(crate::retention::run(Arc::clone(&node), accepting.clone()));
         background.spawn(server::serve_public(Arc::clone(&node), public, accepting.clone()));
         background.spawn(server::serve_internal(Arc::clone(&node), internal, stop.clone()));
         let listen = |error| NodeError::Listen(node.config.listen, error);

@@ -5,10 +5,16 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Instant;
 
 use channel_layer::Event;
 use persistence::Head;
 use uuid::Uuid;
+
+use crate::consumer::SharedHandler;
+use crate::recent::Recent;
+use crate::resume::Place;
+use crate::websocket::WireFrame;
 
 /// Events behind a hole that are held; what is over is fetched again from the database later.
 const MAX_HELD: usize = 1024;
@@ -25,6 +31,21 @@ pub(crate) struct Position {
     foreign: Option<(i64, u64, Arc<Event>)>,
     /// Questions to the database that brought nothing.
     fruitless: u8,
+    /// The events up to here.
+    recent: Recent,
+    /// The stream may have another history by now: clients' places are the database's to judge.
+    doubtful: bool,
+}
+
+/// What memory has for a client that comes back.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Recall {
+    /// Everything after the client's place, up to this `seq`.
+    Missed(Vec<WireFrame>, u64),
+    /// Rows up to `to`, of this epoch, would have to be read for an answer.
+    Before { epoch: i64, to: u64 },
+    /// Only the database can tell.
+    Unknown,
 }
 
 /// What became of an event.
@@ -42,7 +63,7 @@ pub(crate) enum Offer {
 
 impl Position {
     /// A stream whose head the database gave; what comes after it will be delivered.
-    pub(crate) fn at(head: &Head) -> Self {
+    pub(crate) fn at(head: &Head, recent: Recent) -> Self {
         Self {
             epoch: head.epoch,
             seq: head.last_seq,
@@ -50,6 +71,8 @@ impl Position {
             held: BTreeMap::new(),
             foreign: None,
             fruitless: 0,
+            recent,
+            doubtful: false,
         }
     }
 
@@ -101,19 +124,23 @@ impl Position {
         if seq > self.seq + 1 {
             self.seq = seq - 1;
             self.id = None;
+            self.recent.forget();
             self.held.retain(|held, _| *held >= seq);
             self.deliver_held(ready);
         }
     }
 
     /// The database's head has been read, after the node had stood at `asked_at`. Returns whether the
-    /// stream begins afresh: it has another epoch, or it has gone back behind us (a restored backup).
+    /// stream begins afresh: it has another epoch, or it has gone back behind us or has another message
+    /// where we are (a restored backup, or one that somebody on the layer made up).
     pub(crate) fn check_head(&mut self, head: &Head, asked_at: u64, ready: &mut Vec<Arc<Event>>) -> bool {
         let foreign = self.foreign.take();
-        if head.epoch == self.epoch && head.last_seq >= asked_at {
+        self.doubtful = false;
+        if head.epoch == self.epoch && head.last_seq >= asked_at && !self.is_another(head) {
             return false;
         }
         let afresh = self.epoch != 0;
+        self.recent.forget();
         self.held.clear();
         self.epoch = head.epoch;
         match foreign {
@@ -127,6 +154,61 @@ impl Position {
             }
         }
         afresh
+    }
+
+    /// Whether this head is of another history: at our very `seq` it has another message.
+    pub(crate) fn is_another(&self, head: &Head) -> bool {
+        head.last_seq == self.seq && self.id.zip(head.last_id).is_some_and(|(ours, theirs)| ours != theirs)
+    }
+
+    /// What a client at `place` has missed, if memory has it. Not more than `most` events; 0 is any number.
+    pub(crate) fn recall(&mut self, place: Place, most: u64, render: SharedHandler) -> Recall {
+        let Some(missed) = self.seq.checked_sub(place.seq).filter(|_| !self.doubtful) else {
+            return Recall::Unknown;
+        };
+        let checked = place.id.filter(|_| place.seq > 0);
+        if missed == 0 {
+            let same = checked.is_none() || checked == self.id;
+            return if same { Recall::Missed(Vec::new(), self.seq) } else { Recall::Unknown };
+        }
+        if most > 0 && missed > most {
+            return Recall::Unknown;
+        }
+        // With an id, the row that the client has is needed too.
+        let needed = missed + u64::from(checked.is_some());
+        let kept = self.recent.len() as u64;
+        if needed > kept {
+            let to = self.seq - kept;
+            let worth_it = self.epoch != 0 && self.recent.wants(needed);
+            return if worth_it { Recall::Before { epoch: self.epoch, to } } else { Recall::Unknown };
+        }
+        let Ok(count) = usize::try_from(missed) else { return Recall::Unknown };
+        if checked.is_some() && self.recent.id(count) != checked {
+            return Recall::Unknown;
+        }
+        self.recent.frames(count, render).map_or(Recall::Unknown, |frames| Recall::Missed(frames, self.seq))
+    }
+
+    /// Puts rows from the database before what is in memory, if they still fit there: ascending, the
+    /// last one is `to`. `complete`: there are no older ones. Returns whether they fitted.
+    pub(crate) fn remember(&mut self, epoch: i64, to: u64, rows: Vec<(u64, Uuid, WireFrame)>, complete: bool) -> bool {
+        let contiguous = rows.iter().rev().enumerate().all(|(back, (seq, ..))| *seq + back as u64 == to);
+        let fits = epoch == self.epoch && self.seq.checked_sub(to) == Some(self.recent.len() as u64) && contiguous;
+        if fits {
+            self.recent.put_before(rows.into_iter().map(|(_, id, frame)| (id, frame)).collect(), complete);
+        }
+        fits
+    }
+
+    /// The stream may be gone, or another one by now: until it shows itself again the database answers.
+    pub(crate) fn doubt(&mut self) {
+        self.recent.forget();
+        self.doubtful = true;
+    }
+
+    /// Forgets what is too old to be asked for.
+    pub(crate) fn trim_recent(&mut self, now: Instant) {
+        self.recent.trim(now);
     }
 
     /// Called when the database had nothing for a hole. What is held although the database knows of
@@ -148,7 +230,9 @@ impl Position {
     fn deliver(&mut self, seq: u64, event: Arc<Event>, ready: &mut Vec<Arc<Event>>) {
         self.seq = seq;
         self.fruitless = 0;
+        self.doubtful = false;
         self.id = event.text("id").and_then(|id| id.parse().ok());
+        self.recent.push(self.id, &event);
         ready.push(event);
     }
 }
@@ -156,6 +240,8 @@ impl Position {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::events;
+    use crate::recent::Memory;
     use proptest::prelude::*;
 
     fn event(seq: u64) -> Arc<Event> {
@@ -167,7 +253,44 @@ mod tests {
     }
 
     fn start(seq: u64) -> Position {
-        Position::at(&Head { epoch: 1, last_seq: seq, last_id: None })
+        Position::at(&Head { epoch: 1, last_seq: seq, last_id: None }, Recent::shared(&Memory::new(1 << 20)))
+    }
+
+    fn id(seq: u64) -> Uuid {
+        Uuid::from_u128(seq.into())
+    }
+
+    fn place(seq: u64) -> Place {
+        Place { seq, id: Some(id(seq)) }
+    }
+
+    fn stored(seq: u64) -> Arc<Event> {
+        let event = Event::new("chat_message").with("message", seq.to_string()).with("group_name", "lobby");
+        Arc::new(event.with("id", id(seq).to_string()).with("seq", seq as i64).with("epoch", 1))
+    }
+
+    fn row(seq: u64) -> (u64, Uuid, WireFrame) {
+        (seq, id(seq), WireFrame::text(&seq.to_string()))
+    }
+
+    /// At 10, with 8, 9 and 10 in memory.
+    fn at_ten() -> Position {
+        let (mut position, mut ready) = (start(7), Vec::new());
+        for seq in 8..=10 {
+            position.offer(1, seq, stored(seq), &mut ready);
+        }
+        position
+    }
+
+    fn recall(position: &mut Position, place: Place) -> Recall {
+        position.recall(place, 1000, events::chat_message)
+    }
+
+    fn missed(recall: Recall) -> usize {
+        match recall {
+            Recall::Missed(frames, 10) => frames.len(),
+            other => panic!("{other:?}"),
+        }
     }
 
     #[test]
@@ -201,6 +324,68 @@ mod tests {
         position.offer(1, 1_000_000, event(1_000_000), &mut ready);
         (0..3).for_each(|_| position.give_up_after_a_while());
         assert!(!position.has_hole() && ready.is_empty());
+    }
+
+    #[test]
+    fn what_was_missed_comes_from_memory_where_the_place_is_known() {
+        let mut position = at_ten();
+        assert_eq!(missed(recall(&mut position, place(8))), 2);
+        assert_eq!(missed(recall(&mut position, place(10))), 0);
+        assert_eq!(missed(recall(&mut position, Place { seq: 7, id: None })), 3);
+        // The row of the place itself is not there, nor what is before it.
+        assert_eq!(recall(&mut position, place(7)), Recall::Before { epoch: 1, to: 7 });
+        assert_eq!(recall(&mut position, Place { seq: 0, id: None }), Recall::Before { epoch: 1, to: 7 });
+        for other in [Place { seq: 9, id: Some(id(1)) }, Place { seq: 10, id: Some(id(1)) }, place(11)] {
+            assert_eq!(recall(&mut position, other), Recall::Unknown, "{other:?}");
+        }
+        assert_eq!(position.recall(place(8), 1, events::chat_message), Recall::Unknown, "more than may be sent");
+    }
+
+    #[test]
+    fn rows_are_remembered_only_where_they_fit() {
+        let mut position = at_ten();
+        assert!(!position.remember(2, 7, vec![row(6), row(7)], false), "another epoch");
+        assert!(!position.remember(1, 6, vec![row(5), row(6)], false), "not right before");
+        assert!(!position.remember(1, 7, vec![row(5), row(7)], false), "a hole");
+        assert_eq!(recall(&mut position, place(7)), Recall::Before { epoch: 1, to: 7 });
+        assert!(position.remember(1, 7, vec![row(6), row(7)], false));
+        assert_eq!(missed(recall(&mut position, place(6))), 4);
+        assert_eq!(recall(&mut position, place(5)), Recall::Before { epoch: 1, to: 5 });
+        assert!(position.remember(1, 5, Vec::new(), true));
+        assert_eq!(recall(&mut position, place(5)), Recall::Unknown, "the database has nothing older");
+    }
+
+    #[test]
+    fn in_doubt_nothing_is_remembered() {
+        let mut ready = Vec::new();
+        let doubts: [&dyn Fn(&mut Position); 5] = [
+            &|position| position.skip_to(20, &mut Vec::new()),
+            &|position| position.doubt(),
+            // An event without an id.
+            &|position| assert_eq!(position.offer(1, 11, event(11), &mut Vec::new()), Offer::Ready),
+            &|position| {
+                assert!(position.check_head(&Head { epoch: 2, last_seq: 10, last_id: None }, 10, &mut Vec::new()));
+            },
+            // The same place, but another message there.
+            &|position| {
+                let head = Head { epoch: 1, last_seq: 10, last_id: Some(id(77)) };
+                assert!(position.check_head(&head, 10, &mut Vec::new()));
+                assert_eq!(position.id(), Some(id(77)));
+            },
+        ];
+        for (number, doubt) in doubts.iter().enumerate() {
+            let mut position = at_ten();
+            doubt(&mut position);
+            assert!(!matches!(recall(&mut position, place(9)), Recall::Missed(..)), "{number}");
+        }
+        let mut position = at_ten();
+        position.doubt();
+        assert_eq!(recall(&mut position, place(10)), Recall::Unknown);
+        assert_eq!(position.offer(1, 11, stored(11), &mut ready), Offer::Ready);
+        assert!(matches!(recall(&mut position, place(11)), Recall::Missed(..)), "it has shown itself");
+        let mut position = at_ten();
+        assert!(!position.check_head(&Head { epoch: 1, last_seq: 10, last_id: Some(id(10)) }, 10, &mut ready));
+        assert_eq!(missed(recall(&mut position, place(9))), 1);
     }
 
     proptest! {

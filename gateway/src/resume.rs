@@ -1,21 +1,27 @@
-//! Catching up: what a client missed, read from the database, sent before anything newer.
+//! Catching up: what a client missed is sent before anything newer, from memory or from the database.
 //!
-//! The stream is held first, then read, then released: live frames that came in between follow the
-//! rows, without a hole and without a repetition.
+//! The stream is held first, then read, then released: live frames that came in between follow what
+//! was missed, without a hole and without a repetition.
+
+use std::future::poll_fn;
+use std::task::Poll;
 
 use channel_layer::GroupName;
-use persistence::{Range, StoreError, Stream};
+use persistence::{Head, Range, StoreError, Stream};
 use uuid::Uuid;
 
+use crate::connection::poll_flush;
 use crate::consumer::Context;
 use crate::events;
-use crate::hub::Released;
+use crate::hub::{Released, renderer};
+use crate::metrics::{ByKind, ByType};
+use crate::socket::Socket;
+use crate::websocket::WireFrame;
 
-/// Missed frames per stream that are sent; who missed more reloads the stream.
-const MAX_MISSED: u64 = 1000;
-
-/// Rows read at a time.
-const PAGE: u64 = 200;
+/// Rows read at a time: at first, and at most. How many it is in between depends on what the client takes.
+const FIRST_PAGE: u64 = 50;
+const MAX_PAGE: u64 = 200;
+const MIN_PAGE: u64 = 4;
 
 /// How often a stream that is busier than its client is read again before the client is sent away.
 const ROUNDS: usize = 10;
@@ -35,93 +41,216 @@ pub(crate) async fn resume(
     ctx: &Context,
     group: &GroupName,
     stream: &Stream,
-    place: Place,
+    mut place: Place,
 ) -> Result<bool, StoreError> {
     let (node, socket) = (ctx.node(), ctx.socket());
+    let count = |kind| node.metrics.resumes.get_or_create(&ByKind { kind }).inc();
     node.hub.hold(socket, group);
-    // Nothing missed, the commonest case of a reconnect storm: the node knows without the database.
-    if let Some((seq, id)) = node.hub.position(group)
-        && seq == place.seq
-        && (place.seq == 0 || (place.id.is_some() && place.id == id))
-    {
-        node.hub.release(socket, group, place.seq);
-        return Ok(true);
-    }
-    let _permit = node.resumes.acquire().await;
-    let known = check(ctx, group, stream, place).await?;
-    if !known {
-        node.hub.release(socket, group, 0);
-        return Ok(false);
-    }
-    let mut at = place.seq;
     for _ in 0..ROUNDS {
-        loop {
-            let rows = frames(ctx, stream, at).await?;
-            let full = rows.len() as u64 == PAGE;
-            for (seq, rendering) in rows {
-                if let Some(rendering) = rendering {
-                    node.send_to(socket, &rendering.frame, rendering.kind);
+        let most = node.config.limits.resume_frames;
+        let at = match node.hub.recall(group, stream, place, most, &node.resumes).await? {
+            Some((frames, last)) => {
+                count(if frames.is_empty() { "nothing" } else { "memory" });
+                send_all(ctx, stream, &frames).await;
+                last
+            }
+            None => match from_database(ctx, stream, place).await? {
+                Some(last) => {
+                    count("database");
+                    last
                 }
-                at = seq;
-            }
-            ctx.drained().await;
-            if !full {
-                break;
-            }
-        }
+                None => {
+                    count("refused");
+                    // Also if some of what was held had to be dropped: the client reloads.
+                    while node.hub.release(socket, group, 0) == Released::Overflowed {}
+                    return Ok(false);
+                }
+            },
+        };
         match node.hub.release(socket, group, at) {
             Released::Live => return Ok(true),
             // More came meanwhile than may be held; it is in the database.
-            Released::Overflowed => node.hub.hold(socket, group),
+            Released::Overflowed => place = Place { seq: at, id: None },
         }
     }
     socket.close(crate::CloseReason::SlowConsumer);
     Ok(true)
 }
 
-/// Whether the place is one of this history, and not too far back.
-async fn check(ctx: &Context, group: &GroupName, stream: &Stream, place: Place) -> Result<bool, StoreError> {
-    let Some(head) = ctx.node().hub.head(group, stream).await? else { return Ok(place.seq == 0) };
-    if place.seq > head.last_seq || head.last_seq - place.seq > MAX_MISSED {
-        return Ok(false);
-    }
-    if place.seq == head.last_seq {
-        return Ok(place.id.is_none() || place.id == head.last_id || place.seq == 0);
-    }
-    // The row the client has last, or else the first one it has not: retention may have taken them.
-    let after = if place.id.is_some() && place.seq > 0 { place.seq - 1 } else { place.seq };
-    let first = match stream {
-        Stream::Room(room) => {
-            let rows = ctx.store().messages(room, Range::After(after), 1).await?;
-            rows.first().map(|row| (row.seq, row.id))
+/// Sends frames at the pace of the client.
+async fn send_all(ctx: &Context, stream: &Stream, frames: &[WireFrame]) {
+    let mut sent = 0;
+    while let Some(next) = frames.get(sent) {
+        room_for(ctx.socket(), next.len()).await;
+        if ctx.socket().closing().is_some() {
+            return;
         }
-        Stream::Inbox(user) => {
-            let rows = ctx.store().notifications(user, Range::After(after), false, 1).await?;
-            rows.first().map(|row| (row.seq, row.id))
-        }
-    };
-    Ok(first.is_some_and(|(seq, id)| seq == after + 1 && (after == place.seq || Some(id) == place.id)))
+        sent += send_what_fits(ctx, stream, &frames[sent..]);
+    }
 }
 
-/// The next rows as frames.
-async fn frames(
-    ctx: &Context,
-    stream: &Stream,
-    after: u64,
-) -> Result<Vec<(u64, Option<crate::Rendering>)>, StoreError> {
-    let (store, range) = (ctx.store(), Range::After(after));
+/// Sends as many of these frames as may wait for the client, and returns how many that were. Some
+/// room is left for what is live.
+fn send_what_fits<'a>(ctx: &Context, stream: &Stream, frames: impl IntoIterator<Item = &'a WireFrame>) -> usize {
+    let (socket, mut sent) = (ctx.socket(), 0);
+    for frame in frames {
+        if !has_room(socket, frame.len()) {
+            socket.flush();
+            if !has_room(socket, frame.len()) {
+                break;
+            }
+        }
+        socket.push(frame);
+        sent += 1;
+    }
+    socket.flush();
+    let label = ByType { r#type: kind(stream) };
+    ctx.node().metrics.frames_sent.get_or_create(&label).inc_by(sent as u64);
+    sent
+}
+
+fn has_room(socket: &Socket, bytes: usize) -> bool {
+    let waiting = socket.waiting();
+    waiting == 0 || waiting + bytes <= socket.outbox_limit() / 4 * 3
+}
+
+/// Waits until so many bytes more may wait for the client, or it is gone.
+async fn room_for(socket: &Socket, bytes: usize) {
+    poll_fn(|task| {
+        socket.register(task.waker());
+        poll_flush(socket, task);
+        let done = has_room(socket, bytes) || socket.closing().is_some();
+        if done { Poll::Ready(()) } else { Poll::Pending }
+    })
+    .await;
+}
+
+fn kind(stream: &Stream) -> &'static str {
+    match stream {
+        Stream::Room(_) => "chat",
+        Stream::Inbox(_) => "notification",
+    }
+}
+
+/// Reads and sends what is missing after `place`, and returns where the client stands then.
+async fn from_database(ctx: &Context, stream: &Stream, place: Place) -> Result<Option<u64>, StoreError> {
+    let Some(mut reader) = Reader::new(ctx, stream, place).await? else { return Ok(None) };
+    Ok(reader.send(ctx).await?.then_some(reader.at))
+}
+
+/// A row and its frame, if it can be shown.
+type Row = (u64, Uuid, Option<WireFrame>);
+
+/// Reads a stream from the database for one client.
+struct Reader<'a> {
+    stream: &'a Stream,
+    display_name: String,
+    /// Where the client stands.
+    at: u64,
+    /// The id it must have there, until that has been checked.
+    check: Option<Uuid>,
+    /// Where the stream stood at first.
+    last: u64,
+    page: u64,
+}
+
+impl<'a> Reader<'a> {
+    /// `None` when the head alone says that the place is not one to go on from.
+    async fn new(ctx: &Context, stream: &'a Stream, place: Place) -> Result<Option<Self>, StoreError> {
+        let most = ctx.node().config.limits.resume_frames;
+        let Some((head, display_name)) = head(ctx, stream).await? else {
+            let reader = Self { stream, display_name: String::new(), at: 0, check: None, last: 0, page: FIRST_PAGE };
+            return Ok((place.seq == 0).then_some(reader));
+        };
+        let check = place.id.filter(|_| place.seq > 0);
+        let missed = head.last_seq.checked_sub(place.seq);
+        let known = missed.is_some_and(|missed| {
+            (most == 0 || missed <= most) && (missed > 0 || check.is_none() || check == head.last_id)
+        });
+        let check = check.filter(|_| missed != Some(0));
+        let reader = Self { stream, display_name, at: place.seq, check, last: head.last_seq, page: FIRST_PAGE };
+        Ok(known.then_some(reader))
+    }
+
+    /// Sends everything after the client's place, in pages. `false` when it is not there: of another
+    /// history, or deleted.
+    async fn send(&mut self, ctx: &Context) -> Result<bool, StoreError> {
+        while self.at < self.last {
+            // Only reading is bounded over all clients; a slow one keeps nobody else from it.
+            let rows = self.rows(ctx).await?;
+            let full = rows.len() as u64 == self.limit();
+            let rows = match self.check.take() {
+                None => &rows[..],
+                Some(id) => match &rows[..] {
+                    [(seq, found, _), rows @ ..] if (*seq, *found) == (self.at, id) => rows,
+                    _ => return Ok(false),
+                },
+            };
+            let whole = (self.at + 1..).zip(rows).all(|(expected, (seq, ..))| *seq == expected);
+            let Some((last, ..)) = rows.last().filter(|_| whole) else { return Ok(false) };
+            let shown: Vec<_> = rows.iter().filter_map(|(seq, _, frame)| Some((*seq, frame.as_ref()?))).collect();
+            let sent = send_what_fits(ctx, self.stream, shown.iter().map(|(_, frame)| *frame));
+            if let Some((seq, frame)) = shown.get(sent) {
+                let bytes = frame.len();
+                self.at = seq - 1;
+                // The rest of the page does not wait here for the client: it is read again.
+                self.page = (self.page / 2).max(MIN_PAGE);
+                drop(shown);
+                room_for(ctx.socket(), bytes).await;
+                if ctx.socket().closing().is_some() {
+                    return Ok(true);
+                }
+            } else {
+                self.at = *last;
+                self.page = (self.page * 2).min(MAX_PAGE);
+                if !full {
+                    return Ok(true);
+                }
+            }
+        }
+        Ok(true)
+    }
+
+    fn limit(&self) -> u64 {
+        self.page + u64::from(self.check.is_some())
+    }
+
+    /// The next rows; the one that the client has comes first as long as its id has to be checked.
+    async fn rows(&self, ctx: &Context) -> Result<Vec<Row>, StoreError> {
+        let (store, render) = (ctx.store(), renderer(self.stream));
+        let range = Range::After(self.at - u64::from(self.check.is_some()));
+        let _permit = ctx.node().resumes.acquire().await;
+        let read = async {
+            Ok(match self.stream {
+                Stream::Room(room) => {
+                    let rows = store.messages(room, range, self.limit()).await?;
+                    let frame = |row| render(&events::chat_event(room, &self.display_name, row));
+                    rows.iter().map(|row| (row.seq, row.id, frame(row).map(|shown| shown.frame))).collect()
+                }
+                Stream::Inbox(user) => {
+                    let rows = store.notifications(user, range, false, self.limit()).await?;
+                    let frame = |row| render(&events::notification_event(row));
+                    rows.iter().map(|row| (row.seq, row.id, frame(row).map(|shown| shown.frame))).collect()
+                }
+            })
+        };
+        ctx.node().metrics.time_store("resume", read).await
+    }
+}
+
+/// The head of a stream, and what people call it.
+async fn head(ctx: &Context, stream: &Stream) -> Result<Option<(Head, String)>, StoreError> {
+    let store = ctx.store();
+    let _permit = ctx.node().resumes.acquire().await;
     let read = async {
         Ok(match stream {
-            Stream::Room(room) => {
-                let display_name = store.room(room).await?.map_or_else(|| room.clone(), |room| room.display_name);
-                let rows = store.messages(room, range, PAGE).await?;
-                let frame = |row| events::chat_message(&events::chat_event(room, &display_name, row));
-                rows.iter().map(|row| (row.seq, frame(row))).collect()
-            }
+            Stream::Room(room) => store.room(room).await?.map(|room| {
+                let head = Head { epoch: room.epoch, last_seq: room.last_seq, last_id: room.last_id };
+                (head, room.display_name)
+            }),
             Stream::Inbox(user) => {
-                let rows = store.notifications(user, range, false, PAGE).await?;
-                let frame = |row| events::notification_message(&events::notification_event(row));
-                rows.iter().map(|row| (row.seq, frame(row))).collect()
+                let mut heads = store.inbox_heads(std::slice::from_ref(user)).await?;
+                heads.remove(user).map(|head| (head, String::new()))
             }
         })
     };

@@ -40,6 +40,7 @@ mod db;
 mod entity;
 mod error;
 mod inboxes;
+mod leases;
 mod members;
 mod messages;
 mod migration;
@@ -57,6 +58,6 @@ pub use error::{BoxError, StoreError};
 pub use options::StoreOptions;
 pub use store::Store;
 pub use types::{
-    Append, AppendError, Appended, Backend, Head, Key, MAX_DISPLAY_NAME_CHARS, MAX_EVENT_ID_BYTES, MAX_MESSAGE_BYTES,
-    MAX_NAME_CHARS, Membership, Message, Notification, Range, Refused, Retention, Room, Seen, Stream,
+    Append, AppendError, Appended, Backend, Deleted, Head, Key, MAX_DISPLAY_NAME_CHARS, MAX_EVENT_ID_BYTES,
+    MAX_MESSAGE_BYTES, MAX_NAME_CHARS, Membership, Message, Notification, Range, Refused, Retention, Room, Seen, Stream,
 };

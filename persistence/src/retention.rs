@@ -1,27 +1,41 @@
-//! Deleting what is older than it shall become. Always from the old end, so that streams stay whole.
+//! Deleting what is older than it shall become. Always from the old end, so that streams stay whole,
+//! in small statements with pauses between them, so that writers get their turn.
+
+use std::time::{Duration, Instant};
 
 use sea_orm::{
     ConnectionTrait, ExprTrait, FromQueryResult, Order,
-    sea_query::{Expr, Query},
+    sea_query::{DeleteStatement, Expr, Query, SelectStatement},
 };
 use time::OffsetDateTime;
 use uuid::Uuid;
 
 use crate::{
-    Retention, Store, StoreError,
+    Deleted, Retention, Store, StoreError,
     entity::{inboxes, messages, notifications, receipts, rooms},
     values::{micros, padded, signed},
 };
 
-/// Rows deleted by one statement: others write in between.
-const SLICE: u64 = 500;
 /// Streams looked at by one query.
 const PAGE: u64 = 500;
 
+/// Rows deleted by one statement: as many as the database deletes within [`SLICE_TIME`], in these bounds.
+const MIN_SLICE: u64 = 32;
+const MAX_SLICE: u64 = 512;
+
+/// What one statement should take: a writer behind it waits no longer than that.
+const SLICE_TIME: Duration = Duration::from_millis(100);
+
+/// The longest pause between two statements.
+const MAX_PAUSE: Duration = Duration::from_secs(1);
+
+/// A stream with its oldest row.
 #[derive(FromQueryResult)]
 struct StreamRow {
     id: Uuid,
     last_seq: i64,
+    first_seq: Option<i64>,
+    first_date: Option<i64>,
 }
 
 #[derive(FromQueryResult)]
@@ -35,113 +49,187 @@ struct Key {
     key_hash: Vec<u8>,
 }
 
-/// A table of messages and what in it belongs to one stream.
-macro_rules! delete_old {
-    ($store:expr, $entity:ident, $stream:ident, $id:expr, $keep_after:expr, $before:expr) => {{
-        let mut deleted = 0;
-        loop {
+/// What of a stream is old.
+#[derive(Clone, Copy)]
+struct Limits {
+    /// So many of the newest rows stay; what is older goes.
+    keep: Option<i64>,
+    /// What was stored before goes too.
+    before: Option<i64>,
+}
+
+impl Limits {
+    /// Whether a row of a stream goes. The newest never does: it is what readers see of a quiet stream.
+    fn delete(self, last_seq: i64, seq: i64, date: i64) -> bool {
+        let too_many = self.keep.is_some_and(|keep| seq <= last_seq.saturating_sub(keep));
+        let too_old = self.before.is_some_and(|before| date < before);
+        seq < last_seq && (too_many || too_old)
+    }
+}
+
+/// Deletes slice after slice, neither too much at once nor without a pause.
+struct Pace {
+    slice: u64,
+}
+
+impl Pace {
+    async fn delete(&mut self, store: &Store, delete: &DeleteStatement) -> Result<u64, StoreError> {
+        let started = Instant::now();
+        let done = store.db.run(|| async { Ok(store.db.writes().execute(delete).await?) }).await?;
+        let took = started.elapsed();
+        self.slice = if took > SLICE_TIME { self.slice / 2 } else { self.slice * 2 }.clamp(MIN_SLICE, MAX_SLICE);
+        // Half of the time belongs to others.
+        tokio::time::sleep(took.min(MAX_PAUSE)).await;
+        Ok(done.rows_affected())
+    }
+}
+
+/// The streams of a kind from the first after `after`, each with its oldest row.
+macro_rules! select_streams {
+    ($streams:ident, $rows:ident, $stream:ident, $after:expr) => {{
+        let oldest = |column| {
             let select = Query::select()
-                .columns([$entity::Column::Seq, $entity::Column::Date])
-                .from($entity::Entity)
-                .and_where(Expr::col($entity::Column::$stream).eq($id))
-                .order_by($entity::Column::Seq, Order::Asc)
-                .limit(SLICE)
+                .column(($rows::Entity, column))
+                .from($rows::Entity)
+                .and_where(
+                    Expr::col(($rows::Entity, $rows::Column::$stream)).equals(($streams::Entity, $streams::Column::Id)),
+                )
+                .order_by(($rows::Entity, $rows::Column::Seq), Order::Asc)
+                .limit(1)
                 .to_owned();
-            let oldest = $store.db.select::<Old>(&select).await?;
-            let last = oldest
-                .iter()
-                .take_while(|old| old.seq <= $keep_after || $before.is_some_and(|before| old.date < before))
-                .map(|old| old.seq)
-                .last();
-            let Some(last) = last else { break };
-            let delete = Query::delete()
-                .from_table($entity::Entity)
-                .and_where(Expr::col($entity::Column::$stream).eq($id))
-                .and_where(Expr::col($entity::Column::Seq).lte(last))
-                .to_owned();
-            deleted +=
-                $store.db.run(|| async { Ok($store.db.writes().execute(&delete).await?) }).await?.rows_affected();
-            if oldest.last().is_none_or(|old| old.seq != last) || (oldest.len() as u64) < SLICE {
-                break;
-            }
+            Expr::SubQuery(None, Box::new(select.into()))
+        };
+        let mut select = Query::select();
+        select
+            .column(($streams::Entity, $streams::Column::Id))
+            .column(($streams::Entity, $streams::Column::LastSeq))
+            .expr_as(oldest($rows::Column::Seq), "first_seq")
+            .expr_as(oldest($rows::Column::Date), "first_date")
+            .from($streams::Entity)
+            .and_where(Expr::col(($streams::Entity, $streams::Column::LastSeq)).gt(1));
+        if let Some(after) = $after {
+            select.and_where(Expr::col(($streams::Entity, $streams::Column::Id)).gt::<Uuid>(after));
         }
-        deleted
+        select.order_by(($streams::Entity, $streams::Column::Id), Order::Asc).limit(PAGE).to_owned()
     }};
 }
 
+/// The oldest rows of one stream, and the statement that deletes them up to a `seq`.
+macro_rules! stream_statements {
+    ($rows:ident, $stream:ident) => {
+        (
+            |id: Uuid, slice: u64| {
+                Query::select()
+                    .columns([$rows::Column::Seq, $rows::Column::Date])
+                    .from($rows::Entity)
+                    .and_where(Expr::col($rows::Column::$stream).eq(id))
+                    .order_by($rows::Column::Seq, Order::Asc)
+                    .limit(slice)
+                    .to_owned()
+            },
+            |id: Uuid, last: i64| {
+                Query::delete()
+                    .from_table($rows::Entity)
+                    .and_where(Expr::col($rows::Column::$stream).eq(id))
+                    .and_where(Expr::col($rows::Column::Seq).lte(last))
+                    .to_owned()
+            },
+        )
+    };
+}
+
 impl Store {
-    /// Deletes what the retention names and returns how many rows that were. It works in small
-    /// statements; one node of a deployment is enough to call it, now and then.
-    pub async fn apply_retention(&self, retention: &Retention) -> Result<u64, StoreError> {
-        let mut deleted = 0;
-        if retention.messages_before.is_some() || retention.messages_per_room.is_some() {
-            let before = retention.messages_before.map(micros);
-            let mut after = None;
-            loop {
-                let mut select = Query::select();
-                select.columns([rooms::Column::Id, rooms::Column::LastSeq]).from(rooms::Entity);
-                if let Some(after) = after {
-                    select.and_where(Expr::col(rooms::Column::Id).gt::<Uuid>(after));
-                }
-                select.order_by(rooms::Column::Id, Order::Asc).limit(PAGE);
-                let page = self.db.select::<StreamRow>(&select).await?;
-                for room in &page {
-                    let keep_after =
-                        retention.messages_per_room.map_or(0, |keep| room.last_seq.saturating_sub(signed(keep)));
-                    deleted += delete_old!(self, messages, RoomId, room.id, keep_after, before);
-                }
-                after = page.last().map(|room| room.id);
-                if after.is_none() {
-                    break;
-                }
-            }
-        }
-        if let Some(before) = retention.notifications_before.map(micros) {
-            let mut after = None;
-            loop {
-                let mut select = Query::select();
-                select.columns([inboxes::Column::Id, inboxes::Column::LastSeq]).from(inboxes::Entity);
-                if let Some(after) = after {
-                    select.and_where(Expr::col(inboxes::Column::Id).gt::<Uuid>(after));
-                }
-                select.order_by(inboxes::Column::Id, Order::Asc).limit(PAGE);
-                let page = self.db.select::<StreamRow>(&select).await?;
-                for inbox in page.iter().filter(|inbox| inbox.last_seq > 0) {
-                    deleted += delete_old!(self, notifications, InboxId, inbox.id, 0, Some(before));
-                }
-                after = page.last().map(|inbox| inbox.id);
-                if after.is_none() {
-                    break;
-                }
-            }
-        }
+    /// Deletes what the retention names and returns how much that was; `progress` hears of each
+    /// statement's part. It works in small statements, and can be dropped between any two of them: one
+    /// node of a deployment is enough to call it, now and then.
+    pub async fn apply_retention(
+        &self,
+        retention: &Retention,
+        mut progress: impl FnMut(Deleted),
+    ) -> Result<Deleted, StoreError> {
+        let mut all = Deleted::default();
+        let mut note = |deleted: Deleted| {
+            all += deleted;
+            progress(deleted);
+        };
+        let chat =
+            Limits { keep: retention.messages_per_room.map(signed), before: retention.messages_before.map(micros) };
+        let notified = Limits { keep: None, before: retention.notifications_before.map(micros) };
+        let streams = |after: Option<Uuid>| select_streams!(rooms, messages, RoomId, after);
+        self.clean_streams(chat, streams, stream_statements!(messages, RoomId), |messages| {
+            note(Deleted { messages, ..Deleted::default() });
+        })
+        .await?;
+        let streams = |after: Option<Uuid>| select_streams!(inboxes, notifications, InboxId, after);
+        self.clean_streams(notified, streams, stream_statements!(notifications, InboxId), |notifications| {
+            note(Deleted { notifications, ..Deleted::default() });
+        })
+        .await?;
         if let Some(before) = retention.receipts_before {
-            deleted += self.purge_receipts(before).await?;
+            self.clean_receipts(before, |receipts| note(Deleted { receipts, ..Deleted::default() })).await?;
         }
-        Ok(deleted)
+        Ok(all)
     }
 
-    /// Deletes the receipts made before `before` and returns how many. A key without its receipt is
-    /// new again: 7 days are promised.
-    pub async fn purge_receipts(&self, before: OffsetDateTime) -> Result<u64, StoreError> {
-        let mut deleted = 0;
+    async fn clean_streams(
+        &self,
+        limits: Limits,
+        select_streams: impl Fn(Option<Uuid>) -> SelectStatement,
+        (select_oldest, delete_up_to): (impl Fn(Uuid, u64) -> SelectStatement, impl Fn(Uuid, i64) -> DeleteStatement),
+        mut note: impl FnMut(u64),
+    ) -> Result<(), StoreError> {
+        if limits.keep.is_none() && limits.before.is_none() {
+            return Ok(());
+        }
+        let (mut pace, mut after) = (Pace { slice: MAX_SLICE }, None);
+        loop {
+            let page = self.db.select::<StreamRow>(&select_streams(after)).await?;
+            for stream in &page {
+                let oldest = stream.first_seq.zip(stream.first_date);
+                if !oldest.is_some_and(|(seq, date)| limits.delete(stream.last_seq, seq, date)) {
+                    continue;
+                }
+                loop {
+                    let slice = pace.slice;
+                    let oldest = self.db.select::<Old>(&select_oldest(stream.id, slice)).await?;
+                    let old = oldest.iter().take_while(|row| limits.delete(stream.last_seq, row.seq, row.date));
+                    let (count, last) = old.fold((0, None), |(count, _), row| (count + 1, Some(row.seq)));
+                    let Some(last) = last else { break };
+                    note(pace.delete(self, &delete_up_to(stream.id, last)).await?);
+                    if count < slice {
+                        break;
+                    }
+                }
+            }
+            after = page.last().map(|stream| stream.id);
+            if (page.len() as u64) < PAGE {
+                return Ok(());
+            }
+        }
+    }
+
+    /// A key without its receipt is new again.
+    async fn clean_receipts(&self, before: OffsetDateTime, mut note: impl FnMut(u64)) -> Result<(), StoreError> {
+        let mut pace = Pace { slice: MAX_SLICE };
         loop {
             let select = Query::select()
                 .column(receipts::Column::KeyHash)
                 .from(receipts::Entity)
                 .and_where(Expr::col(receipts::Column::CreatedAt).lt(micros(before)))
                 .order_by(receipts::Column::CreatedAt, Order::Asc)
-                .limit(SLICE)
+                .limit(pace.slice)
                 .to_owned();
-            let keys: Vec<_> = self.db.select::<Key>(&select).await?.into_iter().map(|key| key.key_hash).collect();
+            let mut keys: Vec<_> = self.db.select::<Key>(&select).await?.into_iter().map(|key| key.key_hash).collect();
             if keys.is_empty() {
-                return Ok(deleted);
+                return Ok(());
             }
+            // In the order in which writers claim keys: nobody waits for each other in a circle.
+            keys.sort_unstable();
             let delete = Query::delete()
                 .from_table(receipts::Entity)
                 .and_where(Expr::col(receipts::Column::KeyHash).is_in(padded(&keys)))
                 .to_owned();
-            deleted += self.db.run(|| async { Ok(self.db.writes().execute(&delete).await?) }).await?.rows_affected();
+            note(pace.delete(self, &delete).await?);
         }
     }
 }

@@ -210,7 +210,7 @@ pub struct Membership {
     pub create_room: bool,
 }
 
-/// What to delete, oldest first; `None` keeps.
+/// What to delete, oldest first; `None` keeps. The newest message of a stream always stays.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Retention {
     /// Delete chat messages older than this.
@@ -221,6 +221,32 @@ pub struct Retention {
     pub notifications_before: Option<OffsetDateTime>,
     /// Delete the receipts of keys older than this; at least 7 days are promised.
     pub receipts_before: Option<OffsetDateTime>,
+}
+
+/// How many rows were deleted.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Deleted {
+    /// Chat messages.
+    pub messages: u64,
+    /// Notifications.
+    pub notifications: u64,
+    /// Receipts of keys.
+    pub receipts: u64,
+}
+
+impl Deleted {
+    /// All rows together.
+    pub fn total(&self) -> u64 {
+        self.messages + self.notifications + self.receipts
+    }
+}
+
+impl std::ops::AddAssign for Deleted {
+    fn add_assign(&mut self, other: Self) {
+        self.messages += other.messages;
+        self.notifications += other.notifications;
+        self.receipts += other.receipts;
+    }
 }
 
 /// The database behind a store.

@@ -53,6 +53,8 @@ pub struct Limits {
     pub frames_per_second: u32,
     pub frames_burst: u32,
     pub rooms_per_user: usize,
+    pub resume_frames: u64,
+    pub recent_bytes: usize,
     pub handshake: Duration,
     pub ping: Duration,
     pub pong: Duration,
@@ -69,6 +71,8 @@ impl Default for Limits {
             frames_per_second: 50,
             frames_burst: 100,
             rooms_per_user: 1000,
+            resume_frames: 1000,
+            recent_bytes: 33_554_432,
             handshake: Duration::from_secs(10),
             ping: Duration::from_secs(25),
             pong: Duration::from_secs(10),
@@ -83,6 +87,22 @@ pub struct Drain {
     pub delay: Duration,
     /// Over which sockets are closed and waited for.
     pub window: Duration,
+}
+
+/// How long stored things are kept; 0 keeps.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(missing_docs, reason = "each one's meaning stands in the table of settings")]
+pub struct Retention {
+    pub messages_days: u32,
+    pub messages_per_room: u64,
+    pub notifications_days: u32,
+    pub interval: Duration,
+}
+
+impl Default for Retention {
+    fn default() -> Self {
+        Self { messages_days: 0, messages_per_room: 0, notifications_days: 0, interval: Duration::from_secs(600) }
+    }
 }
 
 /// The settings of a node, checked.
@@ -110,6 +130,7 @@ pub struct Config {
     pub log_json: bool,
     pub limits: Limits,
     pub drain: Drain,
+    pub retention: Retention,
 }
 
 impl Config {
@@ -182,12 +203,20 @@ impl Reader<'_> {
             frames_per_second: self.number("limits.frames_per_second"),
             frames_burst: self.number("limits.frames_burst"),
             rooms_per_user: self.number("limits.rooms_per_user"),
+            resume_frames: self.number("limits.resume_frames"),
+            recent_bytes: self.number("limits.recent_bytes"),
             handshake: seconds(self, "limits.handshake_seconds"),
             ping: seconds(self, "limits.ping_seconds"),
             pong: seconds(self, "limits.pong_seconds"),
         };
         let drain =
             Drain { delay: seconds(self, "drain.delay_seconds"), window: seconds(self, "drain.window_seconds") };
+        let retention = Retention {
+            messages_days: self.number("retention.messages_days"),
+            messages_per_room: self.number("retention.messages_per_room"),
+            notifications_days: self.number("retention.notifications_days"),
+            interval: seconds(self, "retention.interval_seconds"),
+        };
         let room_policy = match self.collected.get("room-policy") {
             None if dev => RoomPolicy::Open,
             None | Some("members") => RoomPolicy::Members,
@@ -231,6 +260,7 @@ impl Reader<'_> {
             },
             limits,
             drain,
+            retention,
         })
     }
 
@@ -319,6 +349,7 @@ mod tests {
         assert_eq!(config.database_url.expose_secret(), "sqlite://gateway.db?mode=rwc");
         assert_eq!(config.limits, Limits::default());
         assert_eq!(config.drain, Drain { delay: Duration::from_secs(5), window: Duration::from_secs(20) });
+        assert_eq!(config.retention, Retention::default());
         assert_eq!(config.room_policy, RoomPolicy::Members);
         assert!(config.check_serve().unwrap_err().to_string().contains("--jwt-secret"));
     }

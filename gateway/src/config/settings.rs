@@ -148,6 +148,16 @@ pub const SETTINGS: &[Setting] = &[
         "Frames a socket may send at once; after as many more it is closed with 1008",
     ),
     text("limits.rooms_per_user", Some("1000"), "Rooms a user may hear; over it 429"),
+    text(
+        "limits.resume_frames",
+        Some("1000"),
+        "Missed frames of one stream that a resume sends; who missed more reloads. 0: any number",
+    ),
+    text(
+        "limits.recent_bytes",
+        Some("33554432"),
+        "Bytes of recent messages that the node keeps for clients that come back; 0: they are read from the database",
+    ),
     text("limits.handshake_seconds", Some("10"), "Seconds until a connection must have sent its request"),
     text(
         "limits.ping_seconds",
@@ -161,4 +171,24 @@ pub const SETTINGS: &[Setting] = &[
         "Seconds between 'not ready' and the first close, so that the balancer notices",
     ),
     text("drain.window_seconds", Some("20"), "Seconds over which sockets are closed; clients come back spread over it"),
+    text(
+        "retention.messages_days",
+        Some("0"),
+        "Days after which chat messages are deleted; 0 keeps them. The newest of a room always stays",
+    ),
+    text(
+        "retention.messages_per_room",
+        Some("0"),
+        "Newest chat messages kept in each room, older ones are deleted; 0 keeps all",
+    ),
+    text(
+        "retention.notifications_days",
+        Some("0"),
+        "Days after which notifications are deleted, seen or not; 0 keeps them. A user's newest always stays",
+    ),
+    text(
+        "retention.interval_seconds",
+        Some("600"),
+        "Seconds from one clean-up to the next; one node does it for all. 0: not on this node",
+    ),
 ];

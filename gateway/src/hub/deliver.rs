@@ -13,6 +13,7 @@ use super::twin::Twin;
 use super::{Filled, Hub, Work};
 use crate::close::{self, CloseReason};
 use crate::consumer::{ConsumerClass, Lookup, Rendering};
+use crate::consumers::ROOMS_CHANGED;
 use crate::events;
 use crate::metrics::{ByReason, ByType};
 use crate::position::Offer;
@@ -80,6 +81,10 @@ impl Hub {
     fn deliver_to_group(&self, group: &Group, event: Arc<Event>, dirty: &mut Vec<Arc<Socket>>) {
         let stored = group.is_inbox().filter(|&inbox| is_stored_type(&event, inbox));
         let Some((_, place)) = stored.zip(events::position(&event)) else {
+            if group.is_inbox() == Some(false) && event.event_type() == Some(ROOMS_CHANGED) {
+                // The room may be gone, and its messages with it.
+                group.doubt();
+            }
             return self.fan_out(group, &event, false, dirty);
         };
         let mut ready = Vec::new();

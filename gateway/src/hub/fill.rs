@@ -108,9 +108,12 @@ impl Hub {
             let streams: Vec<_> =
                 standing.iter().map(|(group, (stream, _, _))| (group.name.clone(), stream.clone())).collect();
             let heads = self.heads(&streams).await?;
-            for (group, (_, epoch, seq)) in standing {
-                if heads.get(&group.name).is_some_and(|head| head.epoch != epoch || head.last_seq != seq) {
-                    self.request_fill(group);
+            for (group, (_, epoch, _)) in standing {
+                match heads.get(&group.name) {
+                    Some(head) if group.is_behind(head) => self.request_fill(group),
+                    // A room that was deleted.
+                    None if epoch != 0 => group.doubt(),
+                    _ => {}
                 }
             }
         }

@@ -9,6 +9,7 @@ use persistence::{Head, Stream};
 use uuid::Uuid;
 
 use crate::position::{Offer, Position};
+use crate::recent::Recent;
 use crate::socket::Socket;
 use crate::websocket::WireFrame;
 
@@ -37,7 +38,7 @@ struct Hold {
 pub(crate) enum Released {
     /// It goes on live.
     Live,
-    /// Frames were dropped while it was held.
+    /// Frames were dropped while it was held, and it still is.
     Overflowed,
 }
 
@@ -116,24 +117,39 @@ impl Group {
     }
 
     /// Begins to follow a stream from its head, unless it does already.
-    pub(super) fn follow(&self, stream: Stream, head: &Head) {
+    pub(super) fn follow(&self, stream: Stream, head: &Head, recent: Recent) {
         let mut inner = self.inner.lock();
         if inner.stream.is_none() {
-            inner.stream = Some((stream, Position::at(head)));
+            inner.stream = Some((stream, Position::at(head, recent)));
         }
     }
 
-    /// Marks it dead if nobody has been in it for a while.
+    /// Marks it dead if nobody has been in it for a while, and forgets events that are too old.
     pub(super) fn expire(&self, now: Instant) -> bool {
         let mut inner = self.inner.lock();
+        if let Some((_, position)) = &mut inner.stream {
+            position.trim_recent(now);
+        }
         if inner.empty_since.is_some_and(|since| now.duration_since(since) >= LINGER) {
             inner.alive = false;
         }
         !inner.alive
     }
 
+    /// The stream may be gone: what is known of it counts for nothing until it shows itself again.
+    pub(super) fn doubt(&self) {
+        self.with_position(|_, position| position.doubt());
+    }
+
     pub(super) fn position(&self) -> Option<(u64, Option<Uuid>)> {
         self.inner.lock().stream.as_ref().map(|(_, position)| (position.seq(), position.id()))
+    }
+
+    /// Whether the database's head shows that something is missing here, or that it is another history.
+    pub(super) fn is_behind(&self, head: &Head) -> bool {
+        let inner = self.inner.lock();
+        let Some((_, position)) = &inner.stream else { return false };
+        head.epoch != position.epoch() || head.last_seq != position.seq() || position.is_another(head)
     }
 
     /// The stream with the place in it, if it has members.
@@ -190,7 +206,12 @@ impl Group {
             for (_, frame) in hold.frames.iter().filter(|(seq, _)| *seq > member.sent) {
                 member.socket.push(frame);
             }
-            if hold.overflowed { Released::Overflowed } else { Released::Live }
+            if !hold.overflowed {
+                return Released::Live;
+            }
+            // What comes now must not pass what was dropped: the caller reads that and releases again.
+            member.hold = Some(Box::default());
+            Released::Overflowed
         })
         .unwrap_or(Released::Live)
     }

@@ -133,7 +133,8 @@ impl Hub {
             }));
             if let Some(stream) = stream {
                 // A stream without a head begins with its first message; its epoch shows itself then.
-                group.follow(stream, heads.get(&name).unwrap_or(&nothing));
+                let recent = self.recent(&stream);
+                group.follow(stream, heads.get(&name).unwrap_or(&nothing), recent);
             }
         }
         Ok(())
@@ -151,6 +152,7 @@ impl Hub {
                 !expired
             });
         }
+        self.metrics.recent_bytes.set((self.room_memory.used() + self.inbox_memory.used()) as i64);
         if !left.is_empty() {
             self.metrics.groups.dec_by(left.len() as i64);
             if let Some(relay) = self.relay.get() {

@@ -3,6 +3,7 @@
 //! A node joins a group once, however many of its sockets are members. Groups are spread over shards;
 //! each shard has one dispatcher, so the events of a group stay in order while groups use all cores.
 
+mod catch_up;
 mod deliver;
 mod fill;
 mod group;
@@ -21,10 +22,13 @@ use tokio::sync::{Notify, mpsc};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::config::Config;
 use crate::metrics::{ByReason, Metrics};
 use crate::names::GroupNames;
+use crate::recent::Memory;
 use crate::registry::Registry;
 use crate::socket::Socket;
+pub(crate) use catch_up::renderer;
 pub(crate) use group::Released;
 use group::{Group, Member};
 pub(crate) use join::JoinError;
@@ -49,6 +53,14 @@ pub(crate) struct Hub {
     layer_down: AtomicBool,
     reconcile_now: Notify,
     layer_changed: Notify,
+    /// Recent events of rooms and of inboxes, for clients that come back. Apart, so that many users'
+    /// notifications do not drive out what a room's members share.
+    room_memory: Arc<Memory>,
+    inbox_memory: Arc<Memory>,
+    /// How many of them a room may have; the database keeps no more either.
+    recent_per_room: Option<usize>,
+    /// Who reads into memory holds the one of its stream; many streams share one.
+    reading: Box<[tokio::sync::Mutex<()>]>,
     started: std::time::Instant,
     /// The second of the last warning about an unknown event.
     warned_at: AtomicU64,
@@ -86,7 +98,7 @@ impl Hub {
         store: Store,
         registry: Arc<Registry>,
         metrics: Arc<Metrics>,
-        names: GroupNames,
+        config: &Config,
         tasks: &TaskTracker,
         stop: &CancellationToken,
     ) -> Result<Arc<Self>, LayerError> {
@@ -97,7 +109,7 @@ impl Hub {
             store,
             registry,
             metrics,
-            names,
+            names: GroupNames::new(&config.user_group, config.layer.raw_group_names),
             relay: OnceLock::new(),
             shards: (0..shards).map(|_| Shard::new()).collect(),
             hasher: RandomState::new(),
@@ -106,6 +118,10 @@ impl Hub {
             layer_down: AtomicBool::new(false),
             reconcile_now: Notify::new(),
             layer_changed: Notify::new(),
+            room_memory: Memory::new(config.limits.recent_bytes / 4 * 3),
+            inbox_memory: Memory::new(config.limits.recent_bytes / 4),
+            recent_per_room: usize::try_from(config.retention.messages_per_room).ok().filter(|most| *most > 0),
+            reading: (0..catch_up::READERS).map(|_| tokio::sync::Mutex::new(())).collect(),
             started: std::time::Instant::now(),
             warned_at: AtomicU64::new(0),
         });
@@ -184,11 +200,6 @@ impl Hub {
         let released = self.group(name).map_or(Released::Live, |group| group.release(socket, sent));
         socket.flush();
         released
-    }
-
-    /// The head of a group's stream, from the database.
-    pub(crate) async fn head(&self, name: &GroupName, stream: &Stream) -> Result<Option<Head>, StoreError> {
-        Ok(self.heads(&[(name.clone(), stream.clone())]).await?.remove(name))
     }
 
     /// The users who have a socket of this node in a group.

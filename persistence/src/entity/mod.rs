@@ -4,6 +4,7 @@
 
 pub(crate) mod deployment;
 pub(crate) mod inboxes;
+pub(crate) mod leases;
 pub(crate) mod memberships;
 pub(crate) mod messages;
 pub(crate) mod notifications;

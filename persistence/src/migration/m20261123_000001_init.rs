@@ -73,13 +73,13 @@ impl MigrationTrait for Migration {
 
 /// How this database writes types and compares text. The defaults of MySQL and MariaDB take `a`,
 /// `A` and `a ` for the same; identities are compared by bytes on all databases here.
-struct Dialect {
+pub(super) struct Dialect {
     backend: DbBackend,
     collation: &'static str,
 }
 
 impl Dialect {
-    async fn of(manager: &SchemaManager<'_>) -> Result<Self, DbErr> {
+    pub(super) async fn of(manager: &SchemaManager<'_>) -> Result<Self, DbErr> {
         let backend = manager.get_database_backend();
         let mut collation = "";
         if backend == DbBackend::MySql {
@@ -91,7 +91,7 @@ impl Dialect {
         Ok(Self { backend, collation })
     }
 
-    fn table(&self, name: impl IntoIden) -> TableCreateStatement {
+    pub(super) fn table(&self, name: impl IntoIden) -> TableCreateStatement {
         let mut table = Table::create();
         table.table(name.into_iden()).if_not_exists();
         if self.backend == DbBackend::MySql {
@@ -100,7 +100,7 @@ impl Dialect {
         table
     }
 
-    fn text(&self, column: impl IntoIden, chars: usize) -> ColumnDef {
+    pub(super) fn text(&self, column: impl IntoIden, chars: usize) -> ColumnDef {
         let mut column = ColumnDef::new(column);
         match self.backend {
             DbBackend::Postgres => column.custom(format!("varchar({chars}) COLLATE \"C\"")),

@@ -1,6 +1,7 @@
 //! The schema's history. A released migration is never changed; a new one is added at the end.
 
 mod m20261123_000001_init;
+mod m20261124_000002_leases;
 
 use sea_orm_migration::{
     MigrationTrait, MigratorTrait,
@@ -11,7 +12,7 @@ pub(crate) struct Migrator;
 
 impl MigratorTrait for Migrator {
     fn migrations() -> Vec<Box<dyn MigrationTrait>> {
-        vec![Box::new(m20261123_000001_init::Migration)]
+        vec![Box::new(m20261123_000001_init::Migration), Box::new(m20261124_000002_leases::Migration)]
     }
 
     fn migration_table_name() -> DynIden {

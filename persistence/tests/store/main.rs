@@ -9,6 +9,7 @@ mod concurrency;
 mod faults;
 mod identity;
 mod keys;
+mod leases;
 mod notifications;
 mod retention;
 mod rooms;
