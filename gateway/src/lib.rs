@@ -30,6 +30,7 @@ mod envelope;
 mod events;
 mod frames;
 mod hub;
+mod lossy;
 mod memberships;
 mod metrics;
 mod names;

@@ -73,6 +73,9 @@ impl Hub {
         let Some((_, place)) = stored.zip(events::position(&event)) else {
             return self.fan_out(group, &event, false, dirty);
         };
+        if crate::lossy::is_lossy() {
+            return self.fan_out(group, &event, true, dirty);
+        }
         let mut ready = Vec::new();
         match group.offer(&event, place, &mut ready) {
             Some(Offer::Ready) => {
