@@ -63,15 +63,16 @@ impl Load {
 }
 
 /// The clients of a run, and what they are written to with.
-pub(crate) struct Clients {
-    pub(crate) members: Vec<Member>,
-    pub(crate) says: Vec<mpsc::Sender<Say>>,
+struct Clients {
+    stack: Stack,
+    members: Vec<Member>,
+    says: Vec<mpsc::Sender<Say>>,
     tasks: JoinSet<()>,
     stop: CancellationToken,
 }
 
 impl Clients {
-    pub(crate) async fn start(
+    async fn start(
         load: Load,
         seed: u64,
         stack: Stack,
@@ -79,8 +80,13 @@ impl Clients {
         network: &watch::Sender<Cut>,
         book: &Arc<Book>,
     ) -> Self {
-        let mut clients =
-            Self { members: Vec::new(), says: Vec::new(), tasks: JoinSet::new(), stop: CancellationToken::new() };
+        let mut clients = Self {
+            stack,
+            members: Vec::new(),
+            says: Vec::new(),
+            tasks: JoinSet::new(),
+            stop: CancellationToken::new(),
+        };
         for number in 0..load.clients {
             let (user, rooms) = (load.user(number), load.rooms_of(number));
             let streams = rooms.iter().map(|room| format!("room:{room}")).chain([format!("user:{user}")]);
@@ -115,12 +121,12 @@ impl Clients {
         clients
     }
 
-    pub(crate) fn are_complete(&self, book: &Book) -> bool {
+    fn are_complete(&self, book: &Book) -> bool {
         let lengths = book.lengths();
         self.members.iter().all(|member| member.is_complete(&lengths))
     }
 
-    pub(crate) async fn end(mut self) -> Vec<Member> {
+    async fn end(mut self) -> Vec<Member> {
         self.stop.cancel();
         while let Some(ended) = self.tasks.join_next().await {
             ended.unwrap();
@@ -187,6 +193,8 @@ fn publish_by_sockets(
     publishers: &mut JoinSet<()>,
 ) {
     let sockets = load.clients / 5;
+    // Where a repeat is a second message, only lost acks are a reason for one.
+    let without_keys = clients.stack == Stack::Channels;
     for (number, says) in clients.says.iter().take(sockets).cloned().enumerate() {
         let mut pace = Pace::new(load, Random::of_part(seed, 10_000 + number as u64), per_second, sockets);
         let book = Arc::clone(book);
@@ -196,7 +204,8 @@ fn publish_by_sockets(
             while let Some(any) = pace.next().await {
                 // A socket may write to its rooms and to any user.
                 let to = if any.starts_with("room:") { pace.random.pick(&own).clone() } else { any };
-                let say = Say { to, text: format!("s{number}/{count}"), twice: pace.random.one_in(10) };
+                let say =
+                    Say { to, text: format!("s{number}/{count}"), twice: pace.random.one_in(10) && !without_keys };
                 book.given(&say.to, &say.text);
                 says.send(say).await.unwrap();
                 count += 1;
@@ -267,8 +276,8 @@ pub(crate) async fn channels(load: Load, schedule: &Schedule, layer: &'static st
 }
 
 /// When a publisher writes next, and to whom.
-pub(crate) struct Pace {
-    pub(crate) random: Random,
+struct Pace {
+    random: Random,
     addresses: Vec<Address>,
     pause: Duration,
     end: Instant,
@@ -276,12 +285,12 @@ pub(crate) struct Pace {
 
 impl Pace {
     /// One of `of` publishers who together write so much a second.
-    pub(crate) fn new(load: Load, random: Random, per_second: u32, of: usize) -> Self {
+    fn new(load: Load, random: Random, per_second: u32, of: usize) -> Self {
         let pause = Duration::from_secs(1) * of as u32 / per_second.max(1);
         Self { random, addresses: load.addresses(), pause, end: Instant::now() + Duration::from_secs(load.seconds) }
     }
 
-    pub(crate) async fn next(&mut self) -> Option<Address> {
+    async fn next(&mut self) -> Option<Address> {
         sleep(self.random.part_of(self.pause * 2)).await;
         (Instant::now() < self.end).then(|| Arc::clone(self.random.pick(&self.addresses)))
     }
@@ -296,7 +305,7 @@ async fn check_dead_letters(site: &Site, book: &Book) {
 }
 
 /// Looks until it holds.
-pub(crate) async fn until(what: &str, limit: Duration, mut holds: impl FnMut() -> bool) -> Result<(), String> {
+async fn until(what: &str, limit: Duration, mut holds: impl FnMut() -> bool) -> Result<(), String> {
     let end = Instant::now() + limit;
     while !holds() {
         if Instant::now() >= end {
