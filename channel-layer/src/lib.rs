@@ -14,6 +14,7 @@
 //! | layer | reaches | use it for |
 //! | --- | --- | --- |
 //! | [`MemoryLayer`] | this process | tests, development, one node |
+//! | [`RedisCoreLayer`] | all processes with `channels_redis.core.RedisChannelLayer` on the same Redis | production, as the Python side needs it |
 //! | [`RedisPubSubLayer`] | all processes with `channels_redis.pubsub.RedisPubSubChannelLayer` on the same Redis | production |
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, reason = "tests"))]
 
@@ -45,4 +46,4 @@ pub use event::{Event, MAX_DEPTH, MAX_VALUES, Value};
 pub use layer::{ChannelLayer, Delivery, LayerStats, Relay, RelayBackend, RelaySink};
 pub use memory::{MemoryBuilder, MemoryLayer};
 pub use name::{ChannelName, GroupName, MAX_ANY_NAME, MAX_NAME};
-pub use redis::{Host, RedisCoreBuilder, RedisCoreLayer, RedisPubSubBuilder, RedisPubSubLayer};
+pub use redis::{Connector, Host, RedisCoreBuilder, RedisCoreLayer, RedisPubSubBuilder, RedisPubSubLayer};

@@ -140,8 +140,11 @@ async fn check_config(config: &Config, live: bool) -> anyhow::Result<ExitCode> {
         let store = Store::connect(store_options(config)).await?;
         store.ping().await?;
         println!("the database answers");
-        gateway::check_layer(config).await?;
+        let odd = gateway::check_layer(config).await?;
         println!("the channel layer answers");
+        if let Some(odd) = odd {
+            println!("warning: {odd}");
+        }
     }
     println!("the settings are good");
     Ok(ExitCode::SUCCESS)

@@ -57,6 +57,10 @@ pub struct Metrics {
     pub layer_events_published: Gauge<u64, AtomicU64>,
     pub layer_events_received: Gauge<u64, AtomicU64>,
     pub layer_events_undecodable: Gauge<u64, AtomicU64>,
+    pub layer_events_expired: Gauge<u64, AtomicU64>,
+    pub layer_events_unclaimed: Gauge<u64, AtomicU64>,
+    pub layer_over_capacity: Gauge<u64, AtomicU64>,
+    pub layer_probes_missed: Gauge<u64, AtomicU64>,
     pub layer_events_unhandled: Counter,
     pub layer_events_dropped: Family<ByReason, Counter>,
     pub layer_publish_failures: Counter,
@@ -103,6 +107,12 @@ impl Metrics {
             "layer_events_received_total", "Events this node read from the layer", Gauge::<u64, AtomicU64>::default();
             "layer_events_undecodable_total", "Payloads on the layer that no event could be made of", Gauge::<u64, AtomicU64>::default();
         };
+        let (layer_events_expired, layer_events_unclaimed, layer_over_capacity, layer_probes_missed) = register! {
+            "layer_events_expired_total", "Events that had waited too long for this node (core layer)", Gauge::<u64, AtomicU64>::default();
+            "layer_events_unclaimed_total", "Times an event came for a channel or group this node does not have any more (core layer)", Gauge::<u64, AtomicU64>::default();
+            "layer_over_capacity_total", "Times a reader's queue was full when this node sent to its group (core layer)", Gauge::<u64, AtomicU64>::default();
+            "layer_probes_missed_total", "Messages of the layer to itself that did not come back; it then connects anew", Gauge::<u64, AtomicU64>::default();
+        };
         let (layer_events_unhandled, layer_events_dropped, layer_publish_failures, layer_delivery_seconds) = register! {
             "layer_events_unhandled", "Events of a type that no handler knows", Counter::default();
             "layer_events_dropped", "Events not delivered, by reason", Family::<ByReason, Counter>::default();
@@ -144,6 +154,10 @@ impl Metrics {
             layer_events_published,
             layer_events_received,
             layer_events_undecodable,
+            layer_events_expired,
+            layer_events_unclaimed,
+            layer_over_capacity,
+            layer_probes_missed,
             layer_events_unhandled,
             layer_events_dropped,
             layer_publish_failures,
@@ -181,6 +195,10 @@ impl Metrics {
         self.layer_events_published.set(stats.published);
         self.layer_events_received.set(stats.received);
         self.layer_events_undecodable.set(stats.undecodable);
+        self.layer_events_expired.set(stats.expired);
+        self.layer_events_unclaimed.set(stats.unclaimed);
+        self.layer_over_capacity.set(stats.over_capacity);
+        self.layer_probes_missed.set(stats.probes_missed);
         self.layer_reconnects.set(stats.reconnects);
     }
 

@@ -5,9 +5,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use channel_layer::{ChannelLayer, MemoryLayer, RedisPubSubLayer};
 use persistence::{Backend, Store, StoreOptions};
-use secrecy::{ExposeSecret, SecretString};
+use secrecy::{ExposeSecret as _, SecretString};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -16,12 +15,13 @@ use uuid::Uuid;
 use crate::admission::Admissions;
 use crate::auth::{JwtAuth, Origins};
 use crate::clock::Clock;
-use crate::config::{Config, LayerKind};
+use crate::config::Config;
 use crate::hub::Hub;
+use crate::layer::{self, SharedLayer};
 use crate::metrics::Metrics;
 use crate::names::GroupNames;
 use crate::peers::Peers;
-use crate::redis::Deployment;
+use crate::redis::{self, Deployment};
 use crate::registry::Registry;
 use crate::routing::Router;
 use crate::writer::Writer;
@@ -29,6 +29,9 @@ use crate::{drain, memberships, server, watch};
 
 /// How long a node waits for Redis and the database when it starts.
 const START_PATIENCE: Duration = Duration::from_secs(30);
+
+/// How long what is being written may take when a node stops, and then saying goodbye on the layer.
+const LAST_WORDS: Duration = Duration::from_secs(5);
 
 /// Why a node does not run.
 #[derive(Debug, thiserror::Error)]
@@ -42,6 +45,9 @@ pub enum NodeError {
     /// Another deployment uses this Redis.
     #[error(transparent)]
     Deployment(#[from] crate::redis::DeploymentError),
+    /// Redis does not answer beside the layer.
+    #[error(transparent)]
+    Redis(#[from] redis::RedisFailed),
     /// An address cannot be listened on.
     #[error("cannot listen on {0}")]
     Listen(SocketAddr, #[source] std::io::Error),
@@ -72,24 +78,6 @@ pub struct Node {
     pub(crate) draining: AtomicBool,
 }
 
-/// A layer that can stand in a struct with `Debug`.
-#[derive(Clone)]
-pub struct SharedLayer(Arc<dyn ChannelLayer>);
-
-impl std::ops::Deref for SharedLayer {
-    type Target = Arc<dyn ChannelLayer>;
-
-    fn deref(&self) -> &Self::Target {
-        &self.0
-    }
-}
-
-impl std::fmt::Debug for SharedLayer {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("ChannelLayer")
-    }
-}
-
 /// A running node. Call [`drain`](Self::drain) to leave well; dropping it stops it at once.
 pub struct RunningNode {
     node: Arc<Node>,
@@ -110,24 +98,29 @@ impl Node {
         let stop = CancellationToken::new();
         let stop_on_drop = stop.clone().drop_guard();
         let (tasks, background) = (TaskTracker::new(), TaskTracker::new());
-        let layer = SharedLayer(connect_layer(&config).await?);
-        if let Some(url) = &config.redis_url {
+        let retryable = |error: &channel_layer::LayerError| !matches!(error, channel_layer::LayerError::Config(_));
+        let layer = patiently("the channel layer", || layer::connect(&config), retryable).await?;
+        let server = redis::Server::of(&config)?;
+        if let Some(server) = &server {
             let id = store.deployment_id().await?;
-            let deployment = Deployment::new(url.expose_secret(), &config, id);
+            let deployment = Deployment::new(server.clone(), &config, id);
             deployment.claim().await?;
             background.spawn(stop.clone().run_until_cancelled_owned(deployment.keep_claiming()));
+            let hint = redis::warn_of_other_layer(config.layer.clone());
+            background.spawn(stop.clone().run_until_cancelled_owned(hint));
         }
+        let names = GroupNames::new(&config.user_group, config.layer.raw_group_names);
         let (metrics, registry) = (Arc::new(Metrics::new()), Arc::new(Registry::new()));
         let hub = Hub::start(
             Arc::clone(&layer),
             store.clone(),
             Arc::clone(&registry),
             Arc::clone(&metrics),
+            names.clone(),
             &background,
             &stop,
         )
         .await?;
-        let names = GroupNames::new(&config.user_group, config.raw_group_names);
         let public = server::listen(config.listen).map_err(|error| NodeError::Listen(config.listen, error))?;
         let internal =
             server::listen(config.internal_listen).map_err(|error| NodeError::Listen(config.internal_listen, error))?;
@@ -155,8 +148,8 @@ impl Node {
         background.spawn(stop.clone().run_until_cancelled_owned(watch::watch(Arc::clone(&node))));
         background.spawn(stop.clone().run_until_cancelled_owned(memberships::watch(Arc::clone(&node))));
         background.spawn(stop.clone().run_until_cancelled_owned(crate::peers::answer(Arc::clone(&node))));
-        if let Some(url) = &node.config.redis_url {
-            let ingest = crate::redis::ingest(Arc::clone(&node), url.expose_secret().to_owned());
+        if let Some(server) = server {
+            let ingest = redis::ingest(Arc::clone(&node), server);
             background.spawn(stop.clone().run_until_cancelled_owned(ingest));
         }
         background.spawn(server::serve_public(Arc::clone(&node), public, accepting.clone()));
@@ -185,7 +178,13 @@ impl RunningNode {
         self.stop.cancel();
         self.background.close();
         // What is being written gets its time; the store bounds it.
-        let _ = tokio::time::timeout(Duration::from_secs(5), self.background.wait()).await;
+        let _ = tokio::time::timeout(LAST_WORDS, self.background.wait()).await;
+        match tokio::time::timeout(LAST_WORDS, self.node.layer.close()).await {
+            Ok(Ok(())) => {}
+            // The others find out by themselves.
+            Ok(Err(error)) => tracing::warn!(error = &error as &dyn std::error::Error, "groups could not be left"),
+            Err(_) => tracing::warn!("groups could not be left in time"),
+        }
         left
     }
 }
@@ -221,31 +220,14 @@ async fn open_store(config: &Config) -> Result<Store, NodeError> {
     Ok(store)
 }
 
-async fn connect_layer(config: &Config) -> Result<Arc<dyn ChannelLayer>, NodeError> {
-    match (&config.redis_url, config.layer) {
-        (Some(url), LayerKind::PubSub) => {
-            let connect = || {
-                RedisPubSubLayer::builder(url.expose_secret())
-                    .prefix(&config.layer_prefix)
-                    .raw_group_names(config.raw_group_names)
-                    .connect()
-            };
-            let retryable = |error: &channel_layer::LayerError| !matches!(error, channel_layer::LayerError::Config(_));
-            Ok(Arc::new(patiently("the channel layer", connect, retryable).await?))
-        }
-        _ => Ok(Arc::new(MemoryLayer::new())),
+/// Whether the channel layer of these settings answers. Returns what looks odd about it.
+pub async fn check_layer(config: &Config) -> Result<Option<String>, NodeError> {
+    let layer = layer::connect(config).await?;
+    layer.ping().await?;
+    if let Some(server) = redis::Server::of(config)? {
+        server.ping().await?;
     }
-}
-
-/// Whether the channel layer of these settings answers.
-pub async fn check_layer(config: &Config) -> Result<(), channel_layer::LayerError> {
-    match (&config.redis_url, config.layer) {
-        (Some(url), LayerKind::PubSub) => {
-            let layer = RedisPubSubLayer::builder(url.expose_secret()).prefix(&config.layer_prefix).connect().await?;
-            layer.ping().await
-        }
-        _ => Ok(()),
-    }
+    Ok(redis::other_layer(&config.layer).await)
 }
 
 /// Tries again for a while: at a start of a whole site the parts come up in any order.

@@ -13,7 +13,8 @@ use parking_lot::Mutex;
 use tokio::sync::mpsc;
 
 use crate::config::Config;
-use crate::node::{Node, SharedLayer};
+use crate::layer::SharedLayer;
+use crate::node::Node;
 
 const ASK: &str = "gateway.ask";
 const ANSWER: &str = "gateway.answer";
@@ -222,7 +223,8 @@ pub(crate) async fn answer(node: Arc<Node>) {
 async fn read_mailbox(node: &Node) -> Result<(), LayerError> {
     let peers = &node.peers;
     let Some(group) = &peers.group else { return Ok(()) };
-    let mailbox = peers.layer.new_channel("gateway.node.").await?;
+    // The default prefix: on the core layer another one would be queues and connections of its own.
+    let mailbox = peers.layer.new_channel("").await?;
     peers.layer.group_add(group, &mailbox).await?;
     *peers.mailbox.lock() = Some(mailbox.clone());
     let result = async {

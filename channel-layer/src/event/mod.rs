@@ -6,7 +6,7 @@ pub(crate) mod msgpack;
 mod ser;
 mod value;
 
-use std::borrow::Cow;
+use std::{borrow::Cow, sync::Arc};
 
 use serde::{Serialize, de::DeserializeOwned};
 
@@ -21,14 +21,19 @@ pub const MAX_VALUES: usize = 1 << 20;
 /// The key in which the core layer names the receivers of a message. No event may use it.
 pub(crate) const RESERVED_KEY: &str = "__asgi_channel__";
 
-/// A message of the layer: an ordered map with text keys, of which `type` picks the handler.
+/// A message of the layer: an ordered map with text keys, of which `type` picks the handler. Cheap to
+/// clone: clones share the map until one of them is changed.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub struct Event(Vec<(String, Value)>);
+pub struct Event(Arc<Vec<(String, Value)>>);
 
 impl Event {
+    fn of(entries: Vec<(String, Value)>) -> Self {
+        Self(Arc::new(entries))
+    }
+
     /// An event of one key, `type`.
     pub fn new(event_type: &str) -> Self {
-        Self(vec![("type".to_owned(), Value::from(event_type))])
+        Self::of(vec![("type".to_owned(), Value::from(event_type))])
     }
 
     /// The event with one more key; a key that is there already is replaced in its place.
@@ -41,16 +46,17 @@ impl Event {
     /// Sets a key; a key that is there already is replaced in its place.
     pub fn set(&mut self, key: &str, value: impl Into<Value>) {
         let value = value.into();
-        match self.0.iter_mut().find(|(name, _)| name == key) {
+        let entries = Arc::make_mut(&mut self.0);
+        match entries.iter_mut().find(|(name, _)| name == key) {
             Some((_, slot)) => *slot = value,
-            None => self.0.push((key.to_owned(), value)),
+            None => entries.push((key.to_owned(), value)),
         }
     }
 
     /// Takes a key out and returns its value.
     pub fn remove(&mut self, key: &str) -> Option<Value> {
         let at = self.0.iter().position(|(name, _)| name == key)?;
-        Some(self.0.remove(at).1)
+        Some(Arc::make_mut(&mut self.0).remove(at).1)
     }
 
     /// The value of a key.
@@ -142,7 +148,7 @@ impl Event {
     /// which no handler could use, and more than [`MAX_DEPTH`] levels or [`MAX_VALUES`] values. The
     /// last of equal keys counts.
     pub fn from_msgpack(payload: &[u8]) -> Result<Self, EventError> {
-        msgpack::decode(payload).map(Self)
+        msgpack::decode(payload).map(Self::of)
     }
 
     /// The bytes Python's `json.dumps` writes for the same map. Bytes have no form there.
@@ -155,7 +161,7 @@ impl Event {
     /// refused, as are integers beyond 64 bits, more than [`MAX_DEPTH`] levels or [`MAX_VALUES`] values,
     /// and encodings other than UTF-8. The last of equal keys counts.
     pub fn from_json(payload: &[u8]) -> Result<Self, EventError> {
-        json::decode(payload).map(Self)
+        json::decode(payload).map(Self::of)
     }
 }
 
@@ -187,7 +193,7 @@ impl TryFrom<Value> for Event {
     type Error = EventError;
     fn try_from(value: Value) -> Result<Self, EventError> {
         match value {
-            Value::Map(entries) => Ok(Self(value::last_wins(entries))),
+            Value::Map(entries) => Ok(Self::of(value::last_wins(entries))),
             _ => Err(EventError::NotAMap),
         }
     }
@@ -195,7 +201,7 @@ impl TryFrom<Value> for Event {
 
 impl From<Event> for Value {
     fn from(event: Event) -> Self {
-        Value::Map(event.0)
+        Value::Map(Arc::unwrap_or_clone(event.0))
     }
 }
 

@@ -175,12 +175,6 @@ impl Commander {
         *self.shared.connection.borrow() % 2 == 1
     }
 
-    /// Returns when there is a connection.
-    pub(super) async fn connected(&self) {
-        // Fails only if the sender is gone, and that is part of ourselves.
-        let _ = self.connections().wait_for(|connection| connection % 2 == 1).await;
-    }
-
     /// Runs a command and waits for its answer; fails at once while Redis is away. Waits for room in
     /// the queue.
     pub(super) async fn call(&self, command: Bytes, limit: Duration) -> Result<Answer, Failure> {

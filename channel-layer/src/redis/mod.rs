@@ -12,7 +12,6 @@ mod core;
 mod hand_over;
 mod inbox;
 mod pattern;
-mod publisher;
 mod pubsub;
 #[allow(dead_code, reason = "for the layers that are being built on it")]
 mod refusal;
@@ -23,4 +22,4 @@ mod wire;
 
 pub use core::{RedisCoreBuilder, RedisCoreLayer};
 pub use pubsub::{RedisPubSubBuilder, RedisPubSubLayer};
-pub use topology::Host;
+pub use topology::{Connector, Host};

@@ -118,6 +118,15 @@ impl Site {
         }
     }
 
+    /// The layer answers sooner or later: everything is connected.
+    pub(crate) async fn answers(&mut self) {
+        let deadline = Instant::now() + PATIENCE;
+        while let Err(error) = self.layer.ping().await {
+            assert!(Instant::now() < deadline, "{error}");
+            self.listen().await;
+        }
+    }
+
     /// Takes what comes for a moment, so that the layer can go on between two attempts.
     async fn listen(&mut self) {
         let _ = timeout(Duration::from_millis(20), self.until("", |_, _| false)).await;

@@ -1,18 +1,17 @@
 //! Dead letters: events from the stream that can never work as they are.
 
 use http::StatusCode;
-use secrecy::ExposeSecret;
 use serde_json::json;
 
 use super::{ApiResult, Call, Problem};
 use crate::node::Node;
-use crate::redis::{DeadLetters, DeadLettersError};
+use crate::redis::{DeadLetters, RedisFailed, Server};
 
 /// Dead letters of one answer.
 const MAX_LIST: usize = 100;
 
-impl From<DeadLettersError> for Problem {
-    fn from(error: DeadLettersError) -> Self {
+impl From<RedisFailed> for Problem {
+    fn from(error: RedisFailed) -> Self {
         tracing::warn!(error = &error as &dyn std::error::Error, "the dead letters cannot be read");
         Self::new(StatusCode::SERVICE_UNAVAILABLE, "Redis is unavailable")
     }
@@ -20,9 +19,9 @@ impl From<DeadLettersError> for Problem {
 
 async fn open(node: &Node) -> Result<DeadLetters, Problem> {
     // With the in-memory layer there is no stream, so there are no dead letters.
-    let url =
-        node.config.redis_url.as_ref().ok_or_else(|| Problem::new(StatusCode::NOT_FOUND, "there is no stream"))?;
-    Ok(DeadLetters::open(url.expose_secret(), &node.config.namespace).await?)
+    let server = Server::of(&node.config).map_err(RedisFailed::from)?;
+    let server = server.ok_or_else(|| Problem::new(StatusCode::NOT_FOUND, "there is no stream"))?;
+    Ok(DeadLetters::open(server, &node.config.namespace).await?)
 }
 
 pub(super) async fn list(node: &Node) -> ApiResult {

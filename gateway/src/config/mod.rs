@@ -4,6 +4,7 @@
 //! every mistake at once.
 
 mod collect;
+mod layer;
 mod settings;
 
 use std::net::{IpAddr, SocketAddr};
@@ -12,21 +13,13 @@ use std::time::Duration;
 use secrecy::{ExposeSecret, SecretString};
 
 pub use collect::{Collected, Source, collect};
+pub use layer::{LayerConfig, LayerKind};
 pub use settings::{SETTINGS, Setting};
 
 /// All mistakes in the settings, one line each.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{}", .0.join("\n"))]
 pub struct ConfigErrors(pub Vec<String>);
-
-/// Which channel layer a node uses.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum LayerKind {
-    /// One node, nothing installed.
-    Memory,
-    /// `channels_redis.pubsub.RedisPubSubChannelLayer`.
-    PubSub,
-}
 
 /// Who may enter rooms.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -98,11 +91,8 @@ pub struct Drain {
 pub struct Config {
     pub listen: SocketAddr,
     pub internal_listen: SocketAddr,
-    pub redis_url: Option<SecretString>,
-    pub layer: LayerKind,
-    pub layer_prefix: String,
+    pub layer: LayerConfig,
     pub namespace: String,
-    pub raw_group_names: bool,
     pub user_group: String,
     pub database_url: SecretString,
     pub database_connections: u32,
@@ -165,29 +155,11 @@ struct Reader<'a> {
 impl Reader<'_> {
     fn read(&mut self) -> Option<Config> {
         let dev = self.flag("dev");
-        let redis_url = self.secret("redis-url");
-        let layer = match self.collected.get("layer") {
-            None if redis_url.is_some() => LayerKind::PubSub,
-            None => LayerKind::Memory,
-            Some("memory") => LayerKind::Memory,
-            Some("pubsub") => LayerKind::PubSub,
-            Some("core") => self.wrong("layer", "the core layer is not built yet; use pubsub", LayerKind::PubSub),
-            Some(_) => self.wrong("layer", "must be memory or pubsub", LayerKind::Memory),
-        };
-        if layer == LayerKind::PubSub && redis_url.is_none() {
-            self.errors.push("layer: pubsub needs --redis-url (GATEWAY_REDIS_URL)".to_owned());
-        }
-        if layer == LayerKind::Memory && redis_url.is_some() {
-            self.errors.push("layer: memory does not use a Redis; leave out --redis-url or choose pubsub".to_owned());
-        }
-        if redis_url.as_ref().is_some_and(|url| url.expose_secret().contains(',')) {
-            self.errors.push("redis-url: several Redis servers (shards) are not supported yet".to_owned());
-        }
+        let layer = self.layer();
         let user_group = self.text("user-group");
         if user_group.matches("{username}").count() != 1 {
             self.errors.push("user-group: must contain {username} once".to_owned());
         }
-        let layer_prefix = self.text("layer-prefix");
         let namespace = self.text("namespace");
         if namespace.is_empty() || namespace.contains(|c: char| !c.is_ascii_alphanumeric() && c != '-' && c != '_') {
             self.errors.push("namespace: letters, digits, - and _ only".to_owned());
@@ -236,11 +208,8 @@ impl Reader<'_> {
         Some(Config {
             listen: self.address("listen")?,
             internal_listen: self.address("internal-listen")?,
-            redis_url,
             layer,
-            layer_prefix,
             namespace,
-            raw_group_names: self.flag("raw-group-names"),
             user_group,
             database_url,
             database_connections: self.number("database-connections"),
@@ -334,7 +303,7 @@ fn random_node_id() -> String {
 mod tests {
     use super::*;
 
-    fn config(flags: &[(&str, &str)], env: &[(&str, &str)], file: &str) -> Result<Config, Vec<String>> {
+    pub(super) fn config(flags: &[(&str, &str)], env: &[(&str, &str)], file: &str) -> Result<Config, Vec<String>> {
         let flags = flags.iter().map(|(key, value)| (key.to_string(), value.to_string())).collect();
         let env = |name: &str| env.iter().find(|(key, _)| *key == name).map(|(_, value)| value.to_string());
         let collected = collect(&flags, &env, Some(file)).map_err(|errors| errors.0)?;
@@ -346,7 +315,7 @@ mod tests {
         let config = config(&[], &[], "").unwrap();
         assert_eq!(config.listen.to_string(), "127.0.0.1:8000");
         assert_eq!(config.internal_listen.to_string(), "127.0.0.1:9000");
-        assert_eq!(config.layer, LayerKind::Memory);
+        assert_eq!(config.layer.kind, LayerKind::Memory);
         assert_eq!(config.database_url.expose_secret(), "sqlite://gateway.db?mode=rwc");
         assert_eq!(config.limits, Limits::default());
         assert_eq!(config.drain, Drain { delay: Duration::from_secs(5), window: Duration::from_secs(20) });

@@ -56,14 +56,38 @@ pub const SETTINGS: &[Setting] = &[
     secret(
         "redis-url",
         None,
-        "Redis of the channel layer, redis://, rediss:// or unix://; without it the node is alone (in-memory layer)",
+        "Redis of the channel layer, as in CHANNEL_LAYERS: redis://, rediss://, unix://, redis+sentinel://HOST,HOST/NAME or redis+cluster://; several, comma between, are shards. Without it the node is alone (in-memory layer)",
     ),
+    text(
+        "redis-ca",
+        None,
+        "File with the certificates (PEM) to trust for rediss://, instead of the public authorities",
+    ),
+    text("redis-client-certificate", None, "File with the certificate (PEM) to show to a Redis that wants one"),
+    text("redis-client-key", None, "File with the key (PEM) of that certificate"),
     text(
         "layer",
         None,
-        "memory or pubsub; default memory without a Redis URL, else pubsub. Must be what the site's Python side uses",
+        "memory, pubsub (RedisPubSubChannelLayer) or core (RedisChannelLayer): what the site's Python side uses; default memory without a Redis URL, else pubsub",
     ),
     text("layer-prefix", Some("asgi"), "Prefix of the channel layer in Redis, as in CHANNEL_LAYERS"),
+    secret(
+        "layer-encryption-keys",
+        None,
+        "Keys that encrypt events on the layer, comma between: symmetric_encryption_keys in CHANNEL_LAYERS. The first one encrypts, all decrypt",
+    ),
+    text("layer-serializer", Some("msgpack"), "Format of events on the layer: msgpack or json, as in CHANNEL_LAYERS"),
+    text("layer-expiry", Some("60"), "Seconds an event waits for its reader (core layer), as in CHANNEL_LAYERS"),
+    text(
+        "layer-group-expiry",
+        Some("86400"),
+        "Seconds a membership that nobody renews lasts (core layer), as in CHANNEL_LAYERS",
+    ),
+    text(
+        "layer-capacity",
+        Some("100"),
+        "Events that may wait in one queue (core layer), as in CHANNEL_LAYERS; the sender's counts. Raise it on both sides if layer_over_capacity_total rises",
+    ),
     text("namespace", Some("gateway"), "Prefix of this gateway's own Redis keys"),
     switch(
         "raw-group-names",

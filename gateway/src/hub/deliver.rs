@@ -4,11 +4,12 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use channel_layer::{ChannelName, Delivery, Event};
+use channel_layer::{ChannelName, Delivery, Event, GroupName};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use super::group::Group;
+use super::twin::Twin;
 use super::{Filled, Hub, Work};
 use crate::close::{self, CloseReason};
 use crate::consumer::{ConsumerClass, Lookup, Rendering};
@@ -59,6 +60,14 @@ impl Hub {
             }
             Work::Layer(Delivery::Channel { channel, event }) => self.deliver_to_channel(&channel, event, dirty),
             Work::Layer(Delivery::Disconnected | Delivery::Reconnected) => {}
+            Work::Twin(Twin { group, channel, event }) => {
+                // Decided here, where the group's own event is delivered, so that it is sent once.
+                if self.hears(&group, &channel) {
+                    self.dropped("twin").inc();
+                } else {
+                    self.deliver_to_channel(&channel, event, dirty);
+                }
+            }
             Work::Filled(filled) => {
                 if let Some(group) = self.group(&filled.group) {
                     self.deliver_filled(&group, filled, dirty);
@@ -141,10 +150,32 @@ impl Hub {
             self.dropped("no_channel").inc();
             return;
         };
+        // A stored message that the socket's own stream brings, in its place there.
+        if self.stream_of(&event, &socket).is_some_and(|group| group.has(&socket)) {
+            self.dropped("twin").inc();
+            return;
+        }
         let mut renderer = Renderer::new(&event);
         let kind = renderer.kind_for(&socket.class);
         let sent = self.hand_over(&socket, &event, kind, dirty);
         self.count(&renderer, sent);
+    }
+
+    /// The group in whose stream this event has a place, as far as this socket may hear it.
+    fn stream_of(&self, event: &Event, socket: &Socket) -> Option<Arc<Group>> {
+        events::position(event)?;
+        let name = match &*event.handler_name().ok()? {
+            events::CHAT_MESSAGE => self.names.room(event.text("group_name")?),
+            events::NOTIFICATION_MESSAGE => self.names.user(&socket.user),
+            _ => return None,
+        };
+        self.group(&name.ok()?)
+    }
+
+    /// Whether the socket of this channel is in the group through this node.
+    fn hears(&self, group: &GroupName, channel: &ChannelName) -> bool {
+        let socket = self.registry.by_channel(channel);
+        socket.zip(self.group(group)).is_some_and(|(socket, group)| group.has(&socket))
     }
 
     /// Queues what the event is to this socket. Returns 1 for a frame, so that frames can be summed up.

@@ -195,6 +195,11 @@ impl Group {
         .unwrap_or(Released::Live)
     }
 
+    /// Whether the socket is a member.
+    pub(super) fn has(&self, socket: &Socket) -> bool {
+        self.with_member(socket, |_| ()).is_some()
+    }
+
     fn with_member<T>(&self, socket: &Socket, change: impl FnOnce(&mut Member) -> T) -> Option<T> {
         let mut inner = self.inner.lock();
         inner.members.iter_mut().find(|member| std::ptr::eq(Arc::as_ptr(&member.socket), socket)).map(change)

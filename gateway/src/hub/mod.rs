@@ -7,6 +7,7 @@ mod deliver;
 mod fill;
 mod group;
 mod join;
+mod twin;
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::hash::{BuildHasher, RandomState};
@@ -21,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::metrics::{ByReason, Metrics};
+use crate::names::GroupNames;
 use crate::registry::Registry;
 use crate::socket::Socket;
 pub(crate) use group::Released;
@@ -37,6 +39,7 @@ pub(crate) struct Hub {
     store: Store,
     registry: Arc<Registry>,
     metrics: Arc<Metrics>,
+    names: GroupNames,
     relay: OnceLock<Relay>,
     shards: Box<[Shard]>,
     hasher: RandomState,
@@ -60,6 +63,8 @@ struct Shard {
 /// What a dispatcher does next.
 enum Work {
     Layer(Delivery),
+    /// An event for one socket that has come for a group as well.
+    Twin(twin::Twin),
     /// Rows that were missing, or the news that there are none.
     Filled(Filled),
 }
@@ -81,6 +86,7 @@ impl Hub {
         store: Store,
         registry: Arc<Registry>,
         metrics: Arc<Metrics>,
+        names: GroupNames,
         tasks: &TaskTracker,
         stop: &CancellationToken,
     ) -> Result<Arc<Self>, LayerError> {
@@ -91,6 +97,7 @@ impl Hub {
             store,
             registry,
             metrics,
+            names,
             relay: OnceLock::new(),
             shards: (0..shards).map(|_| Shard::new()).collect(),
             hasher: RandomState::new(),
@@ -260,6 +267,9 @@ struct Sink(Weak<Hub>);
 impl RelaySink for Sink {
     fn deliver(&self, batch: &mut Vec<Delivery>) {
         let Some(hub) = self.0.upgrade() else { return };
+        for twin in twin::take(batch) {
+            hub.push(hub.shard_of(&twin.group), Work::Twin(twin));
+        }
         for delivery in batch.drain(..) {
             let shard = match &delivery {
                 Delivery::Group { group, .. } => hub.shard_of(group),

@@ -9,14 +9,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use deadpool_redis::redis::aio::MultiplexedConnection;
-use deadpool_redis::redis::{self, AsyncConnectionConfig, RedisError, Value};
-use deadpool_redis::{Connection, PoolError};
+use deadpool_redis::redis::{self, Cmd, Value};
 use futures_util::future::join_all;
-use serde_json::{Map, json};
+use serde_json::Map;
 use time::OffsetDateTime;
 use tokio::time::Instant;
 
-use super::pool;
+use super::RedisFailed;
+use super::server::Server;
 use crate::envelope::{self, Envelope, Failed, Outcome, Recipients, Unusable};
 use crate::events::rfc3339;
 use crate::metrics::{ByReason, ByResult};
@@ -43,12 +43,12 @@ const LOOK_EVERY: Duration = Duration::from_secs(5);
 const RETRY_EVERY: Duration = Duration::from_secs(1);
 
 /// What a dead letter has beside its original fields.
-const ADDED: [&str; 3] = ["reason", "deliveries", "at"];
+pub(super) const ADDED: [&str; 3] = ["reason", "deliveries", "at"];
 
 /// An entry of the stream.
-struct Entry {
-    id: String,
-    fields: Vec<(String, Vec<u8>)>,
+pub(super) struct Entry {
+    pub(super) id: String,
+    pub(super) fields: Vec<(String, Vec<u8>)>,
 }
 
 /// What became of an entry.
@@ -58,11 +58,11 @@ enum Verdict {
 }
 
 /// Reads the stream until the node stops.
-pub(crate) async fn ingest(node: Arc<Node>, url: String) {
+pub(crate) async fn ingest(node: Arc<Node>, server: Server) {
     let stream = format!("{}:events", node.config.namespace);
-    let reader = Reader { dead: format!("{stream}:dead"), stream, node };
+    let reader = Reader { dead: format!("{stream}:dead"), stream, node, server };
     loop {
-        if let Err(error) = reader.read(&url).await {
+        if let Err(error) = reader.read().await {
             tracing::debug!(error = &error as &dyn std::error::Error, "the event stream cannot be read");
         }
         tokio::time::sleep(RETRY_EVERY).await;
@@ -71,17 +71,18 @@ pub(crate) async fn ingest(node: Arc<Node>, url: String) {
 
 struct Reader {
     node: Arc<Node>,
+    server: Server,
     stream: String,
     dead: String,
 }
 
 impl Reader {
-    async fn read(&self, url: &str) -> Result<(), RedisError> {
-        let settings = AsyncConnectionConfig::new().set_response_timeout(Some(ANSWER_TIME));
-        let mut redis = redis::Client::open(url)?.get_multiplexed_async_connection_with_config(&settings).await?;
-        self.make_group(&mut redis).await?;
+    async fn read(&self) -> Result<(), RedisFailed> {
+        let mut redis = self.server.open_for(&self.stream, ANSWER_TIME).await?;
+        let redis = &mut redis.connection;
+        self.make_group(redis).await?;
         // What this node took before the connection broke comes first.
-        while self.take(&mut redis, "0").await? > 0 {}
+        while self.take(redis, "0").await? > 0 {}
         let mut looked: Option<Instant> = None;
         loop {
             // A node that cannot write takes nothing: others may be able to.
@@ -89,22 +90,22 @@ impl Reader {
                 tokio::time::sleep(RETRY_EVERY).await;
             }
             if looked.is_none_or(|at| at.elapsed() >= LOOK_EVERY) {
-                self.claim(&mut redis).await?;
-                self.measure(&mut redis).await?;
+                self.claim(redis).await?;
+                self.measure(redis).await?;
                 looked = Some(Instant::now());
             }
-            if let Err(error) = self.take(&mut redis, ">").await {
+            if let Err(error) = self.take(redis, ">").await {
                 // Somebody flushed Redis; whatever is written from now on is there from the beginning.
                 if error.code() != Some("NOGROUP") {
                     return Err(error);
                 }
-                self.make_group(&mut redis).await?;
+                self.make_group(redis).await?;
             }
         }
     }
 
-    async fn make_group(&self, redis: &mut MultiplexedConnection) -> Result<(), RedisError> {
-        let made: Result<(), RedisError> = redis::cmd("XGROUP")
+    async fn make_group(&self, redis: &mut MultiplexedConnection) -> Result<(), RedisFailed> {
+        let made: Result<(), redis::RedisError> = redis::cmd("XGROUP")
             .arg("CREATE")
             .arg(&self.stream)
             .arg(GROUP)
@@ -113,13 +114,13 @@ impl Reader {
             .query_async(redis)
             .await;
         match made {
-            Err(error) if error.code() != Some("BUSYGROUP") => Err(error),
+            Err(error) if error.code() != Some("BUSYGROUP") => Err(error.into()),
             _ => Ok(()),
         }
     }
 
     /// Takes new entries (`>`), or those this node already has (`0`). Returns how many.
-    async fn take(&self, redis: &mut MultiplexedConnection, from: &str) -> Result<usize, RedisError> {
+    async fn take(&self, redis: &mut MultiplexedConnection, from: &str) -> Result<usize, RedisFailed> {
         let mut command = redis::cmd("XREADGROUP");
         command.arg("GROUP").arg(GROUP).arg(&self.node.config.node_id).arg("COUNT").arg(BATCH);
         if from == ">" {
@@ -133,7 +134,7 @@ impl Reader {
     }
 
     /// Takes over what other nodes have not finished for long.
-    async fn claim(&self, redis: &mut MultiplexedConnection) -> Result<(), RedisError> {
+    async fn claim(&self, redis: &mut MultiplexedConnection) -> Result<(), RedisFailed> {
         let mut from = "0-0".to_owned();
         loop {
             let mut command = redis::cmd("XAUTOCLAIM");
@@ -156,7 +157,7 @@ impl Reader {
         }
     }
 
-    async fn measure(&self, redis: &mut MultiplexedConnection) -> Result<(), RedisError> {
+    async fn measure(&self, redis: &mut MultiplexedConnection) -> Result<(), RedisFailed> {
         let length: i64 = redis::cmd("XLEN").arg(&self.stream).query_async(redis).await?;
         let pending: Value = redis::cmd("XPENDING").arg(&self.stream).arg(GROUP).query_async(redis).await?;
         self.node.metrics.stream_length.set(length);
@@ -169,7 +170,7 @@ impl Reader {
     }
 
     /// Stores what the entries say, then acknowledges and deletes them together.
-    async fn serve(&self, redis: &mut MultiplexedConnection, entries: Vec<Entry>) -> Result<(), RedisError> {
+    async fn serve(&self, redis: &mut MultiplexedConnection, entries: Vec<Entry>) -> Result<(), RedisFailed> {
         if entries.is_empty() {
             return Ok(());
         }
@@ -178,13 +179,14 @@ impl Reader {
         done.atomic();
         for (entry, verdict) in entries.iter().zip(&verdicts) {
             if let Verdict::Dead(unusable) = verdict {
-                let deliveries = self.deliveries(redis, &entry.id).await?;
-                let bury = done.cmd("XADD").arg(&self.dead).arg("*");
-                for (name, value) in &entry.fields {
-                    bury.arg(name).arg(value);
+                let burial = self.burial(redis, entry, unusable).await?;
+                if self.server.is_cluster {
+                    // The two streams may be on two servers: first one, then the other.
+                    let mut graveyard = self.server.open(&self.dead).await?;
+                    burial.query_async::<()>(&mut graveyard.connection).await?;
+                } else {
+                    done.add_command(burial).ignore();
                 }
-                bury.arg("reason").arg(format!("{}: {}", unusable.reason, unusable.detail));
-                bury.arg("deliveries").arg(deliveries).arg("at").arg(rfc3339(OffsetDateTime::now_utc())).ignore();
             }
             done.cmd("XACK").arg(&self.stream).arg(GROUP).arg(&entry.id).ignore();
             done.cmd("XDEL").arg(&self.stream).arg(&entry.id).ignore();
@@ -208,7 +210,25 @@ impl Reader {
         Ok(())
     }
 
-    async fn deliveries(&self, redis: &mut MultiplexedConnection, id: &str) -> Result<i64, RedisError> {
+    /// Writes an entry to the dead letters.
+    async fn burial(
+        &self,
+        redis: &mut MultiplexedConnection,
+        entry: &Entry,
+        unusable: &Unusable,
+    ) -> Result<Cmd, RedisFailed> {
+        let deliveries = self.deliveries(redis, &entry.id).await?;
+        let mut bury = redis::cmd("XADD");
+        bury.arg(&self.dead).arg("*");
+        for (name, value) in &entry.fields {
+            bury.arg(name).arg(value);
+        }
+        bury.arg("reason").arg(format!("{}: {}", unusable.reason, unusable.detail));
+        bury.arg("deliveries").arg(deliveries).arg("at").arg(rfc3339(OffsetDateTime::now_utc()));
+        Ok(bury)
+    }
+
+    async fn deliveries(&self, redis: &mut MultiplexedConnection, id: &str) -> Result<i64, RedisFailed> {
         let answer: Vec<(String, String, i64, i64)> =
             redis::cmd("XPENDING").arg(&self.stream).arg(GROUP).arg(id).arg(id).arg(1).query_async(redis).await?;
         Ok(answer.first().map_or(1, |(_, _, _, deliveries)| *deliveries))
@@ -300,7 +320,7 @@ fn entries_of_read(answer: Value) -> Vec<Entry> {
         .collect()
 }
 
-fn entries(list: Value) -> Vec<Entry> {
+pub(super) fn entries(list: Value) -> Vec<Entry> {
     let Value::Array(list) = list else { return Vec::new() };
     list.into_iter()
         .filter_map(|entry| {
@@ -332,72 +352,4 @@ fn bytes(value: Value) -> Option<Vec<u8>> {
 
 fn text(value: Value) -> Option<String> {
     bytes(value).map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
-}
-
-/// The dead letters, for the API.
-pub(crate) struct DeadLetters {
-    redis: Connection,
-    stream: String,
-    dead: String,
-}
-
-/// Why the dead letters cannot be had.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum DeadLettersError {
-    /// The URL is of no use.
-    #[error("Redis cannot be used: {0}")]
-    Url(String),
-    /// No connection.
-    #[error("Redis cannot be reached")]
-    Connect(#[from] PoolError),
-    /// A command failed.
-    #[error("Redis refused")]
-    Command(#[from] RedisError),
-}
-
-impl DeadLetters {
-    pub(crate) async fn open(url: &str, namespace: &str) -> Result<Self, DeadLettersError> {
-        let redis = pool(url).map_err(DeadLettersError::Url)?.get().await?;
-        Ok(Self { redis, stream: format!("{namespace}:events"), dead: format!("{namespace}:events:dead") })
-    }
-
-    /// The newest, at most `count`; or the one of this id.
-    pub(crate) async fn list(
-        &mut self,
-        id: Option<&str>,
-        count: usize,
-    ) -> Result<Vec<serde_json::Value>, DeadLettersError> {
-        let (newest, oldest) = (id.unwrap_or("+"), id.unwrap_or("-"));
-        let mut command = redis::cmd("XREVRANGE");
-        command.arg(&self.dead).arg(newest).arg(oldest).arg("COUNT").arg(count);
-        let answer: Value = command.query_async(&mut self.redis).await?;
-        Ok(entries(answer).iter().map(shown).collect())
-    }
-
-    /// Writes it to the stream again, without what was added, and takes it out of the dead letters.
-    pub(crate) async fn retry(&mut self, id: &str) -> Result<bool, DeadLettersError> {
-        let answer: Value = redis::cmd("XRANGE").arg(&self.dead).arg(id).arg(id).query_async(&mut self.redis).await?;
-        let Some(entry) = entries(answer).into_iter().next() else { return Ok(false) };
-        let mut again = redis::pipe();
-        let add = again.atomic().cmd("XADD").arg(&self.stream).arg("*");
-        for (name, value) in entry.fields.iter().filter(|(name, _)| !ADDED.contains(&name.as_str())) {
-            add.arg(name).arg(value);
-        }
-        add.ignore();
-        again.cmd("XDEL").arg(&self.dead).arg(id).ignore();
-        again.query_async::<()>(&mut self.redis).await?;
-        Ok(true)
-    }
-
-    /// Forgets it.
-    pub(crate) async fn drop_one(&mut self, id: &str) -> Result<bool, DeadLettersError> {
-        let dropped: i64 = redis::cmd("XDEL").arg(&self.dead).arg(id).query_async(&mut self.redis).await?;
-        Ok(dropped > 0)
-    }
-}
-
-fn shown(entry: &Entry) -> serde_json::Value {
-    let fields: Map<String, serde_json::Value> =
-        entry.fields.iter().map(|(name, value)| (name.clone(), json!(String::from_utf8_lossy(value)))).collect();
-    json!({"dead_id": entry.id, "fields": fields})
 }

@@ -89,6 +89,14 @@ impl ClusterCommands {
         })
     }
 
+    pub(super) fn renew(&self, key: &[u8]) {
+        self.0.doubt.notify_one();
+        let node = self.0.cluster.node_of(slot(key));
+        if let Some(commander) = node.and_then(|node| self.0.nodes.read().get(&node).cloned()) {
+            commander.renew();
+        }
+    }
+
     pub(super) fn servers(&self) -> Vec<Commander> {
         self.0.nodes.read().values().cloned().collect()
     }

@@ -128,6 +128,14 @@ impl Commands {
     }
 
     /// Whether all of a shard can be used.
+    /// Makes the connection for a key anew, because it may lead to the wrong server.
+    pub(super) fn renew(&self, shard: usize, key: &[u8]) {
+        match self {
+            Self::Shards { commanders, .. } => commanders[shard].renew(),
+            Self::Cluster(cluster) => cluster.renew(key),
+        }
+    }
+
     pub(super) fn is_connected(&self, shard: usize) -> bool {
         *self.connections(shard).borrow() % 2 == 1
     }

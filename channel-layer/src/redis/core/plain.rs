@@ -109,6 +109,8 @@ impl PlainChannel {
                     if let Some(event) = shared.decode_plain(&taken) {
                         return Ok(event);
                     }
+                    // That was none, and whoever took it believes that we have been served.
+                    self.changed.notify_waiters();
                 }
                 None if self.retired.load(Ordering::Acquire) => return Err(LayerError::Closed),
                 None => arrived.await,

@@ -6,34 +6,47 @@ use bytes::Bytes;
 
 use crate::redis::wire;
 
-/// Puts messages into queues: `KEYS` the queues, `ARGV` the expiry in seconds, then a message and a
-/// capacity per queue. Returns the places of those that were full, and as negative numbers the places of
-/// keys that are no queues: these must not keep the others from getting theirs.
+/// Puts messages into queues: `KEYS` the queues, each once, `ARGV` the expiry in seconds, then for each
+/// queue how many messages it gets, and for each of these a message and a capacity. Returns the places
+/// of messages whose queue was full, and as negative numbers of those whose key is no queue: these must
+/// not keep the others from getting theirs.
 ///
 /// A score is never below the newest one by less than a second: equal microseconds and a clock set
 /// back a little do not change the order of arrival. Further ahead is another host's clock, which
 /// nobody follows.
+///
+/// One line, as Redis hashes the text each time: that is most of what a script costs beside its commands.
 const DELIVER: &str = "\
-local t = redis.call('TIME')
-local now = t[1] + t[2] / 1000000
-local full = {}
-for i, key in ipairs(KEYS) do
-  local trimmed = redis.pcall('ZREMRANGEBYSCORE', key, 0, t[1] - ARGV[1])
-  if type(trimmed) == 'table' then
-    if not string.find(trimmed.err, 'WRONGTYPE', 1, true) then return trimmed end
-    full[#full + 1] = -i
-  elseif redis.call('ZCARD', key) >= tonumber(ARGV[2 * i + 1]) then
-    full[#full + 1] = i
-  else
-    local score = now
-    local newest = redis.call('ZRANGE', key, -1, -1, 'WITHSCORES')[2]
-    if newest and tonumber(newest) >= now and newest - now < 1 then
-      score = newest + 2^-22
-    end
-    redis.call('ZADD', key, score, ARGV[2 * i])
-    redis.call('EXPIRE', key, ARGV[1])
-  end
-end
+local call, t = redis.call, redis.call('TIME') \
+local now = t[1] + t[2] / 1000000 \
+local full, place, at = {}, 0, 2 \
+for _, key in ipairs(KEYS) do \
+  local last = at + 2 * ARGV[at] \
+  local gone = redis.pcall('ZREMRANGEBYSCORE', key, 0, t[1] - ARGV[1]) \
+  local odd = type(gone) == 'table' \
+  if odd and not gone.err:find('WRONGTYPE') then return gone end \
+  local held = odd and 0 or call('ZCARD', key) \
+  local newest = held > 0 and call('ZRANGE', key, -1, -1, 'WITHSCORES')[2] \
+  local score = now \
+  if newest and newest - now >= 0 and newest - now < 1 then score = newest + 2^-22 end \
+  local new = {} \
+  for i = at + 1, last, 2 do \
+    place = place + 1 \
+    if odd then \
+      full[#full + 1] = -place \
+    elseif held >= tonumber(ARGV[i + 1]) then \
+      full[#full + 1] = place \
+    else \
+      new[#new + 1], new[#new + 2] = score, ARGV[i] \
+      score, held = score + 2^-22, held + 1 \
+    end \
+  end \
+  if #new > 0 then \
+    call('ZADD', key, unpack(new)) \
+    call('EXPIRE', key, ARGV[1]) \
+  end \
+  at = last + 1 \
+end \
 return full";
 
 /// Adds members to groups: `KEYS` the groups, `ARGV` how many seconds ahead of now the score lies,
@@ -78,6 +91,9 @@ local dead = {}
 if new == 0 then dead = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now, 'LIMIT', 0, 100) end
 return {new, t[1], t[2], dead}";
 
+/// How many messages one command may carry: Lua hands over no more than some thousand words at once.
+pub(super) const MOST_PARCELS: usize = 1_000;
+
 /// One message for one queue.
 pub(super) struct Parcel {
     pub(super) queue: Bytes,
@@ -85,14 +101,23 @@ pub(super) struct Parcel {
     pub(super) capacity: usize,
 }
 
+/// Parcels for the same queue stand together, in the order in which they are to arrive;
+/// [`MOST_PARCELS`] at most.
 pub(super) fn deliver(parcels: &[Parcel], expiry: u64) -> Bytes {
+    let queues = || parcels.chunk_by(|one, next| one.queue == next.queue);
     let numbers: Vec<String> = parcels.iter().map(|parcel| parcel.capacity.to_string()).collect();
-    let (count, expiry) = (parcels.len().to_string(), expiry.to_string());
-    let mut words: Vec<&[u8]> = vec![b"EVAL", DELIVER.as_bytes(), count.as_bytes()];
-    words.extend(parcels.iter().map(|parcel| &*parcel.queue));
+    let counts: Vec<String> = queues().map(|parcels| parcels.len().to_string()).collect();
+    let (keys, expiry) = (counts.len().to_string(), expiry.to_string());
+    let mut words: Vec<&[u8]> = Vec::with_capacity(4 + 2 * counts.len() + 2 * parcels.len());
+    words.extend([b"EVAL", DELIVER.as_bytes(), keys.as_bytes()]);
+    words.extend(queues().map(|parcels| &*parcels[0].queue));
     words.push(expiry.as_bytes());
-    for (parcel, capacity) in parcels.iter().zip(&numbers) {
-        words.extend([&*parcel.message, capacity.as_bytes()]);
+    let mut numbers = numbers.iter();
+    for (parcels, count) in queues().zip(&counts) {
+        words.push(count.as_bytes());
+        for (parcel, capacity) in parcels.iter().zip(&mut numbers) {
+            words.extend([&*parcel.message, capacity.as_bytes()]);
+        }
     }
     wire::bytes(&words)
 }

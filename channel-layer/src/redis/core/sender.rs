@@ -225,19 +225,27 @@ impl Round {
     async fn dispatch(&mut self, shared: &Shared) {
         self.bytes = 0;
         for shard in 0..self.parcels.len() {
-            let (mut now, mut owners, mut bytes) = (Vec::new(), Vec::new(), 0);
-            let mut parcels = std::mem::take(&mut self.parcels[shard]).into_iter().peekable();
+            let (mut now, mut owners, mut bytes, mut queues) = (Vec::new(), Vec::new(), 0, 0);
+            let mut parcels = std::mem::take(&mut self.parcels[shard]);
+            // Those for one queue together and in their order: they cost Redis little more than one.
+            parcels.sort_by(|(one, _), (other, _)| one.queue.cmp(&other.queue));
+            let mut parcels = parcels.into_iter().peekable();
             while let Some((parcel, owner)) = parcels.next() {
+                let next = parcels.peek();
+                let queue_ends = next.is_none_or(|(next, _)| next.queue != parcel.queue);
                 bytes += parcel.message.len();
+                queues += usize::from(queue_ends);
+                let full = queues >= shared.commands.keys_per_command()
+                    || now.len() + 1 >= scripts::MOST_PARCELS
+                    || bytes >= COMMAND_BYTES;
                 now.push(parcel);
                 owners.push(owner);
-                let full = now.len() >= shared.commands.keys_per_command() || bytes >= COMMAND_BYTES;
-                if full || parcels.peek().is_none() {
+                if full || next.is_none() {
                     let command = scripts::deliver(&now, shared.settings.expiry);
                     let pending = shared.commands.start(shard, &now[0].queue, command);
                     self.started.push((pending, std::mem::take(&mut owners)));
                     now.clear();
-                    bytes = 0;
+                    (bytes, queues) = (0, 0);
                 }
                 if self.started.len() >= UNDER_WAY {
                     self.answers().await;

@@ -13,7 +13,7 @@ use super::{
 use crate::{
     LayerError, Serializer,
     codec::Codec,
-    redis::{Host, connection::Target, publisher::Publisher, tls::TlsOptions, topology::Topology},
+    redis::{Host, tls::TlsOptions, topology::Topology},
     stats::Counters,
 };
 
@@ -107,11 +107,18 @@ impl RedisPubSubBuilder {
     /// Connects and returns when both directions work, on every host. Fails with the cause if one does
     /// not answer within 2 seconds or refuses; then nothing goes on in the background.
     pub async fn connect(self) -> Result<RedisPubSubLayer, LayerError> {
+        let (codec, topology) = (self.codec()?, self.topology()?);
         // One attempt by hand, because the tasks would only try again and never tell.
-        let targets = self.targets()?;
+        let targets = match &topology {
+            Topology::Shards(targets) => targets.to_vec(),
+            Topology::Cluster(cluster) => {
+                cluster.refresh().await.map_err(LayerError::Unavailable)?;
+                cluster.nodes().iter().map(|node| cluster.target(node)).collect()
+            }
+        };
         let attempts = targets.iter().map(|target| target.open("channel-layer:probe"));
         drop(try_join_all(attempts).await.map_err(LayerError::Unavailable)?);
-        let layer = self.start()?;
+        let layer = self.start_with(codec, &topology);
         let both = async {
             layer.0.publishers.connected().await;
             layer.0.subscriber.ready().await
@@ -123,25 +130,16 @@ impl RedisPubSubBuilder {
     /// Starts without waiting: connects in the background and tries for ever. Until Redis is there,
     /// publishes fail and joins wait. Needs to be called inside a Tokio runtime.
     pub fn start(self) -> Result<RedisPubSubLayer, LayerError> {
-        if self.prefix.len() > 100 || self.prefix.chars().any(char::is_control) {
-            let text = "the prefix must be at most 100 bytes without control characters";
-            return Err(LayerError::Config(text.into()));
-        }
-        if tokio::runtime::Handle::try_current().is_err() {
-            return Err(LayerError::Config("it must be started inside a Tokio runtime".into()));
-        }
-        let targets = self.targets()?;
-        let codec = Codec::new(self.serializer, &self.encryption_keys)?;
+        let (codec, topology) = (self.codec()?, self.topology()?);
+        Ok(self.start_with(codec, &topology))
+    }
+
+    fn start_with(self, codec: Codec, topology: &Topology) -> RedisPubSubLayer {
         let counters = Arc::new(Counters::default());
         let mut tasks = JoinSet::new();
-        let publishers = targets.iter().map(|target| {
-            let (publisher, task) = Publisher::new(target.clone(), counters.clone());
-            tasks.spawn(task);
-            publisher
-        });
-        let publishers = Arc::new(Publishers::new(publishers.collect()));
+        let publishers = Arc::new(Publishers::new(topology, &self.prefix, counters.clone(), &mut tasks));
         let (subscriber, task) = Subscriber::new(
-            &targets,
+            topology,
             &self.prefix,
             codec.clone(),
             self.probe_every,
@@ -149,7 +147,7 @@ impl RedisPubSubBuilder {
             counters.clone(),
         );
         tasks.spawn(task);
-        Ok(RedisPubSubLayer(Arc::new(Inner {
+        RedisPubSubLayer(Arc::new(Inner {
             prefix: self.prefix,
             raw_group_names: self.raw_group_names,
             codec,
@@ -157,14 +155,23 @@ impl RedisPubSubBuilder {
             subscriber,
             counters,
             _tasks: tasks,
-        })))
+        }))
     }
 
-    fn targets(&self) -> Result<Arc<[Target]>, LayerError> {
-        match Topology::of(&self.hosts, &self.tls)? {
-            Topology::Shards(targets) => Ok(targets),
-            Topology::Cluster(_) => Err(LayerError::Config("Redis Cluster is not supported yet".into())),
+    /// What can be found wrong without any Redis.
+    fn codec(&self) -> Result<Codec, LayerError> {
+        if self.prefix.len() > 100 || self.prefix.chars().any(char::is_control) {
+            let text = "the prefix must be at most 100 bytes without control characters";
+            return Err(LayerError::Config(text.into()));
         }
+        if tokio::runtime::Handle::try_current().is_err() {
+            return Err(LayerError::Config("it must be started inside a Tokio runtime".into()));
+        }
+        Codec::new(self.serializer, &self.encryption_keys)
+    }
+
+    fn topology(&self) -> Result<Topology, LayerError> {
+        Topology::of(&self.hosts, &self.tls)
     }
 }
 

@@ -36,8 +36,13 @@ const PING: Duration = Duration::from_secs(2);
 /// connection` in this log, `scheduled to be closed ASAP for overcoming of output buffer limits` in the
 /// server's.
 ///
+/// On a Redis Cluster (7.0 or later; Python's layer knows none) a group is a sharded topic on the node
+/// that has its slot, so that one node's groups cost the others nothing; channels are heard on all
+/// nodes. There is a subscriber and a publisher for each primary. When slots move, or a replica takes a
+/// dead node's place, the subscriptions follow by themselves; relays are told of the gap.
+///
 /// A Redis user needs the commands PUBLISH, (P)SUBSCRIBE, (P)UNSUBSCRIBE and PING, and, because a relay
-/// subscribes to a pattern, all channels (`&*`).
+/// subscribes to a pattern, all channels (`&*`); on a cluster also SPUBLISH, S(UN)SUBSCRIBE and CLUSTER.
 ///
 /// Nothing waits in Redis: an event for a channel nobody reads is gone. Of an inbox that already
 /// holds 100 unread events the oldest is dropped. Clones share everything; with the last clone and

@@ -4,7 +4,12 @@ use crate::{ChannelName, GroupName};
 
 /// A group's topic: `<prefix>__group__<group>`.
 pub(super) fn group(prefix: &str, group: &GroupName) -> Box<[u8]> {
-    [prefix.as_bytes(), b"__group__", group.as_str().as_bytes()].concat().into()
+    format!("{}{group}", group_prefix(prefix)).into_bytes().into()
+}
+
+/// What the topics of all groups begin with.
+pub(super) fn group_prefix(prefix: &str) -> String {
+    format!("{prefix}__group__")
 }
 
 /// A channel's topic is its name, without any prefix.

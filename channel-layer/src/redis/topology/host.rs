@@ -2,7 +2,7 @@
 
 use std::{fmt, path::Path, str::FromStr, sync::Arc};
 
-use super::{cluster::Cluster, sentinel::Sentinels, url};
+use super::{cluster::Cluster, connector::Connector, sentinel::Sentinels, url};
 use crate::{
     LayerError,
     redis::{
@@ -121,6 +121,44 @@ impl Host {
             let tls = spec.tls.get_or_insert_default();
             tls.server_name = server_name.map(str::to_owned);
         })
+    }
+
+    /// The certificates (PEM) to trust instead of the public authorities; goes before what a layer is
+    /// told for all its hosts. Changes nothing without TLS.
+    #[must_use]
+    pub fn root_certificates(self, pem: &[u8]) -> Self {
+        self.with(|spec| {
+            if let Some(tls) = &mut spec.tls {
+                tls.options.roots = Some(pem.to_vec());
+            }
+        })
+    }
+
+    /// The certificate to show to servers that want one, with its chain, and its key (both PEM); goes
+    /// before what a layer is told for all its hosts. Changes nothing without TLS.
+    #[must_use]
+    pub fn client_certificate(self, chain: &[u8], key: &[u8]) -> Self {
+        self.with(|spec| {
+            if let Some(tls) = &mut spec.tls {
+                tls.options.client = Some((chain.to_vec(), key.to_vec()));
+            }
+        })
+    }
+
+    /// Whether connections to it use TLS.
+    pub fn uses_tls(&self) -> bool {
+        self.0.as_ref().is_ok_and(|spec| spec.tls.is_some())
+    }
+
+    /// Whether it is a Redis Cluster.
+    pub fn is_cluster(&self) -> bool {
+        self.0.as_ref().is_ok_and(|spec| matches!(spec.kind, Kind::Cluster(_)))
+    }
+
+    /// What opens connections to it for commands of the caller's own, which the layers know nothing
+    /// about. Fails with [`LayerError::Config`] if the host cannot be meant.
+    pub fn connector(&self) -> Result<Connector, LayerError> {
+        Ok(Connector::new(self.spec()?.resolve(&TlsOptions::default())?))
     }
 
     fn of(kind: Kind) -> Self {

@@ -1,6 +1,7 @@
 //! Where all of it is: several servers that share the work, Sentinels that know the primary, a cluster.
 
 mod cluster;
+mod connector;
 mod host;
 mod race;
 mod sentinel;
@@ -11,7 +12,6 @@ use std::sync::Arc;
 
 use futures_util::future::try_join_all;
 
-pub use self::host::Host;
 use self::host::Resolved;
 #[allow(unused_imports, reason = "for the layers that are being built on it")]
 pub(super) use self::{
@@ -19,6 +19,7 @@ pub(super) use self::{
     sentinel::Sentinels,
     slots::{Node, Redirection},
 };
+pub use self::{connector::Connector, host::Host};
 use super::{connection::Target, tls::TlsOptions};
 use crate::{BoxError, LayerError};
 

@@ -30,11 +30,28 @@ impl Registry {
         }
     }
 
-    /// A connection is gone: nothing that belonged to it is confirmed any more.
+    /// A connection is gone, or what was on it has to move: the topics of which `lost` says so are not
+    /// confirmed any more.
     pub(super) fn disconnected(&mut self, lost: impl Fn(&[u8]) -> bool) {
         for (_, entry) in self.topics.iter_mut().filter(|(topic, _)| lost(topic)) {
             entry.confirmed = false;
         }
+        self.down();
+    }
+
+    /// One topic is not subscribed any more; tells whether somebody here wants it.
+    pub(super) fn ended(&mut self, topic: &[u8]) -> bool {
+        let Some(entry) = self.topics.get_mut(topic) else { return false };
+        entry.confirmed = false;
+        self.down();
+        true
+    }
+
+    pub(super) fn wants(&self, topic: &[u8]) -> bool {
+        self.topics.contains_key(topic)
+    }
+
+    fn down(&mut self) {
         for (id, relay) in &mut self.relays {
             if !relay.down {
                 relay.down = true;

@@ -9,7 +9,7 @@ use std::{
 use bytes::BytesMut;
 use tokio::time::{Instant, sleep};
 
-use super::{probe::Probe, session::Session};
+use super::{probe::Probe, registry::Topic, session::Session};
 use crate::{
     BoxError,
     redis::{
@@ -34,10 +34,14 @@ pub(super) struct Link {
     restored: bool,
     /// Whether any did.
     ever_restored: bool,
+    /// Whether this connection has yet to get there for the first time.
+    fresh: bool,
     pub(super) probe: Probe,
 }
 
 enum State {
+    /// Nothing belongs to it.
+    Idle,
     Opening(Attempt),
     Up(Up),
 }
@@ -75,6 +79,7 @@ impl Link {
             failures: 0,
             restored: false,
             ever_restored: false,
+            fresh: true,
             probe,
         }
     }
@@ -82,6 +87,7 @@ impl Link {
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Event> {
         loop {
             let attempt = match &mut self.state {
+                State::Idle => return Poll::Pending,
                 State::Up(up) => return up.poll(cx),
                 State::Opening(attempt) => attempt,
             };
@@ -89,6 +95,7 @@ impl Link {
                 Ok(connection) => {
                     self.failures = 0;
                     self.restored = false;
+                    self.fresh = true;
                     self.state = State::Up(Up::new(connection));
                     return Poll::Ready(Event::Opened);
                 }
@@ -121,7 +128,7 @@ impl Link {
     pub(super) fn up(&mut self) -> Option<&mut Up> {
         match &mut self.state {
             State::Up(up) => Some(up),
-            State::Opening(_) => None,
+            State::Idle | State::Opening(_) => None,
         }
     }
 
@@ -133,15 +140,44 @@ impl Link {
         matches!(self.state, State::Up(_))
     }
 
+    pub(super) fn is_idle(&self) -> bool {
+        matches!(self.state, State::Idle)
+    }
+
     /// Whether every subscription is in place.
     pub(super) fn is_restored(&self) -> bool {
         self.restored && self.is_up()
     }
 
-    /// Every subscription is in place; tells whether that was so once before.
+    /// Ends the connection, because nothing belongs to it any more.
+    pub(super) fn rest(&mut self) {
+        self.state = State::Idle;
+        self.restored = false;
+    }
+
+    /// Begins to connect again, if it was at rest.
+    pub(super) fn wake(&mut self) {
+        if self.is_idle() {
+            self.failures = 0;
+            self.state = State::Opening(attempt(&self.target, Duration::ZERO));
+        }
+    }
+
+    /// Something was asked for that is to be in place before the link counts as restored.
+    pub(super) fn await_again(&mut self) {
+        if let State::Up(up) = &mut self.state {
+            self.restored = false;
+            up.session.mark_restored();
+        }
+    }
+
+    /// Every subscription is in place; tells whether a lost connection was made good with it.
     pub(super) fn restored(&mut self, now: Instant) -> bool {
-        self.backoff.reset();
         self.restored = true;
+        if !std::mem::take(&mut self.fresh) {
+            return false;
+        }
+        self.backoff.reset();
         self.probe.rest(now);
         std::mem::replace(&mut self.ever_restored, true)
     }
@@ -151,7 +187,7 @@ impl Link {
     pub(super) fn is_congested(&self) -> bool {
         match &self.state {
             State::Up(up) => up.session.is_congested() && !up.stalled,
-            State::Opening(_) => false,
+            State::Idle | State::Opening(_) => false,
         }
     }
 
@@ -184,6 +220,17 @@ impl Link {
         if let Some(session) = self.session() {
             session.subscribe(kind, &[topic]);
         }
+    }
+
+    /// Probes with another topic from now on.
+    pub(super) fn change_probe(&mut self, topic: Topic, now: Instant) {
+        let kind = self.probe.kind;
+        let old = std::mem::replace(&mut self.probe.topic, topic);
+        if let Some(session) = self.session() {
+            session.unsubscribe(kind, &[old]);
+            self.subscribe_probe();
+        }
+        self.probe.rest(now);
     }
 }
 

@@ -23,7 +23,8 @@ impl Links {
 
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<(usize, Event)> {
         let count = self.links.len();
-        for at in (self.next..count).chain(0..self.next.min(count)) {
+        let first = self.next.min(count);
+        for at in (first..count).chain(0..first) {
             if let Poll::Ready(event) = self.links[at].poll(cx) {
                 self.next = at + 1;
                 return Poll::Ready((at, event));
@@ -40,18 +41,35 @@ impl Links {
         self.links.get_mut(at)
     }
 
+    pub(super) fn peek(&self, at: usize) -> Option<&Link> {
+        self.links.get(at)
+    }
+
     pub(super) fn router(&self) -> &Router {
         &self.router
     }
 
-    /// Whether each of them has a connection.
+    /// Routes otherwise from now on; returns how it was before.
+    pub(super) fn reroute(&mut self, router: Router) -> Router {
+        std::mem::replace(&mut self.router, router)
+    }
+
+    /// The link of this name, made if there is none.
+    pub(super) fn named(&mut self, name: &str, make: impl FnOnce() -> Link) -> usize {
+        self.links.iter().position(|link| link.name == name).unwrap_or_else(|| {
+            self.links.push(make());
+            self.links.len() - 1
+        })
+    }
+
+    /// Whether each of them that is needed has a connection.
     pub(super) fn are_up(&self) -> bool {
-        self.links.iter().all(Link::is_up)
+        self.router.is_known() && self.links.iter().all(|link| link.is_up() || link.is_idle())
     }
 
     /// Whether every subscription of each is in place.
     pub(super) fn are_restored(&self) -> bool {
-        self.links.iter().all(Link::is_restored)
+        self.router.is_known() && self.links.iter().all(|link| link.is_restored() || link.is_idle())
     }
 
     /// Whether further orders should wait until what is to be sent has been sent.
@@ -63,36 +81,49 @@ impl Links {
     /// subscribes to everything.
     pub(super) fn apply(&mut self, changes: Changes) {
         let Changes { subscribe, unsubscribe } = changes;
-        self.each(unsubscribe, Session::unsubscribe);
-        self.each(subscribe, Session::subscribe);
+        self.unsubscribe(None, unsubscribe);
+        self.subscribe(subscribe);
     }
 
-    fn each(&mut self, topics: Vec<Topic>, tell: fn(&mut Session, Kind, &[Topic])) {
-        let mut parts: Vec<(usize, Kind, Vec<Topic>)> = Vec::new();
-        for topic in topics {
-            let Some(at) = self.router.link_of(&topic) else { continue };
-            let kind = self.router.kind_of(&topic);
-            match parts.iter_mut().find(|part| part.0 == at && part.1 == kind) {
-                Some(part) => part.2.push(topic),
-                None => parts.push((at, kind, vec![topic])),
-            }
-        }
-        for (at, kind, topics) in parts {
+    /// Tells the links on which these topics are, or were in the days of another router.
+    pub(super) fn unsubscribe(&mut self, router: Option<&Router>, topics: Vec<Topic>) {
+        for (at, kind, topics) in parts(router.unwrap_or(&self.router), topics) {
             if let Some(session) = self.links.get_mut(at).and_then(Link::session) {
-                tell(session, kind, &topics);
+                session.unsubscribe(kind, &topics);
             }
         }
     }
 
-    /// Subscribes a relay's pattern wherever a message for it may come from; tells on how many
-    /// connections it was asked for.
-    pub(super) fn psubscribe(&mut self, relay: u64, pattern: &[u8]) -> usize {
-        let sessions = self.links.iter_mut().filter_map(Link::session);
-        sessions.map(|session| session.psubscribe(relay, pattern)).count()
+    /// Tells the links to which these topics belong; returns which were told.
+    pub(super) fn subscribe(&mut self, topics: Vec<Topic>) -> Vec<usize> {
+        let mut told = Vec::new();
+        for (at, kind, topics) in parts(&self.router, topics) {
+            if let Some(session) = self.links.get_mut(at).and_then(Link::session) {
+                session.subscribe(kind, &topics);
+                told.push(at);
+            }
+        }
+        told
     }
 
-    pub(super) fn punsubscribe(&mut self, pattern: &[u8]) {
-        let sessions = self.links.iter_mut().filter_map(Link::session);
-        sessions.for_each(|session| session.punsubscribe(pattern));
+    /// The sessions that have, or should have, this pattern.
+    pub(super) fn with_pattern(&mut self, pattern: &[u8]) -> impl Iterator<Item = &mut Session> {
+        let router = &self.router;
+        let links = self.links.iter_mut().enumerate().filter(|(at, _)| router.has_pattern(pattern, *at));
+        links.filter_map(|(_, link)| link.session())
     }
+}
+
+/// Sorts topics by link and kind. What has no place yet is left out.
+fn parts(router: &Router, topics: Vec<Topic>) -> Vec<(usize, Kind, Vec<Topic>)> {
+    let mut parts: Vec<(usize, Kind, Vec<Topic>)> = Vec::new();
+    for topic in topics {
+        let Some(at) = router.link_of(&topic) else { continue };
+        let kind = router.kind_of(&topic);
+        match parts.iter_mut().find(|part| part.0 == at && part.1 == kind) {
+            Some(part) => part.2.push(topic),
+            None => parts.push((at, kind, vec![topic])),
+        }
+    }
+    parts
 }

@@ -1,9 +1,11 @@
 //! Subscribing: one task owns the connections and everything that depends on them, so that joins and
 //! leaves happen one after another and what Redis knows always follows what we want.
 
+mod cluster;
 mod hearing;
 mod link;
 mod links;
+mod map;
 mod members;
 mod probe;
 mod registry;
@@ -21,14 +23,23 @@ use std::{
 use parking_lot::Mutex;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 
-use self::{link::Link, links::Links, probe::Probe, registry::Registry, route::Router, session::Kind, task::Task};
+use self::{
+    link::Link,
+    links::Links,
+    map::Mapper,
+    probe::Probe,
+    registry::Registry,
+    route::Router,
+    session::Kind,
+    task::{Parts, Task},
+};
 
 use super::{publishers::Publishers, topic};
 use crate::{
     ChannelName, GroupName, LayerError, RelaySink,
     codec::Codec,
     name,
-    redis::{connection::Target, inbox::Inbox},
+    redis::{connection::Target, inbox::Inbox, topology::Topology},
     stats::Counters,
 };
 
@@ -99,7 +110,7 @@ pub(super) struct Subscriber {
 impl Subscriber {
     /// The handle, and the task to run for it.
     pub(super) fn new(
-        targets: &[Target],
+        topology: &Topology,
         prefix: &str,
         codec: Codec,
         probe_every: Duration,
@@ -110,14 +121,25 @@ impl Subscriber {
         let (ready_sender, ready) = watch::channel(false);
         let directory = Directory::default();
         let relay_gone = Arc::new(Notify::new());
-        let links = targets.iter().enumerate().map(|(at, target)| {
-            let own = format!("{}{}", topic::channel_prefix(prefix, ""), name::random_hex32());
-            let probe = Probe::new(own.into_bytes().into(), Kind::Plain, probe_every);
-            Link::new(format!("host {} of {}", at + 1, targets.len()), target.clone(), probe)
-        });
-        let links = Links::new(links.collect(), Router::Shards(targets.len()));
+        let (links, mapper) = match topology {
+            Topology::Shards(targets) => (shards(targets, prefix, probe_every), None),
+            Topology::Cluster(cluster) => {
+                (Links::new(Vec::new(), Router::cluster(prefix)), Some(Mapper::new(cluster.clone())))
+            }
+        };
         let registry = Registry::new(prefix.to_owned(), directory.clone(), codec, counters.clone());
-        let task = Task::new(links, registry, publishers, counters, ready_sender, receiver, relay_gone.clone());
+        let task = Task::new(Parts {
+            links,
+            registry,
+            mapper,
+            prefix: prefix.to_owned(),
+            probe_every,
+            publishers,
+            counters,
+            ready: ready_sender,
+            orders: receiver,
+            relay_gone: relay_gone.clone(),
+        });
         (Self { orders, directory, ready, relay_gone }, task.run())
     }
 
@@ -175,4 +197,13 @@ impl Subscriber {
             Err(_late) => Err(LayerError::Timeout),
         }
     }
+}
+
+fn shards(targets: &[Target], prefix: &str, probe_every: Duration) -> Links {
+    let links = targets.iter().enumerate().map(|(at, target)| {
+        let own = format!("{}{}", topic::channel_prefix(prefix, ""), name::random_hex32());
+        let probe = Probe::new(own.into_bytes().into(), Kind::Plain, probe_every);
+        Link::new(format!("host {} of {}", at + 1, targets.len()), target.clone(), probe)
+    });
+    Links::new(links.collect(), Router::Shards(targets.len()))
 }

@@ -75,6 +75,10 @@ impl Probe {
         }
     }
 
+    pub(super) fn is_allowed(&self) -> bool {
+        !self.refused
+    }
+
     /// Whether the server lets us subscribe to it.
     pub(super) fn allow(&mut self, allowed: bool) {
         self.refused = !allowed;

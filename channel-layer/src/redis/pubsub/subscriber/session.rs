@@ -57,6 +57,7 @@ pub(super) enum Heard<'a> {
         payload: &'a [u8],
     },
     PatternMessage {
+        pattern: &'a [u8],
         topic: &'a [u8],
         payload: &'a [u8],
     },
@@ -188,7 +189,7 @@ impl Session {
     fn hear_items<'a>(&mut self, items: &Items<'a>) -> Result<Heard<'a>, Broken> {
         match *items.as_slice() {
             [b"message" | b"smessage", topic, payload] => Ok(Heard::Message { topic, payload }),
-            [b"pmessage", _pattern, topic, payload] => Ok(Heard::PatternMessage { topic, payload }),
+            [b"pmessage", pattern, topic, payload] => Ok(Heard::PatternMessage { pattern, topic, payload }),
             [b"pong", _] => self.pong(),
             [b"subscribe" | b"ssubscribe", topic, _] => self.subscribed(topic),
             [b"psubscribe", ..] => match self.asked.pop_front() {
@@ -267,3 +268,7 @@ impl Session {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "session_tests.rs"]
+mod tests;

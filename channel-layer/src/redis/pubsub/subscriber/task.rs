@@ -1,6 +1,11 @@
 //! The task: connects, restores, reads, obeys; for ever.
 
-use std::{future::poll_fn, sync::Arc, time::Duration};
+use std::{
+    future::poll_fn,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
 
 use bytes::Buf;
 use tokio::{
@@ -13,8 +18,9 @@ use super::{
     hearing::Taken,
     link::{Event, Link},
     links::Links,
+    map::Mapper,
     probe::Verdict,
-    registry::Registry,
+    registry::{Changes, Registry, Topic},
     session::{Heard, Kind},
 };
 use crate::{
@@ -29,30 +35,55 @@ const TICK: Duration = Duration::from_millis(250);
 const WARN_EVERY: Duration = Duration::from_secs(10);
 
 pub(super) struct Task {
-    links: Links,
-    registry: Registry,
+    pub(super) links: Links,
+    pub(super) registry: Registry,
+    /// For a cluster.
+    pub(super) mapper: Option<Mapper>,
+    pub(super) prefix: String,
+    pub(super) probe_every: Duration,
     publishers: Arc<Publishers>,
     counters: Arc<Counters>,
-    ready: watch::Sender<bool>,
+    pub(super) ready: watch::Sender<bool>,
     orders: mpsc::Receiver<Order>,
     relay_gone: Arc<Notify>,
     tick: Interval,
     warned: Option<Instant>,
 }
 
+/// What the task is made of.
+pub(super) struct Parts {
+    pub(super) links: Links,
+    pub(super) registry: Registry,
+    pub(super) mapper: Option<Mapper>,
+    pub(super) prefix: String,
+    pub(super) probe_every: Duration,
+    pub(super) publishers: Arc<Publishers>,
+    pub(super) counters: Arc<Counters>,
+    pub(super) ready: watch::Sender<bool>,
+    pub(super) orders: mpsc::Receiver<Order>,
+    pub(super) relay_gone: Arc<Notify>,
+}
+
 impl Task {
-    pub(super) fn new(
-        links: Links,
-        registry: Registry,
-        publishers: Arc<Publishers>,
-        counters: Arc<Counters>,
-        ready: watch::Sender<bool>,
-        orders: mpsc::Receiver<Order>,
-        relay_gone: Arc<Notify>,
-    ) -> Self {
+    pub(super) fn new(parts: Parts) -> Self {
         let mut tick = interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        Self { links, registry, publishers, counters, ready, orders, relay_gone, tick, warned: None }
+        let Parts { links, registry, mapper, prefix, probe_every, publishers, counters, ready, orders, relay_gone } =
+            parts;
+        Self {
+            links,
+            registry,
+            mapper,
+            prefix,
+            probe_every,
+            publishers,
+            counters,
+            ready,
+            orders,
+            relay_gone,
+            tick,
+            warned: None,
+        }
     }
 
     /// Ends when nobody can give orders any more.
@@ -68,6 +99,7 @@ impl Task {
                     Some(order) => self.obey(order),
                     None => return,
                 },
+                () = poll_fn(|cx| poll_mapper(&mut self.mapper, cx)) => self.look_at_map(),
                 () = self.relay_gone.notified() => self.end_dead_relays(),
                 now = self.tick.tick() => self.tick(now),
             }
@@ -79,7 +111,8 @@ impl Task {
     /// Asks a new connection for everything that belongs to it.
     fn opened(&mut self, at: usize) {
         let router = self.links.router();
-        let (subscribe, patterns) = self.registry.everything(|topic| router.link_of(topic) == Some(at));
+        let (subscribe, mut patterns) = self.registry.everything(|topic| router.link_of(topic) == Some(at));
+        patterns.retain(|(_, pattern)| router.has_pattern(pattern, at));
         let (sharded, plain) =
             subscribe.into_iter().partition::<Vec<_>, _>(|topic| router.kind_of(topic) == Kind::Sharded);
         let Some(link) = self.links.get(at) else { return };
@@ -96,12 +129,29 @@ impl Task {
     fn restored(&mut self, at: usize) {
         let Some(link) = self.links.get(at) else { return };
         if link.restored(Instant::now()) {
-            self.counters.reconnected();
             tracing::info!(link = link.name, "subscriber connection to Redis restored");
+            // Those of a cluster come and go with its nodes.
+            if self.mapper.is_none() {
+                self.counters.reconnected();
+            }
         }
-        if self.links.are_restored() {
-            self.registry.restored();
-            self.ready.send_replace(true);
+        self.settle();
+    }
+
+    /// Tells everybody when all is well.
+    pub(super) fn settle(&mut self) {
+        if !self.links.are_restored() || !self.is_placed() {
+            return;
+        }
+        // Also if all was well before: a relay may have been opened while a new node was connected to.
+        self.registry.restored();
+        if self.ready.send_replace(true) {
+            return;
+        }
+        if let Some(mapper) = &mut self.mapper
+            && mapper.is_back()
+        {
+            self.counters.reconnected();
         }
     }
 
@@ -112,11 +162,14 @@ impl Task {
         self.ready.send_replace(false);
         let router = self.links.router();
         self.registry.disconnected(|topic| router.link_of(topic) == Some(at));
+        if let Some(mapper) = &mut self.mapper {
+            mapper.ask();
+        }
     }
 
     fn tick(&mut self, now: Instant) {
         let changes = self.registry.expire(now);
-        self.links.apply(changes);
+        self.apply(changes);
         // Also those whose opener gave up before it had a handle to drop.
         self.end_dead_relays();
         for at in 0..self.links.count() {
@@ -125,6 +178,12 @@ impl Task {
                 Ok(()) => self.probe(at, now),
                 Err(error) => self.lost(at, &error),
             }
+        }
+        let settled = *self.ready.borrow();
+        if let Some(mapper) = &mut self.mapper
+            && (mapper.tick(now, settled) || !settled)
+        {
+            self.look_at_map();
         }
     }
 
@@ -141,7 +200,7 @@ impl Task {
         }
         if verdict == Verdict::Deaf {
             // Either of the two may be connected to the wrong server.
-            self.publishers.renew(at);
+            self.publishers.renew(at, &link.probe.topic);
             self.lost(at, &"its subscriptions are deaf: two probes in a row were not heard".into());
             return;
         }
@@ -153,8 +212,10 @@ impl Task {
 
     fn end_dead_relays(&mut self) {
         let (changes, patterns) = self.registry.close_dead_relays();
-        self.links.apply(changes);
-        patterns.iter().for_each(|pattern| self.links.punsubscribe(pattern));
+        self.apply(changes);
+        for pattern in patterns {
+            self.links.with_pattern(&pattern).for_each(|session| session.punsubscribe(&pattern));
+        }
     }
 
     // ---- reading ----
@@ -194,6 +255,7 @@ impl Task {
     fn hear(&mut self, at: usize, reply: wire::Reply<'_>) -> Result<(), BoxError> {
         let Some(session) = self.links.get(at).and_then(Link::session) else { return Ok(()) };
         match session.hear(reply)? {
+            Heard::Message { topic, .. } if !self.links.router().takes(topic, at) => {}
             Heard::Message { topic, payload } => match self.registry.message(topic, payload) {
                 Taken::Yes => {}
                 Taken::Undecodable => self.undecodable(topic, payload),
@@ -203,16 +265,16 @@ impl Task {
                     }
                 }
             },
-            // Hosts may be one server under several names: it is heard on each, and counts once.
-            Heard::PatternMessage { topic, .. } if self.links.router().link_of(topic) != Some(at) => {}
-            Heard::PatternMessage { topic, payload } => {
-                if !self.registry.pattern_message(topic, payload) {
+            Heard::PatternMessage { pattern, topic, payload } => {
+                let taken = self.links.router().takes_matched(pattern, topic, at);
+                if taken && !self.registry.pattern_message(topic, payload) {
                     self.undecodable(topic, payload);
                 }
             }
+            Heard::Confirmed(topic) if !self.links.router().takes(&topic, at) => {}
             Heard::Confirmed(topic) => {
                 let changes = self.registry.confirmed(&topic);
-                self.links.apply(changes);
+                self.apply(changes);
             }
             Heard::RelayConfirmed(id) => self.registry.relay_confirmed(id),
             Heard::Restored => self.restored(at),
@@ -221,23 +283,24 @@ impl Task {
                     self.refused(at, &topic, &why)?;
                 }
             }
-            Heard::Moved(topic) => {
-                let topic = String::from_utf8_lossy(&topic);
-                return Err(format!("the server has ended the subscription to {topic}").into());
-            }
+            Heard::Moved(topic) if self.has_moved(at, &topic) => {}
+            Heard::Moved(_) => return Err("the server has ended a subscription".into()),
             Heard::Nothing => {}
         }
         Ok(())
     }
 
-    fn refused(&mut self, at: usize, topic: &[u8], why: &str) -> Result<(), BoxError> {
+    fn refused(&mut self, at: usize, topic: &Topic, why: &str) -> Result<(), BoxError> {
+        if self.is_misplaced(topic, why) {
+            return Ok(());
+        }
         let (deaf, changes) = self.registry.refused(topic, why);
-        self.links.apply(changes);
+        self.apply(changes);
         if deaf {
             // Starting anew, and telling the relays, is better than being deaf to it.
             return Err(format!("a subscription was refused: {why}").into());
         }
-        if let Some(link) = self.links.get(at).filter(|link| *link.probe.topic == *topic) {
+        if let Some(link) = self.links.get(at).filter(|link| link.probe.topic == *topic) {
             tracing::warn!(link = link.name, why, "the probe's topic was refused: deaf subscriptions go unnoticed");
             link.probe.allow(false);
         }
@@ -256,6 +319,11 @@ impl Task {
     }
 
     // ---- orders ----
+
+    fn apply(&mut self, changes: Changes) {
+        self.notice_homeless(&changes);
+        self.links.apply(changes);
+    }
 
     fn obey(&mut self, order: Order) {
         let changes = match order {
@@ -279,11 +347,16 @@ impl Task {
             Order::OpenRelay { relay, reply } => {
                 let connected = self.links.are_up();
                 let (id, pattern) = self.registry.open_relay(relay, connected, reply);
-                let asked = self.links.psubscribe(id, &pattern);
+                let sessions = self.links.with_pattern(&pattern);
+                let asked = sessions.map(|session| session.psubscribe(id, &pattern)).count();
                 self.registry.relay_asked(id, asked);
                 return;
             }
         };
-        self.links.apply(changes);
+        self.apply(changes);
     }
+}
+
+fn poll_mapper(mapper: &mut Option<Mapper>, cx: &mut Context<'_>) -> Poll<()> {
+    mapper.as_mut().map_or(Poll::Pending, |mapper| mapper.poll(cx))
 }
