@@ -263,15 +263,16 @@ impl Session {
         }
     }
 
-    /// Asks for the next page of streams whose missed part was too long.
+    /// Asks for the next page of the streams whose missed part was too long.
     fn read_again(&self, out: &mut Vec<Value>) {
-        let diary = self.client.diary.lock();
-        for stream in self.reloading.keys() {
-            let after = diary.shown.get(stream).map_or(0, |rows| last_seq(rows));
-            out.push(match stream.strip_prefix("room:") {
-                Some(room) => json!({"cate": "history", "group_name": room, "after": after, "limit": PAGE}),
-                None => json!({"cate": "notifications", "after": after, "limit": PAGE}),
-            });
+        out.extend(self.reloading.keys().map(|stream| self.next_page(stream)));
+    }
+
+    fn next_page(&self, stream: &Address) -> Value {
+        let after = self.client.diary.lock().shown.get(stream).map_or(0, |rows| last_seq(rows));
+        match stream.strip_prefix("room:") {
+            Some(room) => json!({"cate": "history", "group_name": room, "after": after, "limit": PAGE}),
+            None => json!({"cate": "notifications", "after": after, "limit": PAGE}),
         }
     }
 
@@ -388,11 +389,11 @@ impl Session {
             }
             if !complete {
                 self.positions.remove(&stream);
-                self.reloading.entry(stream).or_default();
+                self.reloading.entry(Arc::clone(&stream)).or_default();
+                out.push(self.next_page(&stream));
                 self.client.diary.lock().reloads += 1;
             }
         }
-        self.read_again(out);
     }
 
     /// A page of a stream that is read again; after the last of them what came live is shown.
@@ -410,7 +411,8 @@ impl Session {
         }
         if has_more {
             drop(diary);
-            return self.read_again(out);
+            out.push(self.next_page(&stream));
+            return;
         }
         for row in self.reloading.remove(&stream).unwrap_or_default() {
             if fresh(shown, &row) {

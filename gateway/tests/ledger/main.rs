@@ -11,7 +11,9 @@ mod client;
 #[path = "../common/mod.rs"]
 mod common;
 mod doors;
+mod missed;
 mod random;
+mod repeats;
 mod run;
 mod schedule;
 mod site;

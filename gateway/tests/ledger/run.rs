@@ -305,7 +305,7 @@ async fn check_dead_letters(site: &Site, book: &Book) {
 }
 
 /// Looks until it holds.
-async fn until(what: &str, limit: Duration, mut holds: impl FnMut() -> bool) -> Result<(), String> {
+pub(crate) async fn until(what: &str, limit: Duration, mut holds: impl FnMut() -> bool) -> Result<(), String> {
     let end = Instant::now() + limit;
     while !holds() {
         if Instant::now() >= end {
