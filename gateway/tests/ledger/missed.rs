@@ -6,6 +6,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use serde_json::json;
 use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::book::{Address, Book, Diary, Member, Verdict};
@@ -39,7 +40,8 @@ async fn a_client_that_missed_too_much_to_resume_reads_it_again_without_a_hole()
         random: Random::new(1),
         stop: stop.clone(),
     };
-    let living = tokio::spawn(client.live());
+    let mut living = JoinSet::new();
+    living.spawn(client.live());
     let publish = async |from: usize, count: usize| {
         for to in &streams {
             let kind = if to.starts_with("room:") { "chat" } else { "notification" };
@@ -68,7 +70,7 @@ async fn a_client_that_missed_too_much_to_resume_reads_it_again_without_a_hole()
     publish(1055, 5).await;
     shown().await.unwrap();
     stop.cancel();
-    living.await.unwrap();
+    living.join_all().await;
     let verdict = Verdict::of(&book, &[member]);
     assert!(verdict.is_clean() && verdict.reloads == 2, "{verdict}");
 }
