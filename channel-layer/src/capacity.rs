@@ -1,5 +1,4 @@
 //! How many unread events a channel may hold, by its name.
-#![allow(dead_code, reason = "called by the layers")]
 
 use regex::Regex;
 

@@ -54,7 +54,7 @@ async fn next_event(deliveries: &mut mpsc::Receiver<Delivery>) -> (String, Arc<E
         match timeout(PATIENCE, deliveries.recv()).await.expect("a delivery in time").expect("the relay lives") {
             Delivery::Group { group, event } => return (group.to_string(), event),
             Delivery::Channel { channel, event } => return (channel.to_string(), event),
-            Delivery::Disconnected | Delivery::Reconnected => {}
+            Delivery::Disconnected | Delivery::Reconnected(_) => {}
         }
     }
 }

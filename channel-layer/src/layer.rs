@@ -1,6 +1,6 @@
 //! The contract: what every channel layer does, whatever carries its events.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 
@@ -93,8 +93,19 @@ pub enum Delivery {
     },
     /// The connection is gone; from here on events are missed.
     Disconnected,
-    /// All subscriptions are restored; anything sent since [`Delivery::Disconnected`] may be missing.
-    Reconnected,
+    /// All subscriptions are restored; what was sent since [`Delivery::Disconnected`] may be missing.
+    Reconnected(Missed),
+}
+
+/// What may be missing after an outage.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Missed {
+    /// How long not everything was there.
+    pub away: Duration,
+    /// The groups whose events may be missing, in no order. The relay's other groups were heard all the
+    /// time.
+    pub groups: Arc<[GroupName]>,
 }
 
 /// A process's handle on its relay. When the last clone is dropped its subscriptions end.

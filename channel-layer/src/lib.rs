@@ -43,7 +43,7 @@ pub use capacity::ChannelPattern;
 pub use codec::Serializer;
 pub use error::{BoxError, EventError, LayerError, NameError};
 pub use event::{Event, MAX_DEPTH, MAX_VALUES, Value};
-pub use layer::{ChannelLayer, Delivery, LayerStats, Relay, RelayBackend, RelaySink};
+pub use layer::{ChannelLayer, Delivery, LayerStats, Missed, Relay, RelayBackend, RelaySink};
 pub use memory::{MemoryBuilder, MemoryLayer};
 pub use name::{ChannelName, GroupName, MAX_ANY_NAME, MAX_NAME};
 pub use redis::{Connector, Host, RedisCoreBuilder, RedisCoreLayer, RedisPubSubBuilder, RedisPubSubLayer};

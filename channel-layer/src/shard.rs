@@ -1,5 +1,4 @@
 //! Which of several servers a name belongs to: `channels_redis`' own hash, and Redis Cluster's.
-#![allow(dead_code, reason = "called by the Redis layers")]
 
 /// What Python divides into equal parts, one per host.
 const RING: u32 = 4096;

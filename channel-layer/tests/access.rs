@@ -11,7 +11,7 @@ use testkit::redis::{RedisServer, TlsOptions};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout};
 
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(30);
 
 async fn works(layer: &RedisPubSubLayer) {
     let channel = layer.new_channel("").await.unwrap();
@@ -290,7 +290,7 @@ async fn a_layer_may_start_before_its_server() {
     assert!(timeout(Duration::from_millis(50), &mut joining).await.is_err());
     redis.restart_empty();
     timeout(PATIENCE, joining).await.unwrap().unwrap();
-    assert!(matches!(timeout(PATIENCE, deliveries.recv()).await.unwrap(), Some(Delivery::Reconnected)));
+    assert!(matches!(timeout(PATIENCE, deliveries.recv()).await.unwrap(), Some(Delivery::Reconnected(_))));
     while layer.group_send(&room, &Event::new("t")).await.is_err() {
         tokio::task::yield_now().await;
     }
@@ -310,7 +310,7 @@ async fn two_thousand_groups_come_back_together() {
     assert!(commands.contains("cmdstat_subscribe:calls=5"), "500 to a command, and the probe: {commands}");
     redis.restart_empty();
     loop {
-        if let Delivery::Reconnected = timeout(PATIENCE, deliveries.recv()).await.unwrap().unwrap() {
+        if let Delivery::Reconnected(_) = timeout(PATIENCE, deliveries.recv()).await.unwrap().unwrap() {
             break;
         }
     }
@@ -328,4 +328,21 @@ async fn two_thousand_groups_come_back_together() {
             other => panic!("{other:?}"),
         }
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connector_gives_whoever_has_commands_of_their_own_what_the_layer_would_use() {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let redis = RedisServer::options().password("s3cret").start();
+    let host = Host::from(redis.database(3));
+    let mut stream = host.connector().unwrap().open("mine", b"any key").await.unwrap();
+    stream.write_all(b"SET a b\r\n").await.unwrap();
+    let mut answer = [0; 5];
+    timeout(PATIENCE, stream.read_exact(&mut answer)).await.unwrap().unwrap();
+    assert_eq!(&answer, b"+OK\r\n");
+    let clients = redis.cli(&["CLIENT", "LIST"]);
+    assert!(clients.lines().any(|client| client.contains("name=mine") && client.contains("db=3")), "{clients}");
+    let wrong = Host::from(redis.url_as("", "hidden")).connector().unwrap().open("mine", b"").await.err().unwrap();
+    assert!(matches!(wrong, LayerError::Unavailable(_)) && !causes(&wrong).contains("hidden"), "{}", causes(&wrong));
+    assert!(matches!(Host::from("hidden").connector(), Err(LayerError::Config(_))));
 }

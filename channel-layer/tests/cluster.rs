@@ -10,7 +10,7 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(30);
 
 struct Collector(mpsc::Sender<Delivery>);
 
@@ -30,7 +30,7 @@ async fn next(deliveries: &mut mpsc::Receiver<Delivery>) -> Delivery {
 }
 
 async fn until_reconnected(deliveries: &mut mpsc::Receiver<Delivery>) {
-    while !matches!(next(deliveries).await, Delivery::Reconnected) {}
+    while !matches!(next(deliveries).await, Delivery::Reconnected(_)) {}
 }
 
 /// Sends to each group until it works, then hears each of them once.

@@ -7,7 +7,7 @@ use channel_layer::{ChannelLayer, ChannelName, Event, GroupName, RedisCoreLayer}
 use testkit::redis::RedisServer;
 use tokio::time::timeout;
 
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(30);
 
 fn group(name: &str) -> GroupName {
     GroupName::parse(name).unwrap()

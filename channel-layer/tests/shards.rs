@@ -6,7 +6,7 @@ mod site;
 
 use std::time::Duration;
 
-use channel_layer::{ChannelLayer, GroupName, RedisPubSubLayer};
+use channel_layer::{Delivery, GroupName, RedisPubSubLayer};
 use site::{PATIENCE, Site};
 use testkit::redis::RedisServer;
 use tokio::time::timeout;
@@ -85,4 +85,21 @@ async fn r3_one_frozen_shard_does_not_touch_the_others() {
     site.is_up(1).await;
     site.group = groups[0].clone();
     site.works().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn after_an_outage_a_relay_hears_which_groups_may_have_missed_something() {
+    let (mut servers, mut site, groups) = three_shards().await;
+    servers[1].kill();
+    site.is_down(1).await;
+    servers[1].restart_empty();
+    let told = std::cell::RefCell::new(None);
+    site.until("the return is told", |_, last| {
+        if let Some(Delivery::Reconnected(missed)) = last {
+            *told.borrow_mut() = Some(missed.groups.to_vec());
+        }
+        told.borrow().is_some()
+    })
+    .await;
+    assert_eq!(told.into_inner().unwrap(), [groups[1].clone()]);
 }

@@ -161,11 +161,20 @@ async fn a_client_of_a_killed_node_resumes_on_another() {
 }
 
 /// 6 writers over two nodes: every member hears every message once, in order, without a hole.
-async fn six_writers(database: &str) {
+async fn six_writers(layer: &str, database: &str) {
     const WRITERS: usize = 6;
     const EACH: usize = 40;
     let redis = RedisServer::start();
-    let (one, two) = (start_node(&redis, database, "one"), start_node(&redis, database, "two"));
+    let start = |name| {
+        NodeProcess::start(&[
+            ("redis-url", &redis.url()),
+            ("layer", layer),
+            ("database-url", database),
+            ("node-id", name),
+            ("limits.frames_per_second", "0"),
+        ])
+    };
+    let (one, two) = (start("one"), start("two"));
     let doors = [one.door, two.door];
     let mut readers = vec![one.door.join("reader-1", "busy").await, two.door.join("reader-2", "busy").await];
     let mut writers = tokio::task::JoinSet::new();
@@ -204,18 +213,23 @@ async fn hear_all(reader: &mut Client, count: usize) -> Vec<String> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn six_writers_on_postgresql() {
-    six_writers(&Postgres::shared().fresh_database()).await;
+    six_writers("pubsub", &Postgres::shared().fresh_database()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn six_writers_on_the_core_layer() {
+    six_writers("core", &Postgres::shared().fresh_database()).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn six_writers_on_mariadb() {
-    six_writers(&MariaDb::shared().fresh_database()).await;
+    six_writers("pubsub", &MariaDb::shared().fresh_database()).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn six_writers_on_sqlite() {
     let directory = tempfile::tempdir().unwrap();
-    six_writers(&format!("sqlite://{}?mode=rwc", directory.path().join("gateway.db").display())).await;
+    six_writers("pubsub", &format!("sqlite://{}?mode=rwc", directory.path().join("gateway.db").display())).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

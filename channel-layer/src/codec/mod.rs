@@ -1,5 +1,4 @@
 //! Payloads: an event in one of the two formats, with or without encryption and routing.
-#![allow(dead_code, reason = "called by the Redis layers")]
 
 mod body;
 mod fernet;

@@ -13,10 +13,8 @@ mod hand_over;
 mod inbox;
 mod pattern;
 mod pubsub;
-#[allow(dead_code, reason = "for the layers that are being built on it")]
 mod refusal;
 mod tls;
-#[allow(dead_code, reason = "for the layers that are being built on it")]
 mod topology;
 mod wire;
 

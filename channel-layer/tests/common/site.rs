@@ -9,7 +9,7 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-pub(crate) const PATIENCE: Duration = Duration::from_secs(15);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
 struct Collector(mpsc::Sender<Delivery>);
 
@@ -22,7 +22,7 @@ impl RelaySink for Collector {
 }
 
 pub(crate) struct Site {
-    pub(crate) layer: RedisPubSubLayer,
+    pub(crate) layer: Arc<dyn ChannelLayer>,
     pub(crate) relay: Relay,
     pub(crate) deliveries: mpsc::Receiver<Delivery>,
     pub(crate) group: GroupName,
@@ -33,22 +33,23 @@ pub(crate) struct Site {
 
 impl Site {
     /// A relay of the layer, in the groups; sends go to the first of them.
-    pub(crate) async fn new(layer: RedisPubSubLayer, groups: &[&str]) -> Self {
+    pub(crate) async fn new(layer: impl ChannelLayer, groups: &[&str]) -> Self {
         let (sender, deliveries) = mpsc::channel(10_000);
         let relay = layer.relay(Arc::new(Collector(sender))).await.unwrap();
         let groups: Vec<GroupName> = groups.iter().map(|name| GroupName::parse(name).unwrap()).collect();
         relay.join(&groups).await.unwrap();
-        Self { layer, relay, deliveries, group: groups[0].clone(), downs: 0, ups: 0 }
+        Self { layer: Arc::new(layer), relay, deliveries, group: groups[0].clone(), downs: 0, ups: 0 }
     }
 
     /// A relay of a layer that is not connected yet; in no group so far.
-    pub(crate) async fn new_later(layer: RedisPubSubLayer) -> Self {
+    pub(crate) async fn new_later(layer: impl ChannelLayer) -> Self {
         let (sender, deliveries) = mpsc::channel(10_000);
         let relay = layer.relay(Arc::new(Collector(sender))).await.unwrap();
         let group = GroupName::parse("room").unwrap();
-        Self { layer, relay, deliveries, group, downs: 0, ups: 0 }
+        Self { layer: Arc::new(layer), relay, deliveries, group, downs: 0, ups: 0 }
     }
 
+    /// A relay of a pub/sub layer.
     pub(crate) async fn start(url: &str) -> Self {
         Self::new(RedisPubSubLayer::connect(url).await.unwrap(), &["room"]).await
     }
@@ -82,7 +83,7 @@ impl Site {
                 last = self.deliveries.recv().await;
                 match &last {
                     Some(Delivery::Disconnected) => self.downs += 1,
-                    Some(Delivery::Reconnected) => self.ups += 1,
+                    Some(Delivery::Reconnected(_)) => self.ups += 1,
                     _ => {}
                 }
             }

@@ -59,7 +59,7 @@ impl Hub {
                 }
             }
             Work::Layer(Delivery::Channel { channel, event }) => self.deliver_to_channel(&channel, event, dirty),
-            Work::Layer(Delivery::Disconnected | Delivery::Reconnected) => {}
+            Work::Layer(Delivery::Disconnected | Delivery::Reconnected(_)) => {}
             Work::Twin(Twin { group, channel, event }) => {
                 // Decided here, where the group's own event is delivered, so that it is sent once.
                 if self.hears(&group, &channel) {

@@ -280,7 +280,7 @@ impl RelaySink for Sink {
                     hub.layer_changed.notify_one();
                     continue;
                 }
-                Delivery::Reconnected => {
+                Delivery::Reconnected(_) => {
                     hub.layer_down.store(false, Ordering::Relaxed);
                     hub.reconcile_now.notify_one();
                     hub.layer_changed.notify_one();

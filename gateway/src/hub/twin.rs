@@ -62,7 +62,7 @@ fn is_same_event(one: &Delivery, other: &Delivery) -> bool {
 fn event(delivery: &Delivery) -> Option<&Arc<Event>> {
     match delivery {
         Delivery::Group { event, .. } | Delivery::Channel { event, .. } => Some(event),
-        Delivery::Disconnected | Delivery::Reconnected => None,
+        Delivery::Disconnected | Delivery::Reconnected(_) => None,
     }
 }
 

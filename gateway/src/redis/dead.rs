@@ -1,6 +1,6 @@
 //! The dead letters, for the API.
 
-use deadpool_redis::redis::{self, Cmd, Value};
+use redis::{self, Cmd, Value};
 use serde_json::{Map, json};
 
 use super::RedisFailed;

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use channel_layer::Host;
-use deadpool_redis::redis::{self, Value};
+use redis::{self, Value};
 
 use super::RedisFailed;
 use super::server::Server;

@@ -8,7 +8,7 @@ mod stream;
 
 use std::time::Duration;
 
-use deadpool_redis::redis::{AsyncCommands, RedisError};
+use redis::{AsyncCommands, RedisError};
 use uuid::Uuid;
 
 use crate::config::Config;

@@ -6,8 +6,8 @@
 use std::time::Duration;
 
 use channel_layer::{Connector, Host, LayerError};
-use deadpool_redis::redis::aio::MultiplexedConnection;
-use deadpool_redis::redis::{self, AsyncConnectionConfig, RedisConnectionInfo, RedisError};
+use redis::aio::MultiplexedConnection;
+use redis::{self, AsyncConnectionConfig, RedisConnectionInfo, RedisError};
 use tokio::task::JoinSet;
 
 use crate::config::Config;

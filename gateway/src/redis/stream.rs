@@ -8,9 +8,9 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use deadpool_redis::redis::aio::MultiplexedConnection;
-use deadpool_redis::redis::{self, Cmd, Value};
 use futures_util::future::join_all;
+use redis::aio::MultiplexedConnection;
+use redis::{self, Cmd, Value};
 use serde_json::Map;
 use time::OffsetDateTime;
 use tokio::time::Instant;

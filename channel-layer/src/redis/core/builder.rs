@@ -2,8 +2,6 @@
 
 use std::time::Duration;
 
-use tokio::time::timeout;
-
 use super::{layer::RedisCoreLayer, settings::Settings};
 use crate::{
     ChannelPattern, LayerError, Serializer,
@@ -137,7 +135,7 @@ impl RedisCoreBuilder {
         // One attempt by hand, because the tasks would only try again and never tell.
         self.topology()?.try_out().await.map_err(LayerError::Unavailable)?;
         let layer = self.start()?;
-        timeout(CONNECT, layer.ready()).await.map_err(|_late| LayerError::Timeout)?;
+        layer.ready(CONNECT).await?;
         Ok(layer)
     }
 

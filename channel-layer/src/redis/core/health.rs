@@ -5,6 +5,8 @@ use std::collections::HashSet;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
+use crate::redis::refusal::ErrorClass;
+
 /// One thing that can be away.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) enum Part {
@@ -17,11 +19,14 @@ pub(super) enum Part {
 pub(super) struct Health {
     missing: Mutex<HashSet<Part>>,
     whole: watch::Sender<bool>,
+    /// What Redis said last when it refused to have us.
+    refusal: watch::Sender<Option<String>>,
 }
 
 impl Health {
     pub(super) fn new(missing: impl IntoIterator<Item = Part>) -> Self {
-        Self { missing: Mutex::new(missing.into_iter().collect()), whole: watch::Sender::new(false) }
+        let missing = Mutex::new(missing.into_iter().collect());
+        Self { missing, whole: watch::Sender::new(false), refusal: watch::Sender::new(None) }
     }
 
     /// Notes that a part is there or not; `tell` hears when that changes the whole, one change after
@@ -50,6 +55,21 @@ impl Health {
 
     pub(super) fn is_whole(&self) -> bool {
         *self.whole.borrow()
+    }
+
+    pub(super) fn refused(&self, text: &str) {
+        self.refusal.send_replace(Some(text.to_owned()));
+    }
+
+    pub(super) fn refusal(&self) -> Option<String> {
+        self.refusal.borrow().clone()
+    }
+
+    /// Returns when Redis has refused us in a way that waiting does not mend.
+    pub(super) async fn denied(&self) {
+        let denied =
+            |text: &Option<String>| text.as_deref().is_some_and(|text| ErrorClass::of(text) == ErrorClass::Denied);
+        let _ = self.refusal.subscribe().wait_for(denied).await;
     }
 
     pub(super) async fn whole(&self) {

@@ -46,6 +46,7 @@ pub(super) async fn keep(shared: Arc<Shared>, shard: usize, queues: Vec<Arc<Queu
         shard,
         probes: queues.into_iter().map(Probe::new).collect(),
         skewed: false,
+        unsure: false,
         steady_since: None,
         eager: 0,
     };
@@ -82,6 +83,8 @@ struct Keeper<'a> {
     shard: usize,
     probes: Vec<Probe>,
     skewed: bool,
+    /// Whether the last heartbeat had no answer.
+    unsure: bool,
     /// Since when heartbeats have come through.
     steady_since: Option<Instant>,
     /// So many more heartbeats renew too: another node may still have thought us dead and thrown our
@@ -111,9 +114,17 @@ impl Keeper<'_> {
             self.renew().await
         };
         match restored.await {
-            Ok(()) => self.shared.set_part(Part::Shard(self.shard), true),
+            Ok(()) => {
+                self.shared.set_part(Part::Shard(self.shard), true);
+                self.shared.warn_of_eviction(self.shard).await;
+            }
             // The next heartbeat tries again.
-            Err(failure) => tracing::warn!(%failure, shard = self.shard, "memberships could not be restored"),
+            Err(failure) => {
+                if let Failure::Refused(text) = &failure {
+                    self.shared.health.refused(text);
+                }
+                tracing::warn!(%failure, shard = self.shard, "memberships could not be restored");
+            }
         }
     }
 
@@ -122,9 +133,11 @@ impl Keeper<'_> {
             return;
         }
         let known = match self.heartbeat().await {
-            Ok(known) => known,
+            // An answer that was lost may have said that we were unknown; now we are known again.
+            Ok(known) => known && !std::mem::take(&mut self.unsure),
             Err(failure) => {
                 self.steady_since = None;
+                self.unsure = true;
                 tracing::debug!(%failure, shard = self.shard, "no heartbeat");
                 return;
             }

@@ -62,9 +62,9 @@ const MAX_READERS: usize = 64;
 /// are told. Memberships are renewed every 20 seconds; those of a process that has died without
 /// [`close`](ChannelLayer::close) are removed by the others within 2 minutes.
 ///
-/// A Redis user needs the commands ZADD, ZREM, ZRANGE, ZCARD, ZREMRANGEBYSCORE, ZRANGEBYSCORE, ZPOPMIN,
-/// BZPOPMIN, EXPIRE, EVAL, TIME, SET, DEL, TYPE, SCAN and PING, on keys that begin with the prefix or
-/// the namespace.
+/// A Redis user needs the commands ZADD, ZREM, ZRANGE, ZCOUNT, ZSCORE, ZREMRANGEBYSCORE,
+/// ZRANGEBYSCORE, ZPOPMIN, BZPOPMIN, EXPIRE, EVAL, TIME, SET, DEL, TYPE, SCAN and PING, on keys that begin
+/// with the prefix or the namespace, and may use INFO, to warn of a Redis that evicts keys.
 ///
 /// Clones share everything; with the last clone and the last [`Relay`] the connections end.
 #[derive(Clone)]
@@ -137,8 +137,19 @@ impl RedisCoreLayer {
         Ok(layer)
     }
 
-    pub(super) async fn ready(&self) {
-        self.0.shared.health.whole().await;
+    /// Returns when everything is there; if that is not soon, with the reason.
+    pub(super) async fn ready(&self, limit: Duration) -> Result<(), LayerError> {
+        let health = &self.0.shared.health;
+        let whole = tokio::select! {
+            () = health.whole() => true,
+            () = health.denied() => false,
+            () = tokio::time::sleep(limit) => false,
+        };
+        match health.refusal() {
+            _ if whole => Ok(()),
+            Some(text) => Err(Failure::Refused(text).into()),
+            None => Err(LayerError::Timeout),
+        }
     }
 }
 

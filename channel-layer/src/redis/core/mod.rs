@@ -3,6 +3,7 @@
 mod builder;
 mod clock;
 mod closing;
+mod eviction;
 mod health;
 mod keeper;
 mod keys;

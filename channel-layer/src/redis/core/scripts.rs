@@ -15,18 +15,19 @@ use crate::redis::wire;
 /// back a little do not change the order of arrival. Further ahead is another host's clock, which
 /// nobody follows.
 ///
-/// One line, as Redis hashes the text each time: that is most of what a script costs beside its commands.
+/// What is too old goes last: a script that has written once may go on although Redis is full, and
+/// then no sender would ever hear that it is. One line, as Redis hashes the text each time: that is most
+/// of what a script costs beside its commands.
 const DELIVER: &str = "\
 local call, t = redis.call, redis.call('TIME') \
-local now = t[1] + t[2] / 1000000 \
+local now, old = t[1] + t[2] / 1000000, t[1] - ARGV[1] \
 local full, place, at = {}, 0, 2 \
 for _, key in ipairs(KEYS) do \
   local last = at + 2 * ARGV[at] \
-  local gone = redis.pcall('ZREMRANGEBYSCORE', key, 0, t[1] - ARGV[1]) \
-  local odd = type(gone) == 'table' \
-  if odd and not gone.err:find('WRONGTYPE') then return gone end \
-  local held = odd and 0 or call('ZCARD', key) \
-  local newest = held > 0 and call('ZRANGE', key, -1, -1, 'WITHSCORES')[2] \
+  local held = redis.pcall('ZCOUNT', key, '(' .. old, '+inf') \
+  local odd = type(held) == 'table' \
+  if odd and not held.err:find('WRONGTYPE') then return held end \
+  local newest = not odd and held > 0 and call('ZRANGE', key, -1, -1, 'WITHSCORES')[2] \
   local score = now \
   if newest and newest - now >= 0 and newest - now < 1 then score = newest + 2^-22 end \
   local new = {} \
@@ -47,6 +48,7 @@ for _, key in ipairs(KEYS) do \
   end \
   at = last + 1 \
 end \
+for _, key in ipairs(KEYS) do redis.pcall('ZREMRANGEBYSCORE', key, 0, old) end \
 return full";
 
 /// Adds members to groups: `KEYS` the groups, `ARGV` how many seconds ahead of now the score lies,

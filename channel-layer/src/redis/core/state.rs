@@ -12,7 +12,7 @@ use std::{
 use tokio::time::Instant;
 
 use crate::{
-    ChannelName, Delivery, Event, GroupName, RelaySink,
+    ChannelName, Delivery, Event, GroupName, Missed, RelaySink,
     redis::{hand_over::hand_over, inbox::Inbox},
 };
 
@@ -48,8 +48,8 @@ struct RelayEntry {
     sink: Arc<dyn RelaySink>,
     alive: Weak<()>,
     groups: HashSet<GroupName>,
-    /// Whether it was told `Disconnected` last.
-    down: bool,
+    /// Since when it has been told `Disconnected`, if it was told that last.
+    down: Option<Instant>,
 }
 
 /// What a name in a message means here.
@@ -178,7 +178,7 @@ impl State {
     pub(super) fn open_relay(&mut self, sink: Arc<dyn RelaySink>, alive: Weak<()>) -> u64 {
         // Random, because it is part of channel names and those of an earlier relay must lead nowhere.
         let id = rand::random();
-        self.relays.insert(id, RelayEntry { sink, alive, groups: HashSet::new(), down: false });
+        self.relays.insert(id, RelayEntry { sink, alive, groups: HashSet::new(), down: None });
         id
     }
 
@@ -238,15 +238,24 @@ impl State {
         left
     }
 
-    /// Tells every relay that has not been told yet.
+    /// Tells every relay that has not been told yet. What waited in the queues comes late and what was
+    /// lost with Redis never, so any group may miss something.
     pub(super) fn tell(&mut self, down: bool, outbound: &mut Outbound) {
-        let untold: Vec<u64> = self.relays.iter().filter(|(_, relay)| relay.down != down).map(|(id, _)| *id).collect();
+        let untold: Vec<u64> =
+            self.relays.iter().filter(|(_, relay)| relay.down.is_some() != down).map(|(id, _)| *id).collect();
         for id in untold {
-            let delivery = if down { Delivery::Disconnected } else { Delivery::Reconnected };
+            let Some(relay) = self.relays.get_mut(&id) else { continue };
+            let delivery = match relay.down.take() {
+                Some(since) => {
+                    let groups = relay.groups.iter().cloned().collect();
+                    Delivery::Reconnected(Missed { away: since.elapsed(), groups })
+                }
+                None => {
+                    relay.down = Some(Instant::now());
+                    Delivery::Disconnected
+                }
+            };
             outbound.push(self, id, delivery);
-            if let Some(relay) = self.relays.get_mut(&id) {
-                relay.down = down;
-            }
         }
     }
 

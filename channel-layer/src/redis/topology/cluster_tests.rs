@@ -11,7 +11,7 @@ use crate::{
 const PATIENCE: Duration = Duration::from_secs(20);
 
 fn cluster(url: &str) -> Arc<Cluster> {
-    match Topology::parse(&[url.to_owned()], &TlsOptions::default()) {
+    match Topology::of(&[url.into()], &TlsOptions::default()) {
         Ok(Topology::Cluster(cluster)) => cluster,
         Ok(Topology::Shards(_)) => panic!("no cluster"),
         Err(error) => panic!("{error}"),
@@ -137,7 +137,7 @@ async fn servers_without_a_map_are_named_and_the_old_map_stays() {
     let error = cluster(&url).refresh().await.unwrap_err().to_string();
     assert!(error.contains("cluster support disabled"), "{error}");
     let two = [url, alone.url()];
-    assert!(matches!(Topology::parse(&two, &TlsOptions::default()), Err(LayerError::Config(_))));
+    assert!(matches!(Topology::of(&two.map(crate::Host::from), &TlsOptions::default()), Err(LayerError::Config(_))));
 }
 
 #[test]

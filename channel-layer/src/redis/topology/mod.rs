@@ -13,7 +13,6 @@ use std::sync::Arc;
 use futures_util::future::try_join_all;
 
 use self::host::Resolved;
-#[allow(unused_imports, reason = "for the layers that are being built on it")]
 pub(super) use self::{
     cluster::Cluster,
     sentinel::Sentinels,
@@ -32,12 +31,6 @@ pub(super) enum Topology {
 }
 
 impl Topology {
-    /// Reads texts as [`Host`] documents them.
-    pub(super) fn parse(hosts: &[String], tls: &TlsOptions) -> Result<Self, LayerError> {
-        let hosts: Vec<Host> = hosts.iter().map(Host::from).collect();
-        Self::of(&hosts, tls)
-    }
-
     /// Makes a connection to everything and lets it go again, to see whether it works.
     pub(super) async fn try_out(&self) -> Result<(), BoxError> {
         const NAME: &str = "channel-layer:probe";
@@ -90,8 +83,8 @@ mod tests {
     use super::*;
 
     fn parse(hosts: &[&str]) -> Result<Topology, LayerError> {
-        let hosts: Vec<String> = hosts.iter().map(ToString::to_string).collect();
-        Topology::parse(&hosts, &TlsOptions::default())
+        let hosts: Vec<Host> = hosts.iter().map(|host| Host::from(*host)).collect();
+        Topology::of(&hosts, &TlsOptions::default())
     }
 
     #[test]
@@ -107,7 +100,7 @@ mod tests {
     #[test]
     fn certificates_without_tls_are_a_mistake() {
         let tls = TlsOptions { roots: Some(b"x".to_vec()), client: None };
-        let Err(LayerError::Config(error)) = Topology::parse(&["redis://a".into()], &tls) else { panic!() };
+        let Err(LayerError::Config(error)) = Topology::of(&["redis://a".into()], &tls) else { panic!() };
         assert!(error.contains("no host uses TLS"), "{error}");
     }
 

@@ -2,11 +2,13 @@
 
 use std::sync::Arc;
 
+use tokio::time::Instant;
+
 use super::{
     members::Relay,
     registry::{Registry, Topic, answer},
 };
-use crate::{ChannelName, Delivery, Event, EventError, codec::Codec, event::RESERVED_KEY, redis::pattern};
+use crate::{ChannelName, Delivery, Event, EventError, Missed, codec::Codec, event::RESERVED_KEY, redis::pattern};
 
 /// What became of a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,14 +38,14 @@ impl Registry {
         for (_, entry) in self.topics.iter_mut().filter(|(topic, _)| lost(topic)) {
             entry.confirmed = false;
         }
-        self.down();
+        self.down(lost);
     }
 
     /// One topic is not subscribed any more; tells whether somebody here wants it.
     pub(super) fn ended(&mut self, topic: &[u8]) -> bool {
         let Some(entry) = self.topics.get_mut(topic) else { return false };
         entry.confirmed = false;
-        self.down();
+        self.down(|other| other == topic);
         true
     }
 
@@ -51,10 +53,11 @@ impl Registry {
         self.topics.contains_key(topic)
     }
 
-    fn down(&mut self) {
+    fn down(&mut self, lost: impl Fn(&[u8]) -> bool) {
         for (id, relay) in &mut self.relays {
-            if !relay.down {
-                relay.down = true;
+            relay.lost.extend(relay.groups.iter().filter(|topic| lost(topic)).cloned());
+            if relay.down.is_none() {
+                relay.down = Some(Instant::now());
                 relay.push(Delivery::Disconnected);
                 relay.deliver();
             }
@@ -75,9 +78,13 @@ impl Registry {
 
     /// Everything is subscribed again.
     pub(super) fn restored(&mut self) {
-        for relay in self.relays.values_mut().filter(|relay| relay.down) {
-            relay.down = false;
-            relay.push(Delivery::Reconnected);
+        for relay in self.relays.values_mut() {
+            let Some(since) = relay.down.take() else { continue };
+            let lost = std::mem::take(&mut relay.lost);
+            // Those that have been left meanwhile miss nothing.
+            let lost = lost.iter().filter(|topic| relay.groups.contains(*topic));
+            let groups = lost.filter_map(|topic| Some(self.topics.get(topic)?.group.as_ref()?.name.clone()));
+            relay.push(Delivery::Reconnected(Missed { away: since.elapsed(), groups: groups.collect() }));
             relay.deliver();
         }
     }

@@ -5,6 +5,8 @@ use std::{
     sync::{Arc, Weak},
 };
 
+use tokio::time::Instant;
+
 use super::{Member, Reply, registry::Topic};
 use crate::{
     ChannelName, Delivery, GroupName, RelaySink,
@@ -43,8 +45,10 @@ pub(super) struct Relay {
     pub(super) alive: Weak<()>,
     pub(super) groups: HashSet<Topic>,
     pub(super) batch: Vec<Delivery>,
-    /// Whether it was told `Disconnected` last.
-    pub(super) down: bool,
+    /// Since when it has been told `Disconnected`, if it was told that last.
+    pub(super) down: Option<Instant>,
+    /// The topics of its groups that were not subscribed for a while since then.
+    pub(super) lost: HashSet<Topic>,
     /// Whoever opened it and waits for this many confirmations.
     pub(super) opened: Option<(Reply<u64>, usize)>,
 }

@@ -213,7 +213,8 @@ impl Registry {
             alive: new.alive,
             groups: HashSet::new(),
             batch: Vec::new(),
-            down: !connected,
+            down: (!connected).then(Instant::now),
+            lost: HashSet::new(),
             opened: None,
         };
         if connected {

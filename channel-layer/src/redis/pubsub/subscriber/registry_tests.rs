@@ -25,7 +25,7 @@ impl Heard {
             Delivery::Group { group, event } => format!("{group}:{}", event.text("n").unwrap_or("?")),
             Delivery::Channel { event, .. } => format!("own:{}", event.text("n").unwrap_or("?")),
             Delivery::Disconnected => "down".to_owned(),
-            Delivery::Reconnected => "up".to_owned(),
+            Delivery::Reconnected(_) => "up".to_owned(),
         };
         self.0.lock().drain(..).map(describe).collect()
     }
