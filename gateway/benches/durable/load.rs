@@ -7,7 +7,6 @@ use std::time::{Duration, Instant};
 use futures_util::{SinkExt, StreamExt};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio_tungstenite::tungstenite::Message;
@@ -37,9 +36,9 @@ pub(crate) enum Order {
 }
 
 pub(crate) async fn work(door: SocketAddr) {
-    let mut orders = BufReader::new(tokio::io::stdin()).lines();
     let (mut crowd, mut publishers, mut run) = (Vec::new(), Vec::new(), 0);
-    while let Ok(Some(line)) = orders.next_line().await {
+    // Between orders there is nothing to do but wait.
+    for line in std::io::stdin().lines().map_while(Result::ok) {
         let answer = match serde_json::from_str(&line).unwrap() {
             Order::Publish { inboxes, per_second, seconds } => {
                 if publishers.is_empty() {

@@ -144,11 +144,10 @@ fn micros(value: &Value) -> String {
 }
 
 /// How fast the stream of durable events is taken in.
-async fn stream(redis: &RedisServer, node: &TestNode, database: Option<u32>) {
-    use deadpool_redis::redis;
-    let mut connection = redis::Client::open(redis.url()).unwrap().get_multiplexed_async_connection().await.unwrap();
+async fn stream(server: &RedisServer, node: &TestNode, database: Option<u32>) {
+    let mut connection = redis::Client::open(server.url()).unwrap().get_multiplexed_async_connection().await.unwrap();
     let store = &node.running.node().store;
-    let (own, server) = (cpu_of(std::process::id()), database.map(cpu_of).unwrap_or_default());
+    let (own, theirs) = (cpu_of(std::process::id()), database.map(cpu_of).unwrap_or_default());
     let (began, statements) = (Instant::now(), store.statements());
     for part in 0..ENTRIES / 500 {
         let mut pipe = redis::pipe();
@@ -170,10 +169,10 @@ async fn stream(redis: &RedisServer, node: &TestNode, database: Option<u32>) {
     }
     let (took, entries) = (began.elapsed().as_secs_f64(), ENTRIES as f64);
     let own = (cpu_of(std::process::id()) - own).as_secs_f64() * 1e6 / entries;
-    let server = (database.map(cpu_of).unwrap_or_default() - server).as_secs_f64() * 1e6 / entries;
+    let theirs = (database.map(cpu_of).unwrap_or_default() - theirs).as_secs_f64() * 1e6 / entries;
     println!("  {ENTRIES} entries of the stream: {:.0} a second", entries / took);
     println!(
-        "    {:.3} statements an entry; CPU µs an entry: node {own:.0} (the XADD included), database {server:.0}",
+        "    {:.3} statements an entry; CPU µs an entry: node {own:.0} (the XADD included), database {theirs:.0}",
         (store.statements() - statements) as f64 / entries
     );
 }

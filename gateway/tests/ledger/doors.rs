@@ -4,8 +4,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use deadpool_redis::redis::aio::MultiplexedConnection;
-use deadpool_redis::redis::{self, RedisError, Value as Reply};
+use redis::aio::MultiplexedConnection;
+use redis::{RedisError, Value as Reply};
 use serde_json::{Value, json};
 use tokio::time::{sleep, timeout};
 
