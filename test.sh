@@ -103,6 +103,13 @@ if [ ! -x .venv/bin/python ] || [ "$(cat .venv/installed 2>/dev/null)" != "$want
   printf '%s\n' "$wanted" >.venv/installed
 fi
 
+# The Python stack that the ledger is compared with.
+daphne=daphne==4.2.3
+if [ -n "${GATEWAY_LONG-}" ] && ! .venv/bin/python -c 'import daphne' 2>/dev/null; then
+  say "installing $daphne"
+  .venv/bin/python -m pip install --quiet --disable-pip-version-check -r testkit/requirements.txt "$daphne"
+fi
+
 # ---- Node: Debian's may be too old for the browser driver ----
 
 if ! node_works; then

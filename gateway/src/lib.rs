@@ -31,6 +31,7 @@ mod events;
 mod frames;
 mod hub;
 mod layer;
+mod lossy;
 mod memberships;
 mod metrics;
 mod names;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use persistence::{Backend, Store, StoreOptions};
+use persistence::{Backend, Store, StoreError, StoreOptions};
 use secrecy::{ExposeSecret as _, SecretString};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
@@ -94,7 +94,8 @@ pub struct RunningNode {
 impl Node {
     /// Starts a node: database, layer, hub, listeners.
     pub async fn start(config: Config, router: Router) -> Result<RunningNode, NodeError> {
-        let store = open_store(&config).await?;
+        let (store, deployment) =
+            patiently("the database", || open_store(&config), |error| error.is_retryable()).await?;
         let stop = CancellationToken::new();
         let stop_on_drop = stop.clone().drop_guard();
         let (tasks, background) = (TaskTracker::new(), TaskTracker::new());
@@ -102,25 +103,27 @@ impl Node {
         let layer = patiently("the channel layer", || layer::connect(&config), retryable).await?;
         let server = redis::Server::of(&config)?;
         if let Some(server) = &server {
-            let id = store.deployment_id().await?;
-            let deployment = Deployment::new(server.clone(), &config, id);
-            deployment.claim().await?;
+            let deployment = Deployment::new(server.clone(), &config, deployment);
+            let retryable = |error: &redis::DeploymentError| matches!(error, redis::DeploymentError::Unavailable(_));
+            patiently("Redis", || deployment.claim(), retryable).await?;
             background.spawn(stop.clone().run_until_cancelled_owned(deployment.keep_claiming()));
             let hint = redis::warn_of_other_layer(config.layer.clone());
             background.spawn(stop.clone().run_until_cancelled_owned(hint));
         }
         let names = GroupNames::new(&config.user_group, config.layer.raw_group_names);
         let (metrics, registry) = (Arc::new(Metrics::new()), Arc::new(Registry::new()));
-        let hub = Hub::start(
-            Arc::clone(&layer),
-            store.clone(),
-            Arc::clone(&registry),
-            Arc::clone(&metrics),
-            &config,
-            &background,
-            &stop,
-        )
-        .await?;
+        let start_hub = || {
+            Hub::start(
+                Arc::clone(&layer),
+                store.clone(),
+                Arc::clone(&registry),
+                Arc::clone(&metrics),
+                &config,
+                &background,
+                &stop,
+            )
+        };
+        let hub = patiently("the channel layer", start_hub, retryable).await?;
         let public = server::listen(config.listen).map_err(|error| NodeError::Listen(config.listen, error))?;
         let internal =
             server::listen(config.internal_listen).map_err(|error| NodeError::Listen(config.internal_listen, error))?;
@@ -206,9 +209,9 @@ pub fn store_options(config: &Config) -> StoreOptions {
     options
 }
 
-async fn open_store(config: &Config) -> Result<Store, NodeError> {
-    let store =
-        patiently("the database", || Store::connect(store_options(config)), |error| error.is_retryable()).await?;
+/// The store with the id of the deployment. It may be tried again after a failure anywhere in between.
+async fn open_store(config: &Config) -> Result<(Store, Uuid), StoreError> {
+    let store = Store::connect(store_options(config)).await?;
     // SQLite belongs to this node, and an empty database to nobody yet; another one is the operator's
     // to change, with `gateway migrate`.
     let empty = store.migration_status().await?.iter().all(|(_, applied)| !applied);
@@ -218,7 +221,8 @@ async fn open_store(config: &Config) -> Result<Store, NodeError> {
         }
     }
     store.check_schema().await?;
-    Ok(store)
+    let deployment = store.deployment_id().await?;
+    Ok((store, deployment))
 }
 
 /// Whether the channel layer of these settings answers. Returns what looks odd about it.

@@ -332,6 +332,24 @@ async fn the_database_away_is_an_error_frame_and_nothing_is_acked() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_starts_while_redis_and_then_the_database_are_away_comes_up() {
+    let (mut redis, mut postgres) = (RedisServer::start(), Postgres::start());
+    redis.pause();
+    let node = NodeProcess::spawn(&[("redis-url", &redis.url()), ("database-url", &postgres.url())]);
+    eventually("it waits for Redis", || async { node.log().contains("the channel layer is not there yet") }).await;
+    postgres.kill9();
+    redis.resume();
+    // Both listeners are there before the database is.
+    eventually("it runs", || async { tokio::net::TcpStream::connect(node.door.public).await.is_ok() }).await;
+    postgres.restart();
+    eventually("it is ready", || async {
+        assert!(node.process.running(), "{}", node.log());
+        node.door.get("/readyz").await.0 == 200
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn sigterm_says_goodbye_and_exits_with_0() {
     let redis = RedisServer::start();
     let mut node = start_node(&redis, &Postgres::shared().fresh_database(), "one");

@@ -49,10 +49,19 @@ impl Postgres {
 
     /// Starts a server of one's own, to be killed and frozen, and waits until it answers.
     pub fn start() -> Self {
+        Self::launch(false)
+    }
+
+    /// The same with PostgreSQL's own settings for buffers and the disk: for measuring.
+    pub fn start_durable() -> Self {
+        Self::launch(true)
+    }
+
+    fn launch(durable: bool) -> Self {
         let mut last = String::new();
         // Somebody else may take the port between our look and the server's start.
         for _ in 0..5 {
-            match Self::try_start() {
+            match Self::try_start(durable) {
                 Ok(server) => return server,
                 Err(why) => last = why,
             }
@@ -60,7 +69,7 @@ impl Postgres {
         panic!("postgres {last}");
     }
 
-    fn try_start() -> Result<Self, String> {
+    fn try_start(durable: bool) -> Result<Self, String> {
         let bin = bin();
         let dir = private_dir("postgres");
         let data = dir.join("data");
@@ -80,10 +89,10 @@ impl Postgres {
             format!("port={port}"),
             "listen_addresses=127.0.0.1".into(),
             format!("unix_socket_directories={}", dir.display()),
-            "fsync=off".into(),
-            "full_page_writes=off".into(),
+            format!("fsync={}", if durable { "on" } else { "off" }),
+            format!("full_page_writes={}", if durable { "on" } else { "off" }),
             "max_connections=300".into(),
-            "shared_buffers=32MB".into(),
+            format!("shared_buffers={}", if durable { "128MB" } else { "32MB" }),
             // Else a killed server would leave files in /dev/shm.
             "dynamic_shared_memory_type=mmap".into(),
         ] {
@@ -113,6 +122,11 @@ impl Postgres {
     /// The URL of the database that is always there.
     pub fn url(&self) -> String {
         format!("postgres://postgres@127.0.0.1:{}/postgres", self.port)
+    }
+
+    /// The process id of the server; those that serve connections are its children.
+    pub fn pid(&self) -> u32 {
+        self.process.pid()
     }
 
     /// The server's port.

@@ -87,6 +87,9 @@ impl Hub {
             }
             return self.fan_out(group, &event, false, dirty);
         };
+        if crate::lossy::is_lossy() {
+            return self.fan_out(group, &event, true, dirty);
+        }
         let mut ready = Vec::new();
         match group.offer(&event, place, &mut ready) {
             Some(Offer::Ready) => {
