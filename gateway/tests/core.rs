@@ -160,3 +160,51 @@ async fn a_socket_that_django_puts_into_a_group_it_hears_anyway_hears_it_once() 
     socket.hears_nothing_before_own("lobby").await;
     assert!(node.metric("gateway_layer_events_dropped_total{reason=\"twin\"}").await >= 1.0);
 }
+
+/// R20: the type of an event picks a handler out of a table, and nothing else; what a browser sends
+/// never picks one at all.
+#[tokio::test(flavor = "multi_thread")]
+async fn r20_no_type_from_redis_or_a_browser_reaches_what_is_no_handler() {
+    const TYPES: [&str; 16] = [
+        "send",
+        "close",
+        "accept",
+        "receive",
+        "connect",
+        "disconnect",
+        "dispatch",
+        "group_add",
+        "group.send",
+        "websocket.receive",
+        "websocket.disconnect",
+        "websocket.close",
+        "_private",
+        ".private",
+        "http.request",
+        "",
+    ];
+    let redis = RedisServer::start();
+    for layer in ["core", "pubsub"] {
+        let node = TestNode::start(&[
+            ("redis-url", &redis.url()),
+            ("layer", layer),
+            ("layer-prefix", layer),
+            ("namespace", layer),
+        ])
+        .await;
+        let (mut alice, mut bob) = (node.join("alice", "lobby").await, node.join("bob", "lobby").await);
+        let config = json!({"hosts": [redis.url()], "prefix": layer});
+        let python = Peer::start(if layer == "core" { Kind::Core } else { Kind::PubSub }, &config);
+        for kind in TYPES {
+            let event = json!({"type": kind, "text": "{\"cate\":\"chat\"}", "code": 4403, "message": "x"});
+            python.group_send("chat_lobby", &event);
+            alice.send(json!({"cate": kind, "group_name": "lobby", "message": "x", "code": 4403})).await;
+            let refusal = alice.frame().await;
+            let codes = [json!("unknown_cate"), json!("invalid")];
+            assert!(refusal["type"] == "error" && codes.contains(&refusal["code"]), "{kind}: {refusal}");
+        }
+        // Nothing of it reached anybody, and everybody is still there.
+        bob.say("lobby", "still here").await;
+        assert_eq!((alice.hears().await, bob.hears().await), ("still here".into(), "still here".into()));
+    }
+}

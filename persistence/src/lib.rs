@@ -59,5 +59,6 @@ pub use options::StoreOptions;
 pub use store::Store;
 pub use types::{
     Append, AppendError, Appended, Backend, Deleted, Head, Key, MAX_DISPLAY_NAME_CHARS, MAX_EVENT_ID_BYTES,
-    MAX_MESSAGE_BYTES, MAX_NAME_CHARS, Membership, Message, Notification, Range, Refused, Retention, Room, Seen, Stream,
+    MAX_MESSAGE_BYTES, MAX_NAME_CHARS, Membership, Message, Notification, Range, Refused, Retention, Room, Seen,
+    Stream,
 };
