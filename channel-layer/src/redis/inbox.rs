@@ -56,6 +56,12 @@ impl Inbox {
         full
     }
 
+    /// How many events wait that are not too old.
+    pub(super) fn fresh(&self) -> usize {
+        let now = Instant::now();
+        self.events.lock().iter().filter(|(_, expires)| expires.is_none_or(|at| at > now)).count()
+    }
+
     /// The next event, if there is one.
     pub(super) fn try_pop(&self) -> Option<Event> {
         let mut events = self.events.lock();

@@ -11,7 +11,7 @@ use std::{
 
 use async_trait::async_trait;
 use parking_lot::Mutex;
-use tokio::{sync::Notify, task::JoinSet, time::timeout};
+use tokio::{task::JoinSet, time::timeout};
 
 use super::{
     builder::RedisCoreBuilder,
@@ -171,8 +171,7 @@ impl Inner {
                 let make = |client: &String| {
                     let name = format!("{prefix}.{client}!");
                     let key = keys::queue(&shared.settings.prefix, &name);
-                    let reset = (0..shards).map(|_| Notify::new()).collect();
-                    Arc::new(Queue { name, key, waiters: AtomicUsize::new(0), reset })
+                    Arc::new(Queue::new(name, key, shards))
                 };
                 let made: Vec<Arc<Queue>> = shared.clients.iter().map(make).collect();
                 let mut tasks = self.tasks.lock();
@@ -305,7 +304,7 @@ impl ChannelLayer for RedisCoreLayer {
             return Ok(event);
         }
         let queue = self.0.queue_of(channel).ok_or(LayerError::Closed)?;
-        let _waiting = reader::Waiting::new(shared, &queue);
+        let _waiting = reader::Waiting::new(shared, &queue, &inbox);
         inbox.pop().await
     }
 

@@ -4,15 +4,10 @@
 //! A pop that waits has a connection of its own, because whoever gives up waiting for its answer loses what
 //! Redis hands over a moment later; here only a broken connection does that.
 
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
-    time::Duration,
-};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use bytes::Bytes;
+use parking_lot::Mutex;
 use tokio::{
     io::AsyncWriteExt,
     sync::Notify,
@@ -25,10 +20,11 @@ use super::{
     shared::{Arrival, Shared},
 };
 use crate::{
-    BoxError,
+    BoxError, ChannelName,
     redis::{
         backoff::Backoff,
         connection::{Connection, fill},
+        inbox::Inbox,
         wire::Answer,
     },
 };
@@ -41,6 +37,8 @@ const BATCH_BYTES: usize = 4 << 20;
 const BLOCK: u64 = 5;
 /// How long an answer may take beyond that.
 const ANSWER: Duration = Duration::from_secs(2);
+/// How often a reader that nobody has asked for anything looks whether it should have been.
+const LOOK: Duration = Duration::from_secs(1);
 /// How long a connection must live for the next one to follow it without a pause.
 const WORKED: Duration = Duration::from_secs(1);
 
@@ -49,26 +47,48 @@ pub(super) struct Queue {
     /// The channel names' part up to the `!`.
     pub(super) name: String,
     pub(super) key: Bytes,
-    /// Receivers whose inbox is empty.
-    pub(super) waiters: AtomicUsize,
+    /// The inboxes somebody waits on, and how many do.
+    waiting: Mutex<HashMap<ChannelName, (Arc<Inbox>, usize)>>,
     /// Ends the connection to a shard: the probe has found it deaf.
     pub(super) reset: Vec<Notify>,
 }
 
-/// A receiver whose inbox is empty.
-pub(super) struct Waiting<'a>(&'a Queue);
+impl Queue {
+    pub(super) fn new(name: String, key: Bytes, shards: usize) -> Self {
+        let reset = (0..shards).map(|_| Notify::new()).collect();
+        Self { name, key, waiting: Mutex::default(), reset }
+    }
+
+    /// Whether somebody waits who does not have an event already, woken or not: what is taken out of the
+    /// queue beyond that would be taken for nobody.
+    fn is_wanted(&self) -> bool {
+        self.waiting.lock().values().any(|(inbox, waiters)| *waiters > inbox.fresh())
+    }
+}
+
+/// A receiver who has found the inbox empty.
+pub(super) struct Waiting<'a> {
+    queue: &'a Queue,
+    inbox: &'a Inbox,
+}
 
 impl<'a> Waiting<'a> {
-    pub(super) fn new(shared: &Shared, queue: &'a Queue) -> Self {
-        queue.waiters.fetch_add(1, Ordering::AcqRel);
+    pub(super) fn new(shared: &Shared, queue: &'a Queue, inbox: &'a Arc<Inbox>) -> Self {
+        queue.waiting.lock().entry(inbox.name.clone()).or_insert_with(|| (inbox.clone(), 0)).1 += 1;
         shared.demand.raise();
-        Self(queue)
+        Self { queue, inbox }
     }
 }
 
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
-        self.0.waiters.fetch_sub(1, Ordering::AcqRel);
+        let mut waiting = self.queue.waiting.lock();
+        if let Some((_, waiters)) = waiting.get_mut(&self.inbox.name) {
+            *waiters -= 1;
+            if *waiters == 0 {
+                waiting.remove(&self.inbox.name);
+            }
+        }
     }
 }
 
@@ -134,6 +154,9 @@ impl Reader<'_> {
         loop {
             let turn = async {
                 self.wanted().await?;
+                if !self.shared.demand.has_relays() && !self.queue.is_wanted() {
+                    return Ok(());
+                }
                 match self.shared.demand.has_relays() {
                     _ if self.both => self.drain().await,
                     true => self.drain_and_wait().await,
@@ -149,7 +172,9 @@ impl Reader<'_> {
     /// Waits until somebody wants a message; a connection that ends meanwhile is an error.
     async fn wanted(&mut self) -> Result<(), BoxError> {
         tokio::select! {
-            () = self.shared.demand.wanted(&self.queue.waiters) => Ok(()),
+            () = self.shared.demand.wanted(|| self.queue.is_wanted()) => Ok(()),
+            // What a receiver was woken for may have become too old before it looked.
+            () = sleep(LOOK) => Ok(()),
             read = fill(&mut self.connection.stream, &mut self.connection.buffer) => {
                 read?;
                 Err("unasked reply".into())

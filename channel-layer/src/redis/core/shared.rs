@@ -92,14 +92,14 @@ impl Demand {
         self.changed.notify_waiters();
     }
 
-    /// Returns when somebody wants a message: a relay, or one of `waiters`.
-    pub(super) async fn wanted(&self, waiters: &AtomicUsize) {
+    /// Returns when somebody wants a message: a relay, or whoever `by_somebody` knows of.
+    pub(super) async fn wanted(&self, by_somebody: impl Fn() -> bool) {
         loop {
             let changed = self.changed.notified();
             tokio::pin!(changed);
             // Armed before looking, so that a change in between wakes us.
             changed.as_mut().enable();
-            if self.has_relays() || waiters.load(Ordering::Acquire) > 0 {
+            if self.has_relays() || by_somebody() {
                 return;
             }
             changed.await;
