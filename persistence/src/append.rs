@@ -5,6 +5,7 @@
 //! commit, so in one stream the order of positions is the order of commits, and a transaction that
 //! rolls back gives its positions back.
 
+mod lone;
 mod plan;
 mod write;
 
@@ -28,8 +29,9 @@ impl Store {
     /// nothing was stored, or, when the database was lost during the commit, that it is unknown:
     /// then repeat with the same keys.
     ///
-    /// One message without a key costs three statements beside BEGIN and COMMIT; a thousand to any
-    /// number of streams, with keys, seven.
+    /// A lone message is one statement on PostgreSQL, one call of four on SQLite and five statements on
+    /// MySQL, BEGIN and COMMIT included; with a key one more on the last two. A thousand to any number
+    /// of streams, with keys, are nine.
     pub async fn append(&self, batch: &[Append]) -> Result<Vec<Result<Appended, AppendError>>, StoreError> {
         if batch.is_empty() {
             return Ok(Vec::new());
@@ -56,6 +58,11 @@ impl Store {
         checked: &[Result<Option<Identity>, AppendError>],
         all_or_nothing: bool,
     ) -> Result<Vec<Result<Appended, AppendError>>, Fault> {
+        if let ([append], [Ok(identity)]) = (batch, checked)
+            && let Some(appended) = self.append_lone(append, identity.as_ref()).await?
+        {
+            return Ok(vec![Ok(appended)]);
+        }
         let transaction = self.db.begin().await?;
         let heads = Heads {
             rooms: self.lock_rooms(&transaction, batch).await?,

@@ -76,6 +76,14 @@ enum Class {
 }
 
 impl Fault {
+    /// The error of a statement that commits by itself: when the connection broke, it may have.
+    pub(crate) fn committing(error: DbErr) -> Self {
+        match classify(&error) {
+            Class::Lost => Self::Commit(error),
+            _ => Self::Db(error),
+        }
+    }
+
     /// Whether trying at once again is both safe and useful.
     pub(crate) fn retry_now(&self) -> bool {
         match self {

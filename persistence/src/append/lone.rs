@@ -1,0 +1,190 @@
+//! One message alone, in one call: what a quiet node stores most of the time.
+//!
+//! The steps are those of a batch: head locked, key claimed, numbered, inserted. They are written so
+//! that each takes what the one before it has found; when the head or the key stands in the way,
+//! nothing is stored, and the way of the batch finds out why.
+//!
+//! PostgreSQL has one statement for this. SQLite has none, but its driver takes several in one text:
+//! each call is two changes of thread there, which cost more than what SQLite does in between.
+
+use sea_orm::{ConnectionTrait, FromQueryResult, Statement, Value};
+use uuid::Uuid;
+
+use crate::{
+    Append, Appended, Backend, Store, Stream,
+    error::Fault,
+    inboxes::InboxRow,
+    receipts::Identity,
+    rooms::RoomRow,
+    values::{date, now, unsigned},
+};
+
+/// Beside the one call that is counted: BEGIN, the head, the message and COMMIT are four statements.
+const MORE_STATEMENTS: u64 = 3;
+
+/// Where a stream's head and its rows are.
+struct Tables {
+    heads: &'static str,
+    name: &'static str,
+    head_columns: &'static str,
+    rows: &'static str,
+    stream: &'static str,
+}
+
+const ROOMS: Tables = Tables {
+    heads: "gateway_rooms",
+    name: "name",
+    head_columns: "id, name, display_name, epoch, last_seq, last_id, created_at",
+    rows: "gateway_messages",
+    stream: "room_id",
+};
+
+const INBOXES: Tables = Tables {
+    heads: "gateway_inboxes",
+    name: "user_name",
+    head_columns: "id, user_name, epoch, last_seq, last_id, created_at",
+    rows: "gateway_notifications",
+    stream: "inbox_id",
+};
+
+/// What is put in, beside names of tables.
+struct New<'a> {
+    append: &'a Append,
+    identity: Option<&'a Identity>,
+    id: Uuid,
+    date: i64,
+}
+
+impl Store {
+    /// Stores one message, or nothing where that takes more than one call: no such stream, a key that
+    /// was used before, a database that cannot do it.
+    pub(super) async fn append_lone(
+        &self,
+        append: &Append,
+        identity: Option<&Identity>,
+    ) -> Result<Option<Appended>, Fault> {
+        let tables = match &append.stream {
+            Stream::Room(_) => &ROOMS,
+            Stream::Inbox(_) => &INBOXES,
+        };
+        let new = New { append, identity, id: Uuid::now_v7(), date: now() };
+        let connection = self.db.writes();
+        let row = match self.backend() {
+            Backend::MySql => return Ok(None),
+            Backend::Postgres => {
+                let (sql, values) = new.postgres(tables);
+                let statement = Statement::from_sql_and_values(connection.get_database_backend(), sql, values);
+                connection.query_one_raw(statement).await.map_err(Fault::committing)?
+            }
+            Backend::Sqlite => {
+                let (sql, values) = new.sqlite(tables);
+                let statement = Statement::from_sql_and_values(connection.get_database_backend(), sql, values);
+                let rows = match connection.query_all_raw(statement).await {
+                    Ok(rows) => rows,
+                    Err(error) => {
+                        // It may have failed after its BEGIN; that there is nothing to roll back is no error.
+                        let _ = connection.execute_unprepared("ROLLBACK").await;
+                        return Err(error.into());
+                    }
+                };
+                self.db.count_statements(MORE_STATEMENTS + u64::from(identity.is_some()));
+                rows.into_iter().next()
+            }
+        };
+        let Some(row) = row else { return Ok(None) };
+        let (epoch, seq, display_name) = match &append.stream {
+            Stream::Room(_) => {
+                let room = RoomRow::from_query_result(&row, "")?;
+                (room.epoch, room.last_seq, Some(room.display_name))
+            }
+            Stream::Inbox(_) => {
+                let inbox = InboxRow::from_query_result(&row, "")?;
+                (inbox.epoch, inbox.last_seq, None)
+            }
+        };
+        let date = date(new.date);
+        Ok(Some(Appended { id: new.id, seq: unsigned(seq), epoch, date, display_name, repeated: false }))
+    }
+}
+
+impl New<'_> {
+    fn sqlite(&self, tables: &Tables) -> (String, Vec<Value>) {
+        let Tables { heads, name, head_columns, rows, stream } = tables;
+        let mut values: Vec<Value> = Vec::with_capacity(16);
+        let (mut claim, mut claimed) = (String::new(), "");
+        if let Some(identity) = self.identity {
+            claim = format!(
+                "INSERT INTO gateway_receipts (key_hash, content_hash, id, seq, epoch, date, created_at) \
+                 SELECT ?, ?, ?, last_seq + 1, epoch, ?, ? FROM {heads} WHERE {name} = ? \
+                 ON CONFLICT (key_hash) DO NOTHING; "
+            );
+            values.extend(self.receipt(identity));
+            values.push(self.name());
+            claimed = " AND EXISTS (SELECT 1 FROM gateway_receipts WHERE key_hash = ? AND id = ?)";
+        }
+        values.extend([self.id.into(), self.name()]);
+        if let Some(identity) = self.identity {
+            values.extend([identity.key.to_vec().into(), self.id.into()]);
+        }
+        values.extend(self.row());
+        values.extend([self.name(), self.id.into()]);
+        let sql = format!(
+            "BEGIN IMMEDIATE; {claim}\
+             UPDATE {heads} SET last_seq = last_seq + 1, last_id = ? WHERE {name} = ?{claimed} \
+             RETURNING {head_columns}; \
+             INSERT INTO {rows} ({stream}, seq, id, from_user, message, date, source, event_id) \
+             SELECT id, last_seq, last_id, ?, ?, ?, ?, ? FROM {heads} WHERE {name} = ? AND last_id = ?; \
+             COMMIT"
+        );
+        (sql, values)
+    }
+
+    fn postgres(&self, tables: &Tables) -> (String, Vec<Value>) {
+        let Tables { heads, name, head_columns, rows, stream } = tables;
+        let mut values = vec![self.name(), self.id.into()];
+        values.extend(self.row());
+        let (mut claim, mut claimed) = ("", "");
+        if let Some(identity) = self.identity {
+            // It waits for whoever is just claiming the same key.
+            claim = ", claim AS (\
+                INSERT INTO gateway_receipts (key_hash, content_hash, id, seq, epoch, date, created_at) \
+                SELECT $8, $9, $10, last_seq + 1, epoch, $11, $12 FROM head \
+                ON CONFLICT (key_hash) DO NOTHING RETURNING id)";
+            claimed = ", claim";
+            values.extend(self.receipt(identity));
+        }
+        let moved: String = head_columns.split(", ").map(|column| format!("h.{column}, ")).collect();
+        let moved = moved.trim_end_matches(", ");
+        let sql = format!(
+            "WITH head AS (SELECT id, epoch, last_seq FROM {heads} WHERE {name} = $1 FOR UPDATE){claim}, \
+             moved AS (UPDATE {heads} AS h SET last_seq = head.last_seq + 1, last_id = $2 FROM head{claimed} \
+             WHERE h.id = head.id RETURNING {moved}), \
+             stored AS (INSERT INTO {rows} ({stream}, seq, id, from_user, message, date, source, event_id) \
+             SELECT id, last_seq, last_id, $3, $4, $5, $6, $7 FROM moved) \
+             SELECT {head_columns} FROM moved"
+        );
+        (sql, values)
+    }
+
+    fn name(&self) -> Value {
+        self.append.stream.name().into()
+    }
+
+    /// Sender, text, date and origin.
+    fn row(&self) -> [Value; 5] {
+        let Append { from_user, message, origin, .. } = self.append;
+        let (source, event_id) = origin.as_ref().map_or((None, None), |(source, id)| (Some(&**source), Some(&**id)));
+        [(&**from_user).into(), (&**message).into(), self.date.into(), source.into(), event_id.into()]
+    }
+
+    /// Hashes, id and dates of the receipt; its position comes from the head.
+    fn receipt(&self, identity: &Identity) -> [Value; 5] {
+        [
+            identity.key.to_vec().into(),
+            identity.content.to_vec().into(),
+            self.id.into(),
+            self.date.into(),
+            self.date.into(),
+        ]
+    }
+}
