@@ -1,17 +1,18 @@
 //! Signing in, rights, TLS and Unix sockets, on real servers.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
+mod common;
+
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use channel_layer::{
     ChannelLayer, Delivery, Event, GroupName, Host, LayerError, RedisPubSubBuilder, RedisPubSubLayer, RelaySink,
 };
+use common::{PATIENCE, until, until_ok};
 use testkit::redis::{RedisServer, TlsOptions};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout};
-
-const PATIENCE: Duration = Duration::from_secs(30);
 
 async fn works(layer: &RedisPubSubLayer) {
     let channel = layer.new_channel("").await.unwrap();
@@ -96,16 +97,6 @@ impl std::io::Write for Log {
     }
 }
 
-/// Polls until it is so.
-async fn until(what: &str, mut so: impl AsyncFnMut() -> bool) {
-    let waiting = async {
-        while !so().await {
-            tokio::task::yield_now().await;
-        }
-    };
-    timeout(PATIENCE, waiting).await.unwrap_or_else(|_| panic!("in time: {what}"));
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn r11_a_password_rotated_while_running_is_retried_slowly_and_never_told() {
     log();
@@ -121,12 +112,12 @@ async fn r11_a_password_rotated_while_running_is_retried_slowly_and_never_told()
         let counts = log.lines().zip(log.lines().skip(1)).filter(|(key, _)| *key == "count");
         counts.map(|(_, count)| count.parse::<usize>().unwrap()).sum::<usize>()
     };
-    until("both connections are refused twice", async || refused(&redis) >= 4).await;
+    until("both connections are refused twice", || refused(&redis) >= 4).await;
     assert!(began.elapsed() > Duration::from_secs(2), "retries are slow: {:?}", began.elapsed());
     let error = layer.ping().await.unwrap_err();
     assert!(matches!(error, LayerError::Unavailable(_)), "not ready: {error:?}");
     redis.set_password("first-secret");
-    until("ready again", async || layer.ping().await.is_ok()).await;
+    until_ok("a ping", async || layer.ping().await).await;
     works(&layer).await;
     let log = log();
     assert!(log.contains("WRONGPASS"), "whoever reads the log is told: {log}");
@@ -166,7 +157,7 @@ async fn r11_it_is_never_another_database() {
     assert_eq!(databases(), ["db=3", "db=3"]);
     redis.client_kill("pubsub");
     redis.client_kill("normal");
-    until("both connections are back", async || databases().len() == 2).await;
+    until("both connections are back", || databases().len() == 2).await;
     assert_eq!(databases(), ["db=3", "db=3"], "also after a reconnection");
     works(&layer).await;
     for (url, word) in
@@ -291,9 +282,7 @@ async fn a_layer_may_start_before_its_server() {
     redis.restart_empty();
     timeout(PATIENCE, joining).await.unwrap().unwrap();
     assert!(matches!(timeout(PATIENCE, deliveries.recv()).await.unwrap(), Some(Delivery::Reconnected(_))));
-    while layer.group_send(&room, &Event::new("t")).await.is_err() {
-        tokio::task::yield_now().await;
-    }
+    until_ok("a send", async || layer.group_send(&room, &Event::new("t")).await).await;
     assert!(matches!(timeout(PATIENCE, deliveries.recv()).await.unwrap(), Some(Delivery::Group { .. })));
     assert_eq!(layer.stats().reconnects, 0, "there was nothing to come back from");
 }
@@ -314,9 +303,7 @@ async fn two_thousand_groups_come_back_together() {
             break;
         }
     }
-    while layer.ping().await.is_err() {
-        tokio::task::yield_now().await;
-    }
+    until_ok("a ping", async || layer.ping().await).await;
     for group in &groups {
         layer.group_send_later(group, &Event::new("t").with("group", group.as_str())).unwrap();
     }

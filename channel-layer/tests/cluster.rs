@@ -1,16 +1,14 @@
 //! Redis Cluster: nodes die, hang and give slots away.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
 
-use std::{sync::Arc, time::Duration};
+mod common;
+
+use std::sync::Arc;
 
 use channel_layer::{ChannelLayer, Delivery, Event, GroupName, RedisCoreLayer, RelaySink, Value};
+use common::{PATIENCE, until_ok};
 use testkit::redis::Cluster;
-use tokio::{
-    sync::mpsc,
-    time::{Instant, timeout},
-};
-
-const PATIENCE: Duration = Duration::from_secs(30);
+use tokio::{sync::mpsc, time::timeout};
 
 struct Collector(mpsc::Sender<Delivery>);
 
@@ -35,14 +33,10 @@ async fn until_reconnected(deliveries: &mut mpsc::Receiver<Delivery>) {
 
 /// Sends to each group until it works, then hears each of them once.
 async fn every_group_is_heard(layer: &RedisCoreLayer, deliveries: &mut mpsc::Receiver<Delivery>, round: i64) {
-    let deadline = Instant::now() + PATIENCE;
     let groups = groups();
     for group in &groups {
         let event = Event::new("t").with("round", round);
-        while let Err(error) = layer.group_send(group, &event).await {
-            assert!(Instant::now() < deadline, "{group}: {error:?}");
-            tokio::task::yield_now().await;
-        }
+        until_ok(&format!("a send to {group}"), async || layer.group_send(group, &event).await).await;
     }
     let mut missing: std::collections::HashSet<_> = groups.iter().collect();
     while !missing.is_empty() {
@@ -80,7 +74,7 @@ async fn core_survives_a_dead_primary_a_moved_slot_and_a_hanging_node() {
     every_group_is_heard(&other, &mut deliveries, 3).await;
 
     let (channel, direct) = (relay.new_channel(), Event::new("direct"));
-    timeout(PATIENCE, async { while other.send(&channel, &direct).await.is_err() {} }).await.unwrap();
+    until_ok("a send", async || other.send(&channel, &direct).await).await;
     loop {
         if let Delivery::Channel { channel: heard, event } = next(&mut deliveries).await {
             assert_eq!((heard, &*event), (channel, &direct));
@@ -93,13 +87,8 @@ async fn core_survives_a_dead_primary_a_moved_slot_and_a_hanging_node() {
     let healthy = healthy.unwrap();
     cluster.pause(hanging);
     // The hanging node costs the others the time it takes to notice, once.
-    timeout(PATIENCE, async { while other.group_send(&healthy, &Event::new("t")).await.is_err() {} }).await.unwrap();
+    until_ok("a send", async || other.group_send(&healthy, &Event::new("t")).await).await;
     cluster.resume(hanging);
-    let both = async {
-        while layer.ping().await.is_err() || other.ping().await.is_err() {
-            tokio::task::yield_now().await;
-        }
-    };
-    timeout(PATIENCE, both).await.unwrap();
+    until_ok("a ping", async || layer.ping().await.and(other.ping().await)).await;
     every_group_is_heard(&other, &mut deliveries, 4).await;
 }

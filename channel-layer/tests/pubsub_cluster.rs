@@ -1,6 +1,7 @@
 //! The pub/sub layer on a Redis Cluster: three primaries, each with a replica.
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs, reason = "tests")]
 
+mod common;
 #[path = "common/site.rs"]
 mod site;
 
@@ -14,6 +15,7 @@ use std::{
 };
 
 use channel_layer::{ChannelLayer, Delivery, Event, GroupName, LayerError, RedisPubSubLayer, Value, contract_suite};
+use common::until_ok;
 use site::{PATIENCE, Site};
 use testkit::{redis::Cluster, wait::until};
 use tokio::time::{Instant, timeout};
@@ -77,11 +79,7 @@ async fn all_arrive_once(site: &mut Site) {
 
 /// Tries until it is sent. What is refused was not: the publisher finds a new node in its own time.
 async fn sent(site: &mut Site, send: impl AsyncFn(&Site) -> Result<(), LayerError>) {
-    let deadline = Instant::now() + PATIENCE;
-    while let Err(error) = send(site).await {
-        assert!(Instant::now() < deadline, "{error:?}");
-        tokio::task::yield_now().await;
-    }
+    until_ok("a send", async || send(site).await).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,17 +1,19 @@
 //! A primary that Sentinels watch: found, followed through failovers (R8, R9), and what can be wrong.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
+mod common;
+
 use std::sync::Arc;
 use std::time::Duration;
 
 use channel_layer::{ChannelLayer, Delivery, Event, GroupName, LayerError, RedisPubSubLayer, Relay, RelaySink};
+use common::{PATIENCE, until, until_ok};
 use testkit::net::free_port;
 use testkit::process::{Guarded, private_dir};
 use testkit::redis::{RedisServer, SentinelOptions, Sentinels, Tls, TlsOptions};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout};
 
-const PATIENCE: Duration = Duration::from_secs(30);
 /// From the primary's death on: the Sentinels need about 3 seconds of it.
 const FAILOVER: Duration = Duration::from_secs(30);
 
@@ -54,11 +56,7 @@ impl Site {
     async fn works(&mut self) {
         let mark = format!("{:?}", std::time::Instant::now());
         let event = Event::new("test.event").with("mark", mark.as_str());
-        let deadline = Instant::now() + PATIENCE;
-        while let Err(error) = self.layer.group_send(&self.group, &event).await {
-            assert!(Instant::now() < deadline, "{error}");
-            tokio::task::yield_now().await;
-        }
+        until_ok("a send", async || self.layer.group_send(&self.group, &event).await).await;
         let ours = |delivery: &Delivery| matches!(delivery, Delivery::Group { event, .. } if event.text("mark") == Some(&mark));
         self.until(PATIENCE, "an event", ours).await;
     }
@@ -103,11 +101,8 @@ async fn r8_a_demoted_primary_is_left_for_the_new_one() {
     redis.switch_over();
     redis.wait_failover();
     // The Sentinels close the connections to the old primary when they make it a replica.
-    let deadline = Instant::now() + PATIENCE;
-    while clients(redis.replica()) != Some(0) || clients(redis.primary()) != Some(2) {
-        assert!(Instant::now() < deadline, "still on the old primary");
-        tokio::task::yield_now().await;
-    }
+    let moved = || clients(redis.replica()) == Some(0) && clients(redis.primary()) == Some(2);
+    until("the move to the new primary", moved).await;
     site.works().await;
 }
 

@@ -20,6 +20,8 @@ use tokio::time::{Instant, sleep, timeout};
 
 /// The longest anything may take that is to happen.
 pub const PATIENCE: Duration = Duration::from_secs(30);
+/// Who looks without a pause takes the time of those that are to do it.
+const LOOK_EVERY: Duration = Duration::from_millis(2);
 
 pub fn group(name: &str) -> GroupName {
     GroupName::parse(name).unwrap()
@@ -46,8 +48,19 @@ pub async fn until_async<F: Future<Output = bool>>(what: &str, mut yes: impl FnM
     let deadline = Instant::now() + PATIENCE;
     while !yes().await {
         assert!(Instant::now() < deadline, "{what} did not happen");
-        // Who looks without a pause takes the time of those that are to do it.
-        sleep(Duration::from_millis(2)).await;
+        sleep(LOOK_EVERY).await;
+    }
+}
+
+/// Tries until it works.
+pub async fn until_ok<T, E: std::fmt::Debug>(what: &str, mut attempt: impl AsyncFnMut() -> Result<T, E>) -> T {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        match attempt().await {
+            Ok(done) => return done,
+            Err(error) => assert!(Instant::now() < deadline, "{what} did not work: {error:?}"),
+        }
+        sleep(LOOK_EVERY).await;
     }
 }
 
