@@ -14,6 +14,7 @@ mod inbox;
 mod pattern;
 mod pubsub;
 mod refusal;
+mod site;
 mod tls;
 mod topology;
 mod wire;

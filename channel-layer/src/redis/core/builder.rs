@@ -4,8 +4,13 @@ use std::time::Duration;
 
 use super::{layer::RedisCoreLayer, settings::Settings};
 use crate::{
-    ChannelPattern, LayerError, Serializer,
-    redis::{Host, tls::TlsOptions, topology::Topology},
+    ChannelPattern, LayerError,
+    codec::Codec,
+    redis::{
+        Host,
+        site::{Site, site_settings},
+        topology::Topology,
+    },
 };
 
 /// How long `connect` waits for all connections.
@@ -15,22 +20,16 @@ const CONNECT: Duration = Duration::from_secs(5);
 /// their order, the prefix, the serializer, the encryption keys and the length of the random prefix.
 #[derive(Clone)]
 pub struct RedisCoreBuilder {
-    hosts: Vec<Host>,
+    site: Site,
     settings: Settings,
-    tls: TlsOptions,
 }
 
 impl RedisCoreBuilder {
     pub(super) fn new(hosts: Vec<Host>) -> Self {
-        Self { hosts, settings: Settings::default(), tls: TlsOptions::default() }
+        Self { site: Site::new(hosts), settings: Settings::default() }
     }
 
-    /// The text before every key, `asgi` by default as in Python. At most 100 bytes.
-    #[must_use]
-    pub fn prefix(mut self, prefix: &str) -> Self {
-        self.settings.prefix = prefix.to_owned();
-        self
-    }
+    site_settings!();
 
     /// The text before keys of this crate's own, `gateway` by default: who lives, and who clears away
     /// after the dead. Best not one that begins with the prefix: a flush of Python's takes it along.
@@ -79,42 +78,11 @@ impl RedisCoreBuilder {
         self
     }
 
-    /// How events are written, [`Serializer::MsgPack`] by default.
-    #[must_use]
-    pub fn serializer(mut self, serializer: Serializer) -> Self {
-        self.settings.serializer = serializer;
-        self
-    }
-
-    /// Python's `symmetric_encryption_keys`: the first one encrypts, each is tried to decrypt; none by
-    /// default. An empty text is a mistake that `connect` and `start` refuse. Names of groups and channels
-    /// stay readable. Events are refused when they are `expiry` + 10 seconds old.
-    #[must_use]
-    pub fn encryption_keys(mut self, keys: impl IntoIterator<Item: Into<String>>) -> Self {
-        self.settings.encryption_keys = keys.into_iter().map(Into::into).collect();
-        self
-    }
-
     /// How many client ids, and so queues, this process has: 4 by default, 1 to 64. Each has its own
     /// capacity and its own connection to every shard.
     #[must_use]
     pub fn client_ids(mut self, count: usize) -> Self {
         self.settings.clients = count;
-        self
-    }
-
-    /// The certificates (PEM) to trust for `rediss://`, instead of the public authorities.
-    #[must_use]
-    pub fn root_certificates(mut self, pem: &[u8]) -> Self {
-        self.tls.roots = Some(pem.to_vec());
-        self
-    }
-
-    /// The certificate to show to servers that want one, with its chain, and its key (both PEM); for
-    /// `rediss://`.
-    #[must_use]
-    pub fn client_certificate(mut self, chain: &[u8], key: &[u8]) -> Self {
-        self.tls.client = Some((chain.to_vec(), key.to_vec()));
         self
     }
 
@@ -132,9 +100,10 @@ impl RedisCoreBuilder {
     /// Connects and returns when everything works. Fails with the cause if a Redis does not answer
     /// within 2 seconds or refuses; then nothing goes on in the background.
     pub async fn connect(self) -> Result<RedisCoreLayer, LayerError> {
+        let (codec, topology) = self.check()?;
         // One attempt by hand, because the tasks would only try again and never tell.
-        self.topology()?.try_out().await.map_err(LayerError::Unavailable)?;
-        let layer = self.start()?;
+        topology.try_out().await.map_err(LayerError::Unavailable)?;
+        let layer = RedisCoreLayer::start(self.site.prefix, self.settings, codec, &topology)?;
         layer.ready(CONNECT).await?;
         Ok(layer)
     }
@@ -142,22 +111,19 @@ impl RedisCoreBuilder {
     /// Starts without waiting: connects in the background and tries for ever. Until Redis is there,
     /// sends fail and joins wait. Needs to be called inside a Tokio runtime.
     pub fn start(self) -> Result<RedisCoreLayer, LayerError> {
-        self.settings.check()?;
-        if tokio::runtime::Handle::try_current().is_err() {
-            return Err(LayerError::Config("it must be started inside a Tokio runtime".into()));
-        }
-        let topology = self.topology()?;
-        RedisCoreLayer::start(self.settings, &topology)
+        let (codec, topology) = self.check()?;
+        RedisCoreLayer::start(self.site.prefix, self.settings, codec, &topology)
     }
 
-    fn topology(&self) -> Result<Topology, LayerError> {
-        Topology::of(&self.hosts, &self.tls)
+    fn check(&self) -> Result<(Codec, Topology), LayerError> {
+        self.settings.check()?;
+        self.site.check()
     }
 }
 
 impl std::fmt::Debug for RedisCoreBuilder {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         // The hosts may hold passwords.
-        f.debug_struct("RedisCoreBuilder").field("prefix", &self.settings.prefix).finish_non_exhaustive()
+        f.debug_struct("RedisCoreBuilder").field("prefix", &self.site.prefix).finish_non_exhaustive()
     }
 }

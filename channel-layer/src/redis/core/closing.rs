@@ -70,7 +70,7 @@ async fn leave(shared: &Shared, left: Vec<(GroupName, ChannelName)>) -> Result<(
 
 /// Takes our client ids out of those that must be alive.
 async fn forget(shared: &Shared) -> Result<(), Failure> {
-    let clients = keys::clients(&shared.settings.namespace, &shared.settings.prefix);
+    let clients = keys::clients(&shared.settings.namespace, &shared.prefix);
     let ids: Vec<&[u8]> = shared.clients.iter().map(String::as_bytes).collect();
     let mut result = Ok(());
     for shard in 0..shared.commands.shards() {

@@ -172,7 +172,7 @@ impl Keeper<'_> {
 
     /// Says that we live; tells whether Redis still knew.
     async fn heartbeat(&mut self) -> Result<bool, Failure> {
-        let key = keys::clients(&self.shared.settings.namespace, &self.shared.settings.prefix);
+        let key = keys::clients(&self.shared.settings.namespace, &self.shared.prefix);
         let command = scripts::heartbeat(&key, self.shared.settings.alive.as_secs_f64(), &self.shared.clients);
         let answer = self.shared.commands.call(self.shard, &key, command, PATIENCE).await?;
         let odd = || Failure::Refused("an odd answer to a heartbeat".into());
@@ -266,14 +266,14 @@ impl Keeper<'_> {
 
     async fn try_sweep(&mut self, dead: &[String]) -> Result<Option<usize>, Failure> {
         let settings = &self.shared.settings;
-        let lock = keys::sweeper(&settings.namespace, &settings.prefix);
+        let lock = keys::sweeper(&settings.namespace, &self.shared.prefix);
         let set = wire::bytes(&[b"SET", &lock, b"1", b"NX", b"EX", SWEEP.to_string().as_bytes()]);
         let answer = self.shared.commands.call(self.shard, &lock, set, PATIENCE).await?;
         if answer == Answer::Null {
             return Ok(None);
         }
         let dead: HashSet<&str> = dead.iter().map(String::as_str).collect();
-        let pattern = pattern::beginning_with(&keys::groups(&settings.prefix));
+        let pattern = pattern::beginning_with(&keys::groups(&self.shared.prefix));
         let mut removed = 0;
         let mut lived = Instant::now();
         for groups in self.shared.scan(self.shard, &pattern).await?.chunks(SWEEP_ROUND) {
@@ -284,7 +284,7 @@ impl Keeper<'_> {
                 self.heartbeat().await?;
             }
         }
-        let clients = keys::clients(&settings.namespace, &settings.prefix);
+        let clients = keys::clients(&settings.namespace, &self.shared.prefix);
         let ids: Vec<&[u8]> = dead.iter().map(|id| id.as_bytes()).collect();
         self.shared.commands.call(self.shard, &clients, scripts::leave(&clients, &ids), PATIENCE).await?;
         self.shared.commands.call(self.shard, &lock, scripts::delete(&lock), PATIENCE).await?;

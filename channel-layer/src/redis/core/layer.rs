@@ -105,13 +105,17 @@ impl RedisCoreLayer {
         Self::builder(url).connect().await
     }
 
-    pub(super) fn start(settings: Settings, topology: &Topology) -> Result<Self, LayerError> {
-        let codec = Codec::new(settings.serializer, &settings.encryption_keys)?;
+    pub(super) fn start(
+        prefix: String,
+        settings: Settings,
+        codec: Codec,
+        topology: &Topology,
+    ) -> Result<Self, LayerError> {
         let (commands, command_tasks) = Commands::new(topology, "channel-layer:command");
         let shards = commands.shards();
         let health = Health::new((0..shards).map(Part::Shard));
         let counters = Arc::new(Counters::default());
-        let shared = Arc::new(Shared::new(settings, codec, commands, health, counters));
+        let shared = Arc::new(Shared::new(prefix, settings, codec, commands, health, counters));
         let mut tasks = JoinSet::new();
         command_tasks.into_iter().for_each(|task| drop(tasks.spawn(task)));
         let mut senders = Vec::new();
@@ -170,7 +174,7 @@ impl Inner {
                 let shards = shared.commands.shards();
                 let make = |client: &String| {
                     let name = format!("{prefix}.{client}!");
-                    let key = keys::queue(&shared.settings.prefix, &name);
+                    let key = keys::queue(&shared.prefix, &name);
                     Arc::new(Queue::new(name, key, shards))
                 };
                 let made: Vec<Arc<Queue>> = shared.clients.iter().map(make).collect();
@@ -216,7 +220,7 @@ impl Inner {
         if plain.len() >= MAX_READERS {
             return Err(LayerError::Config(format!("more than {MAX_READERS} plain channels received on at a time")));
         }
-        let key = keys::queue(&self.shared.settings.prefix, channel.as_str());
+        let key = keys::queue(&self.shared.prefix, channel.as_str());
         let made = Arc::new(PlainChannel::new(key, shards));
         plain.insert(channel.clone(), made.clone());
         for shard in 0..shards {
@@ -273,7 +277,7 @@ impl ChannelLayer for RedisCoreLayer {
             false => Route::None,
         };
         let parcel = Parcel {
-            queue: keys::queue(&shared.settings.prefix, channel.non_local()),
+            queue: keys::queue(&shared.prefix, channel.non_local()),
             message: shared.message(&body, route)?,
             capacity: shared.settings.capacity.of(channel.as_str()),
         };
@@ -375,10 +379,10 @@ impl ChannelLayer for RedisCoreLayer {
     async fn flush(&self) -> Result<(), LayerError> {
         let shared = &self.0.shared;
         shared.state.lock().flush();
-        let pattern = pattern::beginning_with(&shared.settings.prefix);
+        let pattern = pattern::beginning_with(&shared.prefix);
         for shard in 0..shared.commands.shards() {
             for key in shared.scan(shard, &pattern).await? {
-                if keys::is_ours(&shared.settings.prefix, &key) {
+                if keys::is_ours(&shared.prefix, &key) {
                     shared.commands.call(shard, &key, scripts::delete(&key), PATIENCE).await?;
                 }
             }
@@ -428,7 +432,7 @@ impl ChannelLayer for RedisCoreLayer {
 impl std::fmt::Debug for RedisCoreLayer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("RedisCoreLayer")
-            .field("prefix", &self.0.shared.settings.prefix)
+            .field("prefix", &self.0.shared.prefix)
             .field("shards", &self.0.shared.commands.shards())
             .field("ready", &self.0.shared.health.is_whole())
             .finish_non_exhaustive()

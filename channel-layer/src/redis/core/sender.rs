@@ -352,7 +352,7 @@ fn sort(shared: &Shared, shard: usize, group: &GroupName, answer: Answer) -> Vec
             None => {
                 let bucket = Bucket {
                     shard: shared.shard_of(non_local),
-                    queue: keys::queue(&shared.settings.prefix, non_local),
+                    queue: keys::queue(&shared.prefix, non_local),
                     // As in Python: of the first member's whole name.
                     capacity: shared.settings.capacity.of(&name),
                     names: Vec::new(),

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::{LayerError, Serializer, capacity::Capacity};
+use crate::{LayerError, capacity::Capacity, redis::site::check_name};
 
 /// Seconds a message waits, as in channels_redis.
 const EXPIRY: u64 = 60;
@@ -19,17 +19,14 @@ const HEARTBEAT: Duration = Duration::from_secs(5);
 /// How long we count as alive after that.
 const ALIVE: Duration = Duration::from_secs(45);
 
-/// What the Python side must agree on, and what is ours.
+/// What this layer has beside the settings of the site.
 #[derive(Clone)]
 pub(super) struct Settings {
-    pub(super) prefix: String,
     pub(super) namespace: String,
     pub(super) expiry: u64,
     pub(super) group_expiry: u64,
     pub(super) capacity: Capacity,
     pub(super) random_prefix: usize,
-    pub(super) serializer: Serializer,
-    pub(super) encryption_keys: Vec<String>,
     pub(super) clients: usize,
     pub(super) heartbeat: Duration,
     pub(super) alive: Duration,
@@ -38,14 +35,11 @@ pub(super) struct Settings {
 impl Default for Settings {
     fn default() -> Self {
         Self {
-            prefix: "asgi".to_owned(),
             namespace: "gateway".to_owned(),
             expiry: EXPIRY,
             group_expiry: GROUP_EXPIRY,
             capacity: Capacity::new(CAPACITY),
             random_prefix: RANDOM_PREFIX,
-            serializer: Serializer::default(),
-            encryption_keys: Vec::new(),
             clients: CLIENTS,
             heartbeat: HEARTBEAT,
             alive: ALIVE,
@@ -56,11 +50,7 @@ impl Default for Settings {
 impl Settings {
     pub(super) fn check(&self) -> Result<(), LayerError> {
         let wrong = |text: &str| Err(LayerError::Config(text.to_owned()));
-        for (what, name) in [("prefix", &self.prefix), ("namespace", &self.namespace)] {
-            if name.len() > 100 || name.chars().any(char::is_control) {
-                return wrong(&format!("the {what} must be at most 100 bytes without control characters"));
-            }
-        }
+        check_name("namespace", &self.namespace)?;
         if self.expiry == 0 || self.group_expiry == 0 {
             return wrong("expiry and group_expiry must be at least one second");
         }

@@ -45,6 +45,7 @@ pub(super) const AHEAD: u64 = 60;
 const WARN_EVERY: Duration = Duration::from_secs(10);
 
 pub(super) struct Shared {
+    pub(super) prefix: String,
     pub(super) settings: Settings,
     pub(super) codec: Codec,
     pub(super) commands: Commands,
@@ -115,6 +116,7 @@ pub(super) struct Arrival {
 
 impl Shared {
     pub(super) fn new(
+        prefix: String,
         settings: Settings,
         codec: Codec,
         commands: Commands,
@@ -124,6 +126,7 @@ impl Shared {
         let clients = (0..settings.clients).map(|_| name::random_hex32()).collect();
         let shards = commands.shards();
         Self {
+            prefix,
             settings,
             codec,
             commands,
@@ -149,7 +152,7 @@ impl Shared {
     }
 
     pub(super) fn group_key(&self, group: &GroupName) -> Bytes {
-        keys::group(&self.settings.prefix, group)
+        keys::group(&self.prefix, group)
     }
 
     /// Whether a channel's queue is one of ours.
