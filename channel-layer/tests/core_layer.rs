@@ -19,6 +19,33 @@ fn number(event: &Event) -> i64 {
     event.get("n").and_then(Value::as_i64).expect("a number")
 }
 
+/// What comes after that waits in Redis, where senders count it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_receiver_that_has_its_event_takes_nothing_more_out_of_the_queue() {
+    let server = RedisServer::start();
+    let layer = RedisCoreLayer::builder(&server.url()).capacity(3).connect().await.unwrap();
+    for round in 0..20 {
+        for name in [layer.new_channel("").await.unwrap(), channel(&format!("job.{round}"))] {
+            let event = numbered(0);
+            let heard = match round % 2 {
+                // The event is there first.
+                0 => {
+                    layer.send(&name, &event).await.unwrap();
+                    heard(&layer, &name).await
+                }
+                // The receiver is.
+                _ => tokio::join!(heard(&layer, &name), async { layer.send(&name, &event).await.unwrap() }).0,
+            };
+            assert_eq!(number(&heard), 0);
+            for n in 1..=3 {
+                layer.send(&name, &numbered(n)).await.unwrap();
+            }
+            assert!(matches!(layer.send(&name, &numbered(4)).await, Err(LayerError::ChannelFull(_))), "{name}");
+            layer.flush().await.unwrap();
+        }
+    }
+}
+
 /// The pop goes on for a second after its receiver has gone: what it takes goes back.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_comes_for_a_receiver_that_has_given_up_goes_to_another_one() {

@@ -2,9 +2,10 @@
 
 use std::{
     collections::VecDeque,
+    pin::pin,
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicUsize, Ordering},
     },
 };
 
@@ -20,18 +21,41 @@ const CAPACITY: usize = 100;
 pub(super) struct Inbox {
     pub(super) name: ChannelName,
     capacity: usize,
-    events: Mutex<VecDeque<(Arc<Event>, Option<Instant>)>>,
+    inside: Mutex<Inside>,
     arrived: Notify,
-    closed: AtomicBool,
+    /// How many receivers there are, over several inboxes, for whom there is no event.
+    hungry: Arc<AtomicUsize>,
+}
+
+#[derive(Default)]
+struct Inside {
+    events: VecDeque<(Arc<Event>, Option<Instant>)>,
+    closed: bool,
+    /// Receivers that have found nothing, and how many of them count as hungry.
+    waiting: usize,
+    hungry: usize,
+}
+
+impl Inside {
+    /// The next event that is not too old.
+    fn pop(&mut self) -> Option<Event> {
+        while let Some((event, expires)) = self.events.pop_front() {
+            if expires.is_none_or(|at| at > Instant::now()) {
+                return Some(Arc::unwrap_or_clone(event));
+            }
+        }
+        None
+    }
 }
 
 impl Inbox {
     pub(super) fn new(name: ChannelName) -> Self {
-        Self::with_capacity(name, CAPACITY)
+        Self::counted(name, CAPACITY, Arc::default())
     }
 
-    pub(super) fn with_capacity(name: ChannelName, capacity: usize) -> Self {
-        Self { name, capacity, events: Mutex::default(), arrived: Notify::new(), closed: AtomicBool::new(false) }
+    /// An inbox whose receivers without an event are counted in `hungry`.
+    pub(super) fn counted(name: ChannelName, capacity: usize, hungry: Arc<AtomicUsize>) -> Self {
+        Self { name, capacity, inside: Mutex::default(), arrived: Notify::new(), hungry }
     }
 
     /// Adds an event; tells whether the oldest had to go for it.
@@ -45,58 +69,168 @@ impl Inbox {
     }
 
     fn add(&self, event: Arc<Event>, expires: Option<Instant>) -> bool {
-        let mut events = self.events.lock();
-        let full = events.len() >= self.capacity;
-        if full {
-            events.pop_front();
-        }
-        events.push_back((event, expires));
-        drop(events);
+        let full = self.change(|inside| {
+            let full = inside.events.len() >= self.capacity;
+            if full {
+                inside.events.pop_front();
+            }
+            inside.events.push_back((event, expires));
+            full
+        });
         self.arrived.notify_one();
         full
     }
 
-    /// How many events wait that are not too old.
-    pub(super) fn fresh(&self) -> usize {
-        let now = Instant::now();
-        self.events.lock().iter().filter(|(_, expires)| expires.is_none_or(|at| at > now)).count()
-    }
-
-    /// The next event, if there is one.
-    pub(super) fn try_pop(&self) -> Option<Event> {
-        let mut events = self.events.lock();
-        while let Some((event, expires)) = events.pop_front() {
-            if expires.is_none_or(|at| at > Instant::now()) {
-                return Some(Arc::unwrap_or_clone(event));
-            }
-        }
-        None
+    /// Every change goes through here, so that a receiver stops to count in the moment there is an event
+    /// for it, and not only when it has been woken and has gone.
+    fn change<T>(&self, change: impl FnOnce(&mut Inside) -> T) -> T {
+        let mut inside = self.inside.lock();
+        let result = change(&mut inside);
+        let hungry = if inside.closed { 0 } else { inside.waiting.saturating_sub(inside.events.len()) };
+        let before = std::mem::replace(&mut inside.hungry, hungry);
+        match hungry.checked_sub(before) {
+            Some(more) => self.hungry.fetch_add(more, Ordering::AcqRel),
+            None => self.hungry.fetch_sub(before - hungry, Ordering::AcqRel),
+        };
+        result
     }
 
     /// The next event. An event leaves the inbox only in the moment it is returned, so dropping the
     /// future loses nothing.
     pub(super) async fn pop(&self) -> Result<Event, LayerError> {
+        self.pop_or(|| {}).await
+    }
+
+    /// Like [`pop`](Self::pop); `hungry` is called whenever there is nothing, after that has been counted.
+    pub(super) async fn pop_or(&self, hungry: impl Fn()) -> Result<Event, LayerError> {
+        let mut waiting = Waiting { inbox: self, counted: false };
         loop {
-            let arrived = self.arrived.notified();
-            if let Some(event) = self.try_pop() {
+            let mut arrived = pin!(self.arrived.notified());
+            // Of two events that come between the look and the wait, only one would be remembered.
+            arrived.as_mut().enable();
+            if let Some(event) = waiting.pop() {
                 return Ok(event);
             }
-            if self.closed.load(Ordering::Acquire) {
+            if self.inside.lock().closed {
                 // The next waiter must learn it too.
                 self.arrived.notify_one();
                 return Err(LayerError::Closed);
             }
+            hungry();
             arrived.await;
         }
     }
 
     pub(super) fn clear(&self) {
-        self.events.lock().clear();
+        self.change(|inside| inside.events.clear());
     }
 
     pub(super) fn close(&self) {
-        self.closed.store(true, Ordering::Release);
-        self.clear();
+        self.change(|inside| {
+            inside.closed = true;
+            inside.events.clear();
+        });
         self.arrived.notify_one();
+    }
+}
+
+/// A receiver.
+struct Waiting<'a> {
+    inbox: &'a Inbox,
+    counted: bool,
+}
+
+impl Waiting<'_> {
+    /// The next event, and then it waits no longer; or none, and it does from now on.
+    fn pop(&mut self) -> Option<Event> {
+        let counted = self.counted;
+        let event = self.inbox.change(|inside| {
+            let event = inside.pop();
+            match (&event, counted) {
+                (Some(_), true) => inside.waiting -= 1,
+                (None, false) => inside.waiting += 1,
+                _ => {}
+            }
+            event
+        });
+        self.counted = event.is_none();
+        event
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        if self.counted {
+            self.inbox.change(|inside| inside.waiting -= 1);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{cell::Cell, time::Duration};
+
+    use futures_util::FutureExt;
+
+    use super::*;
+
+    fn inbox() -> (Inbox, impl Fn() -> usize) {
+        let hungry = Arc::new(AtomicUsize::new(0));
+        let inbox = Inbox::counted(ChannelName::parse("x").unwrap(), 2, hungry.clone());
+        (inbox, move || hungry.load(Ordering::SeqCst))
+    }
+
+    fn event() -> Arc<Event> {
+        Arc::new(Event::new("t"))
+    }
+
+    #[test]
+    fn a_receiver_is_hungry_until_there_is_an_event_for_it() {
+        let (inbox, hungry) = inbox();
+        let (mut one, mut two) = (Box::pin(inbox.pop()), Box::pin(inbox.pop()));
+        assert!(one.as_mut().now_or_never().is_none() && two.as_mut().now_or_never().is_none());
+        assert_eq!(hungry(), 2);
+        inbox.push(event());
+        assert_eq!(hungry(), 1, "before anybody has been woken");
+        inbox.push(event());
+        inbox.push(event());
+        assert_eq!(hungry(), 0);
+        assert!(one.as_mut().now_or_never().is_some());
+        drop(two);
+        let mut three = Box::pin(inbox.pop());
+        assert!(three.as_mut().now_or_never().is_some(), "what was for one that has gone is for the next");
+        let mut four = Box::pin(inbox.pop());
+        assert!(four.as_mut().now_or_never().is_none());
+        inbox.push(event());
+        inbox.clear();
+        assert_eq!(hungry(), 1, "what is forgotten feeds nobody");
+        drop(four);
+        assert_eq!(hungry(), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_event_that_is_too_old_makes_its_receiver_hungry_again() {
+        let (inbox, hungry) = inbox();
+        let told = Cell::new(0);
+        let mut receiver = Box::pin(inbox.pop_or(|| told.set(told.get() + 1)));
+        assert!(receiver.as_mut().now_or_never().is_none());
+        inbox.push_until(event(), Instant::now() + Duration::from_secs(1));
+        tokio::time::advance(Duration::from_secs(2)).await;
+        assert_eq!(hungry(), 0);
+        assert!(receiver.as_mut().now_or_never().is_none());
+        assert_eq!((hungry(), told.get()), (1, 2));
+    }
+
+    #[test]
+    fn nobody_is_hungry_at_a_closed_inbox() {
+        let (inbox, hungry) = inbox();
+        let mut receivers = [Box::pin(inbox.pop()), Box::pin(inbox.pop())];
+        assert!(receivers.iter_mut().all(|receiver| receiver.as_mut().now_or_never().is_none()));
+        inbox.close();
+        assert_eq!(hungry(), 0);
+        let closed = |receiver| matches!(receiver, Some(Err(LayerError::Closed)));
+        assert!(receivers.iter_mut().all(|receiver| closed(receiver.as_mut().now_or_never())));
+        assert!(closed(inbox.pop().now_or_never()));
+        assert_eq!(hungry(), 0);
     }
 }

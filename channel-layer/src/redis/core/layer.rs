@@ -194,12 +194,6 @@ impl Inner {
         }
     }
 
-    fn queue_of(&self, channel: &ChannelName) -> Option<Arc<Queue>> {
-        let prefix = channel.non_local().rsplit_once('.')?.0;
-        let queues = self.queues.lock();
-        queues.get(prefix)?.iter().find(|queue| queue.name == channel.non_local()).cloned()
-    }
-
     fn plain(&self, channel: &ChannelName) -> Result<Arc<PlainChannel>, LayerError> {
         let mut plain = self.plain.lock();
         if let Some(found) = plain.get(channel) {
@@ -248,14 +242,14 @@ impl ChannelLayer for RedisCoreLayer {
     async fn new_channel(&self, prefix: &str) -> Result<ChannelName, LayerError> {
         let prefix = if prefix.is_empty() { SPECIFIC } else { prefix };
         // 33 characters of a prefix leave room for the rest.
-        let turn = self.0.turn.fetch_add(1, Ordering::Relaxed);
+        let turn = self.0.turn.fetch_add(1, Ordering::Relaxed) % self.0.shared.clients.len();
         let local = name::random_hex32();
-        let client = &self.0.shared.clients[turn % self.0.shared.clients.len()];
+        let client = &self.0.shared.clients[turn];
         let name = ChannelName::parse(&format!("{prefix}.{client}!{local}"))
             .map_err(|error| NameError { kind: "channel prefix", ..error })?;
-        self.0.queues(prefix)?;
+        let hungry = self.0.queues(prefix)?[turn].hungry.clone();
         let capacity = self.0.shared.settings.capacity.of(name.as_str());
-        self.0.shared.state.lock().open_channel(name.clone(), capacity);
+        self.0.shared.state.lock().open_channel(name.clone(), capacity, hungry);
         Ok(name)
     }
 
@@ -304,12 +298,7 @@ impl ChannelLayer for RedisCoreLayer {
             return Err(LayerError::NotLocal(channel.clone()));
         }
         let inbox = shared.state.lock().inbox(channel).ok_or(LayerError::Closed)?;
-        if let Some(event) = inbox.try_pop() {
-            return Ok(event);
-        }
-        let queue = self.0.queue_of(channel).ok_or(LayerError::Closed)?;
-        let _waiting = reader::Waiting::new(shared, &queue, &inbox);
-        inbox.pop().await
+        inbox.pop_or(|| shared.demand.raise()).await
     }
 
     async fn group_add(&self, group: &GroupName, channel: &ChannelName) -> Result<(), LayerError> {

@@ -7,9 +7,10 @@
 
 use std::{
     collections::VecDeque,
+    pin::pin,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
+        atomic::{AtomicBool, Ordering},
     },
     time::Duration,
 };
@@ -46,15 +47,21 @@ const IDLE: Duration = Duration::from_secs(30);
 /// A plain channel somebody here receives on.
 pub(super) struct PlainChannel {
     key: Bytes,
-    waiters: AtomicUsize,
+    inside: Mutex<Inside>,
     /// A receiver has come or gone.
     changed: Notify,
-    taken: Mutex<VecDeque<Taken>>,
     arrived: Notify,
     /// Nobody may receive any more, and the tasks are to end.
     retired: AtomicBool,
     /// How many tasks read it.
     readers: watch::Sender<usize>,
+}
+
+#[derive(Default)]
+struct Inside {
+    taken: VecDeque<Taken>,
+    /// Receivers that have found nothing: so many messages may be taken.
+    waiting: usize,
 }
 
 /// A message as Redis gave it, so that it can go back.
@@ -65,22 +72,38 @@ struct Taken {
 }
 
 /// Somebody inside `receive`.
-struct Waiting<'a>(&'a PlainChannel);
+struct Waiting<'a> {
+    channel: &'a PlainChannel,
+    counted: bool,
+}
 
-impl<'a> Waiting<'a> {
-    fn new(channel: &'a PlainChannel) -> Self {
-        channel.waiters.fetch_add(1, Ordering::AcqRel);
-        channel.changed.notify_waiters();
-        Self(channel)
+impl Waiting<'_> {
+    /// The next message, and then it waits no longer; or none, and it does from now on.
+    fn pop(&mut self) -> Option<Taken> {
+        let mut inside = self.channel.inside.lock();
+        let taken = inside.taken.pop_front();
+        match (&taken, self.counted) {
+            (Some(_), true) => inside.waiting -= 1,
+            (None, false) => inside.waiting += 1,
+            _ => return taken,
+        }
+        drop(inside);
+        self.counted = taken.is_none();
+        if self.counted {
+            self.channel.changed.notify_waiters();
+        }
+        taken
     }
 }
 
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
-        self.0.waiters.fetch_sub(1, Ordering::AcqRel);
+        if self.counted {
+            self.channel.inside.lock().waiting -= 1;
+        }
         // Perhaps something was taken for us: the tasks put back what nobody waits for.
-        self.0.changed.notify_waiters();
-        self.0.arrived.notify_one();
+        self.channel.changed.notify_waiters();
+        self.channel.arrived.notify_one();
     }
 }
 
@@ -88,9 +111,8 @@ impl PlainChannel {
     pub(super) fn new(key: Bytes, shards: usize) -> Self {
         Self {
             key,
-            waiters: AtomicUsize::new(0),
+            inside: Mutex::default(),
             changed: Notify::new(),
-            taken: Mutex::default(),
             arrived: Notify::new(),
             retired: AtomicBool::new(false),
             readers: watch::Sender::new(shards),
@@ -100,17 +122,17 @@ impl PlainChannel {
     /// Waits for the next event. A message leaves `taken` only in the moment it is returned, so dropping
     /// the future loses nothing.
     pub(super) async fn receive(&self, shared: &Shared) -> Result<Event, LayerError> {
-        let _waiting = Waiting::new(self);
+        let mut waiting = Waiting { channel: self, counted: false };
         loop {
-            let arrived = self.arrived.notified();
-            let taken = self.taken.lock().pop_front();
-            match taken {
+            let mut arrived = pin!(self.arrived.notified());
+            // Of two messages that come between the look and the wait, only one would be remembered.
+            arrived.as_mut().enable();
+            match waiting.pop() {
                 Some(taken) => {
                     if let Some(event) = shared.decode_plain(&taken) {
                         return Ok(event);
                     }
-                    // That was none, and whoever took it believes that we have been served.
-                    self.changed.notify_waiters();
+                    // It could not be used, so this receiver waits again.
                 }
                 None if self.retired.load(Ordering::Acquire) => return Err(LayerError::Closed),
                 None => arrived.await,
@@ -133,7 +155,7 @@ impl PlainChannel {
 
     /// Whether it holds nothing for anybody.
     pub(super) fn is_empty(&self) -> bool {
-        self.taken.lock().is_empty()
+        self.inside.lock().taken.is_empty()
     }
 
     /// How many more messages may be taken.
@@ -141,22 +163,20 @@ impl PlainChannel {
         if self.retired.load(Ordering::Acquire) {
             return 0;
         }
-        self.waiters.load(Ordering::Acquire).saturating_sub(self.taken.lock().len())
+        let inside = self.inside.lock();
+        inside.waiting.saturating_sub(inside.taken.len())
     }
 
     fn take(&self, taken: Taken) {
-        self.taken.lock().push_back(taken);
+        self.inside.lock().taken.push_back(taken);
         self.arrived.notify_one();
     }
 
     /// What has been taken for nobody, the newest first.
     fn excess(&self) -> Option<Taken> {
-        let mut taken = self.taken.lock();
-        let wanted = match self.retired.load(Ordering::Acquire) {
-            true => 0,
-            false => self.waiters.load(Ordering::Acquire),
-        };
-        (taken.len() > wanted).then(|| taken.pop_back()).flatten()
+        let mut inside = self.inside.lock();
+        let wanted = if self.retired.load(Ordering::Acquire) { 0 } else { inside.waiting };
+        (inside.taken.len() > wanted).then(|| inside.taken.pop_back()).flatten()
     }
 }
 
@@ -299,4 +319,28 @@ async fn put_back(shared: &Shared, channel: &PlainChannel) -> bool {
         }
     }
     true
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_receiver_wants_one_message_and_no_other_before_that_has_proved_useless() {
+        let channel = PlainChannel::new(Bytes::new(), 1);
+        let take = || channel.take(Taken { shard: 0, message: Vec::new(), score: Vec::new() });
+        let mut receiver = Waiting { channel: &channel, counted: false };
+        assert!(receiver.pop().is_none());
+        assert_eq!(channel.wanted(), 1);
+        take();
+        assert_eq!(channel.wanted(), 0);
+        assert!(receiver.pop().is_some());
+        assert_eq!(channel.wanted(), 0, "while it looks at the message");
+        assert!(receiver.pop().is_none());
+        assert_eq!(channel.wanted(), 1);
+        take();
+        drop(receiver);
+        assert!(channel.excess().is_some(), "what was taken for one that has gone goes back");
+        assert_eq!(channel.wanted(), 0);
+    }
 }

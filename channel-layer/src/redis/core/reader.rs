@@ -4,10 +4,12 @@
 //! A pop that waits has a connection of its own, because whoever gives up waiting for its answer loses what
 //! Redis hands over a moment later; here only a broken connection does that.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, atomic::AtomicUsize},
+    time::Duration,
+};
 
 use bytes::Bytes;
-use parking_lot::Mutex;
 use tokio::{
     io::AsyncWriteExt,
     sync::Notify,
@@ -20,11 +22,10 @@ use super::{
     shared::{Arrival, Shared},
 };
 use crate::{
-    BoxError, ChannelName,
+    BoxError,
     redis::{
         backoff::Backoff,
         connection::{Connection, fill},
-        inbox::Inbox,
         wire::Answer,
     },
 };
@@ -37,8 +38,6 @@ const BATCH_BYTES: usize = 4 << 20;
 const BLOCK: u64 = 5;
 /// How long an answer may take beyond that.
 const ANSWER: Duration = Duration::from_secs(2);
-/// How often a reader that nobody has asked for anything looks whether it should have been.
-const LOOK: Duration = Duration::from_secs(1);
 /// How long a connection must live for the next one to follow it without a pause.
 const WORKED: Duration = Duration::from_secs(1);
 
@@ -47,8 +46,9 @@ pub(super) struct Queue {
     /// The channel names' part up to the `!`.
     pub(super) name: String,
     pub(super) key: Bytes,
-    /// The inboxes somebody waits on, and how many do.
-    waiting: Mutex<HashMap<ChannelName, (Arc<Inbox>, usize)>>,
+    /// How many receivers on its channels have no event. What is taken out of the queue beyond that would
+    /// be taken for nobody.
+    pub(super) hungry: Arc<AtomicUsize>,
     /// Ends the connection to a shard: the probe has found it deaf.
     pub(super) reset: Vec<Notify>,
 }
@@ -56,39 +56,7 @@ pub(super) struct Queue {
 impl Queue {
     pub(super) fn new(name: String, key: Bytes, shards: usize) -> Self {
         let reset = (0..shards).map(|_| Notify::new()).collect();
-        Self { name, key, waiting: Mutex::default(), reset }
-    }
-
-    /// Whether somebody waits who does not have an event already, woken or not: what is taken out of the
-    /// queue beyond that would be taken for nobody.
-    fn is_wanted(&self) -> bool {
-        self.waiting.lock().values().any(|(inbox, waiters)| *waiters > inbox.fresh())
-    }
-}
-
-/// A receiver who has found the inbox empty.
-pub(super) struct Waiting<'a> {
-    queue: &'a Queue,
-    inbox: &'a Inbox,
-}
-
-impl<'a> Waiting<'a> {
-    pub(super) fn new(shared: &Shared, queue: &'a Queue, inbox: &'a Arc<Inbox>) -> Self {
-        queue.waiting.lock().entry(inbox.name.clone()).or_insert_with(|| (inbox.clone(), 0)).1 += 1;
-        shared.demand.raise();
-        Self { queue, inbox }
-    }
-}
-
-impl Drop for Waiting<'_> {
-    fn drop(&mut self) {
-        let mut waiting = self.queue.waiting.lock();
-        if let Some((_, waiters)) = waiting.get_mut(&self.inbox.name) {
-            *waiters -= 1;
-            if *waiters == 0 {
-                waiting.remove(&self.inbox.name);
-            }
-        }
+        Self { name, key, hungry: Arc::default(), reset }
     }
 }
 
@@ -154,9 +122,6 @@ impl Reader<'_> {
         loop {
             let turn = async {
                 self.wanted().await?;
-                if !self.shared.demand.has_relays() && !self.queue.is_wanted() {
-                    return Ok(());
-                }
                 match self.shared.demand.has_relays() {
                     _ if self.both => self.drain().await,
                     true => self.drain_and_wait().await,
@@ -172,9 +137,7 @@ impl Reader<'_> {
     /// Waits until somebody wants a message; a connection that ends meanwhile is an error.
     async fn wanted(&mut self) -> Result<(), BoxError> {
         tokio::select! {
-            () = self.shared.demand.wanted(|| self.queue.is_wanted()) => Ok(()),
-            // What a receiver was woken for may have become too old before it looked.
-            () = sleep(LOOK) => Ok(()),
+            () = self.shared.demand.wanted(&self.queue.hungry) => Ok(()),
             read = fill(&mut self.connection.stream, &mut self.connection.buffer) => {
                 read?;
                 Err("unasked reply".into())

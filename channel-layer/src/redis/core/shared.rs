@@ -93,14 +93,14 @@ impl Demand {
         self.changed.notify_waiters();
     }
 
-    /// Returns when somebody wants a message: a relay, or whoever `by_somebody` knows of.
-    pub(super) async fn wanted(&self, by_somebody: impl Fn() -> bool) {
+    /// Returns when somebody wants a message: a relay, or one of the `hungry`.
+    pub(super) async fn wanted(&self, hungry: &AtomicUsize) {
         loop {
             let changed = self.changed.notified();
             tokio::pin!(changed);
             // Armed before looking, so that a change in between wakes us.
             changed.as_mut().enable();
-            if self.has_relays() || by_somebody() {
+            if self.has_relays() || hungry.load(Ordering::Acquire) > 0 {
                 return;
             }
             changed.await;

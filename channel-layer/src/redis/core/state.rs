@@ -6,7 +6,7 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    sync::{Arc, Weak},
+    sync::{Arc, Weak, atomic::AtomicUsize},
 };
 
 use tokio::time::Instant;
@@ -94,8 +94,9 @@ impl Outbound {
 impl State {
     // ---- channels ----
 
-    pub(super) fn open_channel(&mut self, name: ChannelName, capacity: usize) {
-        let inbox = Arc::new(Inbox::with_capacity(name.clone(), capacity));
+    /// Receivers without an event are counted in `hungry`.
+    pub(super) fn open_channel(&mut self, name: ChannelName, capacity: usize, hungry: Arc<AtomicUsize>) {
+        let inbox = Arc::new(Inbox::counted(name.clone(), capacity, hungry));
         self.channels.insert(name, Local { inbox, groups: HashSet::new() });
     }
 
