@@ -70,6 +70,7 @@ pub struct Node {
     pub(crate) auth: JwtAuth,
     pub(crate) origins: Origins,
     pub(crate) peers: Peers,
+    pub(crate) redis: Option<redis::Server>,
     /// How many streams are read at once for clients that catch up.
     pub(crate) resumes: Semaphore,
     pub(crate) clock: Clock,
@@ -140,6 +141,7 @@ impl Node {
             config,
             store,
             layer,
+            redis: server.clone(),
             registry,
             metrics,
             names,

@@ -3,10 +3,14 @@
 
 mod common;
 
+use std::time::Duration;
+
 use common::{Door, TestNode};
+use futures_util::future::join_all;
 use serde_json::{Value, json};
 use testkit::redis::RedisServer;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::time::timeout;
 
 fn notification(id: &str, to: &str, message: &str) -> Value {
     json!({"type": "notification", "source": "shop", "id": id, "to": to, "data": {"message": message}})
@@ -313,6 +317,46 @@ async fn dead_letters_come_in_pages() {
     assert_eq!(door.api("GET", "/api/dead/3-0", None).await.1["fields"]["reason"], "y");
     assert_eq!(door.api("DELETE", "/api/dead/3-0", None).await.1, json!({"dead_id": "3-0", "retried": false}));
     assert_eq!(door.api("DELETE", "/api/dead/3-0", None).await.0, 404);
+}
+
+/// Asks for the dead letters so often at once; returns the answers' codes.
+async fn ask_for_dead_letters(door: Door, times: usize) -> Vec<u16> {
+    let ask = || async { door.api("GET", "/api/dead", None).await.0 };
+    join_all((0..times).map(|_| ask())).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn questions_to_redis_share_four_connections() {
+    let redis = RedisServer::start();
+    let node = TestNode::start(&[("redis-url", &redis.url())]).await;
+    let connected = || -> usize {
+        let stats = redis.cli(&["INFO", "stats"]);
+        let line = stats.lines().find_map(|line| line.strip_prefix("total_connections_received:"));
+        line.unwrap().trim().parse().unwrap()
+    };
+    let before = connected();
+    for _ in 0..5 {
+        assert_eq!(ask_for_dead_letters(node.at(), 20).await, [200; 20]);
+    }
+    let more = connected() - before;
+    // This look is one, and the node may still be starting.
+    assert!(more < 10, "four for a hundred questions: {more}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_redis_that_hangs_holds_no_call_for_long_and_one_that_is_back_answers_at_once() {
+    let mut redis = RedisServer::start();
+    let node = TestNode::start(&[("redis-url", &redis.url())]).await;
+    assert_eq!(ask_for_dead_letters(node.at(), 20).await, [200; 20]);
+    redis.pause();
+    let limit = Duration::from_secs(9);
+    let answers = timeout(limit, ask_for_dead_letters(node.at(), 20)).await;
+    assert_eq!(answers.expect("no call waits longer"), [503; 20]);
+    redis.resume();
+    assert_eq!(ask_for_dead_letters(node.at(), 20).await, [200; 20]);
+    // The connections of the one that went are not used again.
+    redis.restart_empty();
+    assert_eq!(ask_for_dead_letters(node.at(), 20).await, [200; 20]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

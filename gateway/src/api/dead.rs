@@ -5,7 +5,7 @@ use serde_json::json;
 
 use super::{ApiResult, Call, Problem};
 use crate::node::Node;
-use crate::redis::{DeadLetters, RedisFailed, Server};
+use crate::redis::{DeadLetters, RedisFailed};
 
 /// Dead letters of one answer: the default, and the most.
 const DEFAULT_LIMIT: u64 = 100;
@@ -20,8 +20,7 @@ impl From<RedisFailed> for Problem {
 
 async fn open(node: &Node) -> Result<DeadLetters, Problem> {
     // With the in-memory layer there is no stream, so there are no dead letters.
-    let server = Server::of(&node.config).map_err(RedisFailed::from)?;
-    let server = server.ok_or_else(|| Problem::new(StatusCode::NOT_FOUND, "there is no stream"))?;
+    let server = node.redis.clone().ok_or_else(|| Problem::new(StatusCode::NOT_FOUND, "there is no stream"))?;
     Ok(DeadLetters::open(server, &node.config.namespace).await?)
 }
 

@@ -4,13 +4,14 @@ use redis::{self, Cmd, Value};
 use serde_json::{Map, json};
 
 use super::RedisFailed;
-use super::server::{Redis, Server};
+use super::pool::Lent;
+use super::server::Server;
 use super::stream::{ADDED, Entry, entries};
 
 /// The stream of what could never work.
 pub(crate) struct DeadLetters {
     server: Server,
-    redis: Redis,
+    redis: Lent,
     stream: String,
     dead: String,
 }
@@ -30,14 +31,13 @@ impl DeadLetters {
     ) -> Result<Vec<serde_json::Value>, RedisFailed> {
         let mut command = redis::cmd("XREVRANGE");
         command.arg(&self.dead).arg(newest).arg(oldest).arg("COUNT").arg(count);
-        let answer: Value = command.query_async(&mut self.redis.connection).await?;
+        let answer: Value = command.query_async(&mut *self.redis).await?;
         Ok(entries(answer).iter().map(shown).collect())
     }
 
     /// Writes it to the stream again, without what was added, and takes it out of the dead letters.
     pub(crate) async fn retry(&mut self, id: &str) -> Result<bool, RedisFailed> {
-        let answer: Value =
-            redis::cmd("XRANGE").arg(&self.dead).arg(id).arg(id).query_async(&mut self.redis.connection).await?;
+        let answer: Value = redis::cmd("XRANGE").arg(&self.dead).arg(id).arg(id).query_async(&mut *self.redis).await?;
         let Some(entry) = entries(answer).into_iter().next() else { return Ok(false) };
         let mut add = redis::cmd("XADD");
         add.arg(&self.stream).arg("*");
@@ -47,19 +47,19 @@ impl DeadLetters {
         if self.server.is_cluster {
             // The two streams may be on two servers. Should the second step fail, a repetition changes nothing.
             let mut stream = self.server.open(&self.stream).await?;
-            add.query_async::<()>(&mut stream.connection).await?;
-            self.delete(id).query_async::<()>(&mut self.redis.connection).await?;
+            add.query_async::<()>(&mut *stream).await?;
+            self.delete(id).query_async::<()>(&mut *self.redis).await?;
         } else {
             let mut again = redis::pipe();
             again.atomic().add_command(add).ignore().add_command(self.delete(id)).ignore();
-            again.query_async::<()>(&mut self.redis.connection).await?;
+            again.query_async::<()>(&mut *self.redis).await?;
         }
         Ok(true)
     }
 
     /// Forgets it.
     pub(crate) async fn drop_one(&mut self, id: &str) -> Result<bool, RedisFailed> {
-        let dropped: i64 = self.delete(id).query_async(&mut self.redis.connection).await?;
+        let dropped: i64 = self.delete(id).query_async(&mut *self.redis).await?;
         Ok(dropped > 0)
     }
 

@@ -48,7 +48,7 @@ async fn sees_other(layer: &LayerConfig, host: &Host) -> Result<Option<String>, 
             loop {
                 let mut scan = redis::cmd("SCAN");
                 scan.arg(&cursor).arg("MATCH").arg(format!("{prefix}:group:*")).arg("COUNT").arg(SCAN);
-                let (next, keys): (String, Vec<Value>) = scan.query_async(&mut redis.connection).await?;
+                let (next, keys): (String, Vec<Value>) = scan.query_async(&mut *redis).await?;
                 if !keys.is_empty() {
                     return Ok(Some(format!(
                         "this node uses the pub/sub layer, but there are keys {}:group:* in Redis: does the site use \
@@ -66,7 +66,7 @@ async fn sees_other(layer: &LayerConfig, host: &Host) -> Result<Option<String>, 
         LayerKind::Core => {
             let mut list = redis::cmd("PUBSUB");
             list.arg("CHANNELS").arg(format!("{prefix}__group__*"));
-            let channels: Vec<Value> = list.query_async(&mut redis.connection).await?;
+            let channels: Vec<Value> = list.query_async(&mut *redis).await?;
             Ok((!channels.is_empty()).then(|| {
                 format!(
                     "this node uses the core layer, but somebody is subscribed to {}__group__*: does the site use \

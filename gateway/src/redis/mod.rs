@@ -3,6 +3,7 @@
 
 mod dead;
 mod hint;
+mod pool;
 mod server;
 mod stream;
 
@@ -64,8 +65,8 @@ impl Deployment {
             let mut redis = self.server.open(key).await?;
             let ours = self.id.to_string();
             let theirs: String = async {
-                let _: bool = redis.connection.set_nx(key, &ours).await?;
-                redis.connection.get(key).await
+                let _: bool = redis.set_nx(key, &ours).await?;
+                redis.get(key).await
             }
             .await
             .map_err(|error: RedisError| RedisFailed::from(error))?;

@@ -2,28 +2,39 @@
 //!
 //! The layer's own crate opens the connections, so whatever it understands in a URL (Sentinels, a
 //! cluster, TLS with certificates, sockets) is understood here; the crate `redis` speaks over them.
+//! Questions with an answer share a few connections; what waits at the server has one of its own.
 
+use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use channel_layer::{Connector, Host, LayerError};
+use parking_lot::Mutex;
 use redis::aio::MultiplexedConnection;
-use redis::{self, AsyncConnectionConfig, RedisConnectionInfo, RedisError};
+use redis::{AsyncConnectionConfig, RedisConnectionInfo, RedisError};
 use tokio::task::JoinSet;
+use tokio::time::timeout;
 
+use super::pool::{self, Lent, Pool};
 use crate::config::Config;
 
 /// Longest wait for an answer that need not wait for anything.
-const PATIENCE: Duration = Duration::from_secs(2);
+pub(super) const PATIENCE: Duration = Duration::from_secs(2);
+
+/// Longest wait for one of the shared connections, made anew or not.
+const TURN: Duration = Duration::from_secs(5);
 
 /// What `CLIENT LIST` shows.
 const CLIENT_NAME: &str = "gateway";
 
-/// Where it is.
-#[derive(Debug, Clone)]
+/// Where it is. Clones share the connections.
+#[derive(Clone)]
 pub(crate) struct Server {
     connector: Connector,
     /// Two keys may be in two places.
     pub(super) is_cluster: bool,
+    /// By key in a cluster, else only one. There are as many as a node has keys here: four.
+    pools: Arc<Mutex<HashMap<String, Pool>>>,
 }
 
 /// Why Redis did not do what it should.
@@ -61,31 +72,54 @@ impl Server {
     }
 
     pub(super) fn at(host: &Host) -> Result<Self, LayerError> {
-        Ok(Self { connector: host.connector()?, is_cluster: host.is_cluster() })
+        Ok(Self { connector: host.connector()?, is_cluster: host.is_cluster(), pools: Arc::default() })
     }
 
-    /// Connects to the server that has this key.
-    pub(super) async fn open(&self, key: &str) -> Result<Redis, RedisFailed> {
-        self.open_for(key, PATIENCE).await
+    /// One of the shared connections to the server that has this key, within 5 seconds.
+    pub(super) async fn open(&self, key: &str) -> Result<Lent, RedisFailed> {
+        let place = if self.is_cluster { key } else { "" };
+        let pool = {
+            let mut pools = self.pools.lock();
+            match pools.get(place) {
+                Some(pool) => pool.clone(),
+                None => {
+                    let pool = pool::new(self.connector.clone(), place)?;
+                    pools.entry(place.to_owned()).or_insert(pool).clone()
+                }
+            }
+        };
+        timeout(TURN, pool::lend(&pool)).await.map_err(|_late| LayerError::Timeout)?
     }
 
-    /// The same with another limit for each answer.
-    pub(super) async fn open_for(&self, key: &str, answer: Duration) -> Result<Redis, RedisFailed> {
-        let stream = self.connector.open(CLIENT_NAME, key.as_bytes()).await?;
-        let settings = AsyncConnectionConfig::new().set_response_timeout(Some(answer));
-        // Signed in already.
-        let info = RedisConnectionInfo::default();
-        let opening = MultiplexedConnection::new_with_config(&info, stream, settings);
-        let (connection, driver) =
-            tokio::time::timeout(PATIENCE, opening).await.map_err(|_late| LayerError::Timeout)??;
-        let mut tasks = JoinSet::new();
-        tasks.spawn(driver);
-        Ok(Redis { connection, _driver: tasks })
+    /// A connection of the caller's own to the server that has this key.
+    pub(super) async fn open_own(&self, key: &str, answer: Duration) -> Result<Redis, RedisFailed> {
+        Redis::open(&self.connector, key, answer).await
     }
 
     /// Whether it answers.
     pub(crate) async fn ping(&self) -> Result<(), RedisFailed> {
         let mut redis = self.open("").await?;
-        Ok(redis::cmd("PING").query_async(&mut redis.connection).await?)
+        Ok(redis::cmd("PING").query_async(&mut *redis).await?)
+    }
+}
+
+impl std::fmt::Debug for Server {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Server")
+    }
+}
+
+impl Redis {
+    /// Connects to the server that has this key; `answer` is the limit for each answer.
+    pub(super) async fn open(connector: &Connector, key: &str, answer: Duration) -> Result<Self, RedisFailed> {
+        let stream = connector.open(CLIENT_NAME, key.as_bytes()).await?;
+        let settings = AsyncConnectionConfig::new().set_response_timeout(Some(answer));
+        // Signed in already.
+        let info = RedisConnectionInfo::default();
+        let opening = MultiplexedConnection::new_with_config(&info, stream, settings);
+        let (connection, driver) = timeout(PATIENCE, opening).await.map_err(|_late| LayerError::Timeout)??;
+        let mut tasks = JoinSet::new();
+        tasks.spawn(driver);
+        Ok(Self { connection, _driver: tasks })
     }
 }

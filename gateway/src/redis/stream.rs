@@ -78,7 +78,7 @@ struct Reader {
 
 impl Reader {
     async fn read(&self) -> Result<(), RedisFailed> {
-        let mut redis = self.server.open_for(&self.stream, ANSWER_TIME).await?;
+        let mut redis = self.server.open_own(&self.stream, ANSWER_TIME).await?;
         let redis = &mut redis.connection;
         self.make_group(redis).await?;
         // What this node took before the connection broke comes first.
@@ -183,7 +183,7 @@ impl Reader {
                 if self.server.is_cluster {
                     // The two streams may be on two servers: first one, then the other.
                     let mut graveyard = self.server.open(&self.dead).await?;
-                    burial.query_async::<()>(&mut graveyard.connection).await?;
+                    burial.query_async::<()>(&mut *graveyard).await?;
                 } else {
                     done.add_command(burial).ignore();
                 }
