@@ -4,6 +4,7 @@
 //! by the node's tracker. Whatever ends either of them, dropping the context leaves every group.
 
 use std::future::poll_fn;
+use std::io::{ErrorKind, Read};
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::task::{Context as TaskContext, Poll, ready};
@@ -13,6 +14,8 @@ use channel_layer::Event;
 use futures_util::FutureExt;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
+use socket2::SockRef;
+use tokio::io::Interest;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
@@ -278,7 +281,7 @@ impl Connection {
 /// Ends the sending side; the client then knows that nothing follows the close frame.
 fn shut_down_writing(io: &TcpStream) {
     // A connection that is already gone cannot be shut down, which is all right.
-    let _ = socket2::SockRef::from(io).shutdown(std::net::Shutdown::Write);
+    let _ = SockRef::from(io).shutdown(std::net::Shutdown::Write);
 }
 
 /// Runs a handler; a panic in it ends this connection with 1011 and touches nothing else.
@@ -309,7 +312,15 @@ fn poll_read(socket: &Socket, task: &mut TaskContext<'_>, decoder: &mut Decoder)
     loop {
         ready!(io.poll_read_ready(task))?;
         let read = BUFFER.with_borrow_mut(|buffer| {
-            let read = io.try_read(buffer)?;
+            let mut read = None;
+            let tried = io.try_io(Interest::READABLE, || {
+                let count = (&*SockRef::from(io)).read(buffer)?;
+                read = Some(count);
+                // Less than there was room for: it is empty now, and need not be asked to be known so.
+                let emptied = 0 < count && count < buffer.len();
+                if emptied { Err(ErrorKind::WouldBlock.into()) } else { Ok(()) }
+            });
+            let Some(read) = read else { return tried.map(|()| 0) };
             decoder.feed(&buffer[..read]);
             Ok(read)
         });
@@ -321,7 +332,7 @@ fn poll_read(socket: &Socket, task: &mut TaskContext<'_>, decoder: &mut Decoder)
 }
 
 fn error_is_transient(error: &std::io::Error) -> bool {
-    matches!(error.kind(), std::io::ErrorKind::WouldBlock | std::io::ErrorKind::Interrupted)
+    matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted)
 }
 
 fn close_reason(error: ProtocolError) -> CloseReason {

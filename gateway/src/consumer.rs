@@ -155,6 +155,11 @@ impl Rendering {
         self
     }
 
+    /// Whether every socket is to have it.
+    pub(crate) fn is_for_all(&self) -> bool {
+        !self.v1_only && self.except_user.is_none() && self.except_channel.is_none()
+    }
+
     /// Whether this socket is to have it.
     pub(crate) fn is_for(&self, socket: &Socket) -> bool {
         (socket.v1 || !self.v1_only)

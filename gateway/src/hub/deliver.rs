@@ -2,22 +2,21 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use channel_layer::{ChannelName, Delivery, Event, GroupName};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use super::group::Group;
+use super::run::{Kind, Turn};
 use super::twin::Twin;
 use super::{Filled, Hub, Work};
-use crate::close::{self, CloseReason};
-use crate::consumer::{ConsumerClass, Lookup, Rendering};
+use crate::consumer::Rendering;
 use crate::consumers::ROOMS_CHANGED;
 use crate::events;
-use crate::metrics::{ByReason, ByType};
+use crate::metrics::ByReason;
 use crate::position::Offer;
-use crate::socket::{Pushed, Socket};
+use crate::socket::Socket;
 
 /// Sockets flushed before other tasks get a turn.
 const FLUSHES_PER_TURN: usize = 256;
@@ -29,7 +28,7 @@ const EVENTS_PER_FLUSH: usize = 128;
 pub(super) async fn dispatch(hub: Arc<Hub>, shard: usize) {
     let shard = &hub.shards[shard];
     let mut taken = VecDeque::new();
-    let mut dirty = Vec::new();
+    let mut turn = Turn::default();
     loop {
         std::mem::swap(&mut *shard.queue.lock(), &mut taken);
         if taken.is_empty() {
@@ -38,74 +37,75 @@ pub(super) async fn dispatch(hub: Arc<Hub>, shard: usize) {
         }
         while !taken.is_empty() {
             for work in taken.drain(..taken.len().min(EVENTS_PER_FLUSH)) {
-                hub.deliver(work, &mut dirty);
+                hub.deliver(work, &mut turn);
             }
-            for turn in dirty.chunks(FLUSHES_PER_TURN) {
-                turn.iter().for_each(|socket: &Arc<Socket>| socket.flush());
-                if turn.len() == FLUSHES_PER_TURN {
+            hub.fan_out(&mut turn);
+            for sockets in turn.dirty.chunks(FLUSHES_PER_TURN) {
+                sockets.iter().for_each(|socket: &Arc<Socket>| socket.flush());
+                if sockets.len() == FLUSHES_PER_TURN {
                     tokio::task::yield_now().await;
                 }
             }
-            dirty.clear();
+            turn.dirty.clear();
         }
     }
 }
 
 impl Hub {
-    fn deliver(&self, work: Work, dirty: &mut Vec<Arc<Socket>>) {
+    fn deliver(&self, work: Work, turn: &mut Turn) {
         match work {
             Work::Layer(Delivery::Group { group, event }) => {
                 if let Some(group) = self.group(&group) {
-                    self.deliver_to_group(&group, event, dirty);
+                    self.deliver_to_group(&group, event, turn);
                 }
             }
-            Work::Layer(Delivery::Channel { channel, event }) => self.deliver_to_channel(&channel, event, dirty),
+            Work::Layer(Delivery::Channel { channel, event }) => self.deliver_to_channel(&channel, event, turn),
             Work::Layer(Delivery::Disconnected | Delivery::Reconnected(_)) => {}
             Work::Twin(Twin { group, channel, event }) => {
                 // Decided here, where the group's own event is delivered, so that it is sent once.
                 if self.hears(&group, &channel) {
                     self.dropped("twin").inc();
                 } else {
-                    self.deliver_to_channel(&channel, event, dirty);
+                    self.deliver_to_channel(&channel, event, turn);
                 }
             }
             Work::Filled(filled) => {
                 if let Some(group) = self.group(&filled.group) {
-                    self.deliver_filled(&group, filled, dirty);
+                    self.deliver_filled(&group, filled, turn);
                 }
             }
         }
     }
 
     /// Position checked, a hole filled first.
-    fn deliver_to_group(&self, group: &Group, event: Arc<Event>, dirty: &mut Vec<Arc<Socket>>) {
+    fn deliver_to_group(&self, group: &Arc<Group>, event: Arc<Event>, turn: &mut Turn) {
         let stored = group.is_inbox().filter(|&inbox| is_stored_type(&event, inbox));
         let Some((_, place)) = stored.zip(events::position(&event)) else {
             if group.is_inbox() == Some(false) && event.event_type() == Some(ROOMS_CHANGED) {
                 // The room may be gone, and its messages with it.
                 group.doubt();
             }
-            return self.fan_out(group, &event, false, dirty);
+            return turn.add(group, event, None);
         };
         if crate::lossy::is_lossy() {
-            return self.fan_out(group, &event, true, dirty);
+            return turn.add(group, event, Some(place.1));
         }
         let mut ready = Vec::new();
         match group.offer(&event, place, &mut ready) {
             Some(Offer::Ready) => {
                 self.metrics.layer_delivery_seconds.observe(age(&event));
-                ready.iter().for_each(|event| self.fan_out(group, event, true, dirty));
+                add_ready(turn, group, ready);
             }
             Some(Offer::Held | Offer::OtherEpoch) => self.request_fill(group),
             Some(Offer::Old) => {
                 self.dropped("old").inc();
             }
-            None => self.fan_out(group, &event, false, dirty),
+            None => turn.add(group, event, None),
         }
     }
 
     /// The database has answered for a hole: what it has goes on, what it has not is given up.
-    fn deliver_filled(&self, group: &Group, filled: Filled, dirty: &mut Vec<Arc<Socket>>) {
+    fn deliver_filled(&self, group: &Arc<Group>, filled: Filled, turn: &mut Turn) {
         let mut ready = Vec::new();
         let afresh = group.with_position(|stream, position| {
             if filled.head.as_ref().is_some_and(|head| position.check_head(head, filled.asked_at, &mut ready)) {
@@ -125,32 +125,16 @@ impl Hub {
         });
         group.end_fill();
         if let Some(stream) = afresh.flatten() {
-            self.tell_afresh(group, &stream, dirty);
+            self.tell_afresh(group, &stream, turn);
         }
-        ready.iter().for_each(|event| self.fan_out(group, event, true, dirty));
+        add_ready(turn, group, ready);
         if group.has_hole() {
             self.request_fill(group);
         }
     }
 
-    /// One rendering per class, the same bytes into each member's outbox.
-    fn fan_out(&self, group: &Group, event: &Arc<Event>, stored: bool, dirty: &mut Vec<Arc<Socket>>) {
-        let seq = events::position(event).map(|(_, seq)| seq).filter(|_| stored);
-        let (mut renderer, mut sent) = (Renderer::new(event), 0);
-        group.for_each(|member| {
-            let kind = renderer.kind_for(&member.socket.class);
-            if let (Some(seq), Kind::Frame(rendering)) = (seq, kind)
-                && !member.takes(seq, &rendering.frame)
-            {
-                return;
-            }
-            sent += self.hand_over(&member.socket, event, kind, dirty);
-        });
-        self.count(&renderer, sent);
-    }
-
     /// A `send` to one socket's channel name runs the same handlers for that socket alone.
-    fn deliver_to_channel(&self, channel: &ChannelName, event: Arc<Event>, dirty: &mut Vec<Arc<Socket>>) {
+    fn deliver_to_channel(&self, channel: &ChannelName, event: Arc<Event>, turn: &mut Turn) {
         let Some(socket) = self.registry.by_channel(channel) else {
             self.dropped("no_channel").inc();
             return;
@@ -160,10 +144,13 @@ impl Hub {
             self.dropped("twin").inc();
             return;
         }
-        let mut renderer = Renderer::new(&event);
-        let kind = renderer.kind_for(&socket.class);
-        let sent = self.hand_over(&socket, &event, kind, dirty);
-        self.count(&renderer, sent);
+        // What came for its groups before this comes to the socket before this.
+        self.fan_out(turn);
+        let kind = self.kind_of(&event, &socket.class);
+        let sent = self.hand_over(&socket, &event, &kind, &mut turn.dirty);
+        if let Kind::Frame(rendering) = kind {
+            self.count_frames(rendering.kind, sent);
+        }
     }
 
     /// The group in whose stream this event has a place, as far as this socket may hear it.
@@ -183,51 +170,6 @@ impl Hub {
         socket.zip(self.group(group)).is_some_and(|(socket, group)| group.has(&socket))
     }
 
-    /// Queues what the event is to this socket. Returns 1 for a frame, so that frames can be summed up.
-    fn hand_over(&self, socket: &Arc<Socket>, event: &Arc<Event>, kind: &Kind, dirty: &mut Vec<Arc<Socket>>) -> u64 {
-        match kind {
-            Kind::Frame(rendering) => {
-                if !rendering.is_for(socket) {
-                    return 0;
-                }
-                match socket.push(&rendering.frame) {
-                    Pushed::MustFlush => dirty.push(Arc::clone(socket)),
-                    Pushed::Queued => {}
-                    Pushed::Full => {
-                        self.metrics.outbox_full.inc();
-                        return 0;
-                    }
-                    Pushed::Closed => return 0,
-                }
-                return 1;
-            }
-            Kind::Own => {
-                if !socket.push_event(Arc::clone(event)) {
-                    self.metrics.inbox_full.inc();
-                }
-            }
-            Kind::Disconnect(reason) => socket.close(reason.clone()),
-            Kind::Nothing => {}
-        }
-        0
-    }
-
-    fn count(&self, renderer: &Renderer<'_>, sent: u64) {
-        if let Some((_, Kind::Frame(rendering))) = &renderer.cached
-            && sent > 0
-        {
-            self.metrics.frames_sent.get_or_create(&ByType { r#type: rendering.kind }).inc_by(sent);
-        }
-        if renderer.unhandled {
-            self.metrics.layer_events_unhandled.inc();
-            // Once a second at most: anybody on the layer can send any number of them.
-            let now = self.started.elapsed().as_secs() + 1;
-            if self.warned_at.swap(now, Ordering::Relaxed) != now {
-                tracing::warn!(event_type = renderer.event.event_type(), "no handler knows this event");
-            }
-        }
-    }
-
     fn dropped(
         &self,
         reason: &'static str,
@@ -236,7 +178,7 @@ impl Hub {
     }
 
     /// A stream has another epoch: clients that keep positions have to reload it.
-    fn tell_afresh(&self, group: &Group, stream: &persistence::Stream, dirty: &mut Vec<Arc<Socket>>) {
+    fn tell_afresh(&self, group: &Group, stream: &persistence::Stream, turn: &mut Turn) {
         let frame = match stream {
             persistence::Stream::Room(room) => serde_json::json!({"type": "resumed", "rooms": {room.as_str(): false}}),
             persistence::Stream::Inbox(_) => {
@@ -244,11 +186,20 @@ impl Hub {
             }
         };
         let Some(rendering) = Rendering::json("resumed", &frame).map(Rendering::v1_only) else { return };
+        self.fan_out(turn);
         let kind = Kind::Frame(rendering);
         let event = Arc::new(Event::default());
         group.for_each(|member| {
-            self.hand_over(&member.socket, &event, &kind, dirty);
+            self.hand_over(&member.socket, &event, &kind, &mut turn.dirty);
         });
+    }
+}
+
+/// Adds events that the stream has put in order.
+fn add_ready(turn: &mut Turn, group: &Arc<Group>, ready: Vec<Arc<Event>>) {
+    for event in ready {
+        let seq = events::position(&event).map(|(_, seq)| seq);
+        turn.add(group, event, seq);
     }
 }
 
@@ -262,64 +213,4 @@ fn is_stored_type(event: &Event, inbox: bool) -> bool {
 fn age(event: &Event) -> f64 {
     let date = event.text("date").and_then(|date| OffsetDateTime::parse(date, &Rfc3339).ok());
     date.map_or(0.0, |date| (OffsetDateTime::now_utc() - date).as_seconds_f64().max(0.0))
-}
-
-/// What an event is to a class of sockets.
-enum Kind {
-    Frame(Rendering),
-    Own,
-    Disconnect(CloseReason),
-    Nothing,
-}
-
-/// Renders an event once per class; groups nearly always have one class.
-struct Renderer<'a> {
-    event: &'a Event,
-    cached: Option<(*const ConsumerClass, Kind)>,
-    unhandled: bool,
-}
-
-impl<'a> Renderer<'a> {
-    fn new(event: &'a Event) -> Self {
-        Self { event, cached: None, unhandled: false }
-    }
-
-    fn kind_for(&mut self, class: &Arc<ConsumerClass>) -> &Kind {
-        let key = Arc::as_ptr(class);
-        if self.cached.as_ref().is_none_or(|(cached, _)| *cached != key) {
-            let kind = self.render(class);
-            return &self.cached.insert((key, kind)).1;
-        }
-        self.cached.as_ref().map_or(&Kind::Nothing, |(_, kind)| kind)
-    }
-
-    fn render(&mut self, class: &ConsumerClass) -> Kind {
-        let lookup = self.event.handler_name().map_or(Lookup::Unknown, |name| class.lookup(&name));
-        match lookup {
-            Lookup::Shared(handler) => match handler(self.event) {
-                Some(rendering) => Kind::Frame(rendering),
-                None => {
-                    tracing::debug!(event_type = self.event.event_type(), "the event makes no frame");
-                    Kind::Nothing
-                }
-            },
-            Lookup::Own => Kind::Own,
-            Lookup::Disconnect => Kind::Disconnect(disconnect_reason(self.event)),
-            Lookup::Unknown => {
-                self.unhandled = true;
-                Kind::Nothing
-            }
-        }
-    }
-}
-
-/// The close code an event asks for, 4403 if none or none that may be sent.
-fn disconnect_reason(event: &Event) -> CloseReason {
-    let code = event.get("code").and_then(channel_layer::Value::as_u64).and_then(|code| u16::try_from(code).ok());
-    let code = code.filter(|&code| close::is_sendable(code)).unwrap_or(4403);
-    match event.text("reason") {
-        Some(reason) => CloseReason::Custom(code, reason.to_owned().into()),
-        None if code == 4403 => CloseReason::Forbidden,
-        None => CloseReason::Custom(code, "".into()),
-    }
 }

@@ -47,6 +47,11 @@ impl Member {
         Self { socket: Arc::clone(socket), sent: 0, hold: held.then(Box::default) }
     }
 
+    /// Whether every frame of a run goes to the socket now; `first` is the lowest position in it.
+    pub(super) fn takes_all(&self, first: Option<u64>) -> bool {
+        first.is_none_or(|first| self.hold.is_none() && first > self.sent)
+    }
+
     /// Whether a stored frame is to go to the socket now; a held one is kept.
     pub(super) fn takes(&mut self, seq: u64, frame: &WireFrame) -> bool {
         if seq <= self.sent {

@@ -8,6 +8,7 @@ mod deliver;
 mod fill;
 mod group;
 mod join;
+mod run;
 mod twin;
 
 use std::collections::{HashMap, HashSet, VecDeque};

@@ -9,7 +9,7 @@ pub(super) const CLOSE: u8 = 0x8;
 pub(super) const PING: u8 = 0x9;
 pub(super) const PONG: u8 = 0xa;
 
-/// A complete, unmasked WebSocket frame. Cloning shares the bytes.
+/// A complete, unmasked WebSocket frame, or several. Cloning shares the bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct WireFrame(Bytes);
 
@@ -49,6 +49,13 @@ impl WireFrame {
     /// A close frame without a code, the answer to a client that gave none.
     pub(crate) fn close_empty() -> Self {
         Self(Bytes::from_static(&[0x80 | CLOSE, 0]))
+    }
+
+    /// Several frames in one piece, to be written one after another.
+    pub(crate) fn join(frames: &[&Self]) -> Self {
+        let mut joined = BytesMut::with_capacity(frames.iter().map(|frame| frame.len()).sum());
+        frames.iter().for_each(|frame| joined.put_slice(frame.as_bytes()));
+        Self(joined.freeze())
     }
 
     fn encode(opcode: u8, payload: &[u8]) -> Self {

@@ -1,0 +1,222 @@
+//! What a dispatcher has for one group at a time: rendered once, queued on each member once.
+//!
+//! Under load many events of a group are there together. Their frames are then put into one piece of
+//! bytes that all members share, so that a member costs one queue entry and one write, whatever the
+//! number of frames.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use channel_layer::Event;
+
+use super::Hub;
+use super::group::{Group, Member};
+use crate::close::{self, CloseReason};
+use crate::consumer::{ConsumerClass, Lookup, Rendering};
+use crate::metrics::ByType;
+use crate::socket::{Pushed, Socket};
+use crate::websocket::WireFrame;
+
+/// Frames are joined up to this size: what a socket writes at a time anyway.
+const JOINED_BYTES: usize = 64 * 1024;
+
+/// A joined piece is at most this part of what may wait for a client, so that the limit stays exact enough.
+const OUTBOX_PART: usize = 4;
+
+/// What a dispatcher has taken and not yet queued, and the sockets it then has to flush.
+#[derive(Default)]
+pub(super) struct Turn {
+    runs: Vec<Run>,
+    pub(super) dirty: Vec<Arc<Socket>>,
+}
+
+/// Events of one group, in order.
+struct Run {
+    group: Arc<Group>,
+    /// With the position of those that the group's stream brought.
+    events: Vec<(Arc<Event>, Option<u64>)>,
+}
+
+/// What an event is to a class of sockets.
+pub(super) enum Kind {
+    Frame(Rendering),
+    Own,
+    Disconnect(CloseReason),
+    Nothing,
+}
+
+/// A run as one class of sockets sees it; groups nearly always have one class.
+struct Rendered {
+    class: *const ConsumerClass,
+    kinds: Vec<Kind>,
+    /// All frames in one piece, if all sockets of the class get all of them.
+    joined: Option<WireFrame>,
+    /// How many sockets got the joined piece, and each frame by itself.
+    joined_sent: u64,
+    sent: Vec<u64>,
+}
+
+impl Turn {
+    pub(super) fn add(&mut self, group: &Arc<Group>, event: Arc<Event>, seq: Option<u64>) {
+        match self.runs.iter_mut().rev().find(|run| Arc::ptr_eq(&run.group, group)) {
+            Some(run) => run.events.push((event, seq)),
+            None => self.runs.push(Run { group: Arc::clone(group), events: vec![(event, seq)] }),
+        }
+    }
+}
+
+impl Hub {
+    /// Queues what has been added on the members of its groups.
+    pub(super) fn fan_out(&self, turn: &mut Turn) {
+        for run in turn.runs.drain(..) {
+            let first_seq = run.events.iter().filter_map(|(_, seq)| *seq).min();
+            let mut rendered: Vec<Rendered> = Vec::with_capacity(1);
+            run.group.for_each(|member| {
+                let class = Arc::as_ptr(&member.socket.class);
+                let at = rendered.iter().position(|rendered| rendered.class == class).unwrap_or_else(|| {
+                    rendered.push(self.render_run(&run, member));
+                    rendered.len() - 1
+                });
+                let rendered = &mut rendered[at];
+                match &rendered.joined {
+                    Some(joined) if member.takes_all(first_seq) => {
+                        rendered.joined_sent += self.push_frame(&member.socket, joined, &mut turn.dirty);
+                    }
+                    _ => self.hand_over_run(&run, rendered, member, &mut turn.dirty),
+                }
+            });
+            rendered.iter().for_each(|rendered| self.count(rendered));
+        }
+    }
+
+    fn render_run(&self, run: &Run, member: &Member) -> Rendered {
+        let class = &member.socket.class;
+        let kinds: Vec<Kind> = run.events.iter().map(|(event, _)| self.kind_of(event, class)).collect();
+        let joined = join(&kinds, member.socket.outbox_limit());
+        let sent = vec![0; kinds.len()];
+        Rendered { class: Arc::as_ptr(class), kinds, joined, joined_sent: 0, sent }
+    }
+
+    /// One after another, for a member that does not get all of them alike.
+    fn hand_over_run(&self, run: &Run, rendered: &mut Rendered, member: &mut Member, dirty: &mut Vec<Arc<Socket>>) {
+        for (((event, seq), kind), sent) in run.events.iter().zip(&rendered.kinds).zip(&mut rendered.sent) {
+            if let (Some(seq), Kind::Frame(rendering)) = (seq, kind)
+                && !member.takes(*seq, &rendering.frame)
+            {
+                continue;
+            }
+            *sent += self.hand_over(&member.socket, event, kind, dirty);
+        }
+    }
+
+    /// Queues what the event is to this socket. Returns 1 for a frame, so that frames can be summed up.
+    pub(super) fn hand_over(
+        &self,
+        socket: &Arc<Socket>,
+        event: &Arc<Event>,
+        kind: &Kind,
+        dirty: &mut Vec<Arc<Socket>>,
+    ) -> u64 {
+        match kind {
+            Kind::Frame(rendering) if rendering.is_for(socket) => {
+                return self.push_frame(socket, &rendering.frame, dirty);
+            }
+            Kind::Own => {
+                if !socket.push_event(Arc::clone(event)) {
+                    self.metrics.inbox_full.inc();
+                }
+            }
+            Kind::Disconnect(reason) => socket.close(reason.clone()),
+            Kind::Frame(_) | Kind::Nothing => {}
+        }
+        0
+    }
+
+    fn push_frame(&self, socket: &Arc<Socket>, frame: &WireFrame, dirty: &mut Vec<Arc<Socket>>) -> u64 {
+        match socket.push(frame) {
+            Pushed::MustFlush => dirty.push(Arc::clone(socket)),
+            Pushed::Queued => {}
+            Pushed::Full => {
+                self.metrics.outbox_full.inc();
+                return 0;
+            }
+            Pushed::Closed => return 0,
+        }
+        1
+    }
+
+    /// What the class's handlers make of an event.
+    pub(super) fn kind_of(&self, event: &Event, class: &ConsumerClass) -> Kind {
+        let lookup = event.handler_name().map_or(Lookup::Unknown, |name| class.lookup(&name));
+        match lookup {
+            Lookup::Shared(handler) => match handler(event) {
+                Some(rendering) => Kind::Frame(rendering),
+                None => {
+                    tracing::debug!(event_type = event.event_type(), "the event makes no frame");
+                    Kind::Nothing
+                }
+            },
+            Lookup::Own => Kind::Own,
+            Lookup::Disconnect => Kind::Disconnect(disconnect_reason(event)),
+            Lookup::Unknown => {
+                self.metrics.layer_events_unhandled.inc();
+                // Once a second at most: anybody on the layer can send any number of them.
+                let now = self.started.elapsed().as_secs() + 1;
+                if self.warned_at.swap(now, Ordering::Relaxed) != now {
+                    tracing::warn!(event_type = event.event_type(), "no handler knows this event");
+                }
+                Kind::Nothing
+            }
+        }
+    }
+
+    fn count(&self, rendered: &Rendered) {
+        let mut counted = rendered.kinds.iter().zip(&rendered.sent).filter_map(|(kind, sent)| match kind {
+            Kind::Frame(rendering) => Some((rendering.kind, sent + rendered.joined_sent)),
+            _ => None,
+        });
+        // Neighbours are nearly always of one type.
+        let Some((mut label, mut sum)) = counted.next() else { return };
+        for (kind, sent) in counted {
+            if kind != label {
+                self.count_frames(label, sum);
+                (label, sum) = (kind, 0);
+            }
+            sum += sent;
+        }
+        self.count_frames(label, sum);
+    }
+
+    pub(super) fn count_frames(&self, kind: &'static str, sent: u64) {
+        if sent > 0 {
+            self.metrics.frames_sent.get_or_create(&ByType { r#type: kind }).inc_by(sent);
+        }
+    }
+}
+
+/// Several frames in one piece, if they are for everybody.
+fn join(kinds: &[Kind], outbox_limit: usize) -> Option<WireFrame> {
+    if kinds.len() < 2 {
+        return None;
+    }
+    let mut frames = Vec::with_capacity(kinds.len());
+    for kind in kinds {
+        match kind {
+            Kind::Frame(rendering) if rendering.is_for_all() => frames.push(&rendering.frame),
+            _ => return None,
+        }
+    }
+    let bytes: usize = frames.iter().map(|frame| frame.len()).sum();
+    (bytes <= JOINED_BYTES.min(outbox_limit / OUTBOX_PART)).then(|| WireFrame::join(&frames))
+}
+
+/// The close code an event asks for, 4403 if none or none that may be sent.
+fn disconnect_reason(event: &Event) -> CloseReason {
+    let code = event.get("code").and_then(channel_layer::Value::as_u64).and_then(|code| u16::try_from(code).ok());
+    let code = code.filter(|&code| close::is_sendable(code)).unwrap_or(4403);
+    match event.text("reason") {
+        Some(reason) => CloseReason::Custom(code, reason.to_owned().into()),
+        None if code == 4403 => CloseReason::Forbidden,
+        None => CloseReason::Custom(code, "".into()),
+    }
+}
