@@ -3,15 +3,16 @@
 //! Before the upgrade the connection is a [`Handshake`], owned by the request; after it a task owned
 //! by the node's tracker. Whatever ends either of them, dropping the context leaves every group.
 
-use std::future::poll_fn;
+use std::future::{poll_fn, ready};
 use std::io::{ErrorKind, Read};
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
-use std::task::{Context as TaskContext, Poll, ready};
+use std::task::{self, Context as TaskContext, Poll};
 use std::time::Duration;
 
 use channel_layer::Event;
 use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use socket2::SockRef;
@@ -67,23 +68,29 @@ impl Handshake {
         }
     }
 
-    /// Waits for the upgrade, then serves the connection in a task of its own, which is small.
-    pub(crate) async fn upgrade(self, on_upgrade: OnUpgrade) {
-        let node = Arc::clone(self.ctx.node());
-        let upgraded = match timeout(node.config.limits.handshake.max(Duration::from_secs(1)), on_upgrade).await {
-            Ok(Ok(upgraded)) => upgraded,
-            // The client left between request and answer; dropping `self` cleans up.
-            Ok(Err(_)) | Err(_) => return,
-        };
+    /// Waits for the upgrade, then serves the connection. What is waited for only once is boxed, here and
+    /// below: an idle socket's task is as large as the largest thing it may wait for.
+    pub(crate) fn serve(self, on_upgrade: OnUpgrade) -> impl Future<Output = ()> + Send {
+        let upgrade = Box::pin(self.upgrade(on_upgrade));
+        async move {
+            if let Some(connection) = upgrade.await {
+                connection.run().await;
+            }
+        }
+    }
+
+    async fn upgrade(self, on_upgrade: OnUpgrade) -> Option<Box<Connection>> {
+        let patience = self.ctx.node().config.limits.handshake.max(Duration::from_secs(1));
+        // A client that left between request and answer is none; dropping `self` cleans up.
+        let upgraded = timeout(patience, on_upgrade).await.ok()?.ok()?;
         let Ok(parts) = upgraded.downcast::<TokioIo<TcpStream>>() else {
             tracing::error!("the upgraded connection is not a TCP stream");
-            return;
+            return None;
         };
         let (io, early) = (parts.io.into_inner(), parts.read_buf);
         let connection = Box::new(Connection::new(self, &early));
         connection.ctx.socket().attach(io);
-        drop(early);
-        node.tasks.spawn(connection.run());
+        Some(connection)
     }
 }
 
@@ -118,7 +125,14 @@ impl Connection {
         node.metrics.connections.inc();
         node.metrics.connections_opened.inc();
         tracing::info!(channel = %self.ctx.channel_name(), user = ?self.ctx.username(), "WSCONNECT {}", self.ctx.socket().path);
+        drop(node);
         let reason = self.serve().await;
+        Box::pin(self.end(reason)).await;
+    }
+
+    /// Says goodbye, to the client and to the consumer.
+    async fn end(mut self: Box<Self>, reason: CloseReason) {
+        let node = Arc::clone(self.ctx.node());
         self.say_goodbye(&reason).await;
         let code = reason.code();
         let goodbye = AssertUnwindSafe(self.consumer.disconnect(&mut self.ctx, code)).catch_unwind();
@@ -139,12 +153,7 @@ impl Connection {
         }
         loop {
             let step = poll_fn(|task| self.poll_step(task)).await;
-            let outcome = match step {
-                Step::Message(message) => self.receive(message).await,
-                Step::Event(event) => guarded(self.consumer.handle(&mut self.ctx, &event)).await,
-                Step::Close(reason) => Err(reason),
-            };
-            if let Err(reason) = outcome {
+            if let Err(reason) = self.take(step).await {
                 if reason == CloseReason::InternalError {
                     self.ctx.node().metrics.handler_errors.inc();
                 }
@@ -162,12 +171,7 @@ impl Connection {
                 break;
             };
             let is_frame = matches!(step, Step::Message(Message::Text(_) | Message::Binary(_)));
-            let outcome = match step {
-                Step::Message(message) => self.receive(message).await,
-                Step::Event(event) => guarded(self.consumer.handle(&mut self.ctx, &event)).await,
-                Step::Close(reason) => Err(reason),
-            };
-            if let Err(reason) = outcome {
+            if let Err(reason) = self.take(step).await {
                 return Some(reason);
             }
             if is_frame && self.ctx.streams() == Streams::Held {
@@ -177,20 +181,23 @@ impl Connection {
         None
     }
 
-    async fn receive(&mut self, message: Message) -> Outcome {
-        let frame = match message {
-            Message::Text(text) => Frame::Text(text),
-            Message::Binary(bytes) => Frame::Binary(bytes),
-            Message::Ping(payload) => {
+    /// Does what is to be done. A panic in a handler ends this connection with 1011 and touches nothing else.
+    fn take(&mut self, step: Step) -> impl Future<Output = Outcome> + Send {
+        let handler: BoxFuture<'_, Outcome> = match step {
+            Step::Message(Message::Text(text)) => self.consumer.receive(&mut self.ctx, Frame::Text(text)),
+            Step::Message(Message::Binary(bytes)) => self.consumer.receive(&mut self.ctx, Frame::Binary(bytes)),
+            Step::Event(event) => Box::pin(async move { self.consumer.handle(&mut self.ctx, &event).await }),
+            Step::Message(Message::Ping(payload)) => {
                 // Pings count as frames written: who floods them without reading fills its own outbox.
                 self.ctx.node().send_to(self.ctx.socket(), &WireFrame::pong(&payload), "pong");
-                return Ok(());
+                ready(Ok(())).boxed()
             }
-            Message::Pong => return Ok(()),
-            Message::Close(None) => return Err(CloseReason::ByClient(1005)),
-            Message::Close(Some((code, _))) => return Err(CloseReason::ByClient(code)),
+            Step::Message(Message::Pong) => ready(Ok(())).boxed(),
+            Step::Message(Message::Close(None)) => ready(Err(CloseReason::ByClient(1005))).boxed(),
+            Step::Message(Message::Close(Some((code, _)))) => ready(Err(CloseReason::ByClient(code))).boxed(),
+            Step::Close(reason) => ready(Err(reason)).boxed(),
         };
-        guarded(self.consumer.receive(&mut self.ctx, frame)).await
+        AssertUnwindSafe(handler).catch_unwind().map(|done| done.unwrap_or(Err(CloseReason::InternalError)))
     }
 
     /// The next thing to do. Cancel-safe: nothing is taken that is not returned.
@@ -229,7 +236,7 @@ impl Connection {
                 Ok(None) => {}
                 Err(error) => return Poll::Ready(Step::Close(close_reason(error))),
             }
-            match ready!(poll_read(socket, task, &mut self.decoder)) {
+            match task::ready!(poll_read(socket, task, &mut self.decoder)) {
                 Ok(0) => return Poll::Ready(Step::Close(CloseReason::Lost)),
                 Ok(_) => socket.heard(self.ctx.node().clock.seconds()),
                 Err(_) => return Poll::Ready(Step::Close(CloseReason::Lost)),
@@ -284,11 +291,6 @@ fn shut_down_writing(io: &TcpStream) {
     let _ = SockRef::from(io).shutdown(std::net::Shutdown::Write);
 }
 
-/// Runs a handler; a panic in it ends this connection with 1011 and touches nothing else.
-async fn guarded(handler: impl Future<Output = Outcome>) -> Outcome {
-    AssertUnwindSafe(handler).catch_unwind().await.unwrap_or(Err(CloseReason::InternalError))
-}
-
 /// Waits until the kernel takes more, if something waits for that, and writes.
 pub(crate) fn poll_flush(socket: &Socket, task: &mut TaskContext<'_>) {
     let Some(io) = socket.io() else { return };
@@ -310,7 +312,7 @@ fn poll_read(socket: &Socket, task: &mut TaskContext<'_>, decoder: &mut Decoder)
     }
     let Some(io) = socket.io() else { return Poll::Pending };
     loop {
-        ready!(io.poll_read_ready(task))?;
+        task::ready!(io.poll_read_ready(task))?;
         let read = BUFFER.with_borrow_mut(|buffer| {
             let mut read = None;
             let tried = io.try_io(Interest::READABLE, || {

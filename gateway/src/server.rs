@@ -14,7 +14,10 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use parking_lot::Mutex;
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use warp::Filter;
 use warp::filters::BoxedFilter;
@@ -33,6 +36,14 @@ use crate::{api, page};
 /// Connections the kernel may hold until we accept them. A reconnect storm of thousands must not
 /// overflow it: clients would wait for TCP's retries.
 const BACKLOG: i32 = 4096;
+
+/// Connections that are answered at the same time. A request costs some 25 KB until it is answered, the
+/// socket that it becomes a tenth of that: of a storm, the others wait for their turn.
+const AT_ONCE: usize = 512;
+
+/// How long a connection waits for its turn. Then it goes on all the same: whoever keeps a request
+/// unfinished must not keep others out.
+const TURN: Duration = Duration::from_millis(500);
 
 /// Bytes of a request's head.
 const MAX_HEAD: usize = 16 * 1024;
@@ -55,6 +66,8 @@ pub(crate) fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
         Some(socket2::Protocol::TCP),
     )?;
     socket.set_reuse_address(true)?;
+    // Accepted sockets inherit it, which saves a call for each. Where they do not, frames only come a little later.
+    socket.set_tcp_nodelay(true)?;
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
     TcpListener::from_std(socket.into())
@@ -218,7 +231,7 @@ impl Visit {
         };
         match Handshake::connect(&self.node, socket, scope).await {
             Ok(connection) => {
-                self.node.tasks.spawn(connection.upgrade(upgrade));
+                self.node.tasks.spawn(connection.serve(upgrade));
                 handshake::switching_protocols(accept, chosen).map(|()| String::new())
             }
             Err(refusal) => {
@@ -335,12 +348,13 @@ async fn close_after_upgrade(upgrade: OnUpgrade, reason: CloseReason) {
         std::io::Result::Ok(())
     };
     // Whoever does not close within the time is left.
-    let _ = tokio::time::timeout(Duration::from_secs(2), goodbye).await;
+    let _ = timeout(Duration::from_secs(2), goodbye).await;
 }
 
 /// Accepts until `stop`; each connection gets its time for the request, and no more.
 async fn accept(node: Arc<Node>, listener: TcpListener, routes: BoxedFilter<(Answer,)>, stop: CancellationToken) {
     let connections = tokio_util::task::TaskTracker::new();
+    let turns = Arc::new(Semaphore::new(AT_ONCE));
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
@@ -348,8 +362,9 @@ async fn accept(node: Arc<Node>, listener: TcpListener, routes: BoxedFilter<(Ans
         };
         match accepted {
             Ok((stream, peer)) => {
-                let (node, routes) = (Arc::clone(&node), routes.clone());
-                connections.spawn(stop.clone().run_until_cancelled_owned(serve(node, stream, peer, routes)));
+                let patience = node.config.limits.handshake;
+                let visitor = Visitor { stream, peer, turns: Arc::clone(&turns), routes: routes.clone() };
+                connections.spawn(stop.clone().run_until_cancelled_owned(visitor.serve(patience)));
             }
             Err(error) => {
                 // No free file descriptor, mostly: some sockets have to go first.
@@ -363,30 +378,52 @@ async fn accept(node: Arc<Node>, listener: TcpListener, routes: BoxedFilter<(Ans
     connections.close();
 }
 
-async fn serve(node: Arc<Node>, stream: TcpStream, peer: SocketAddr, routes: BoxedFilter<(Answer,)>) {
-    // Not every system has it; without it frames only come a little later.
-    let _ = stream.set_nodelay(true);
-    let patience = node.config.limits.handshake;
-    let patience = if patience.is_zero() { Duration::from_secs(3600) } else { patience };
-    // hyper's header time-out begins with the first byte; this is for peers that never send one.
-    if !matches!(tokio::time::timeout(patience, stream.readable()).await, Ok(Ok(()))) {
-        return;
+/// A connection before anything is known of it.
+struct Visitor {
+    stream: TcpStream,
+    peer: SocketAddr,
+    turns: Arc<Semaphore>,
+    routes: BoxedFilter<(Answer,)>,
+}
+
+impl Visitor {
+    /// Waits for the first byte and for a turn, then answers. Only the answering needs much room.
+    async fn serve(self, patience: Duration) {
+        let patience = if patience.is_zero() { Duration::from_secs(3600) } else { patience };
+        // hyper's header time-out begins with the first byte; this is for peers that never send one.
+        if !matches!(timeout(patience, self.stream.readable()).await, Ok(Ok(()))) {
+            return;
+        }
+        let turn = timeout(TURN, Arc::clone(&self.turns).acquire_owned()).await;
+        Box::pin(self.answer(patience, turn.ok().and_then(Result::ok))).await;
     }
-    let service = warp::service(routes);
-    let service = hyper::service::service_fn(move |mut request: Request<Incoming>| {
-        let version = request.version();
-        request.extensions_mut().insert(Arrival { peer, version });
-        let mut service = service.clone();
-        async move { tower_service::Service::call(&mut service, request).await }
-    });
-    let served = http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(patience)
-        .max_buf_size(MAX_HEAD)
-        .serve_connection(TokioIo::new(stream), service)
-        .with_upgrades()
-        .await;
-    if let Err(error) = served {
-        tracing::debug!(error = &error as &dyn std::error::Error, %peer, "HTTP connection ended");
+
+    /// Serves HTTP; the turn ends with the first answer.
+    async fn answer(self, patience: Duration, turn: Option<OwnedSemaphorePermit>) {
+        let Self { stream, peer, routes, .. } = self;
+        let turn = Mutex::new(turn);
+        let service = warp::service(routes);
+        let service = hyper::service::service_fn(move |mut request: Request<Incoming>| {
+            let version = request.version();
+            request.extensions_mut().insert(Arrival { peer, version });
+            let (mut service, turn) = (service.clone(), turn.lock().take());
+            async move {
+                let answer = tower_service::Service::call(&mut service, request).await;
+                drop(turn);
+                answer
+            }
+        });
+        let served = http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(patience)
+            .max_buf_size(MAX_HEAD)
+            // Without it hyper keeps a second buffer ready, to hear of a client that leaves before the answer.
+            .half_close(true)
+            .serve_connection(TokioIo::new(stream), service)
+            .with_upgrades()
+            .await;
+        if let Err(error) = served {
+            tracing::debug!(error = &error as &dyn std::error::Error, %peer, "HTTP connection ended");
+        }
     }
 }

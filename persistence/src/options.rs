@@ -13,7 +13,7 @@ use sea_orm::{
     },
 };
 
-use crate::{Backend, StoreError};
+use crate::{Backend, StoreError, values::MAX_LIST};
 
 /// A connection idle for so long is pinged before it is used.
 const PING_AFTER_IDLE: Duration = Duration::from_secs(2);
@@ -89,6 +89,9 @@ impl Target {
                     .busy_timeout(Duration::from_secs(5))
                     .foreign_keys(true)
                     .statement_cache_capacity(256)
+                    // As many as a list may have: with fewer, the connection's thread and ours would
+                    // wake each other up row by row.
+                    .row_buffer_size(MAX_LIST)
                     .disable_statement_logging();
                 Ok(Self::Sqlite { options, in_memory })
             }

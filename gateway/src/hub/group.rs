@@ -97,6 +97,10 @@ impl Group {
             return false;
         }
         inner.empty_since = None;
+        if inner.members.is_empty() {
+            // Most groups are a user's, with one socket.
+            inner.members.reserve_exact(1);
+        }
         inner.members.extend(member.take());
         true
     }

@@ -104,7 +104,7 @@ impl Registry {
             return Taken::Yes;
         }
         let Some(group) = &entry.group else { return Taken::Yes };
-        for (inbox, _) in group.channels.values() {
+        for inbox in group.inboxes() {
             self.counters.dropped(u64::from(inbox.push(event.clone())));
         }
         for (id, _) in &group.relays {

@@ -22,8 +22,11 @@ pub(super) struct Group {
     pub(super) name: GroupName,
     /// Apart from the channels, because there are few and each message looks here.
     pub(super) relays: Vec<(u64, Standing)>,
-    pub(super) channels: HashMap<ChannelName, (Arc<Inbox>, Standing)>,
+    /// Boxed, because most groups have none.
+    channels: Option<Box<Channels>>,
 }
+
+type Channels = HashMap<ChannelName, (Arc<Inbox>, Standing)>;
 
 /// A membership counts if a join of it has succeeded or one is under way. A failed join takes back
 /// only its own share.
@@ -55,23 +58,30 @@ pub(super) struct Relay {
 
 impl Group {
     pub(super) fn new(name: GroupName) -> Self {
-        Self { name, relays: Vec::new(), channels: HashMap::new() }
+        Self { name, relays: Vec::new(), channels: None }
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.relays.is_empty() && self.channels.is_empty()
+        self.relays.is_empty() && self.channels.is_none()
+    }
+
+    /// The inboxes of its channels.
+    pub(super) fn inboxes(&self) -> impl Iterator<Item = &Arc<Inbox>> {
+        self.channels.iter().flat_map(|channels| channels.values()).map(|(inbox, _)| inbox)
     }
 
     /// The member's standing, made if it is new.
     pub(super) fn standing(&mut self, seat: &Seat) -> &mut Standing {
         match seat {
             Seat::Channel(inbox) => {
-                let slot = self.channels.entry(inbox.name.clone());
+                let slot = self.channels.get_or_insert_default().entry(inbox.name.clone());
                 &mut slot.or_insert_with(|| (inbox.clone(), Standing::default())).1
             }
             Seat::Relay(id) => {
                 let at = self.relays.iter().position(|(relay, _)| relay == id);
                 let at = at.unwrap_or_else(|| {
+                    // There is one, mostly, and a node has a group for each of its users.
+                    self.relays.reserve_exact(1);
                     self.relays.push((*id, Standing::default()));
                     self.relays.len() - 1
                 });
@@ -82,14 +92,19 @@ impl Group {
 
     pub(super) fn standings(&mut self) -> impl Iterator<Item = &mut Standing> {
         let relays = self.relays.iter_mut().map(|(_, standing)| standing);
-        relays.chain(self.channels.values_mut().map(|(_, standing)| standing))
+        let channels = self.channels.iter_mut().flat_map(|channels| channels.values_mut());
+        relays.chain(channels.map(|(_, standing)| standing))
     }
 
     pub(super) fn remove(&mut self, member: &Member) {
         match member {
             Member::Relay(id) => self.relays.retain(|(relay, _)| relay != id),
             Member::Channel(name) => {
-                self.channels.remove(name);
+                let Some(channels) = &mut self.channels else { return };
+                channels.remove(name);
+                if channels.is_empty() {
+                    self.channels = None;
+                }
             }
         }
     }
@@ -98,7 +113,9 @@ impl Group {
     pub(super) fn withdraw(&mut self, member: &Member, join: JoinId) -> bool {
         let standing = match member {
             Member::Relay(id) => self.relays.iter_mut().find(|(relay, _)| relay == id).map(|(_, it)| it),
-            Member::Channel(name) => self.channels.get_mut(name).map(|(_, it)| it),
+            Member::Channel(name) => {
+                self.channels.as_mut().and_then(|channels| channels.get_mut(name)).map(|(_, it)| it)
+            }
         };
         let Some(standing) = standing else { return false };
         standing.pending.retain(|other| *other != join);

@@ -23,7 +23,8 @@ pub(super) type Topic = Arc<[u8]>;
 
 pub(super) struct Registry {
     prefix: String,
-    pub(super) topics: HashMap<Topic, Entry>,
+    /// Boxed, because a map has room for up to twice as many entries as it holds.
+    pub(super) topics: HashMap<Topic, Box<Entry>>,
     pub(super) channels: HashMap<ChannelName, Channel>,
     pub(super) relays: HashMap<u64, Relay>,
     pub(super) joins: HashMap<JoinId, Join>,
@@ -304,10 +305,10 @@ impl Registry {
 }
 
 /// The topic's entry; if it is new, it must be subscribed.
-fn want<'a>(topics: &'a mut HashMap<Topic, Entry>, topic: &Topic, changes: &mut Changes) -> &'a mut Entry {
+fn want<'a>(topics: &'a mut HashMap<Topic, Box<Entry>>, topic: &Topic, changes: &mut Changes) -> &'a mut Entry {
     topics.entry(topic.clone()).or_insert_with(|| {
         changes.subscribe.push(topic.clone());
-        Entry::default()
+        Box::default()
     })
 }
 
