@@ -8,7 +8,7 @@ use channel_layer::{ChannelName, Delivery, Event, GroupName};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-use super::group::Group;
+use super::group::{Cause, Group};
 use super::twin::Twin;
 use super::{Filled, Hub, Work};
 use crate::close::{self, CloseReason};
@@ -96,7 +96,7 @@ impl Hub {
                 self.metrics.layer_delivery_seconds.observe(age(&event));
                 ready.iter().for_each(|event| self.fan_out(group, event, true, dirty));
             }
-            Some(Offer::Held | Offer::OtherEpoch) => self.request_fill(group),
+            Some(Offer::Held | Offer::OtherEpoch) => self.request_fill(group, Cause::Hole),
             Some(Offer::Old) => {
                 self.dropped("old").inc();
             }
@@ -125,11 +125,14 @@ impl Hub {
         });
         group.end_fill();
         if let Some(stream) = afresh.flatten() {
+            group.begin_afresh();
             self.tell_afresh(group, &stream, dirty);
         }
         ready.iter().for_each(|event| self.fan_out(group, event, true, dirty));
-        if group.has_hole() {
-            self.request_fill(group);
+        if filled.more {
+            self.request_fill(group, Cause::Behind);
+        } else if group.has_hole() {
+            self.request_fill(group, Cause::Hole);
         }
     }
 
