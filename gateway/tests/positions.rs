@@ -213,3 +213,47 @@ async fn a_comparison_is_a_statement_for_all_rooms_and_one_for_all_inboxes() {
     store(&node, &Stream::Room("room-7".into()), &["without redis"]).await;
     assert_eq!(sockets[7].hears().await, "without redis");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_is_told_to_reload_a_room_that_it_has_left_and_hears_again() {
+    let node = start(&[("room-policy", "members")]).await;
+    let door = node.at();
+    let put = async |path: &str| assert_eq!(door.api("PUT", path, None).await.0, 200, "{path}");
+    let say = async |text: &str| {
+        let event = json!({"type": "chat", "to": "room:lobby", "data": {"message": text, "from_user": "ops"}});
+        assert_eq!(door.api("POST", "/api/events", Some(event)).await.0, 200);
+    };
+    put("/api/rooms/lobby").await;
+    put("/api/rooms/lobby/members/alice").await;
+    let mut alice = door.v1("/ws/chat/", "alice").await;
+    let mut plain = door.connect("/ws/chat/", "alice").await;
+    assert_eq!(alice.rooms().await, ["lobby"]);
+    say("one").await;
+    say("two").await;
+    hears(&mut alice, 1..=2).await;
+    hears(&mut plain, 1..=2).await;
+    // Removed, and back when more has been said.
+    assert_eq!(door.api("DELETE", "/api/rooms/lobby/members/alice", None).await.0, 200);
+    while !alice.rooms().await.is_empty() {}
+    while !plain.rooms().await.is_empty() {}
+    say("three").await;
+    put("/api/rooms/lobby/members/alice").await;
+    assert_eq!(alice.frame().await, json!({"type": "resumed", "rooms": {"lobby": false}}));
+    while plain.rooms().await.is_empty() {}
+    say("four").await;
+    hears(&mut alice, [4]).await;
+    hears(&mut plain, [4]).await;
+    // The room itself gone, and made again: its numbers begin at 1.
+    assert_eq!(door.api("DELETE", "/api/rooms/lobby", None).await.0, 200);
+    while !alice.rooms().await.is_empty() {}
+    put("/api/rooms/lobby").await;
+    put("/api/rooms/lobby/members/alice").await;
+    assert_eq!(alice.frame().await, json!({"type": "resumed", "rooms": {"lobby": false}}));
+    say("afresh").await;
+    let frame = alice.until(|frame| frame["type"] == "chat").await;
+    assert_eq!((&frame["message"], &frame["seq"]), (&json!("afresh"), &json!(1)));
+    // A room that is new to the socket is nothing to reload.
+    put("/api/rooms/new").await;
+    put("/api/rooms/new/members/alice").await;
+    while alice.rooms().await.len() < 2 {}
+}

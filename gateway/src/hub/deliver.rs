@@ -81,11 +81,11 @@ impl Hub {
     fn deliver_to_group(&self, group: &Group, event: Arc<Event>, dirty: &mut Vec<Arc<Socket>>) {
         let stored = group.is_inbox().filter(|&inbox| is_stored_type(&event, inbox));
         let Some((_, place)) = stored.zip(events::position(&event)) else {
-            if group.is_inbox() == Some(false) && event.event_type() == Some(ROOMS_CHANGED) {
-                // The room may be gone, and its messages with it.
-                group.doubt();
+            self.fan_out(group, &event, false, dirty);
+            if event.event_type() == Some(ROOMS_CHANGED) {
+                self.silence(group, &event);
             }
-            return self.fan_out(group, &event, false, dirty);
+            return;
         };
         if crate::lossy::is_lossy() {
             return self.fan_out(group, &event, true, dirty);
@@ -101,6 +101,33 @@ impl Hub {
                 self.dropped("old").inc();
             }
             None => self.fan_out(group, &event, false, dirty),
+        }
+    }
+
+    /// Takes sockets out of a room that was taken from them, before they have looked at their memberships:
+    /// a socket may be busy, and hears nothing more of it all the same. `group` is the user's, or the room's own.
+    fn silence(&self, group: &Group, event: &Event) {
+        let removed = event.text("removed").and_then(|room| self.names.room(room).ok());
+        let looks = |socket: &Socket| matches!(socket.class.lookup(ROOMS_CHANGED), Lookup::Own);
+        match group.is_inbox() {
+            Some(true) => {
+                let Some(room) = removed.and_then(|room| self.group(&room)) else { return };
+                let mut sockets = Vec::new();
+                group.for_each(|member| {
+                    if looks(&member.socket) {
+                        sockets.push(Arc::clone(&member.socket));
+                    }
+                });
+                sockets.iter().for_each(|socket| room.remove(socket));
+            }
+            Some(false) => {
+                // The room may be gone, and its messages with it.
+                group.doubt();
+                if removed.as_ref() == Some(&group.name) {
+                    group.retain(|socket| !looks(socket));
+                }
+            }
+            None => {}
         }
     }
 

@@ -90,6 +90,18 @@ struct Inner {
     empty_since: Option<Instant>,
 }
 
+impl Inner {
+    /// After members have left.
+    fn shrink(&mut self) {
+        if self.members.is_empty() {
+            self.members = Vec::new();
+            self.empty_since = Some(Instant::now());
+        } else if self.members.len() * 4 < self.members.capacity() {
+            self.members.shrink_to_fit();
+        }
+    }
+}
+
 impl Group {
     pub(super) fn new(name: GroupName) -> Self {
         let inner =
@@ -113,12 +125,17 @@ impl Group {
         let found = inner.members.iter().position(|member| std::ptr::eq(Arc::as_ptr(&member.socket), socket));
         if let Some(at) = found {
             inner.members.swap_remove(at);
-            if inner.members.is_empty() {
-                inner.members = Vec::new();
-                inner.empty_since = Some(Instant::now());
-            } else if inner.members.len() * 4 < inner.members.capacity() {
-                inner.members.shrink_to_fit();
-            }
+            inner.shrink();
+        }
+    }
+
+    /// Keeps those members for which `stays` holds.
+    pub(super) fn retain(&self, stays: impl Fn(&Socket) -> bool) {
+        let mut inner = self.inner.lock();
+        let before = inner.members.len();
+        inner.members.retain(|member| stays(&member.socket));
+        if inner.members.len() < before {
+            inner.shrink();
         }
     }
 

@@ -190,6 +190,11 @@ impl Hub {
         }
     }
 
+    /// Whether a socket is in a group.
+    pub(crate) fn has(&self, socket: &Socket, name: &GroupName) -> bool {
+        self.group(name).is_some_and(|group| group.has(socket))
+    }
+
     /// Keeps a stream's stored frames from a socket until it is released.
     pub(crate) fn hold(&self, socket: &Socket, name: &GroupName) {
         if let Some(group) = self.group(name) {
