@@ -33,11 +33,16 @@ pub(crate) fn version(rooms: &[Room]) -> u64 {
 
 /// Runs until the node stops.
 pub(crate) async fn watch(node: Arc<Node>) {
+    let mut failed = false;
     loop {
-        let wait = if node.hub.is_layer_down() { WHILE_DOWN } else { EVERY.mul_f64(rand::random_range(0.8..1.2)) };
+        let soon = failed || node.hub.is_layer_down();
+        let wait = if soon { WHILE_DOWN } else { EVERY.mul_f64(rand::random_range(0.8..1.2)) };
         // News of the layer end the wait.
         let _ = tokio::time::timeout(wait, node.hub.layer_changed()).await;
-        if let Err(error) = node.metrics.time_store("memberships", compare(&node)).await {
+        let compared = node.metrics.time_store("memberships", compare(&node)).await;
+        // The doubt is as it was.
+        failed = compared.is_err();
+        if let Err(error) = compared {
             tracing::warn!(error = &error as &dyn std::error::Error, "memberships could not be compared");
         }
     }

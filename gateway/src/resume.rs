@@ -36,7 +36,7 @@ pub(crate) struct Place {
 }
 
 /// Sends what is missing after `place` and lets the stream go on. `false`: the place is unknown, too
-/// old or of another history; the stream goes on from now.
+/// old or of another history, and the stream goes on from now; or it is not, or no more, the socket's.
 pub(crate) async fn resume(
     ctx: &Context,
     group: &GroupName,
@@ -51,14 +51,19 @@ pub(crate) async fn resume(
         return Ok(true);
     }
     for _ in 0..ROUNDS {
+        if !node.hub.has(socket, group) {
+            return Ok(false);
+        }
         let most = node.config.limits.resume_frames;
         let at = match node.hub.recall(group, stream, place, most, &node.resumes).await? {
             Some((frames, last)) => {
                 count(if frames.is_empty() { "nothing" } else { "memory" });
-                send_all(ctx, stream, &frames).await;
+                if !send_all(ctx, group, stream, &frames).await {
+                    return Ok(false);
+                }
                 last
             }
-            None => match from_database(ctx, stream, place).await? {
+            None => match from_database(ctx, group, stream, place).await? {
                 Some(last) => {
                     count("database");
                     last
@@ -81,16 +86,20 @@ pub(crate) async fn resume(
     Ok(true)
 }
 
-/// Sends frames at the pace of the client.
-async fn send_all(ctx: &Context, stream: &Stream, frames: &[WireFrame]) {
+/// Sends frames at the pace of the client. `false` when the stream was taken from it meanwhile.
+async fn send_all(ctx: &Context, group: &GroupName, stream: &Stream, frames: &[WireFrame]) -> bool {
     let mut sent = 0;
     while let Some(next) = frames.get(sent) {
         room_for(ctx.socket(), next.len()).await;
         if ctx.socket().closing().is_some() {
-            return;
+            return true;
+        }
+        if !ctx.node().hub.has(ctx.socket(), group) {
+            return false;
         }
         sent += send_what_fits(ctx, stream, &frames[sent..]);
     }
+    true
 }
 
 /// Sends as many of these frames as may wait for the client, and returns how many that were. Some
@@ -137,8 +146,13 @@ fn kind(stream: &Stream) -> &'static str {
 }
 
 /// Reads and sends what is missing after `place`, and returns where the client stands then.
-async fn from_database(ctx: &Context, stream: &Stream, place: Place) -> Result<Option<u64>, StoreError> {
-    let Some(mut reader) = Reader::new(ctx, stream, place).await? else { return Ok(None) };
+async fn from_database(
+    ctx: &Context,
+    group: &GroupName,
+    stream: &Stream,
+    place: Place,
+) -> Result<Option<u64>, StoreError> {
+    let Some(mut reader) = Reader::new(ctx, group, stream, place).await? else { return Ok(None) };
     Ok(reader.send(ctx).await?.then_some(reader.at))
 }
 
@@ -147,6 +161,7 @@ type Row = (u64, Uuid, Option<WireFrame>);
 
 /// Reads a stream from the database for one client.
 struct Reader<'a> {
+    group: &'a GroupName,
     stream: &'a Stream,
     display_name: String,
     /// Where the client stands.
@@ -160,10 +175,16 @@ struct Reader<'a> {
 
 impl<'a> Reader<'a> {
     /// `None` when the head alone says that the place is not one to go on from.
-    async fn new(ctx: &Context, stream: &'a Stream, place: Place) -> Result<Option<Self>, StoreError> {
+    async fn new(
+        ctx: &Context,
+        group: &'a GroupName,
+        stream: &'a Stream,
+        place: Place,
+    ) -> Result<Option<Self>, StoreError> {
         let most = ctx.node().config.limits.resume_frames;
         let Some((head, display_name)) = head(ctx, stream).await? else {
-            let reader = Self { stream, display_name: String::new(), at: 0, check: None, last: 0, page: FIRST_PAGE };
+            let reader =
+                Self { group, stream, display_name: String::new(), at: 0, check: None, last: 0, page: FIRST_PAGE };
             return Ok((place.seq == 0).then_some(reader));
         };
         let check = place.id.filter(|_| place.seq > 0);
@@ -172,16 +193,19 @@ impl<'a> Reader<'a> {
             (most == 0 || missed <= most) && (missed > 0 || check.is_none() || check == head.last_id)
         });
         let check = check.filter(|_| missed != Some(0));
-        let reader = Self { stream, display_name, at: place.seq, check, last: head.last_seq, page: FIRST_PAGE };
+        let reader = Self { group, stream, display_name, at: place.seq, check, last: head.last_seq, page: FIRST_PAGE };
         Ok(known.then_some(reader))
     }
 
     /// Sends everything after the client's place, in pages. `false` when it is not there: of another
-    /// history, or deleted.
+    /// history, or deleted; or when the stream was taken from the client meanwhile.
     async fn send(&mut self, ctx: &Context) -> Result<bool, StoreError> {
         while self.at < self.last {
             // Only reading is bounded over all clients; a slow one keeps nobody else from it.
             let rows = self.rows(ctx).await?;
+            if !ctx.node().hub.has(ctx.socket(), self.group) {
+                return Ok(false);
+            }
             let full = rows.len() as u64 == self.limit();
             let rows = match self.check.take() {
                 None => &rows[..],

@@ -129,3 +129,43 @@ async fn a_flushed_redis_and_a_stopped_database_are_survived() {
     assert_eq!((inbox["unseen"].as_u64(), inbox["notifications"].as_array().unwrap().len()), (Some(19), 19));
     assert_eq!(redis.cli(&["XLEN", "gateway:events:dead"]).trim(), "0");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_consumer_group_that_vanished_is_made_again_and_nothing_is_stored_twice() {
+    let redis = RedisServer::start();
+    let node = TestNode::start(&[("redis-url", &redis.url())]).await;
+    for n in 1..=3 {
+        notification(&redis, &n.to_string(), "before");
+        is_empty(&redis).await;
+        assert_eq!(redis.cli(&["XGROUP", "DESTROY", "gateway:events", "gateway"]).trim(), "1");
+        notification(&redis, &n.to_string(), "before");
+        notification(&redis, &format!("{n} again"), "after");
+        is_empty(&redis).await;
+    }
+    let (_, inbox) = node.at().api("GET", "/api/users/alice/notifications", None).await;
+    assert_eq!(inbox["unseen"], 6);
+    assert_eq!(node.metric("gateway_stream_events_total{result=\"stored\"}").await, 6.0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_begins_with_what_it_had_taken_before_it_stopped_and_a_backlog_takes_few_transactions() {
+    const BACKLOG: usize = 1000;
+    let redis = RedisServer::start();
+    for n in 0..BACKLOG {
+        notification(&redis, &n.to_string(), "waits");
+    }
+    redis.cli(&["XGROUP", "CREATE", "gateway:events", "gateway", "0"]);
+    redis.cli(&["XREADGROUP", "GROUP", "gateway", "one", "COUNT", "2", "STREAMS", "gateway:events", ">"]);
+    // The first of them is trimmed away meanwhile, as some publishers do: nobody knows any more what it said.
+    let first = redis.cli(&["XPENDING", "gateway:events", "gateway", "-", "+", "1", "one"]);
+    let first = first.lines().next().unwrap().trim();
+    assert_eq!(redis.cli(&["XDEL", "gateway:events", first]).trim(), "1");
+    let node = TestNode::start(&[("redis-url", &redis.url()), ("node-id", "one")]).await;
+    is_empty(&redis).await;
+    let (_, inbox) = node.at().api("GET", "/api/users/alice/notifications", None).await;
+    assert_eq!(inbox["unseen"], BACKLOG - 1);
+    assert_eq!(node.metric("gateway_stream_events_total{result=\"deleted\"}").await, 1.0);
+    assert_eq!(redis.cli(&["XLEN", "gateway:events:dead"]).trim(), "0", "it is no dead letter");
+    let transactions = node.metric("gateway_store_batch_size_count").await;
+    assert!(transactions <= 50.0, "{transactions} transactions for {BACKLOG} entries");
+}

@@ -44,6 +44,7 @@ mod leases;
 mod members;
 mod messages;
 mod migration;
+mod missed;
 mod notifications;
 mod options;
 mod receipts;

@@ -28,8 +28,17 @@ pub struct ChatConsumer {
     rooms: Vec<Box<str>>,
     /// Rooms that the token names, for as long as the socket lives.
     named: Vec<String>,
+    /// Rooms that this socket has heard and hears no more. Nearly always there are none.
+    left: Option<Box<Left>>,
     guard: Option<Guard>,
 }
+
+/// Names of rooms.
+#[derive(Default)]
+struct Left(Vec<Box<str>>);
+
+/// Rooms that are remembered as left; over it the oldest go.
+const MAX_LEFT: usize = 1000;
 
 impl Consumer for ChatConsumer {
     const KEEPS_SCOPE: bool = false;
@@ -222,11 +231,44 @@ impl ChatConsumer {
         if event.text("by") == Some(ctx.channel_name().as_str()) {
             return Ok(());
         }
-        // A room taken away counts also when the token named it.
+        // A room taken away counts also when the token named it. The hub has taken the socket out already.
         if let Some(removed) = event.text("removed") {
             self.named.retain(|room| room != removed);
+            if let Ok(at) = self.rooms.binary_search_by(|known| (**known).cmp(removed)) {
+                let room = self.rooms.remove(at);
+                self.leave(ctx, room);
+            }
         }
         self.refresh(ctx).await
+    }
+
+    fn leave(&mut self, ctx: &mut Context, room: Box<str>) {
+        if let Ok(group) = ctx.node().names.room(&room) {
+            ctx.group_discard(&group);
+        }
+        let left = &mut self.left.get_or_insert_default().0;
+        if left.len() >= MAX_LEFT {
+            left.remove(0);
+        }
+        left.push(room);
+    }
+
+    /// Rooms heard before that are about to be heard again: what was said meanwhile was not this socket's,
+    /// or it is another room by now. The client has to read them anew.
+    fn tell_reload(&mut self, ctx: &Context, rooms: &[Room]) -> Outcome {
+        let Some(left) = &mut self.left else { return Ok(()) };
+        let again: serde_json::Map<_, _> = left
+            .0
+            .extract_if(.., |name| rooms.iter().any(|room| *room.name == **name))
+            .map(|name| (name.into_string(), false.into()))
+            .collect();
+        if left.0.is_empty() {
+            self.left = None;
+        }
+        if again.is_empty() || !ctx.is_v1() {
+            return Ok(());
+        }
+        ctx.send_frame("resumed", &serde_json::json!({"type": "resumed", "rooms": again}))
     }
 
     /// Hears what the user may hear now, and nothing else.
@@ -236,11 +278,11 @@ impl ChatConsumer {
             // In doubt silence, not access: the client comes back and asks again.
             Err(_) => return Err(CloseReason::Overloaded),
         };
-        for gone in self.rooms.iter().filter(|name| !rooms.iter().any(|room| *room.name == ***name)) {
-            if let Ok(group) = ctx.node().names.room(gone) {
-                ctx.group_discard(&group);
-            }
+        let gone: Vec<_> = self.rooms.extract_if(.., |name| !rooms.iter().any(|room| *room.name == **name)).collect();
+        for room in gone {
+            self.leave(ctx, room);
         }
+        self.tell_reload(ctx, &rooms)?;
         self.join(ctx, &rooms, false).await.map_err(|_| CloseReason::Overloaded)?;
         ctx.socket().memberships.store(version, Ordering::Relaxed);
         Ok(())

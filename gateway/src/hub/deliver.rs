@@ -7,11 +7,11 @@ use channel_layer::{ChannelName, Delivery, Event, GroupName};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-use super::group::Group;
+use super::group::{Cause, Group};
 use super::run::{Kind, Turn};
 use super::twin::Twin;
 use super::{Filled, Hub, Work};
-use crate::consumer::Rendering;
+use crate::consumer::{Lookup, Rendering};
 use crate::consumers::ROOMS_CHANGED;
 use crate::events;
 use crate::metrics::ByReason;
@@ -81,11 +81,12 @@ impl Hub {
     fn deliver_to_group(&self, group: &Arc<Group>, event: Arc<Event>, turn: &mut Turn) {
         let stored = group.is_inbox().filter(|&inbox| is_stored_type(&event, inbox));
         let Some((_, place)) = stored.zip(events::position(&event)) else {
-            if group.is_inbox() == Some(false) && event.event_type() == Some(ROOMS_CHANGED) {
-                // The room may be gone, and its messages with it.
-                group.doubt();
+            turn.add(group, Arc::clone(&event), None);
+            if event.event_type() == Some(ROOMS_CHANGED) {
+                self.fan_out(turn);
+                self.silence(group, &event);
             }
-            return turn.add(group, event, None);
+            return;
         };
         if crate::lossy::is_lossy() {
             return turn.add(group, event, Some(place.1));
@@ -96,11 +97,38 @@ impl Hub {
                 self.metrics.layer_delivery_seconds.observe(age(&event));
                 add_ready(turn, group, ready);
             }
-            Some(Offer::Held | Offer::OtherEpoch) => self.request_fill(group),
+            Some(Offer::Held | Offer::OtherEpoch) => self.request_fill(group, Cause::Hole),
             Some(Offer::Old) => {
                 self.dropped("old").inc();
             }
             None => turn.add(group, event, None),
+        }
+    }
+
+    /// Takes sockets out of a room that was taken from them, before they have looked at their memberships:
+    /// a socket may be busy, and hears nothing more of it all the same. `group` is the user's, or the room's own.
+    fn silence(&self, group: &Group, event: &Event) {
+        let removed = event.text("removed").and_then(|room| self.names.room(room).ok());
+        let looks = |socket: &Socket| matches!(socket.class.lookup(ROOMS_CHANGED), Lookup::Own);
+        match group.is_inbox() {
+            Some(true) => {
+                let Some(room) = removed.and_then(|room| self.group(&room)) else { return };
+                let mut sockets = Vec::new();
+                group.for_each(|member| {
+                    if looks(&member.socket) {
+                        sockets.push(Arc::clone(&member.socket));
+                    }
+                });
+                sockets.iter().for_each(|socket| room.remove(socket));
+            }
+            Some(false) => {
+                // The room may be gone, and its messages with it.
+                group.doubt();
+                if removed.as_ref() == Some(&group.name) {
+                    group.retain(|socket| !looks(socket));
+                }
+            }
+            None => {}
         }
     }
 
@@ -125,11 +153,16 @@ impl Hub {
         });
         group.end_fill();
         if let Some(stream) = afresh.flatten() {
+            // What is still of the old history goes out as such.
+            self.fan_out(turn);
+            group.begin_afresh();
             self.tell_afresh(group, &stream, turn);
         }
         add_ready(turn, group, ready);
-        if group.has_hole() {
-            self.request_fill(group);
+        if filled.more {
+            self.request_fill(group, Cause::Behind);
+        } else if group.has_hole() {
+            self.request_fill(group, Cause::Hole);
         }
     }
 
@@ -186,7 +219,6 @@ impl Hub {
             }
         };
         let Some(rendering) = Rendering::json("resumed", &frame).map(Rendering::v1_only) else { return };
-        self.fan_out(turn);
         let kind = Kind::Frame(rendering);
         let event = Arc::new(Event::default());
         group.for_each(|member| {

@@ -5,10 +5,11 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use channel_layer::{Event, GroupName};
-use persistence::{Head, Range, StoreError, Stream};
+use persistence::{Head, StoreError, Stream};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
 
+use super::group::Cause;
 use super::{Filled, Hub, Work};
 use crate::events;
 
@@ -41,14 +42,18 @@ pub(super) async fn fill_holes(hub: Arc<Hub>, mut holes: mpsc::Receiver<GroupNam
 
 /// Compares the positions of all streams with the database, in turns.
 pub(super) async fn reconcile(hub: Arc<Hub>) {
+    let mut failed = false;
     loop {
-        let wait = if hub.layer_down.load(Ordering::Relaxed) {
+        let wait = if failed || hub.layer_down.load(Ordering::Relaxed) {
             COMPARE_WHILE_DOWN
         } else {
             COMPARE_EVERY.mul_f64(rand::random_range(0.8..1.2))
         };
         let _ = tokio::time::timeout(wait, hub.reconcile_now.notified()).await;
-        if let Err(error) = hub.metrics.time_store("compare", hub.compare_positions()).await {
+        let compared = hub.metrics.time_store("compare", hub.compare_positions()).await;
+        // What made a comparison necessary is not over because the database was away too.
+        failed = compared.is_err();
+        if let Err(error) = compared {
             tracing::warn!(error = &error as &dyn std::error::Error, "positions could not be compared");
         }
     }
@@ -59,11 +64,16 @@ impl Hub {
         tokio::time::sleep(HOLD).await;
         let _permit = asking.acquire().await;
         let Some(group) = self.group(&name) else { return };
+        // What was held has come meanwhile: nobody need be asked.
+        if group.is_filled() {
+            return;
+        }
         let Some((stream, _, seq)) = group.standing() else { return group.end_fill() };
-        match self.metrics.time_store("fill", self.missing(&name, &stream, seq)).await {
+        match self.metrics.time_store("fill", self.missing(&stream, seq)).await {
             Ok((head, events)) => {
                 let shard = self.shard_of(&name);
-                self.push(shard, Work::Filled(Filled { group: name, asked_at: seq, head, events }));
+                let more = events.len() as u64 == PAGE;
+                self.push(shard, Work::Filled(Filled { group: name, asked_at: seq, head, events, more }));
                 shard.ready.notify_one();
             }
             Err(error) => {
@@ -76,27 +86,30 @@ impl Hub {
         }
     }
 
-    /// The stream's head, and its rows after `seq` as events.
+    /// The stream's head, and its rows after `seq` as events: one statement for all members.
     async fn missing(
         &self,
-        name: &GroupName,
         stream: &Stream,
         seq: u64,
     ) -> Result<(Option<Head>, Vec<(i64, u64, Arc<Event>)>), StoreError> {
-        let head = self.heads(&[(name.clone(), stream.clone())]).await?.remove(name);
-        let events = match stream {
-            Stream::Room(room) => {
-                let display_name = self.store.room(room).await?.map_or_else(|| room.clone(), |room| room.display_name);
-                let rows = self.store.messages(room, Range::After(seq), PAGE).await?;
-                let event = |row: &persistence::Message| Arc::new(events::chat_event(room, &display_name, row));
-                rows.iter().map(|row| (row.epoch, row.seq, event(row))).collect()
+        match stream {
+            Stream::Room(name) => {
+                let Some((room, rows)) = self.store.messages_after(name, seq, PAGE).await? else {
+                    return Ok((None, Vec::new()));
+                };
+                let event = |row: &persistence::Message| Arc::new(events::chat_event(name, &room.display_name, row));
+                let events = rows.iter().map(|row| (row.epoch, row.seq, event(row))).collect();
+                Ok((Some(Head { epoch: room.epoch, last_seq: room.last_seq, last_id: room.last_id }), events))
             }
             Stream::Inbox(user) => {
-                let rows = self.store.notifications(user, Range::After(seq), false, PAGE).await?;
-                rows.iter().map(|row| (row.epoch, row.seq, Arc::new(events::notification_event(row)))).collect()
+                let Some((head, rows)) = self.store.notifications_after(user, seq, PAGE).await? else {
+                    return Ok((None, Vec::new()));
+                };
+                let events =
+                    rows.iter().map(|row| (row.epoch, row.seq, Arc::new(events::notification_event(row)))).collect();
+                Ok((Some(head), events))
             }
-        };
-        Ok((head, events))
+        }
     }
 
     /// Finds streams that are behind the database, in one statement for all rooms and one for all inboxes.
@@ -110,7 +123,7 @@ impl Hub {
             let heads = self.heads(&streams).await?;
             for (group, (_, epoch, _)) in standing {
                 match heads.get(&group.name) {
-                    Some(head) if group.is_behind(head) => self.request_fill(group),
+                    Some(head) if group.is_behind(head) => self.request_fill(group, Cause::Behind),
                     // A room that was deleted.
                     None if epoch != 0 => group.doubt(),
                     _ => {}

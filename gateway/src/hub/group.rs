@@ -31,6 +31,8 @@ struct Hold {
     bytes: usize,
     /// There were more than may wait; the database has them.
     overflowed: bool,
+    /// The stream has begun afresh since: what the client has caught up with was of another history.
+    afresh: bool,
 }
 
 /// What became of a held stream.
@@ -60,12 +62,21 @@ impl Member {
         let Some(hold) = &mut self.hold else { return true };
         hold.bytes += frame.len();
         if hold.overflowed || hold.bytes > self.socket.outbox_limit() {
-            **hold = Hold { overflowed: true, ..Hold::default() };
+            **hold = Hold { overflowed: true, afresh: hold.afresh, ..Hold::default() };
         } else {
             hold.frames.push((seq, frame.clone()));
         }
         false
     }
+}
+
+/// Why the database is asked for what is missing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Cause {
+    /// Something is held; it may come by itself.
+    Hole,
+    /// The database has more than we do.
+    Behind,
 }
 
 pub(super) struct Group {
@@ -78,15 +89,28 @@ struct Inner {
     alive: bool,
     members: Vec<Member>,
     stream: Option<(Stream, Position)>,
-    filling: bool,
+    /// The database is about to be asked.
+    filling: Option<Cause>,
     /// When the last member left.
     empty_since: Option<Instant>,
+}
+
+impl Inner {
+    /// After members have left.
+    fn shrink(&mut self) {
+        if self.members.is_empty() {
+            self.members = Vec::new();
+            self.empty_since = Some(Instant::now());
+        } else if self.members.len() * 4 < self.members.capacity() {
+            self.members.shrink_to_fit();
+        }
+    }
 }
 
 impl Group {
     pub(super) fn new(name: GroupName) -> Self {
         let inner =
-            Inner { alive: true, members: Vec::new(), stream: None, filling: false, empty_since: Some(Instant::now()) };
+            Inner { alive: true, members: Vec::new(), stream: None, filling: None, empty_since: Some(Instant::now()) };
         Self { name, inner: Mutex::new(inner) }
     }
 
@@ -110,12 +134,17 @@ impl Group {
         let found = inner.members.iter().position(|member| std::ptr::eq(Arc::as_ptr(&member.socket), socket));
         if let Some(at) = found {
             inner.members.swap_remove(at);
-            if inner.members.is_empty() {
-                inner.members = Vec::new();
-                inner.empty_since = Some(Instant::now());
-            } else if inner.members.len() * 4 < inner.members.capacity() {
-                inner.members.shrink_to_fit();
-            }
+            inner.shrink();
+        }
+    }
+
+    /// Keeps those members for which `stays` holds.
+    pub(super) fn retain(&self, stays: impl Fn(&Socket) -> bool) {
+        let mut inner = self.inner.lock();
+        let before = inner.members.len();
+        inner.members.retain(|member| stays(&member.socket));
+        if inner.members.len() < before {
+            inner.shrink();
         }
     }
 
@@ -168,12 +197,37 @@ impl Group {
         Some((stream.clone(), position.epoch(), position.seq()))
     }
 
-    pub(super) fn begin_fill(&self) -> bool {
-        !std::mem::replace(&mut self.inner.lock().filling, true)
+    /// Whether somebody has to ask; `false` when that is under way.
+    pub(super) fn begin_fill(&self, cause: Cause) -> bool {
+        let filling = &mut self.inner.lock().filling;
+        let begins = filling.is_none();
+        *filling = (*filling).max(Some(cause));
+        begins
     }
 
     pub(super) fn end_fill(&self) {
-        self.inner.lock().filling = false;
+        self.inner.lock().filling = None;
+    }
+
+    /// Ends asking for what has come by itself.
+    pub(super) fn is_filled(&self) -> bool {
+        let mut inner = self.inner.lock();
+        let holds = inner.stream.as_ref().is_some_and(|(_, position)| position.has_hole());
+        let filled = inner.filling == Some(Cause::Hole) && !holds;
+        if filled {
+            inner.filling = None;
+        }
+        filled
+    }
+
+    /// The stream has another history now: nothing of the old one is known to the members or held for them.
+    pub(super) fn begin_afresh(&self) {
+        self.for_each(|member| {
+            member.sent = 0;
+            if let Some(hold) = &mut member.hold {
+                **hold = Hold { overflowed: hold.overflowed, afresh: true, ..Hold::default() };
+            }
+        });
     }
 
     pub(super) fn has_hole(&self) -> bool {
@@ -210,8 +264,11 @@ impl Group {
     /// Sends a member what was held for it after `sent`, and then everything as it comes.
     pub(super) fn release(&self, socket: &Socket, sent: u64) -> Released {
         self.with_member(socket, |member| {
-            member.sent = member.sent.max(sent);
-            let Some(hold) = member.hold.take() else { return Released::Live };
+            let hold = member.hold.take();
+            if !hold.as_ref().is_some_and(|hold| hold.afresh) {
+                member.sent = member.sent.max(sent);
+            }
+            let Some(hold) = hold else { return Released::Live };
             for (_, frame) in hold.frames.iter().filter(|(seq, _)| *seq > member.sent) {
                 member.socket.push(frame);
             }

@@ -31,7 +31,7 @@ use crate::registry::Registry;
 use crate::socket::Socket;
 pub(crate) use catch_up::renderer;
 pub(crate) use group::Released;
-use group::{Group, Member};
+use group::{Cause, Group, Member};
 pub(crate) use join::JoinError;
 
 /// Deliveries that may wait for a dispatcher. Over it the oldest go; stored ones come back from the
@@ -90,6 +90,8 @@ struct Filled {
     head: Option<Head>,
     /// Rows after `asked_at`, ascending: epoch, seq, event.
     events: Vec<(i64, u64, Arc<channel_layer::Event>)>,
+    /// There may be more rows after these.
+    more: bool,
 }
 
 impl Hub {
@@ -189,6 +191,11 @@ impl Hub {
         }
     }
 
+    /// Whether a socket is in a group.
+    pub(crate) fn has(&self, socket: &Socket, name: &GroupName) -> bool {
+        self.group(name).is_some_and(|group| group.has(socket))
+    }
+
     /// Keeps a stream's stored frames from a socket until it is released.
     pub(crate) fn hold(&self, socket: &Socket, name: &GroupName) {
         if let Some(group) = self.group(name) {
@@ -231,16 +238,22 @@ impl Hub {
 
     fn push(&self, shard: &Shard, work: Work) {
         let mut queue = shard.queue.lock();
-        if queue.len() >= QUEUE_LIMIT {
-            queue.pop_front();
-            self.metrics.layer_events_dropped.get_or_create(&ByReason { reason: "queue_full" }).inc();
-        }
+        let dropped = if queue.len() >= QUEUE_LIMIT { queue.pop_front() } else { None };
         queue.push_back(work);
+        drop(queue);
+        let Some(dropped) = dropped else { return };
+        self.metrics.layer_events_dropped.get_or_create(&ByReason { reason: "queue_full" }).inc();
+        if let Work::Filled(lost) = dropped
+            && let Some(group) = self.group(&lost.group)
+        {
+            // Or nobody would ever ask again.
+            group.end_fill();
+        }
     }
 
     /// Asks for what is missing in a stream. When the queue is full the next comparison finds it.
-    fn request_fill(&self, group: &Group) {
-        if !crate::lossy::is_lossy() && group.begin_fill() && self.holes.try_send(group.name.clone()).is_err() {
+    fn request_fill(&self, group: &Group, cause: Cause) {
+        if !crate::lossy::is_lossy() && group.begin_fill(cause) && self.holes.try_send(group.name.clone()).is_err() {
             group.end_fill();
         }
     }

@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::future::join_all;
+use futures_util::future::{join, join_all};
 use redis::aio::MultiplexedConnection;
 use redis::{self, Cmd, Value};
 use serde_json::Map;
@@ -36,7 +36,7 @@ const ANSWER_TIME: Duration = Duration::from_secs(5);
 /// Entries that nobody has finished for so long are taken over.
 const IDLE_MS: usize = 30_000;
 
-/// How often that is looked for, and the backlog measured.
+/// How often that is looked for, and how often the backlog is measured.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 
 /// Pause after an error, and between two tries to write.
@@ -61,12 +61,24 @@ enum Verdict {
 pub(crate) async fn ingest(node: Arc<Node>, server: Server) {
     let stream = format!("{}:events", node.config.namespace);
     let reader = Reader { dead: format!("{stream}:dead"), stream, node, server };
-    loop {
-        if let Err(error) = reader.read().await {
-            tracing::debug!(error = &error as &dyn std::error::Error, "the event stream cannot be read");
+    let read = async {
+        loop {
+            if let Err(error) = reader.read().await {
+                tracing::debug!(error = &error as &dyn std::error::Error, "the event stream cannot be read");
+            }
+            tokio::time::sleep(RETRY_EVERY).await;
         }
-        tokio::time::sleep(RETRY_EVERY).await;
-    }
+    };
+    // Beside it: the backlog is of most interest while nothing is read.
+    let measure = async {
+        loop {
+            if let Err(error) = reader.measure().await {
+                tracing::debug!(error = &error as &dyn std::error::Error, "the event stream cannot be measured");
+            }
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+    };
+    join(read, measure).await;
 }
 
 struct Reader {
@@ -91,7 +103,6 @@ impl Reader {
             }
             if looked.is_none_or(|at| at.elapsed() >= LOOK_EVERY) {
                 self.claim(redis).await?;
-                self.measure(redis).await?;
                 looked = Some(Instant::now());
             }
             if let Err(error) = self.take(redis, ">").await {
@@ -157,16 +168,23 @@ impl Reader {
         }
     }
 
-    async fn measure(&self, redis: &mut MultiplexedConnection) -> Result<(), RedisFailed> {
-        let length: i64 = redis::cmd("XLEN").arg(&self.stream).query_async(redis).await?;
-        let pending: Value = redis::cmd("XPENDING").arg(&self.stream).arg(GROUP).query_async(redis).await?;
-        self.node.metrics.stream_length.set(length);
-        if let Value::Array(pending) = pending
-            && let Some(Value::Int(count)) = pending.first()
-        {
-            self.node.metrics.stream_pending.set(*count);
+    /// Measures the backlog until the connection breaks.
+    async fn measure(&self) -> Result<(), RedisFailed> {
+        let mut redis = self.server.open(&self.stream).await?;
+        let redis = &mut redis.connection;
+        loop {
+            let length: i64 = redis::cmd("XLEN").arg(&self.stream).query_async(redis).await?;
+            self.node.metrics.stream_length.set(length);
+            let pending: Result<Value, _> =
+                redis::cmd("XPENDING").arg(&self.stream).arg(GROUP).query_async(redis).await;
+            let pending = match pending {
+                Ok(Value::Array(pending)) => pending.first().and_then(|count| redis::from_redis_value_ref(count).ok()),
+                Err(error) if error.code() != Some("NOGROUP") => return Err(error.into()),
+                _ => None,
+            };
+            self.node.metrics.stream_pending.set(pending.unwrap_or(0));
+            tokio::time::sleep(LOOK_EVERY).await;
         }
-        Ok(())
     }
 
     /// Stores what the entries say, then acknowledges and deletes them together.
@@ -246,6 +264,9 @@ impl Reader {
     }
 
     async fn attempt(&self, entry: &Entry) -> Result<&'static str, Failed> {
+        if entry.fields.is_empty() {
+            return Ok("deleted");
+        }
         let items = envelope(&entry.fields)
             .and_then(|envelope| envelope.items(&self.node, "", None))
             .map_err(Failed::Unusable)?;
@@ -327,7 +348,7 @@ pub(super) fn entries(list: Value) -> Vec<Entry> {
             let Value::Array(parts) = entry else { return None };
             let mut parts = parts.into_iter();
             let id = text(parts.next()?)?;
-            // Deleted while it was pending: nothing left but its id.
+            // Deleted while it was pending, by hand or by a publisher that trims: nothing left but its id.
             let fields = match parts.next()? {
                 Value::Array(fields) => fields,
                 _ => Vec::new(),

@@ -92,6 +92,13 @@ impl Door {
         self.try_connect(path, &[("authorization", &format!("Bearer {}", token(user)))]).await.unwrap()
     }
 
+    /// Connects a client that speaks `gateway.v1`.
+    pub async fn v1(&self, path: &str, user: &str) -> Client {
+        let bearer = format!("Bearer {}", token(user));
+        let headers = [("authorization", bearer.as_str()), ("sec-websocket-protocol", "gateway.v1")];
+        self.try_connect(path, &headers).await.unwrap()
+    }
+
     /// Connects with these headers; the error is the status of a refusal.
     pub async fn try_connect(&self, path: &str, headers: &[(&str, &str)]) -> Result<Client, u16> {
         let mut request = format!("ws://{}{path}", self.public).into_client_request().unwrap();
@@ -201,6 +208,20 @@ impl Client {
     pub async fn say_acked(&mut self, room: &str, text: &str, id: &str) -> Value {
         self.send(json!({"cate": "chat", "group_name": room, "message": text, "client_id": id})).await;
         self.until(|frame| frame["client_id"] == id).await
+    }
+
+    /// Asks for something: the frame of the same type, or an error.
+    pub async fn ask(&mut self, frame: Value) -> Value {
+        let kind = frame["cate"].clone();
+        self.send(frame).await;
+        self.until(|frame| frame["type"] == kind || frame["type"] == "error").await
+    }
+
+    /// The rooms that this socket hears.
+    pub async fn rooms(&mut self) -> Vec<String> {
+        let rooms = self.ask(json!({"cate": "rooms"})).await;
+        let names = rooms["rooms"].as_array().unwrap().iter();
+        names.map(|room| room["group_name"].as_str().unwrap().to_owned()).collect()
     }
 
     pub async fn hear(&mut self) -> Heard {
@@ -334,7 +355,12 @@ fn ready(internal: SocketAddr) -> bool {
 
 /// Waits until something holds.
 pub async fn eventually<F: Future<Output = bool>>(what: &str, check: impl Fn() -> F) {
-    let deadline = tokio::time::Instant::now() + PATIENCE * 2;
+    eventually_within(PATIENCE * 2, what, check).await;
+}
+
+/// The same for what takes longer.
+pub async fn eventually_within<F: Future<Output = bool>>(limit: Duration, what: &str, check: impl Fn() -> F) {
+    let deadline = tokio::time::Instant::now() + limit;
     while !check().await {
         assert!(tokio::time::Instant::now() < deadline, "in time: {what}");
         tokio::time::sleep(Duration::from_millis(20)).await;

@@ -1,6 +1,6 @@
 //! Positions, batches and what they cost.
 
-use persistence::{AppendError, Backend, Range, Stream};
+use persistence::{AppendError, Backend, Range, Seen, Stream};
 use uuid::Uuid;
 
 use crate::common::*;
@@ -10,6 +10,7 @@ on_all_databases!(
     a_refused_item_takes_no_position,
     what_is_read_is_what_was_stored,
     ranges_ascend,
+    what_comes_after_a_place_is_read_with_its_head_in_one_statement,
     a_thousand_rows_cost_few_statements,
     large_messages_fit,
 );
@@ -106,6 +107,31 @@ async fn ranges_ascend(database: Database) {
     assert!(seqs(Range::After(u64::MAX), 3).await.is_empty());
     assert_eq!(seqs(Range::Before(u64::MAX), u64::MAX).await.len(), 9);
     assert!(store.messages("elsewhere", Range::Latest, 3).await.unwrap().is_empty());
+}
+
+async fn what_comes_after_a_place_is_read_with_its_head_in_one_statement(database: Database) {
+    let store = database.store().await;
+    let room = store.create_room("lobby", Some("The Lobby")).await.unwrap();
+    assert_eq!(store.messages_after("lobby", 0, 10).await.unwrap(), Some((room, vec![])), "nothing but the head");
+    let (mut chats, mut rings) = (Vec::new(), Vec::new());
+    for n in 1..=4 {
+        chats.push(stored(&store, chat("lobby", "alice", &n.to_string())).await);
+        rings.push(stored(&store, notify("carol", &n.to_string())).await);
+    }
+    store.mark_seen("carol", Seen::UpTo(2)).await.unwrap();
+    let before = store.statements();
+    let (room, messages) = store.messages_after("lobby", 1, 2).await.unwrap().unwrap();
+    let (head, notifications) = store.notifications_after("carol", 1, 2).await.unwrap().unwrap();
+    assert_eq!(store.statements() - before, 2);
+    assert_eq!((room.display_name.as_str(), room.last_seq, room.last_id), ("The Lobby", 4, Some(chats[3].id)));
+    assert_eq!((head.epoch, head.last_seq, head.last_id), (rings[3].epoch, 4, Some(rings[3].id)));
+    assert_eq!(messages, store.messages("lobby", Range::After(1), 2).await.unwrap());
+    assert_eq!(notifications, store.notifications("carol", Range::After(1), false, 2).await.unwrap());
+    assert_eq!((messages.len(), notifications[0].seen, notifications[1].seen), (2, true, false));
+    assert_eq!(store.notifications_after("carol", 4, 10).await.unwrap(), Some((head, vec![])));
+    assert_eq!(store.messages_after("lobby", u64::MAX, 10).await.unwrap().unwrap().1, []);
+    assert_eq!(store.messages_after("nowhere", 0, 10).await.unwrap(), None);
+    assert_eq!(store.notifications_after("nobody", 0, 10).await.unwrap(), None);
 }
 
 async fn a_thousand_rows_cost_few_statements(database: Database) {

@@ -2,8 +2,12 @@
 
 use std::time::{Duration, Instant};
 
-use persistence::{Range, Store, StoreError, StoreOptions};
-use testkit::{mariadb::MariaDb, postgres::Postgres};
+use persistence::{Append, Range, Store, StoreError, StoreOptions};
+use testkit::{
+    mariadb::MariaDb,
+    postgres::Postgres,
+    proxy::{ChaosProxy, Way},
+};
 
 use crate::common::*;
 
@@ -169,4 +173,61 @@ async fn a_locked_head_is_waited_for_and_then_given_up() {
     };
     assert!(error.is_retryable(), "{error:?}");
     append_again(&store).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_link_to_postgres_cut_anywhere_in_an_append_leaves_one_row_after_a_repeat() {
+    let server = Postgres::shared();
+    cut_anywhere(&server.fresh_database(), server.port()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_link_to_mariadb_cut_anywhere_in_an_append_leaves_one_row_after_a_repeat() {
+    let server = MariaDb::shared();
+    cut_anywhere(&server.fresh_database(), server.port()).await;
+}
+
+/// Cuts after every few bytes that an append sends and receives, COMMIT and its answer included. Whatever
+/// the store said, the same key again leaves one row and no hole.
+async fn cut_anywhere(url: &str, port: u16) {
+    const STEP: usize = 16;
+    let link = ChaosProxy::to(port);
+    let through = url.replace(&format!(":{port}/"), &format!(":{}/", link.port()));
+    assert_ne!(through, url);
+    let mut options = StoreOptions::new(through);
+    options.max_connections = 1;
+    let store = Store::connect(options).await.unwrap();
+    store.migrate().await.unwrap();
+    store.create_room("lobby", None).await.unwrap();
+    let keyed = |n: usize| Append { key: client_key("alice", &n.to_string()), ..chat("lobby", "alice", "hello") };
+    let (mut count, mut unknown) = (0, 0);
+    for way in [Way::ToServer, Way::ToClient] {
+        // The second append of a connection sends nothing that the third does not.
+        for _ in 0..2 {
+            count += 1;
+            stored(&store, keyed(count)).await;
+        }
+        let before = link.bytes(way);
+        count += 1;
+        stored(&store, keyed(count)).await;
+        let all = usize::try_from(link.bytes(way) - before).unwrap();
+        for bytes in (1..all).step_by(STEP) {
+            count += 1;
+            link.cut_after(bytes as u64, way);
+            let first = store.append(&[keyed(count)]).await;
+            link.pass();
+            let again = stored(&store, keyed(count)).await;
+            assert_eq!(again.seq, count as u64);
+            match first {
+                Ok(results) => assert_eq!(results[0].as_ref().unwrap().id, again.id),
+                Err(error) => {
+                    assert!(error.is_retryable(), "{error:?}");
+                    unknown += usize::from(again.repeated);
+                }
+            }
+        }
+    }
+    assert!(unknown > 0, "some were committed, and nobody was told");
+    let rows = store.messages("lobby", Range::After(0), 1_000_000).await.unwrap();
+    assert!(rows.iter().map(|row| row.seq).eq(1..=count as u64), "{} rows of {count}", rows.len());
 }
