@@ -168,23 +168,19 @@ impl Reader {
         }
     }
 
-    /// Measures the backlog until the connection breaks.
     async fn measure(&self) -> Result<(), RedisFailed> {
         let mut redis = self.server.open(&self.stream).await?;
-        let redis = &mut redis.connection;
-        loop {
-            let length: i64 = redis::cmd("XLEN").arg(&self.stream).query_async(redis).await?;
-            self.node.metrics.stream_length.set(length);
-            let pending: Result<Value, _> =
-                redis::cmd("XPENDING").arg(&self.stream).arg(GROUP).query_async(redis).await;
-            let pending = match pending {
-                Ok(Value::Array(pending)) => pending.first().and_then(|count| redis::from_redis_value_ref(count).ok()),
-                Err(error) if error.code() != Some("NOGROUP") => return Err(error.into()),
-                _ => None,
-            };
-            self.node.metrics.stream_pending.set(pending.unwrap_or(0));
-            tokio::time::sleep(LOOK_EVERY).await;
-        }
+        let length: i64 = redis::cmd("XLEN").arg(&self.stream).query_async(&mut *redis).await?;
+        self.node.metrics.stream_length.set(length);
+        let pending: Result<Value, _> =
+            redis::cmd("XPENDING").arg(&self.stream).arg(GROUP).query_async(&mut *redis).await;
+        let pending = match pending {
+            Ok(Value::Array(pending)) => pending.first().and_then(|count| redis::from_redis_value_ref(count).ok()),
+            Err(error) if error.code() != Some("NOGROUP") => return Err(error.into()),
+            _ => None,
+        };
+        self.node.metrics.stream_pending.set(pending.unwrap_or(0));
+        Ok(())
     }
 
     /// Stores what the entries say, then acknowledges and deletes them together.
