@@ -107,6 +107,10 @@ async fn entries_of_a_killed_node_are_claimed_and_stored_and_delivered_once() {
     add(&redis, "alice", "order-1");
     eventually("node one has taken the entry", || async { pending(&redis, "one") == 1 }).await;
     one.process.kill();
+    // A server learns of a dead client only when it answers it; until then the statement waits on, and would commit.
+    let waiting = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity \
+                   WHERE datname = current_database() AND wait_event_type = 'Lock'";
+    assert_eq!(postgres.sql(&database, waiting).trim(), "1");
     // ... and the second one between its commit and its XACK.
     let mut two = start_node(&link.url(), &database, "two");
     add(&redis, "bob", "order-2");

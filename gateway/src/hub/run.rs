@@ -220,3 +220,29 @@ fn disconnect_reason(event: &Event) -> CloseReason {
         None => CloseReason::Custom(code, "".into()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn frame(text: &str) -> Kind {
+        Kind::Frame(Rendering::text("chat", text))
+    }
+
+    #[test]
+    fn frames_for_everybody_are_joined_in_their_order() {
+        let joined = join(&[frame("a"), frame("bc")], 1000).unwrap();
+        assert_eq!(joined.as_bytes(), [&[0x81, 1][..], b"a", &[0x81, 2], b"bc"].concat());
+    }
+
+    #[test]
+    fn what_is_not_for_everybody_or_too_much_is_not_joined() {
+        assert!(join(&[frame("a")], 1000).is_none(), "one frame is shared as it is");
+        assert!(join(&[frame("a"), Kind::Own], 1000).is_none());
+        assert!(join(&[frame("a"), Kind::Frame(Rendering::text("seen", "b").v1_only())], 1000).is_none());
+        assert!(join(&[frame("a"), Kind::Frame(Rendering::text("typing", "b").except_user("alice"))], 1000).is_none());
+        assert!(join(&[frame("a"), frame("b")], 4 * 6).is_some());
+        assert!(join(&[frame("a"), frame("b")], 4 * 6 - 4).is_none(), "more than a quarter of the outbox");
+        assert!(join(&[frame(&"x".repeat(40_000)), frame(&"x".repeat(40_000))], 1 << 20).is_none());
+    }
+}

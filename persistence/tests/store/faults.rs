@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use persistence::{Append, Range, Store, StoreError, StoreOptions};
+use sea_orm::ConnectionTrait;
 use testkit::{
     mariadb::MariaDb,
     postgres::Postgres,
@@ -230,4 +231,24 @@ async fn cut_anywhere(url: &str, port: u16) {
     assert!(unknown > 0, "some were committed, and nobody was told");
     let rows = store.messages("lobby", Range::After(0), 1_000_000).await.unwrap();
     assert!(rows.iter().map(|row| row.seq).eq(1..=count as u64), "{} rows of {count}", rows.len());
+}
+
+/// SQLite stores a lone message with several statements in one call; the driver knows of no transaction.
+#[tokio::test]
+async fn a_lone_message_that_fails_halfway_leaves_no_open_transaction() {
+    let database = Database::sqlite();
+    let store = database.store().await;
+    store.create_room("lobby", None).await.unwrap();
+    let other = sea_orm::Database::connect(&database.url).await.unwrap();
+    let refuse = "CREATE TRIGGER refuse BEFORE INSERT ON gateway_messages WHEN NEW.message = 'refused' \
+                  BEGIN SELECT RAISE(ABORT, 'refused'); END";
+    other.execute_unprepared(refuse).await.unwrap();
+    let mut refused = chat("lobby", "alice", "refused");
+    refused.key = client_key("alice", "1");
+    store.append(std::slice::from_ref(&refused)).await.unwrap_err();
+    // Neither the head nor the key has been moved, and others may write.
+    assert_eq!(stored(&store, chat("lobby", "alice", "hello")).await.seq, 1);
+    other.execute_unprepared("DROP TRIGGER refuse").await.unwrap();
+    let after = stored(&store, refused).await;
+    assert_eq!((after.seq, after.repeated), (2, false));
 }
