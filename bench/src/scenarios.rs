@@ -40,8 +40,8 @@ const fn other(name: &'static str, group: &'static str, about: &'static str, kin
 }
 
 pub(crate) const SCENARIOS: &[Scenario] = &[
-    other("idle", "idle", "connecting, 64 at once, and standing still: two rows, connect and idle", Kind::Idle),
-    other("rounds", "idle", "memory after ten rounds of connecting and leaving", Kind::Rounds),
+    other("idle", "connect", "connecting, 64 at once, and standing still: two rows, connect and idle", Kind::Idle),
+    other("rounds", "connect", "memory after ten rounds of connecting and leaving", Kind::Rounds),
     fanout("rate-10", "2,000 deliveries per second in rooms of 10, stored", 10, Pace::Rate(2_000.0), true),
     fanout("rate-100", "20,000 per second in rooms of 100, stored", 100, Pace::Rate(20_000.0), true),
     fanout("full-100", "rooms of 100, two messages in flight in each, stored", 100, Pace::InFlight(2), true),
