@@ -251,7 +251,7 @@ impl Generator {
     fn begin(&mut self, at: usize) {
         self.opening += 1;
         self.sockets[at].state = State::Connecting;
-        let begun = connect(self.sockets[at].address).and_then(|stream| {
+        let begun = connect(self.sockets[at].address, at).and_then(|stream| {
             let both = EventFlags::IN | EventFlags::OUT;
             epoll::add(&self.epoll, &stream, EventData::new_u64(at as u64), both)?;
             Ok(stream)

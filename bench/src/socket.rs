@@ -1,7 +1,7 @@
 //! One WebSocket of the generator.
 
 use std::io::{self, ErrorKind, Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 
 use anyhow::Result;
 use jsonwebtoken::{EncodingKey, Header};
@@ -82,11 +82,16 @@ impl Socket {
     }
 }
 
-/// Begins to connect; the socket is writable when that is done.
-pub(crate) fn connect(address: SocketAddr) -> io::Result<TcpStream> {
+/// Begins to connect; the socket is writable when that is done. On loopback the sockets take turns at
+/// some addresses: where one address has used half of its ports, the kernel searches long for a free one.
+pub(crate) fn connect(address: SocketAddr, number: usize) -> io::Result<TcpStream> {
     let socket = Plain::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_nonblocking(true)?;
     socket.set_tcp_nodelay(true)?;
+    if address.ip() == Ipv4Addr::LOCALHOST {
+        let source = Ipv4Addr::new(127, 0, 0, 1 + (number % SOURCES) as u8);
+        socket.bind(&SocketAddr::from((source, 0)).into())?;
+    }
     match socket.connect(&address.into()) {
         // EINPROGRESS has no kind of its own.
         Err(error) if error.kind() != ErrorKind::WouldBlock && error.raw_os_error() != Some(EINPROGRESS) => Err(error),
@@ -94,6 +99,7 @@ pub(crate) fn connect(address: SocketAddr) -> io::Result<TcpStream> {
     }
 }
 
+const SOURCES: usize = 8;
 const EINPROGRESS: i32 = nix::errno::Errno::EINPROGRESS as i32;
 
 /// The request of a user for a room.
