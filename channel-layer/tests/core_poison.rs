@@ -10,7 +10,7 @@ mod node;
 use std::{collections::HashSet, time::Duration};
 
 use channel_layer::{ChannelLayer, Event, GroupName, LayerError, RedisCoreLayer, Value};
-use common::{Collector, PATIENCE, channel, group, heard, until, until_async};
+use common::{Collector, PATIENCE, channel, group, heard, until, until_async, until_ok};
 use node::Node;
 use serde_json::json;
 use testkit::{python::Peer, redis::RedisServer};
@@ -263,16 +263,11 @@ async fn r17_a_queue_of_the_wrong_type_is_cleared_and_read_again() {
     let queue = format!("asgi{}", own.non_local());
     server.cli(&["SET", &queue, "a text"]);
     // Until it is noticed, senders hear that this is no queue.
-    let sent = async {
-        loop {
-            match layer.send(&own, &numbered(1)).await {
-                Ok(()) => break,
-                Err(LayerError::Unavailable(_)) => tokio::time::sleep(Duration::from_millis(2)).await,
-                Err(other) => panic!("{other:?}"),
-            }
-        }
-    };
-    timeout(PATIENCE, sent).await.expect("the queue is cleared");
+    until_ok("the queue is cleared, and a send", async || match layer.send(&own, &numbered(1)).await {
+        Err(other) if !matches!(other, LayerError::Unavailable(_)) => panic!("{other:?}"),
+        sent => sent,
+    })
+    .await;
     assert_eq!(number(&collected.channel(&own).await), 1);
 }
 

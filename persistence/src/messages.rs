@@ -12,6 +12,15 @@ use crate::{
     values::{date, signed, storable, unsigned},
 };
 
+/// What is read of a message, beside the epoch of its room.
+pub(crate) const COLUMNS: [messages::Column; 5] = [
+    messages::Column::Id,
+    messages::Column::Seq,
+    messages::Column::FromUser,
+    messages::Column::Message,
+    messages::Column::Date,
+];
+
 #[derive(FromQueryResult)]
 struct MessageRow {
     id: Uuid,
@@ -50,12 +59,8 @@ impl Store {
         }
         let mut select = Query::select();
         select
-            .column((messages::Entity, messages::Column::Id))
-            .column((messages::Entity, messages::Column::Seq))
+            .columns(COLUMNS.map(|column| (messages::Entity, column)))
             .column((rooms::Entity, rooms::Column::Epoch))
-            .column((messages::Entity, messages::Column::FromUser))
-            .column((messages::Entity, messages::Column::Message))
-            .column((messages::Entity, messages::Column::Date))
             .from(rooms::Entity)
             .inner_join(
                 messages::Entity,

@@ -56,19 +56,10 @@ impl Store {
         }
         let column = |column| (messages::Entity, column);
         let mut select = Query::select();
-        for head in [rooms::Column::DisplayName, rooms::Column::Epoch, rooms::Column::LastSeq, rooms::Column::LastId] {
-            select.column((rooms::Entity, head));
-        }
-        for row in [
-            messages::Column::Seq,
-            messages::Column::Id,
-            messages::Column::FromUser,
-            messages::Column::Message,
-            messages::Column::Date,
-        ] {
-            select.column(column(row));
-        }
+        let head = [rooms::Column::DisplayName, rooms::Column::Epoch, rooms::Column::LastSeq, rooms::Column::LastId];
         select
+            .columns(head.map(|column| (rooms::Entity, column)))
+            .columns(crate::messages::COLUMNS.map(column))
             .from(rooms::Entity)
             .left_join(
                 messages::Entity,
@@ -113,22 +104,10 @@ impl Store {
         }
         let column = |column| (notifications::Entity, column);
         let mut select = Query::select();
-        for head in [inboxes::Column::Epoch, inboxes::Column::LastSeq, inboxes::Column::LastId] {
-            select.column((inboxes::Entity, head));
-        }
-        for row in [
-            notifications::Column::Seq,
-            notifications::Column::Id,
-            notifications::Column::FromUser,
-            notifications::Column::Message,
-            notifications::Column::Date,
-            notifications::Column::SeenAt,
-            notifications::Column::Source,
-            notifications::Column::EventId,
-        ] {
-            select.column(column(row));
-        }
+        let head = [inboxes::Column::Epoch, inboxes::Column::LastSeq, inboxes::Column::LastId];
         select
+            .columns(head.map(|column| (inboxes::Entity, column)))
+            .columns(crate::notifications::COLUMNS.map(column))
             .from(inboxes::Entity)
             .left_join(
                 notifications::Entity,

@@ -13,6 +13,18 @@ use crate::{
     values::{MAX_LIST, date, now, padded, signed, storable, unsigned},
 };
 
+/// What is read of a notification, beside the epoch of its inbox.
+pub(crate) const COLUMNS: [notifications::Column; 8] = [
+    notifications::Column::Id,
+    notifications::Column::Seq,
+    notifications::Column::FromUser,
+    notifications::Column::Message,
+    notifications::Column::Date,
+    notifications::Column::SeenAt,
+    notifications::Column::Source,
+    notifications::Column::EventId,
+];
+
 #[derive(FromQueryResult)]
 struct NotificationRow {
     id: Uuid,
@@ -54,19 +66,8 @@ impl Store {
             return Ok(Vec::new());
         }
         let mut select = Query::select();
-        for column in [
-            notifications::Column::Id,
-            notifications::Column::Seq,
-            notifications::Column::FromUser,
-            notifications::Column::Message,
-            notifications::Column::Date,
-            notifications::Column::SeenAt,
-            notifications::Column::Source,
-            notifications::Column::EventId,
-        ] {
-            select.column((notifications::Entity, column));
-        }
         select
+            .columns(COLUMNS.map(|column| (notifications::Entity, column)))
             .column((inboxes::Entity, inboxes::Column::Epoch))
             .from(inboxes::Entity)
             .inner_join(
