@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 use persistence::{Membership, Room, Store, StoreError};
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::batch::{BatchError, Batcher};
@@ -44,10 +45,10 @@ pub(crate) struct Admitted {
 pub(crate) struct Admissions(Batcher<Ask, Admitted, StoreError>);
 
 impl Admissions {
-    pub(crate) fn start(store: &Store, metrics: &Arc<Metrics>, tasks: &TaskTracker) -> Self {
+    pub(crate) fn start(store: &Store, metrics: &Arc<Metrics>, tasks: &TaskTracker, stop: &CancellationToken) -> Self {
         let desk = Arc::new(Desk { store: store.clone(), known: Mutex::default() });
         let metrics = Arc::clone(metrics);
-        Self(Batcher::spawn(tasks, BATCH, move |asks| {
+        Self(Batcher::spawn(tasks, stop, BATCH, move |asks| {
             let (desk, metrics) = (Arc::clone(&desk), Arc::clone(&metrics));
             async move { metrics.time_store("admit", desk.admit(asks)).await }
         }))

@@ -4,6 +4,7 @@ use std::future::Future;
 use std::sync::Arc;
 
 use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 /// A handle to a batching worker. `K` asks, `V` answers, `E` is shared by all that were in a failed batch.
@@ -34,13 +35,14 @@ where
     E: std::error::Error + Send + Sync + 'static,
 {
     /// Starts a worker that calls `work` with up to `max` keys; it answers with one value per key, in their order.
-    pub(crate) fn spawn<W, F>(tasks: &TaskTracker, max: usize, work: W) -> Self
+    /// It ends with `stop`.
+    pub(crate) fn spawn<W, F>(tasks: &TaskTracker, stop: &CancellationToken, max: usize, work: W) -> Self
     where
         W: Fn(Vec<K>) -> F + Send + 'static,
         F: Future<Output = Result<Vec<V>, E>> + Send,
     {
         let (requests, mut incoming) = mpsc::channel::<Request<K, V, E>>(max * 2);
-        tasks.spawn(async move {
+        tasks.spawn(stop.clone().run_until_cancelled_owned(async move {
             let mut waiting = Vec::with_capacity(max);
             while incoming.recv_many(&mut waiting, max).await > 0 {
                 let (keys, answers): (Vec<K>, Vec<_>) =
@@ -56,7 +58,7 @@ where
                     }
                 }
             }
-        });
+        }));
         Self { requests }
     }
 
@@ -83,10 +85,11 @@ mod tests {
     async fn what_waits_together_is_asked_together() {
         let calls = Arc::new(AtomicUsize::new(0));
         let counted = Arc::clone(&calls);
-        let batcher: Batcher<u32, u32, std::io::Error> = Batcher::spawn(&TaskTracker::new(), 100, move |keys| {
-            counted.fetch_add(1, Ordering::Relaxed);
-            async move { Ok(keys.into_iter().map(|key| key * 2).collect()) }
-        });
+        let batcher: Batcher<u32, u32, std::io::Error> =
+            Batcher::spawn(&TaskTracker::new(), &CancellationToken::new(), 100, move |keys| {
+                counted.fetch_add(1, Ordering::Relaxed);
+                async move { Ok(keys.into_iter().map(|key| key * 2).collect()) }
+            });
         let answers = futures_util::future::join_all((0..50).map(|key| batcher.load(key))).await;
         assert!(answers.into_iter().enumerate().all(|(key, answer)| answer.unwrap() == key as u32 * 2));
         assert!(calls.load(Ordering::Relaxed) < 10);
@@ -95,7 +98,9 @@ mod tests {
     #[tokio::test]
     async fn a_failed_batch_fails_all_its_questions() {
         let batcher: Batcher<u32, u32, std::io::Error> =
-            Batcher::spawn(&TaskTracker::new(), 100, |_| async { Err(std::io::Error::other("no")) });
+            Batcher::spawn(&TaskTracker::new(), &CancellationToken::new(), 100, |_| async {
+                Err(std::io::Error::other("no"))
+            });
         assert!(matches!(batcher.load(1).await, Err(BatchError::Failed(_))));
     }
 }

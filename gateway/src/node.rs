@@ -130,8 +130,8 @@ impl Node {
             server::listen(config.internal_listen).map_err(|error| NodeError::Listen(config.internal_listen, error))?;
         let addresses = (public.local_addr(), internal.local_addr());
         let node = Arc::new(Self {
-            writer: Writer::start(&store, &layer, &names, &metrics, &background),
-            admissions: Admissions::start(&store, &metrics, &background),
+            writer: Writer::start(&store, &layer, &names, &metrics, &background, &stop),
+            admissions: Admissions::start(&store, &metrics, &background, &stop),
             auth: jwt(&config),
             origins: Origins::new(&config.allowed_origins),
             peers: Peers::new(&config, &layer),

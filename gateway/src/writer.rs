@@ -1,11 +1,13 @@
 //! Stored first, then sent: what consumers and the API want to store, made into few transactions, and
 //! written to the layer in commit order.
 
+use std::pin::pin;
 use std::sync::Arc;
 
 use channel_layer::{ChannelLayer, Event};
 use persistence::{Append, AppendError, Appended, Message, Notification, Refused, Store, StoreError, Stream};
 use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::events;
@@ -71,13 +73,15 @@ struct Lane {
 }
 
 impl Writer {
-    /// Starts the lanes: one for SQLite, which has one writer anyway, four for servers.
+    /// Starts the lanes: one for SQLite, which has one writer anyway, four for servers. With `stop` they take
+    /// nothing more, and end when what they have is written.
     pub(crate) fn start(
         store: &Store,
         layer: &Arc<dyn ChannelLayer>,
         names: &GroupNames,
         metrics: &Arc<Metrics>,
         tasks: &TaskTracker,
+        stop: &CancellationToken,
     ) -> Self {
         let lanes = if store.backend() == persistence::Backend::Sqlite { 1 } else { 4 };
         let lanes = (0..lanes)
@@ -89,7 +93,7 @@ impl Writer {
                     names: names.clone(),
                     metrics: Arc::clone(metrics),
                 };
-                tasks.spawn(lane.run(waiting));
+                tasks.spawn(lane.run(waiting, stop.clone()));
                 jobs
             })
             .collect();
@@ -135,10 +139,21 @@ fn lane_of(stream: &Stream, lanes: usize) -> usize {
 }
 
 impl Lane {
-    async fn run(self, mut waiting: mpsc::Receiver<Job>) {
+    async fn run(self, mut waiting: mpsc::Receiver<Job>, stop: CancellationToken) {
         let mut jobs = Vec::with_capacity(BATCH);
         let (mut batch, mut done) = (Vec::with_capacity(BATCH), Vec::with_capacity(BATCH));
-        while waiting.recv_many(&mut jobs, BATCH).await > 0 {
+        let mut stopped = pin!(stop.cancelled_owned());
+        loop {
+            let taken = tokio::select! {
+                taken = waiting.recv_many(&mut jobs, BATCH) => taken,
+                () = &mut stopped, if !waiting.is_closed() => {
+                    waiting.close();
+                    continue;
+                }
+            };
+            if taken == 0 {
+                return;
+            }
             for job in jobs.drain(..) {
                 match job {
                     Job::One { append, done: one_done } => {

@@ -405,6 +405,14 @@ async fn drain_says_when_to_come_back_and_takes_no_new_sockets() {
     assert!(tokio::net::TcpStream::connect(door.public).await.is_err());
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_without_sockets_leaves_at_once() {
+    let node = TestNode::start(&[]).await;
+    // Its tasks get 5 seconds for their last words, and need none of them.
+    let left = tokio::time::timeout(Duration::from_secs(4), node.running.drain()).await;
+    assert_eq!(left, Ok(0));
+}
+
 #[tokio::test]
 async fn publishing_over_http_is_answered_after_the_commit() {
     let node = TestNode::start(&[]).await;

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use channel_layer::{GroupName, LayerError};
 use persistence::{Head, StoreError, Stream};
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::Hub;
@@ -41,9 +42,9 @@ enum Request {
 }
 
 impl Joiner {
-    pub(super) fn spawn(hub: &Arc<Hub>, tasks: &TaskTracker) -> Self {
+    pub(super) fn spawn(hub: &Arc<Hub>, tasks: &TaskTracker, stop: &CancellationToken) -> Self {
         let hub = Arc::downgrade(hub);
-        Self(Batcher::spawn(tasks, GROUPS_PER_BATCH, move |requests| {
+        Self(Batcher::spawn(tasks, stop, GROUPS_PER_BATCH, move |requests| {
             let hub = hub.upgrade();
             async move {
                 let answers = vec![(); requests.len()];

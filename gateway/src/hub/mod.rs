@@ -131,7 +131,7 @@ impl Hub {
         let sink: Arc<dyn RelaySink> = Arc::new(Sink(Arc::downgrade(&hub)));
         let relay = hub.layer.relay(sink).await?;
         let _ = hub.relay.set(relay);
-        let _ = hub.joins.set(join::Joiner::spawn(&hub, tasks));
+        let _ = hub.joins.set(join::Joiner::spawn(&hub, tasks, stop));
         for shard in 0..shards {
             tasks.spawn(until(stop.clone(), deliver::dispatch(Arc::clone(&hub), shard)));
         }
