@@ -40,8 +40,8 @@ pub trait ChannelLayer: Send + Sync + 'static {
 
     /// Like [`group_send`](Self::group_send), but only queues the event and returns at once; events
     /// leave in the order of the calls, both forms together, and a [`ping`](Self::ping) returns behind
-    /// them. Fails when the queue is full or the
-    /// layer is disconnected; what fails later is counted in [`LayerStats::publish_failed`].
+    /// them. Fails when the queue is full or the layer is disconnected; what fails then or later is
+    /// counted in [`LayerStats::publish_failed`].
     fn group_send_later(&self, group: &GroupName, event: &Event) -> Result<(), LayerError>;
 
     /// Forgets all unread events and all groups, as far as this layer object knows them. The layer

@@ -37,8 +37,7 @@ pub(crate) async fn watch(node: Arc<Node>) {
     loop {
         let soon = failed || node.hub.is_layer_down();
         let wait = if soon { WHILE_DOWN } else { EVERY.mul_f64(rand::random_range(0.8..1.2)) };
-        // News of the layer end the wait.
-        let _ = tokio::time::timeout(wait, node.hub.layer_changed()).await;
+        let _ = tokio::time::timeout(wait, node.hub.memberships_doubtful()).await;
         let compared = node.metrics.time_store("memberships", compare(&node)).await;
         // The doubt is as it was.
         failed = compared.is_err();

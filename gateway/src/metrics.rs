@@ -64,7 +64,7 @@ pub struct Metrics {
     pub layer_probes_missed: Gauge<u64, AtomicU64>,
     pub layer_events_unhandled: Counter,
     pub layer_events_dropped: Family<ByReason, Counter>,
-    pub layer_publish_failures: Counter,
+    pub layer_publish_failures: Gauge<u64, AtomicU64>,
     pub layer_delivery_seconds: Histogram,
     pub layer_reconnects: Gauge<u64, AtomicU64>,
     pub layer_gaps_filled: Counter,
@@ -121,7 +121,7 @@ impl Metrics {
         let (layer_events_unhandled, layer_events_dropped, layer_publish_failures, layer_delivery_seconds) = register! {
             "layer_events_unhandled", "Events of a type that no handler knows", Counter::default();
             "layer_events_dropped", "Events not delivered, by reason", Family::<ByReason, Counter>::default();
-            "layer_publish_failures", "Events that could not be written to the layer", Counter::default();
+            "layer_publish_failures_total", "Events that the layer did not take, found out then or later", Gauge::<u64, AtomicU64>::default();
             "layer_delivery_seconds", "From the commit of a stored message to its sockets' outboxes on this node", seconds();
         };
         let (layer_reconnects, layer_gaps_filled, draining) = register! {
@@ -214,6 +214,7 @@ impl Metrics {
         self.layer_events_unclaimed.set(stats.unclaimed);
         self.layer_over_capacity.set(stats.over_capacity);
         self.layer_probes_missed.set(stats.probes_missed);
+        self.layer_publish_failures.set(stats.publish_failed);
         self.layer_reconnects.set(stats.reconnects);
     }
 

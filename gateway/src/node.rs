@@ -153,6 +153,7 @@ impl Node {
         background.spawn(stop.clone().run_until_cancelled_owned(watch::watch(Arc::clone(&node))));
         background.spawn(stop.clone().run_until_cancelled_owned(memberships::watch(Arc::clone(&node))));
         background.spawn(stop.clone().run_until_cancelled_owned(crate::peers::answer(Arc::clone(&node))));
+        background.spawn(stop.clone().run_until_cancelled_owned(crate::peers::tell_of_losses(Arc::clone(&node))));
         if let Some(server) = server {
             let ingest = redis::ingest(Arc::clone(&node), server);
             background.spawn(stop.clone().run_until_cancelled_owned(ingest));

@@ -1,4 +1,4 @@
-//! Asking all nodes: who is online, and where.
+//! What nodes say to each other: who is online and where, and that something may have been lost.
 //!
 //! Nothing about a socket is written anywhere when it connects. Who wants to know asks the nodes
 //! through the channel layer, and each answers from its memory; a node that is dead does not answer,
@@ -19,6 +19,7 @@ use crate::node::Node;
 const ASK: &str = "gateway.ask";
 const ANSWER: &str = "gateway.answer";
 const HELLO: &str = "gateway.hello";
+const LOST: &str = "gateway.lost";
 
 /// How long answers are waited for. A healthy node answers within some milliseconds.
 const PATIENCE: Duration = Duration::from_millis(500);
@@ -26,6 +27,10 @@ const PATIENCE: Duration = Duration::from_millis(500);
 /// How often a node says that it is there, and after what silence it is taken for gone.
 const HELLO_EVERY: Duration = Duration::from_secs(10);
 const GONE_AFTER: Duration = Duration::from_secs(35);
+
+/// How soon the others hear of an event that the layer did not take; and how often at most when that goes on.
+const TELL_OF_LOSSES: Duration = Duration::from_secs(1);
+const TELL_AGAIN: Duration = Duration::from_secs(30);
 
 /// The other nodes, as far as this one has heard of them.
 pub(crate) struct Peers {
@@ -158,6 +163,10 @@ impl Peers {
                 Ok(())
             }
             Some(ASK) if event.text("from") != Some(&self.node_id) => self.answer(node, &event).await,
+            Some(LOST) => {
+                node.hub.compare_now();
+                Ok(())
+            }
             _ => Ok(()),
         }
     }
@@ -217,6 +226,24 @@ pub(crate) async fn answer(node: Arc<Node>) {
             tracing::debug!(error = &error as &dyn std::error::Error, "the node's mailbox is closed");
         }
         tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+}
+
+/// Has all nodes compare what they know with the database once the layer takes events again, after it did
+/// not take some of this node's. Only the publisher knows of such a loss: the others' connections may have
+/// been well all the time.
+pub(crate) async fn tell_of_losses(node: Arc<Node>) {
+    let Some(group) = &node.peers.group else { return };
+    let lost = || node.layer.stats().publish_failed;
+    let (mut told, mut wait) = (lost(), TELL_OF_LOSSES);
+    loop {
+        tokio::time::sleep(wait).await;
+        if lost() == told {
+            wait = TELL_OF_LOSSES;
+        } else if node.layer.group_send(group, &Event::new(LOST)).await.is_ok() {
+            told = lost();
+            wait = (wait * 2).min(TELL_AGAIN);
+        }
     }
 }
 

@@ -218,15 +218,14 @@ impl Lane {
         tracing::error!(error = error as &dyn std::error::Error, rows, "messages could not be stored");
     }
 
-    /// Queues the event of what was just committed. If the layer is away, nodes find the message by
-    /// comparing positions.
+    /// Queues the event of what was just committed. If the layer does not take it, nodes find the message by
+    /// comparing positions, as soon as they can be told to (`peers.rs`).
     fn publish(&self, append: &Append, appended: &Appended) {
         let (group, event) = self.event(append, appended);
         let sent = group
             .map_err(|error| error.to_string())
             .and_then(|group| self.layer.group_send_later(&group, &event).map_err(|error| error.to_string()));
         if let Err(error) = sent {
-            self.metrics.layer_publish_failures.inc();
             tracing::debug!(error, "a stored message could not be written to the layer");
         }
     }

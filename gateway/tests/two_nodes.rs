@@ -266,6 +266,41 @@ async fn redis_away_keeps_sockets_open_and_messages_coming() {
     assert_eq!(alice.until(|frame| frame["seq"] == 3 && frame["type"] == "chat").await["message"], "after");
 }
 
+async fn an_event_that_redis_refused_comes_late(layer: &str, denied: &str) {
+    let redis = RedisServer::start();
+    let database = Postgres::shared().fresh_database();
+    let node = |name| {
+        NodeProcess::start(&[
+            ("redis-url", &redis.url()),
+            ("database-url", &database),
+            ("node-id", name),
+            ("layer", layer),
+        ])
+    };
+    let (one, two) = (node("one"), node("two"));
+    let (mut alice, mut bob) = (one.door.join("alice", "lobby").await, two.door.join("bob", "lobby").await);
+    alice.say("lobby", "before").await;
+    assert_eq!((alice.hears().await, bob.hears().await), ("before".into(), "before".into()));
+    // Nobody's connection ends, so only the node that publishes can know of the loss.
+    redis.cli(&["ACL", "SETUSER", "default", &format!("-{denied}")]);
+    assert_eq!(alice.say_acked("lobby", "refused", "1").await["seq"], 2);
+    let failures = "gateway_layer_publish_failures_total";
+    eventually("the event is refused", || async { one.door.metric(failures).await >= 1.0 }).await;
+    redis.cli(&["ACL", "SETUSER", "default", &format!("+{denied}")]);
+    // Before the next of the comparisons every 30 s.
+    assert_eq!((alice.hears().await, bob.hears().await), ("refused".into(), "refused".into()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_that_redis_refused_comes_late_on_pubsub() {
+    an_event_that_redis_refused_comes_late("pubsub", "publish").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_that_redis_refused_comes_late_on_core() {
+    an_event_that_redis_refused_comes_late("core", "@scripting").await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn members_removed_while_redis_is_away_hear_nothing_any_more() {
     let mut redis = RedisServer::start();

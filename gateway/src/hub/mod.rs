@@ -53,7 +53,7 @@ pub(crate) struct Hub {
     /// The layer is away: what it should have brought is looked for in the database every second.
     layer_down: AtomicBool,
     reconcile_now: Notify,
-    layer_changed: Notify,
+    memberships_now: Notify,
     /// Recent events of rooms and of inboxes, for clients that come back. Apart, so that many users'
     /// notifications do not drive out what a room's members share.
     room_memory: Arc<Memory>,
@@ -120,7 +120,7 @@ impl Hub {
             holes,
             layer_down: AtomicBool::new(false),
             reconcile_now: Notify::new(),
-            layer_changed: Notify::new(),
+            memberships_now: Notify::new(),
             room_memory: Memory::new(config.limits.recent_bytes / 4 * 3),
             inbox_memory: Memory::new(config.limits.recent_bytes / 4),
             recent_per_room: usize::try_from(config.retention.messages_per_room).ok().filter(|most| *most > 0),
@@ -146,9 +146,15 @@ impl Hub {
         self.layer_down.load(Ordering::Relaxed)
     }
 
-    /// Waits until the layer goes away or comes back; for one task.
-    pub(crate) async fn layer_changed(&self) {
-        self.layer_changed.notified().await;
+    /// Has positions and memberships compared with the database: the layer may have lost something.
+    pub(crate) fn compare_now(&self) {
+        self.reconcile_now.notify_one();
+        self.memberships_now.notify_one();
+    }
+
+    /// Waits until memberships should be compared; for one task.
+    pub(crate) async fn memberships_doubtful(&self) {
+        self.memberships_now.notified().await;
     }
 
     /// Hands an event to this node's members of a group, when the layer cannot take it.
@@ -301,14 +307,12 @@ impl RelaySink for Sink {
                 Delivery::Channel { .. } => &hub.shards[0],
                 Delivery::Disconnected => {
                     hub.layer_down.store(true, Ordering::Relaxed);
-                    hub.reconcile_now.notify_one();
-                    hub.layer_changed.notify_one();
+                    hub.compare_now();
                     continue;
                 }
                 Delivery::Reconnected(_) => {
                     hub.layer_down.store(false, Ordering::Relaxed);
-                    hub.reconcile_now.notify_one();
-                    hub.layer_changed.notify_one();
+                    hub.compare_now();
                     continue;
                 }
             };

@@ -357,12 +357,14 @@ impl ChannelLayer for RedisCoreLayer {
 
     fn group_send_later(&self, group: &GroupName, event: &Event) -> Result<(), LayerError> {
         group.check_strict()?;
-        let shard = self.0.shared.shard_of(group.as_str());
-        if !self.0.shared.commands.reaches(shard, &self.0.shared.group_key(group)) {
-            return Err(Failure::NotConnected.into());
-        }
-        let body = self.0.shared.codec.body(event)?;
-        self.0.senders[shard].send_later(group.clone(), body)
+        let shared = &self.0.shared;
+        let body = shared.codec.body(event)?;
+        let shard = shared.shard_of(group.as_str());
+        let queued = match shared.commands.reaches(shard, &shared.group_key(group)) {
+            true => self.0.senders[shard].send_later(group.clone(), body),
+            false => Err(Failure::NotConnected.into()),
+        };
+        queued.inspect_err(|_| shared.counters.publish_failed(1))
     }
 
     async fn flush(&self) -> Result<(), LayerError> {
