@@ -7,12 +7,13 @@
 
 mod lone;
 mod plan;
+pub(crate) mod sqlite;
 mod write;
 
 use std::collections::HashMap;
 
 use crate::{
-    Append, AppendError, Appended, Refused, Store, StoreError, Stream,
+    Append, AppendError, Appended, Backend, Refused, Store, StoreError, Stream,
     append::plan::{Heads, Plan},
     db::{Transaction, rows},
     error::Fault,
@@ -29,8 +30,8 @@ impl Store {
     /// nothing was stored, or, when the database was lost during the commit, that it is unknown:
     /// then repeat with the same keys.
     ///
-    /// A lone message is one statement on PostgreSQL, one call of four on SQLite and five statements on
-    /// MySQL, BEGIN and COMMIT included; with a key one more on the last two. A thousand to any number
+    /// A lone message is one statement on PostgreSQL, up to 32 are one on SQLite; a lone one is five
+    /// statements on MySQL, BEGIN and COMMIT included, and one more with a key. A thousand to any number
     /// of streams, with keys, are nine.
     pub async fn append(&self, batch: &[Append]) -> Result<Vec<Result<Appended, AppendError>>, StoreError> {
         if batch.is_empty() {
@@ -58,10 +59,15 @@ impl Store {
         checked: &[Result<Option<Identity>, AppendError>],
         all_or_nothing: bool,
     ) -> Result<Vec<Result<Appended, AppendError>>, Fault> {
-        if let ([append], [Ok(identity)]) = (batch, checked)
-            && let Some(appended) = self.append_lone(append, identity.as_ref()).await?
-        {
-            return Ok(vec![Ok(appended)]);
+        let at_once = match (self.backend(), batch, checked) {
+            (Backend::Postgres, [append], [Ok(identity)]) => {
+                self.append_lone(append, identity.as_ref()).await?.map(|appended| vec![Ok(appended)])
+            }
+            (Backend::Sqlite, ..) => self.append_together(batch, checked, all_or_nothing).await?,
+            _ => None,
+        };
+        if let Some(answers) = at_once {
+            return Ok(answers);
         }
         let transaction = self.db.begin().await?;
         let heads = Heads {

@@ -67,11 +67,6 @@ impl Db {
         self.statements.load(Ordering::Relaxed)
     }
 
-    /// Counts statements that went along in a call with another.
-    pub(crate) fn count_statements(&self, more: u64) {
-        self.statements.fetch_add(more, Ordering::Relaxed);
-    }
-
     /// Begins a transaction that may write at once.
     pub(crate) async fn begin(&self) -> Result<Transaction<'_>, Fault> {
         let inner = self

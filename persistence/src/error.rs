@@ -133,6 +133,15 @@ impl From<sqlx::Error> for StoreError {
     }
 }
 
+/// Whether SQLite undid a statement because of what is stored, other than for a room that was deleted meanwhile.
+pub(crate) fn constraint_failed(error: &DbErr) -> bool {
+    let (DbErr::Exec(RuntimeErr::SqlxError(error)) | DbErr::Query(RuntimeErr::SqlxError(error))) = error else {
+        return false;
+    };
+    let code = error.as_database_error().and_then(|error| error.code()?.parse::<i32>().ok());
+    code.is_some_and(|code| code & 0xff == 19 && code != 787)
+}
+
 fn classify(error: &DbErr) -> Class {
     match error {
         DbErr::ConnectionAcquire(ConnAcquireErr::Timeout | ConnAcquireErr::ConnectionClosed) => Class::Away,

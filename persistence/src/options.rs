@@ -13,7 +13,7 @@ use sea_orm::{
     },
 };
 
-use crate::{Backend, StoreError, values::MAX_LIST};
+use crate::{Backend, StoreError, append::sqlite, values::MAX_LIST};
 
 /// A connection idle for so long is pinged before it is used.
 const PING_AFTER_IDLE: Duration = Duration::from_secs(2);
@@ -135,25 +135,25 @@ impl Pools {
     /// Pools that connect when first used.
     pub(crate) fn new(target: &Target, options: &StoreOptions) -> Self {
         match target {
-            Target::Sqlite { options: sqlite, in_memory } => {
+            Target::Sqlite { options: file, in_memory } => {
                 // One writer: a second one would only wait for the file lock, without a queue.
-                let one = || {
-                    common::<sqlx::Sqlite>(options)
-                        .max_connections(1)
-                        // An in-memory database lives in its one connection, which must never close.
-                        .idle_timeout(None)
-                        .max_lifetime(None)
-                        .test_before_acquire(false)
-                        .connect_lazy_with(sqlite.clone())
-                };
+                let writer: SqlitePool = common::<sqlx::Sqlite>(options)
+                    .max_connections(1)
+                    // An in-memory database lives in its one connection, which must never close.
+                    .idle_timeout(None)
+                    .max_lifetime(None)
+                    .test_before_acquire(false)
+                    .after_connect(|connection, _| {
+                        Box::pin(async move { connection.execute(sqlite::SETUP.as_str()).await.map(drop) })
+                    })
+                    .connect_lazy_with(file.clone());
                 let connection = SqlxSqliteConnector::from_sqlx_sqlite_pool;
-                let writer: SqlitePool = one();
                 if *in_memory {
                     let writer = connection(writer);
                     return Self { reads: writer.clone(), writes: writer };
                 }
                 let readers =
-                    common::<sqlx::Sqlite>(options).test_before_acquire(false).connect_lazy_with(sqlite.clone());
+                    common::<sqlx::Sqlite>(options).test_before_acquire(false).connect_lazy_with(file.clone());
                 Self { reads: connection(readers), writes: connection(writer) }
             }
             Target::Postgres(postgres) => {

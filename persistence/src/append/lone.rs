@@ -1,26 +1,20 @@
-//! One message alone, in one call: what a quiet node stores most of the time.
+//! One message alone, in one statement of PostgreSQL: what a quiet node stores most of the time.
 //!
 //! The steps are those of a batch: head locked, key claimed, numbered, inserted. They are written so
 //! that each takes what the one before it has found; when the head or the key stands in the way,
 //! nothing is stored, and the way of the batch finds out why.
-//!
-//! PostgreSQL has one statement for this. SQLite has none, but its driver takes several in one text:
-//! each call is two changes of thread there, which cost more than what SQLite does in between.
 
 use sea_orm::{ConnectionTrait, FromQueryResult, Statement, Value};
 use uuid::Uuid;
 
 use crate::{
-    Append, Appended, Backend, Store, Stream,
+    Append, Appended, Store, Stream,
     error::Fault,
     inboxes::InboxRow,
     receipts::Identity,
     rooms::RoomRow,
     values::{date, now, unsigned},
 };
-
-/// Beside the one call that is counted: BEGIN, the head, the message and COMMIT are four statements.
-const MORE_STATEMENTS: u64 = 3;
 
 /// Where a stream's head and its rows are.
 struct Tables {
@@ -57,7 +51,7 @@ struct New<'a> {
 
 impl Store {
     /// Stores one message, or nothing where that takes more than one call: no such stream, a key that
-    /// was used before, a database that cannot do it.
+    /// was used before.
     pub(super) async fn append_lone(
         &self,
         append: &Append,
@@ -69,28 +63,9 @@ impl Store {
         };
         let new = New { append, identity, id: Uuid::now_v7(), date: now() };
         let connection = self.db.writes();
-        let row = match self.backend() {
-            Backend::MySql => return Ok(None),
-            Backend::Postgres => {
-                let (sql, values) = new.postgres(tables);
-                let statement = Statement::from_sql_and_values(connection.get_database_backend(), sql, values);
-                connection.query_one_raw(statement).await.map_err(Fault::committing)?
-            }
-            Backend::Sqlite => {
-                let (sql, values) = new.sqlite(tables);
-                let statement = Statement::from_sql_and_values(connection.get_database_backend(), sql, values);
-                let rows = match connection.query_all_raw(statement).await {
-                    Ok(rows) => rows,
-                    Err(error) => {
-                        // It may have failed after its BEGIN; that there is nothing to roll back is no error.
-                        let _ = connection.execute_unprepared("ROLLBACK").await;
-                        return Err(error.into());
-                    }
-                };
-                self.db.count_statements(MORE_STATEMENTS + u64::from(identity.is_some()));
-                rows.into_iter().next()
-            }
-        };
+        let (sql, values) = new.statement(tables);
+        let statement = Statement::from_sql_and_values(connection.get_database_backend(), sql, values);
+        let row = connection.query_one_raw(statement).await.map_err(Fault::committing)?;
         let Some(row) = row else { return Ok(None) };
         let (epoch, seq, display_name) = match &append.stream {
             Stream::Room(_) => {
@@ -108,38 +83,7 @@ impl Store {
 }
 
 impl New<'_> {
-    fn sqlite(&self, tables: &Tables) -> (String, Vec<Value>) {
-        let Tables { heads, name, head_columns, rows, stream } = tables;
-        let mut values: Vec<Value> = Vec::with_capacity(16);
-        let (mut claim, mut claimed) = (String::new(), "");
-        if let Some(identity) = self.identity {
-            claim = format!(
-                "INSERT INTO gateway_receipts (key_hash, content_hash, id, seq, epoch, date, created_at) \
-                 SELECT ?, ?, ?, last_seq + 1, epoch, ?, ? FROM {heads} WHERE {name} = ? \
-                 ON CONFLICT (key_hash) DO NOTHING; "
-            );
-            values.extend(self.receipt(identity));
-            values.push(self.name());
-            claimed = " AND EXISTS (SELECT 1 FROM gateway_receipts WHERE key_hash = ? AND id = ?)";
-        }
-        values.extend([self.id.into(), self.name()]);
-        if let Some(identity) = self.identity {
-            values.extend([identity.key.to_vec().into(), self.id.into()]);
-        }
-        values.extend(self.row());
-        values.extend([self.name(), self.id.into()]);
-        let sql = format!(
-            "BEGIN IMMEDIATE; {claim}\
-             UPDATE {heads} SET last_seq = last_seq + 1, last_id = ? WHERE {name} = ?{claimed} \
-             RETURNING {head_columns}; \
-             INSERT INTO {rows} ({stream}, seq, id, from_user, message, date, source, event_id) \
-             SELECT id, last_seq, last_id, ?, ?, ?, ?, ? FROM {heads} WHERE {name} = ? AND last_id = ?; \
-             COMMIT"
-        );
-        (sql, values)
-    }
-
-    fn postgres(&self, tables: &Tables) -> (String, Vec<Value>) {
+    fn statement(&self, tables: &Tables) -> (String, Vec<Value>) {
         let Tables { heads, name, head_columns, rows, stream } = tables;
         let mut values = vec![self.name(), self.id.into()];
         values.extend(self.row());

@@ -12,6 +12,7 @@ on_all_databases!(
     ranges_ascend,
     what_comes_after_a_place_is_read_with_its_head_in_one_statement,
     a_thousand_rows_cost_few_statements,
+    batches_of_any_size_are_stored_alike,
     large_messages_fit,
 );
 
@@ -134,14 +135,53 @@ async fn what_comes_after_a_place_is_read_with_its_head_in_one_statement(databas
     assert_eq!(store.notifications_after("nobody", 0, 10).await.unwrap(), None);
 }
 
+/// Few, many, and what lies between the ways of storing them.
+async fn batches_of_any_size_are_stored_alike(database: Database) {
+    let store = database.store().await;
+    let room = store.create_room("lobby", Some("The Lobby")).await.unwrap();
+    store.see_users(&names(&["carol"])).await.unwrap();
+    let (mut seq, mut last) = (0, None);
+    for size in (1..=40).step_by(3).chain([32, 33]) {
+        let mut batch: Vec<_> = (0..size).map(|n| chat("lobby", "alice", &format!("{n} of {size}"))).collect();
+        batch[size / 2].key = client_key("alice", &size.to_string());
+        batch.push(notify("carol", &size.to_string()));
+        batch.push(chat("lobby", "alice", "refused \0"));
+        let before = store.statements();
+        let results = store.append(&batch).await.unwrap();
+        if store.backend() == Backend::Sqlite {
+            assert_eq!((store.statements() - before == 1, size), (size < 32, size));
+        }
+        assert!(results[size + 1].is_err());
+        for (n, stored) in results[..size].iter().map(|result| result.as_ref().unwrap()).enumerate() {
+            seq += 1;
+            assert_eq!((stored.seq, stored.epoch, stored.repeated), (seq, room.epoch, false), "{n} of {size}");
+            assert_eq!(stored.display_name.as_deref(), Some("The Lobby"));
+            last = Some(stored.id);
+        }
+        let again = stored(&store, batch[size / 2].clone()).await;
+        let first = results[size / 2].as_ref().unwrap();
+        assert_eq!((again.id, again.seq, again.date, again.repeated), (first.id, first.seq, first.date, true));
+        // A repeat among new ones takes no position either.
+        let mixed = store.append(&[chat("lobby", "bob", "new"), batch[size / 2].clone()]).await.unwrap();
+        seq += 1;
+        let mixed: Vec<_> = mixed.into_iter().map(Result::unwrap).collect();
+        assert_eq!((mixed[0].seq, mixed[1].seq, mixed[1].repeated), (seq, first.seq, true));
+        last = last.and(Some(mixed[0].id));
+    }
+    let room = store.room("lobby").await.unwrap().unwrap();
+    assert_eq!((room.last_seq, room.last_id), (seq, last));
+    let rows = store.messages("lobby", Range::After(0), 10_000).await.unwrap();
+    assert!(rows.iter().map(|row| row.seq).eq(1..=seq));
+    assert_eq!(rows[0].message, "0 of 1");
+}
+
 async fn a_thousand_rows_cost_few_statements(database: Database) {
     let store = database.store().await;
     store.create_room("lobby", None).await.unwrap();
     let before = store.statements();
     stored(&store, chat("lobby", "alice", "hello")).await;
     let expected = match store.backend() {
-        Backend::Postgres => 1,
-        Backend::Sqlite => 4,
+        Backend::Postgres | Backend::Sqlite => 1,
         Backend::MySql => 5,
     };
     assert_eq!(store.statements() - before, expected, "BEGIN, lock, insert, head, COMMIT where they are apart");
