@@ -212,7 +212,8 @@ async fn cut_anywhere(url: &str, port: u16) {
         count += 1;
         stored(&store, keyed(count)).await;
         let all = usize::try_from(link.bytes(way) - before).unwrap();
-        for bytes in (1..all).step_by(STEP) {
+        // COMMIT's answer, near the end, is shorter than a step.
+        for bytes in (1..all).step_by(STEP).chain((all.saturating_sub(40).max(1)..all).step_by(4)) {
             count += 1;
             link.cut_after(bytes as u64, way);
             let first = store.append(&[keyed(count)]).await;
@@ -233,9 +234,9 @@ async fn cut_anywhere(url: &str, port: u16) {
     assert!(rows.iter().map(|row| row.seq).eq(1..=count as u64), "{} rows of {count}", rows.len());
 }
 
-/// SQLite stores a lone message with several statements in one call; the driver knows of no transaction.
+/// On SQLite triggers do the steps of a lone message, in a statement of which the driver knows no transaction.
 #[tokio::test]
-async fn a_lone_message_that_fails_halfway_leaves_no_open_transaction() {
+async fn a_lone_message_that_fails_halfway_leaves_nothing_behind() {
     let database = Database::sqlite();
     let store = database.store().await;
     store.create_room("lobby", None).await.unwrap();
