@@ -2,6 +2,7 @@
 
 use std::{
     future::Future,
+    ops::Deref,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -12,14 +13,20 @@ use std::{
 use rand::RngExt;
 use sea_orm::{
     ConnectionTrait, DatabaseConnection, DatabaseTransaction, DbErr, FromQueryResult, SqliteTransactionMode,
-    TransactionOptions, TransactionTrait, sea_query::SelectStatement,
+    TransactionOptions, TransactionTrait,
+    sea_query::SelectStatement,
+    sqlx::{
+        self,
+        sqlite::{SqliteArguments, SqliteRow},
+    },
 };
 use std::sync::RwLock;
 use tokio::time::error::Elapsed;
 
 use crate::{
     Backend, StoreError, StoreOptions,
-    error::Fault,
+    error::{Fault, query_error},
+    kept::{Kept, Place},
     options::{Pools, Target},
 };
 
@@ -32,6 +39,7 @@ pub(crate) struct Db {
     target: Target,
     options: StoreOptions,
     pools: RwLock<(u64, Pools)>,
+    kept: Kept,
     statements: Arc<AtomicU64>,
 }
 
@@ -40,7 +48,14 @@ impl Db {
         let target = Target::parse(&options.url)?;
         let statements = Arc::new(AtomicU64::new(0));
         let pools = counted(Pools::new(&target, &options), &statements);
-        Ok(Self { backend: target.backend(), target, options, pools: RwLock::new((0, pools)), statements })
+        Ok(Self {
+            backend: target.backend(),
+            target,
+            options,
+            pools: RwLock::new((0, pools)),
+            kept: Kept::default(),
+            statements,
+        })
     }
 
     fn pools(&self) -> (u64, Pools) {
@@ -48,13 +63,27 @@ impl Db {
     }
 
     /// The connections to read from.
-    pub(crate) fn reads(&self) -> DatabaseConnection {
-        self.pools().1.reads
+    pub(crate) fn reads(&self) -> Connections<'_> {
+        Connections { pool: self.pools().1.reads, _place: self.kept.place() }
     }
 
     /// The connections to write to.
-    pub(crate) fn writes(&self) -> DatabaseConnection {
-        self.pools().1.writes
+    pub(crate) fn writes(&self) -> Connections<'_> {
+        Connections { pool: self.pools().1.writes, _place: self.kept.place() }
+    }
+
+    /// Reads the rows of a statement that writes and commits by itself. For SQLite.
+    pub(crate) async fn write_sqlite(
+        &self,
+        sql: &'static str,
+        values: SqliteArguments,
+    ) -> Result<Vec<SqliteRow>, DbErr> {
+        let pool = self.pools().1.writes;
+        let mut connection = self.kept.take(pool.get_sqlite_connection_pool()).await.map_err(query_error)?;
+        self.statements.fetch_add(1, Ordering::Relaxed);
+        let rows = sqlx::query_with(sql, values).fetch_all(&mut *connection).await.map_err(query_error)?;
+        self.kept.keep(connection);
+        Ok(rows)
     }
 
     /// Connections of their own for a rare and slow piece of work, whose statements may take `limit`.
@@ -69,8 +98,8 @@ impl Db {
 
     /// Begins a transaction that may write at once.
     pub(crate) async fn begin(&self) -> Result<Transaction<'_>, Fault> {
-        let inner = self
-            .writes()
+        let writes = self.writes();
+        let inner = writes
             .begin_with_options(TransactionOptions {
                 // A deferred one fails, without waiting, when it turns into a writer too late.
                 sqlite_transaction_mode: Some(SqliteTransactionMode::Immediate),
@@ -78,7 +107,7 @@ impl Db {
             })
             .await?;
         self.statements.fetch_add(1, Ordering::Relaxed);
-        Ok(Transaction { inner, db: self })
+        Ok(Transaction { inner, db: self, _place: writes._place })
     }
 
     /// Runs `attempt` until it succeeds, fails for good, or time is up.
@@ -154,7 +183,21 @@ impl Db {
 
     /// Reads all rows of a query.
     pub(crate) async fn select<T: FromQueryResult>(&self, query: &SelectStatement) -> Result<Vec<T>, StoreError> {
-        self.run(|| async { Ok(rows(&self.reads(), query).await?) }).await
+        self.run(|| async { Ok(rows(&*self.reads(), query).await?) }).await
+    }
+}
+
+/// A pool in use.
+pub(crate) struct Connections<'a> {
+    pool: DatabaseConnection,
+    _place: Place<'a>,
+}
+
+impl Deref for Connections<'_> {
+    type Target = DatabaseConnection;
+
+    fn deref(&self) -> &DatabaseConnection {
+        &self.pool
     }
 }
 
@@ -180,6 +223,7 @@ pub(crate) async fn rows<T: FromQueryResult>(
 pub(crate) struct Transaction<'a> {
     pub(crate) inner: DatabaseTransaction,
     db: &'a Db,
+    _place: Place<'a>,
 }
 
 impl Transaction<'_> {

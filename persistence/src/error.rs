@@ -133,6 +133,11 @@ impl From<sqlx::Error> for StoreError {
     }
 }
 
+/// An error of a statement that went past SeaORM.
+pub(crate) fn query_error(error: sqlx::Error) -> DbErr {
+    DbErr::Query(RuntimeErr::SqlxError(error.into()))
+}
+
 /// Whether SQLite undid a statement because of what is stored, other than for a room that was deleted meanwhile.
 pub(crate) fn constraint_failed(error: &DbErr) -> bool {
     let (DbErr::Exec(RuntimeErr::SqlxError(error)) | DbErr::Query(RuntimeErr::SqlxError(error))) = error else {

@@ -62,7 +62,7 @@ impl Store {
         if missing.is_empty() {
             return Ok(());
         }
-        self.db.run(|| async { self.insert_inboxes(&self.db.writes(), &missing).await }).await
+        self.db.run(|| async { self.insert_inboxes(&*self.db.writes(), &missing).await }).await
     }
 
     /// Inserts the inboxes that are missing; `users` are distinct and sorted.

@@ -40,6 +40,7 @@ mod db;
 mod entity;
 mod error;
 mod inboxes;
+mod kept;
 mod leases;
 mod members;
 mod messages;

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use sea_orm::{
-    ConnectionTrait, DatabaseConnection, DbErr, FromQueryResult, RuntimeErr,
+    ConnectionTrait, DatabaseConnection, DbErr, FromQueryResult,
     sea_query::{OnConflict, Query},
     sqlx,
 };
@@ -14,7 +14,7 @@ use crate::{
     Backend, Store, StoreError,
     db::rows,
     entity::deployment,
-    error::Fault,
+    error::{Fault, query_error},
     migration::Migrator,
     values::{builder, now},
 };
@@ -128,7 +128,7 @@ impl Store {
                     .to_owned(),
             );
         self.db.run(|| async { Ok(self.db.writes().execute(&insert).await?) }).await?;
-        let made = self.db.run(|| async { Ok(rows::<Deployment>(&self.db.writes(), &select).await?) }).await?;
+        let made = self.db.run(|| async { Ok(rows::<Deployment>(&*self.db.writes(), &select).await?) }).await?;
         made.first().map(|made| made.id).ok_or_else(|| StoreError::Other("the deployment id has vanished".into()))
     }
 }
@@ -159,8 +159,4 @@ where
         .collect();
     Migrator::up(connection, None).await?;
     Ok(pending)
-}
-
-fn query_error(error: sqlx::Error) -> DbErr {
-    DbErr::Query(RuntimeErr::SqlxError(error.into()))
 }

@@ -8,12 +8,15 @@
 
 use std::sync::LazyLock;
 
-use sea_orm::{ConnectionTrait, DbErr, FromQueryResult, Statement, Value};
+use sea_orm::{
+    DbErr,
+    sqlx::{self, Arguments as _, FromRow, error::BoxDynError, sqlite::SqliteArguments},
+};
 use uuid::Uuid;
 
 use crate::{
     Append, AppendError, Appended, Store, Stream,
-    error::{Fault, constraint_failed},
+    error::{Fault, constraint_failed, query_error},
     receipts::Identity,
     values::{date, now, unsigned},
 };
@@ -73,14 +76,8 @@ static STATEMENTS: LazyLock<Vec<String>> = LazyLock::new(|| {
         .collect()
 });
 
-/// Where a row went. Rows that only fill up a statement have nothing.
-#[derive(FromQueryResult)]
-struct Place {
-    id: Option<Uuid>,
-    seq: Option<i64>,
-    epoch: Option<i64>,
-    display_name: Option<String>,
-}
+/// Where a row went: id, seq, epoch, display name. Rows that only fill up a statement have nothing.
+type Place = (Option<Uuid>, Option<i64>, Option<i64>, Option<String>);
 
 impl Store {
     /// Stores what is not refused of a few messages, or nothing where that takes more than one statement: too
@@ -96,24 +93,24 @@ impl Store {
             return Ok(None);
         }
         let (now, mut ids) = (now(), Vec::with_capacity(good));
-        let mut values = Vec::with_capacity(good * COLUMNS.len());
-        for (append, identity) in
-            batch.iter().zip(checked).filter_map(|(append, check)| Some((append, check.as_ref().ok()?)))
-        {
+        let mut values = SqliteArguments::default();
+        values.reserve(good * COLUMNS.len(), 0);
+        for (append, check) in batch.iter().zip(checked) {
+            let Ok(identity) = check else { continue };
             let id = Uuid::now_v7();
-            values.extend(row(append, identity.as_ref(), id, now));
+            bind(&mut values, append, identity.as_ref(), id, now)
+                .map_err(|error| query_error(sqlx::Error::Encode(error)))?;
             ids.push(id);
         }
-        let connection = self.db.writes();
         // What is not bound is NULL: such a row is for no trigger.
         let sql = &STATEMENTS[good.next_power_of_two().ilog2() as usize];
-        let statement = Statement::from_sql_and_values(connection.get_database_backend(), sql, values);
-        let rows = match connection.query_all_raw(statement).await {
+        let rows = match self.db.write_sqlite(sql, values).await {
             Ok(rows) => rows,
             Err(error) if constraint_failed(&error) => return Ok(None),
             Err(error) => return Err(error.into()),
         };
-        let mut places: Vec<_> = rows.iter().map(|row| Place::from_query_result(row, "")).collect::<Result<_, _>>()?;
+        let mut places: Vec<Place> =
+            rows.iter().map(FromRow::from_row).collect::<Result<_, _>>().map_err(query_error)?;
         let mut ids = ids.into_iter();
         let answers = checked.iter().map(|check| match check {
             Ok(_) => appended(ids.next(), &mut places, now).map(Ok),
@@ -125,10 +122,10 @@ impl Store {
 
 /// SQLite promises no order of the rows.
 fn appended(id: Option<Uuid>, places: &mut [Place], now: i64) -> Result<Appended, DbErr> {
-    let Some((id, place)) = id.and_then(|id| Some((id, places.iter_mut().find(|place| place.id == Some(id))?))) else {
+    let Some((id, place)) = id.and_then(|id| Some((id, places.iter_mut().find(|place| place.0 == Some(id))?))) else {
         return Err(DbErr::RecordNotFound("a message that was just stored".to_owned()));
     };
-    let Place { seq, epoch, display_name, .. } = place;
+    let (_, seq, epoch, display_name) = place;
     Ok(Appended {
         id,
         seq: seq.map_or(0, unsigned),
@@ -139,24 +136,26 @@ fn appended(id: Option<Uuid>, places: &mut [Place], now: i64) -> Result<Appended
     })
 }
 
-fn row(append: &Append, identity: Option<&Identity>, id: Uuid, date: i64) -> [Value; 10] {
+/// In the order of [`COLUMNS`].
+fn bind(
+    values: &mut SqliteArguments,
+    append: &Append,
+    identity: Option<&Identity>,
+    id: Uuid,
+    date: i64,
+) -> Result<(), BoxDynError> {
     let Append { stream, from_user, message, origin, .. } = append;
-    let kind = match stream {
+    values.add(match stream {
         Stream::Room(_) => ROOM,
         Stream::Inbox(_) => INBOX,
-    };
-    let (source, event_id) = origin.as_ref().map_or((None, None), |(source, id)| (Some(&**source), Some(&**id)));
-    let (key, content) = identity.map(|identity| (identity.key.to_vec(), identity.content.to_vec())).unzip();
-    [
-        kind.into(),
-        stream.name().into(),
-        id.into(),
-        (&**from_user).into(),
-        (&**message).into(),
-        date.into(),
-        source.into(),
-        event_id.into(),
-        key.into(),
-        content.into(),
-    ]
+    })?;
+    values.add(stream.name())?;
+    values.add(id)?;
+    values.add(&**from_user)?;
+    values.add(&**message)?;
+    values.add(date)?;
+    values.add(origin.as_ref().map(|(source, _)| &**source))?;
+    values.add(origin.as_ref().map(|(_, event_id)| &**event_id))?;
+    values.add(identity.map(|identity| identity.key.to_vec()))?;
+    values.add(identity.map(|identity| identity.content.to_vec()))
 }
