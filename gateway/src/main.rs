@@ -1,6 +1,8 @@
 //! The `gateway` binary: arguments, settings, logs, then a command.
 #![allow(clippy::print_stdout, reason = "what a command is asked for goes to standard output")]
 
+mod allocator;
+
 use std::process::ExitCode;
 
 use gateway::cli::{self, ApiClient};
@@ -8,9 +10,6 @@ use gateway::config::ConfigErrors;
 use gateway::{Config, JwtAuth, Node, consumers, store_options};
 use persistence::Store;
 use tracing_subscriber::EnvFilter;
-
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// Wrong settings.
 const WRONG_SETTINGS: u8 = 2;
@@ -26,10 +25,11 @@ fn main() -> ExitCode {
     if let Err(error) = rlimit::increase_nofile_limit(u64::MAX) {
         eprintln!("warning: the limit of open files stays as it is: {error}");
     }
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
-        Ok(runtime) => runtime,
-        Err(error) => return failed(&error.into()),
-    };
+    let runtime =
+        match tokio::runtime::Builder::new_multi_thread().enable_all().on_thread_park(allocator::on_park).build() {
+            Ok(runtime) => runtime,
+            Err(error) => return failed(&error.into()),
+        };
     runtime.block_on(run(&matches))
 }
 
@@ -85,7 +85,12 @@ async fn serve(config: Config) -> anyhow::Result<ExitCode> {
     if dev {
         println!("open http://{}/", node.public);
     }
-    stop.recv().await;
+    let metrics = &node.node().metrics;
+    let moves = || (2 * metrics.connections_opened.get()).saturating_sub(metrics.connections.get().unsigned_abs());
+    tokio::select! {
+        () = stop.recv() => {}
+        () = allocator::give_back_after_storms(moves) => {}
+    }
     let left = tokio::select! {
         left = node.drain() => left,
         () = stop.recv() => {
