@@ -5,15 +5,16 @@
 //! commit, so in one stream the order of positions is the order of commits, and a transaction that
 //! rolls back gives its positions back.
 
-mod lone;
 mod plan;
+mod postgres;
 pub(crate) mod sqlite;
+mod together;
 mod write;
 
 use std::collections::HashMap;
 
 use crate::{
-    Append, AppendError, Appended, Backend, Refused, Store, StoreError, Stream,
+    Append, AppendError, Appended, Refused, Store, StoreError, Stream,
     append::plan::{Heads, Plan},
     db::{Transaction, rows},
     error::Fault,
@@ -30,9 +31,10 @@ impl Store {
     /// nothing was stored, or, when the database was lost during the commit, that it is unknown:
     /// then repeat with the same keys.
     ///
-    /// A lone message is one statement on PostgreSQL, up to 32 are one on SQLite; a lone one is five
-    /// statements on MySQL, BEGIN and COMMIT included, and one more with a key. A thousand to any number
-    /// of streams, with keys, are nine.
+    /// Up to 32 messages are one statement on PostgreSQL and SQLite, unless a stream is missing or a key was used
+    /// before; on PostgreSQL they must all be for rooms, or all for inboxes. A lone one is five statements on
+    /// MySQL, BEGIN and COMMIT included, and one more with a key. A thousand to any number of streams, with
+    /// keys, are nine.
     pub async fn append(&self, batch: &[Append]) -> Result<Vec<Result<Appended, AppendError>>, StoreError> {
         if batch.is_empty() {
             return Ok(Vec::new());
@@ -59,14 +61,7 @@ impl Store {
         checked: &[Result<Option<Identity>, AppendError>],
         all_or_nothing: bool,
     ) -> Result<Vec<Result<Appended, AppendError>>, Fault> {
-        let at_once = match (self.backend(), batch, checked) {
-            (Backend::Postgres, [append], [Ok(identity)]) => {
-                self.append_lone(append, identity.as_ref()).await?.map(|appended| vec![Ok(appended)])
-            }
-            (Backend::Sqlite, ..) => self.append_together(batch, checked, all_or_nothing).await?,
-            _ => None,
-        };
-        if let Some(answers) = at_once {
+        if let Some(answers) = self.append_together(batch, checked, all_or_nothing).await? {
             return Ok(answers);
         }
         let transaction = self.db.begin().await?;

@@ -17,6 +17,7 @@ use sea_orm::{
     sea_query::SelectStatement,
     sqlx::{
         self,
+        postgres::{PgArguments, PgRow},
         sqlite::{SqliteArguments, SqliteRow},
     },
 };
@@ -25,8 +26,8 @@ use tokio::time::error::Elapsed;
 
 use crate::{
     Backend, StoreError, StoreOptions,
-    error::{Fault, query_error},
-    kept::{Kept, Place},
+    error::{Fault, connect_error, query_error},
+    kept::{Keeper, Place},
     options::{Pools, Target},
 };
 
@@ -39,7 +40,6 @@ pub(crate) struct Db {
     target: Target,
     options: StoreOptions,
     pools: RwLock<(u64, Pools)>,
-    kept: Kept,
     statements: Arc<AtomicU64>,
 }
 
@@ -48,14 +48,7 @@ impl Db {
         let target = Target::parse(&options.url)?;
         let statements = Arc::new(AtomicU64::new(0));
         let pools = counted(Pools::new(&target, &options), &statements);
-        Ok(Self {
-            backend: target.backend(),
-            target,
-            options,
-            pools: RwLock::new((0, pools)),
-            kept: Kept::default(),
-            statements,
-        })
+        Ok(Self { backend: target.backend(), target, options, pools: RwLock::new((0, pools)), statements })
     }
 
     fn pools(&self) -> (u64, Pools) {
@@ -63,26 +56,38 @@ impl Db {
     }
 
     /// The connections to read from.
-    pub(crate) fn reads(&self) -> Connections<'_> {
-        Connections { pool: self.pools().1.reads, _place: self.kept.place() }
+    pub(crate) fn reads(&self) -> Connections {
+        let pools = self.pools().1;
+        Connections { _place: pools.keeper.place(), pool: pools.reads }
     }
 
     /// The connections to write to.
-    pub(crate) fn writes(&self) -> Connections<'_> {
-        Connections { pool: self.pools().1.writes, _place: self.kept.place() }
+    pub(crate) fn writes(&self) -> Connections {
+        let pools = self.pools().1;
+        Connections { _place: pools.keeper.place(), pool: pools.writes }
     }
 
-    /// Reads the rows of a statement that writes and commits by itself. For SQLite.
+    /// Reads the rows of a statement that writes and commits by itself.
     pub(crate) async fn write_sqlite(
         &self,
         sql: &'static str,
         values: SqliteArguments,
     ) -> Result<Vec<SqliteRow>, DbErr> {
-        let pool = self.pools().1.writes;
-        let mut connection = self.kept.take(pool.get_sqlite_connection_pool()).await.map_err(query_error)?;
+        let Pools { writes, keeper: Keeper::Sqlite(kept), .. } = self.pools().1 else { return Err(wrong_database()) };
+        let mut connection = kept.take_only(writes.get_sqlite_connection_pool()).await.map_err(connect_error)?;
         self.statements.fetch_add(1, Ordering::Relaxed);
         let rows = sqlx::query_with(sql, values).fetch_all(&mut *connection).await.map_err(query_error)?;
-        self.kept.keep(connection);
+        kept.keep(connection);
+        Ok(rows)
+    }
+
+    /// As [`write_sqlite`](Self::write_sqlite).
+    pub(crate) async fn write_postgres(&self, sql: &'static str, values: PgArguments) -> Result<Vec<PgRow>, DbErr> {
+        let Pools { writes, keeper: Keeper::Postgres(kept), .. } = self.pools().1 else { return Err(wrong_database()) };
+        let mut connection = kept.take(writes.get_postgres_connection_pool()).await.map_err(connect_error)?;
+        self.statements.fetch_add(1, Ordering::Relaxed);
+        let rows = sqlx::query_with(sql, values).fetch_all(&mut *connection).await.map_err(query_error)?;
+        kept.keep(connection);
         Ok(rows)
     }
 
@@ -188,17 +193,21 @@ impl Db {
 }
 
 /// A pool in use.
-pub(crate) struct Connections<'a> {
+pub(crate) struct Connections {
     pool: DatabaseConnection,
-    _place: Place<'a>,
+    _place: Option<Place>,
 }
 
-impl Deref for Connections<'_> {
+impl Deref for Connections {
     type Target = DatabaseConnection;
 
     fn deref(&self) -> &DatabaseConnection {
         &self.pool
     }
+}
+
+fn wrong_database() -> DbErr {
+    DbErr::Custom("the statement is for another database".to_owned())
 }
 
 fn counted(mut pools: Pools, statements: &Arc<AtomicU64>) -> Pools {
@@ -223,7 +232,7 @@ pub(crate) async fn rows<T: FromQueryResult>(
 pub(crate) struct Transaction<'a> {
     pub(crate) inner: DatabaseTransaction,
     db: &'a Db,
-    _place: Place<'a>,
+    _place: Option<Place>,
 }
 
 impl Transaction<'_> {

@@ -1,5 +1,7 @@
 //! The one error of this crate, and how errors of the three databases map onto it.
 
+use std::borrow::Cow;
+
 use sea_orm::{ConnAcquireErr, DbErr, RuntimeErr, sqlx};
 
 /// An error of any type, kept as the source of ours.
@@ -133,6 +135,11 @@ impl From<sqlx::Error> for StoreError {
     }
 }
 
+/// No connection for a statement that goes past SeaORM: nothing was sent.
+pub(crate) fn connect_error(error: sqlx::Error) -> DbErr {
+    DbErr::Conn(RuntimeErr::SqlxError(error.into()))
+}
+
 /// An error of a statement that went past SeaORM.
 pub(crate) fn query_error(error: sqlx::Error) -> DbErr {
     DbErr::Query(RuntimeErr::SqlxError(error.into()))
@@ -140,11 +147,20 @@ pub(crate) fn query_error(error: sqlx::Error) -> DbErr {
 
 /// Whether SQLite undid a statement because of what is stored, other than for a room that was deleted meanwhile.
 pub(crate) fn constraint_failed(error: &DbErr) -> bool {
-    let (DbErr::Exec(RuntimeErr::SqlxError(error)) | DbErr::Query(RuntimeErr::SqlxError(error))) = error else {
-        return false;
-    };
-    let code = error.as_database_error().and_then(|error| error.code()?.parse::<i32>().ok());
+    let code = code(error).and_then(|code| code.parse::<i32>().ok());
     code.is_some_and(|code| code & 0xff == 19 && code != 787)
+}
+
+/// Whether PostgreSQL undid a statement because something unique is there already.
+pub(crate) fn key_taken(error: &DbErr) -> bool {
+    code(error).is_some_and(|code| code == "23505")
+}
+
+fn code(error: &DbErr) -> Option<Cow<'_, str>> {
+    let (DbErr::Exec(RuntimeErr::SqlxError(error)) | DbErr::Query(RuntimeErr::SqlxError(error))) = error else {
+        return None;
+    };
+    error.as_database_error()?.code()
 }
 
 fn classify(error: &DbErr) -> Class {

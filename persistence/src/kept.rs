@@ -1,69 +1,120 @@
-//! The writing connection of SQLite between two appends.
+//! The connection of an append, kept for the next one.
 //!
-//! A pool pings a connection whenever one comes back, which for SQLite is two more changes of thread.
-//! So the connection of an append stays here for the next one, as long as nobody else wants it.
+//! A pool pings a connection whenever one comes back: a round trip to the server for each message, and on
+//! SQLite two changes of thread. So what append used stays here, as far as the others can do without it.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
 
-use sea_orm::sqlx::{self, Sqlite, SqlitePool, pool::PoolConnection};
+use sea_orm::sqlx::{self, Database, Pool, Postgres, Sqlite, pool::PoolConnection};
 
-#[derive(Default)]
-pub(crate) struct Kept(Mutex<State>);
+/// A connection to a server that has been idle for so long goes back to the pool, which looks whether it works.
+const IDLE: Duration = Duration::from_secs(1);
 
-#[derive(Default)]
-struct State {
-    /// Who uses the pool or waits for it; while there is anybody, nothing is kept.
+/// What is kept of a pool. Goes with it: of a pool that was given up, nothing is used again.
+#[derive(Clone)]
+pub(crate) enum Keeper {
+    Sqlite(Arc<Kept<Sqlite>>),
+    Postgres(Arc<Kept<Postgres>>),
+    MySql,
+}
+
+pub(crate) struct Kept<DB: Database> {
+    /// Connections that may be kept, at most.
+    most: usize,
+    /// There are no others: nothing is kept while anybody wants one.
+    all: bool,
+    state: Mutex<State<DB>>,
+}
+
+struct State<DB: Database> {
+    /// Who uses the pool or waits for it, where `all` is kept.
     users: usize,
-    connection: Option<PoolConnection<Sqlite>>,
+    connections: Vec<(PoolConnection<DB>, Instant)>,
 }
 
 /// Held by a user of the pool.
-pub(crate) struct Place<'a>(&'a Kept);
+pub(crate) struct Place(Arc<Kept<Sqlite>>);
 
-impl Kept {
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+impl Keeper {
+    /// For the one connection that writes to SQLite.
+    pub(crate) fn sqlite() -> Self {
+        Self::Sqlite(Arc::new(Kept::new(1, true)))
     }
 
-    /// Lets the pool have the connection until the place is dropped.
-    pub(crate) fn place(&self) -> Place<'_> {
-        let mut state = self.state();
+    /// For a pool of so many connections: half of them stay in it.
+    pub(crate) fn postgres(connections: u32) -> Self {
+        Self::Postgres(Arc::new(Kept::new(connections as usize / 2, false)))
+    }
+
+    /// Lets the pool have what it needs until the place is dropped.
+    pub(crate) fn place(&self) -> Option<Place> {
+        let Self::Sqlite(kept) = self else { return None };
+        let mut state = kept.state();
         state.users += 1;
-        drop(state.connection.take());
-        Place(self)
+        state.connections.clear();
+        Some(Place(Arc::clone(kept)))
     }
+}
 
-    /// The connection that was kept, or one of the pool.
-    pub(crate) async fn take(&self, pool: &SqlitePool) -> Result<PoolConnection<Sqlite>, sqlx::Error> {
+impl Kept<Sqlite> {
+    /// The connection that was kept, or the pool's.
+    pub(crate) async fn take_only(
+        self: &Arc<Self>,
+        pool: &Pool<Sqlite>,
+    ) -> Result<PoolConnection<Sqlite>, sqlx::Error> {
         let _waiting = {
             let mut state = self.state();
-            if let Some(connection) = state.connection.take() {
+            if let Some((connection, _)) = state.connections.pop() {
                 return Ok(connection);
             }
             state.users += 1;
-            Place(self)
+            Place(Arc::clone(self))
         };
         pool.acquire().await
     }
+}
 
-    /// Keeps a connection that has just worked, if nobody waits for it.
-    pub(crate) fn keep(&self, connection: PoolConnection<Sqlite>) {
+impl<DB: Database> Kept<DB> {
+    fn new(most: usize, all: bool) -> Self {
+        Self { most, all, state: Mutex::new(State { users: 0, connections: Vec::new() }) }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State<DB>> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A connection that was kept just now, or one of the pool.
+    pub(crate) async fn take(&self, pool: &Pool<DB>) -> Result<PoolConnection<DB>, sqlx::Error> {
+        let kept = self.state().connections.pop();
+        match kept {
+            Some((connection, since)) if since.elapsed() < IDLE => Ok(connection),
+            // Dropped, it goes back.
+            _ => pool.acquire().await,
+        }
+    }
+
+    /// Keeps a connection that has just worked, if the others can do without it.
+    pub(crate) fn keep(&self, connection: PoolConnection<DB>) {
         let mut state = self.state();
-        if state.users == 0 && state.connection.is_none() {
-            state.connection = Some(connection);
+        if state.connections.len() < self.most && !(self.all && state.users > 0) {
+            state.connections.push((connection, Instant::now()));
         }
     }
 }
 
-impl Drop for Place<'_> {
+impl Drop for Place {
     fn drop(&mut self) {
         self.0.state().users -= 1;
     }
 }
 
-impl Drop for Kept {
+impl<DB: Database> Drop for Kept<DB> {
     fn drop(&mut self) {
-        // Giving it back to the pool takes a runtime, which may be gone; closing it does not.
-        drop(self.state().connection.take().map(PoolConnection::leak));
+        // Giving them back to the pool takes a runtime, which may be gone; closing them does not.
+        let connections = std::mem::take(&mut self.state().connections);
+        connections.into_iter().for_each(|(connection, _)| drop(connection.leak()));
     }
 }

@@ -13,7 +13,7 @@ use sea_orm::{
     },
 };
 
-use crate::{Backend, StoreError, append::sqlite, values::MAX_LIST};
+use crate::{Backend, StoreError, append::sqlite, kept::Keeper, values::MAX_LIST};
 
 /// A connection idle for so long is pinged before it is used.
 const PING_AFTER_IDLE: Duration = Duration::from_secs(2);
@@ -129,6 +129,8 @@ impl Target {
 pub(crate) struct Pools {
     pub(crate) reads: DatabaseConnection,
     pub(crate) writes: DatabaseConnection,
+    /// For `writes`.
+    pub(crate) keeper: Keeper,
 }
 
 impl Pools {
@@ -147,14 +149,15 @@ impl Pools {
                         Box::pin(async move { connection.execute(sqlite::SETUP.as_str()).await.map(drop) })
                     })
                     .connect_lazy_with(file.clone());
+                let keeper = Keeper::sqlite();
                 let connection = SqlxSqliteConnector::from_sqlx_sqlite_pool;
                 if *in_memory {
                     let writer = connection(writer);
-                    return Self { reads: writer.clone(), writes: writer };
+                    return Self { reads: writer.clone(), writes: writer, keeper };
                 }
                 let readers =
                     common::<sqlx::Sqlite>(options).test_before_acquire(false).connect_lazy_with(file.clone());
-                Self { reads: connection(readers), writes: connection(writer) }
+                Self { reads: connection(readers), writes: connection(writer), keeper }
             }
             Target::Postgres(postgres) => {
                 let setup = format!(
@@ -165,7 +168,7 @@ impl Pools {
                 );
                 let pool: PgPool = setup_each(common(options), setup).connect_lazy_with(postgres.clone());
                 let pool = SqlxPostgresConnector::from_sqlx_postgres_pool(pool);
-                Self { reads: pool.clone(), writes: pool }
+                Self { reads: pool.clone(), writes: pool, keeper: Keeper::postgres(options.max_connections) }
             }
             Target::MySql(mysql) => {
                 // READ COMMITTED: every statement sees what is committed, and no gap locks are taken.
@@ -180,7 +183,7 @@ impl Pools {
                 );
                 let pool: MySqlPool = setup_each(common(options), setup).connect_lazy_with(mysql.clone());
                 let pool = SqlxMySqlConnector::from_sqlx_mysql_pool(pool);
-                Self { reads: pool.clone(), writes: pool }
+                Self { reads: pool.clone(), writes: pool, keeper: Keeper::MySql }
             }
         }
     }

@@ -8,21 +8,15 @@
 
 use std::sync::LazyLock;
 
-use sea_orm::{
-    DbErr,
-    sqlx::{self, Arguments as _, FromRow, error::BoxDynError, sqlite::SqliteArguments},
-};
+use sea_orm::sqlx::{self, Arguments as _, FromRow, error::BoxDynError, sqlite::SqliteArguments};
 use uuid::Uuid;
 
 use crate::{
-    Append, AppendError, Appended, Store, Stream,
+    Append, Stream,
+    append::together::{MOST, New, Place},
+    db::Db,
     error::{Fault, constraint_failed, query_error},
-    receipts::Identity,
-    values::{date, now, unsigned},
 };
-
-/// Messages of one statement, at most. With more, what the batch's statements cost apart is little.
-const MOST: usize = 32;
 
 const ROOM: i32 = 0;
 const INBOX: i32 = 1;
@@ -76,75 +70,35 @@ static STATEMENTS: LazyLock<Vec<String>> = LazyLock::new(|| {
         .collect()
 });
 
-/// Where a row went: id, seq, epoch, display name. Rows that only fill up a statement have nothing.
-type Place = (Option<Uuid>, Option<i64>, Option<i64>, Option<String>);
+/// Where a row went. Rows that only fill up a statement have nothing.
+type Row = (Option<Uuid>, Option<i64>, Option<i64>, Option<String>);
 
-impl Store {
-    /// Stores what is not refused of a few messages, or nothing where that takes more than one statement: too
-    /// many, no such stream, a key that was used before.
-    pub(super) async fn append_together(
-        &self,
-        batch: &[Append],
-        checked: &[Result<Option<Identity>, AppendError>],
-        all_or_nothing: bool,
-    ) -> Result<Option<Vec<Result<Appended, AppendError>>>, Fault> {
-        let good = checked.iter().filter(|check| check.is_ok()).count();
-        if good == 0 || good > MOST || (all_or_nothing && good < batch.len()) {
-            return Ok(None);
-        }
-        let (now, mut ids) = (now(), Vec::with_capacity(good));
-        let mut values = SqliteArguments::default();
-        values.reserve(good * COLUMNS.len(), 0);
-        for (append, check) in batch.iter().zip(checked) {
-            let Ok(identity) = check else { continue };
-            let id = Uuid::now_v7();
-            bind(&mut values, append, identity.as_ref(), id, now)
-                .map_err(|error| query_error(sqlx::Error::Encode(error)))?;
-            ids.push(id);
-        }
-        // What is not bound is NULL: such a row is for no trigger.
-        let sql = &STATEMENTS[good.next_power_of_two().ilog2() as usize];
-        let rows = match self.db.write_sqlite(sql, values).await {
-            Ok(rows) => rows,
-            Err(error) if constraint_failed(&error) => return Ok(None),
-            Err(error) => return Err(error.into()),
-        };
-        let mut places: Vec<Place> =
-            rows.iter().map(FromRow::from_row).collect::<Result<_, _>>().map_err(query_error)?;
-        let mut ids = ids.into_iter();
-        let answers = checked.iter().map(|check| match check {
-            Ok(_) => appended(ids.next(), &mut places, now).map(Ok),
-            Err(refused) => Ok(Err(refused.clone())),
-        });
-        Ok(Some(answers.collect::<Result<_, DbErr>>()?))
+/// Stores all of them, [`MOST`] at most, or nothing.
+pub(super) async fn insert(db: &Db, new: &[New<'_>], date: i64) -> Result<Option<Vec<Place>>, Fault> {
+    let mut values = SqliteArguments::default();
+    values.reserve(new.len() * COLUMNS.len(), 0);
+    for new in new {
+        bind(&mut values, new, date).map_err(|error| query_error(sqlx::Error::Encode(error)))?;
     }
-}
-
-/// SQLite promises no order of the rows.
-fn appended(id: Option<Uuid>, places: &mut [Place], now: i64) -> Result<Appended, DbErr> {
-    let Some((id, place)) = id.and_then(|id| Some((id, places.iter_mut().find(|place| place.0 == Some(id))?))) else {
-        return Err(DbErr::RecordNotFound("a message that was just stored".to_owned()));
+    // What is not bound is NULL: such a row is for no trigger.
+    let sql = &STATEMENTS[new.len().next_power_of_two().ilog2() as usize];
+    let rows = match db.write_sqlite(sql, values).await {
+        Ok(rows) => rows,
+        Err(error) if constraint_failed(&error) => return Ok(None),
+        Err(error) => return Err(error.into()),
     };
-    let (_, seq, epoch, display_name) = place;
-    Ok(Appended {
-        id,
-        seq: seq.map_or(0, unsigned),
-        epoch: epoch.unwrap_or(0),
-        date: date(now),
-        display_name: display_name.take(),
-        repeated: false,
-    })
+    let mut places = Vec::with_capacity(new.len());
+    for row in &rows {
+        if let (Some(id), Some(seq), Some(epoch), display_name) = Row::from_row(row).map_err(query_error)? {
+            places.push((id, seq, epoch, display_name));
+        }
+    }
+    Ok(Some(places))
 }
 
 /// In the order of [`COLUMNS`].
-fn bind(
-    values: &mut SqliteArguments,
-    append: &Append,
-    identity: Option<&Identity>,
-    id: Uuid,
-    date: i64,
-) -> Result<(), BoxDynError> {
-    let Append { stream, from_user, message, origin, .. } = append;
+fn bind(values: &mut SqliteArguments, new: &New<'_>, date: i64) -> Result<(), BoxDynError> {
+    let New { id, identity, append: Append { stream, from_user, message, .. } } = new;
     values.add(match stream {
         Stream::Room(_) => ROOM,
         Stream::Inbox(_) => INBOX,
@@ -154,8 +108,9 @@ fn bind(
     values.add(&**from_user)?;
     values.add(&**message)?;
     values.add(date)?;
-    values.add(origin.as_ref().map(|(source, _)| &**source))?;
-    values.add(origin.as_ref().map(|(_, event_id)| &**event_id))?;
+    let (source, event_id) = new.origin();
+    values.add(source)?;
+    values.add(event_id)?;
     values.add(identity.map(|identity| identity.key.to_vec()))?;
     values.add(identity.map(|identity| identity.content.to_vec()))
 }

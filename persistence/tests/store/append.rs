@@ -168,6 +168,13 @@ async fn batches_of_any_size_are_stored_alike(database: Database) {
         assert_eq!((mixed[0].seq, mixed[1].seq, mixed[1].repeated), (seq, first.seq, true));
         last = last.and(Some(mixed[0].id));
     }
+    if store.backend() != Backend::MySql {
+        let batch: Vec<_> = (0..32).map(|n| chat("lobby", "alice", &n.to_string())).collect();
+        let before = store.statements();
+        last = store.append(&batch).await.unwrap().into_iter().map(|result| result.unwrap().id).next_back();
+        assert_eq!(store.statements() - before, 1);
+        seq += 32;
+    }
     let room = store.room("lobby").await.unwrap().unwrap();
     assert_eq!((room.last_seq, room.last_id), (seq, last));
     let rows = store.messages("lobby", Range::After(0), 10_000).await.unwrap();

@@ -1,0 +1,89 @@
+//! A few messages in one statement of PostgreSQL.
+
+use std::sync::LazyLock;
+
+use sea_orm::sqlx::{self, Arguments as _, FromRow, error::BoxDynError, postgres::PgArguments};
+
+use crate::{
+    Append, Stream,
+    append::together::{New, Place},
+    db::Db,
+    error::{Fault, key_taken, query_error},
+};
+
+static ROOMS: LazyLock<String> =
+    LazyLock::new(|| statement("gateway_rooms", "name", "display_name", "gateway_messages", "room_id"));
+static INBOXES: LazyLock<String> =
+    LazyLock::new(|| statement("gateway_inboxes", "user_name", "NULL::text", "gateway_notifications", "inbox_id"));
+
+/// One text for any number: what is new comes in arrays. Nothing is `placed` unless everything can be.
+fn statement(heads: &str, name: &str, display_name: &str, rows: &str, stream: &str) -> String {
+    format!(
+        "WITH new AS (\
+         SELECT * FROM unnest($1::text[], $2::uuid[], $3::text[], $4::text[], $5::text[], $6::text[], $7::bytea[], $8::bytea[]) \
+         WITH ORDINALITY AS new (stream, id, from_user, message, source, event_id, key_hash, content_hash, n)), \
+         head AS (\
+         SELECT id, {name} AS stream, {display_name} AS display_name, epoch, last_seq FROM {heads} \
+         WHERE {name} = ANY($1) ORDER BY {name} FOR UPDATE), \
+         numbered AS (\
+         SELECT new.*, head.id AS head, head.epoch, head.display_name, \
+         head.last_seq + row_number() OVER (PARTITION BY head.id ORDER BY n) AS seq \
+         FROM new JOIN head ON head.stream = new.stream \
+         WHERE NOT EXISTS (SELECT 1 FROM gateway_receipts AS known WHERE known.key_hash = new.key_hash)), \
+         placed AS (SELECT * FROM numbered WHERE (SELECT count(*) FROM numbered) = cardinality($1)), \
+         stored AS (\
+         INSERT INTO {rows} ({stream}, seq, id, from_user, message, date, source, event_id) \
+         SELECT head, seq, id, from_user, message, $9, source, event_id FROM placed), \
+         claimed AS (\
+         INSERT INTO gateway_receipts (key_hash, content_hash, id, seq, epoch, date, created_at) \
+         SELECT key_hash, content_hash, id, seq, epoch, $9, $9 FROM placed WHERE key_hash IS NOT NULL ORDER BY key_hash), \
+         moved AS (\
+         UPDATE {heads} AS moved SET last_seq = last.seq, last_id = last.id \
+         FROM (SELECT DISTINCT ON (head) head, seq, id FROM placed ORDER BY head, seq DESC) AS last \
+         WHERE moved.id = last.head) \
+         SELECT id, seq, epoch, display_name FROM placed"
+    )
+}
+
+/// Stores all of them or nothing. They must be for rooms, or for inboxes, for the order in which heads are locked.
+pub(super) async fn insert(db: &Db, new: &[New<'_>], date: i64) -> Result<Option<Vec<Place>>, Fault> {
+    let rooms = new.iter().filter(|new| matches!(new.append.stream, Stream::Room(_))).count();
+    let sql = match rooms {
+        0 => &INBOXES,
+        rooms if rooms == new.len() => &ROOMS,
+        _ => return Ok(None),
+    };
+    let mut keys: Vec<_> = new.iter().filter_map(|new| new.identity.map(|identity| identity.key)).collect();
+    let count = keys.len();
+    keys.sort_unstable();
+    keys.dedup();
+    if keys.len() < count {
+        return Ok(None);
+    }
+    let values = values(new, date).map_err(|error| query_error(sqlx::Error::Encode(error)))?;
+    let rows = match db.write_postgres(sql, values).await {
+        Ok(rows) => rows,
+        // Somebody else claimed a key just now.
+        Err(error) if key_taken(&error) => return Ok(None),
+        Err(error) => return Err(Fault::committing(error)),
+    };
+    if rows.is_empty() {
+        return Ok(None);
+    }
+    Ok(Some(rows.iter().map(Place::from_row).collect::<Result<_, _>>().map_err(query_error)?))
+}
+
+fn values(new: &[New<'_>], date: i64) -> Result<PgArguments, BoxDynError> {
+    let mut values = PgArguments::default();
+    let texts = |text: fn(&Append) -> &str| new.iter().map(|new| text(new.append)).collect::<Vec<_>>();
+    values.add(texts(|append| append.stream.name()))?;
+    values.add(new.iter().map(|new| new.id).collect::<Vec<_>>())?;
+    values.add(texts(|append| &append.from_user))?;
+    values.add(texts(|append| &append.message))?;
+    values.add(new.iter().map(|new| new.origin().0).collect::<Vec<_>>())?;
+    values.add(new.iter().map(|new| new.origin().1).collect::<Vec<_>>())?;
+    values.add(new.iter().map(|new| new.identity.map(|identity| &identity.key[..])).collect::<Vec<_>>())?;
+    values.add(new.iter().map(|new| new.identity.map(|identity| &identity.content[..])).collect::<Vec<_>>())?;
+    values.add(date)?;
+    Ok(values)
+}
