@@ -5,13 +5,15 @@
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use sea_orm::sqlx::{self, Database, Pool, Postgres, Sqlite, pool::PoolConnection};
 
-/// A connection to a server that has been idle for so long goes back to the pool, which looks whether it works.
-const IDLE: Duration = Duration::from_secs(1);
+use crate::options::{PING_AFTER_IDLE, answers};
+
+/// After so many uses a connection goes back all the same, as the pool knows when it is too old.
+const USES: usize = 1024;
 
 /// What is kept of a pool. Goes with it: of a pool that was given up, nothing is used again.
 #[derive(Clone)]
@@ -32,6 +34,7 @@ pub(crate) struct Kept<DB: Database> {
 struct State<DB: Database> {
     /// Who uses the pool or waits for it, where `all` is kept.
     users: usize,
+    uses: usize,
     connections: Vec<(PoolConnection<DB>, Instant)>,
 }
 
@@ -79,27 +82,32 @@ impl Kept<Sqlite> {
 
 impl<DB: Database> Kept<DB> {
     fn new(most: usize, all: bool) -> Self {
-        Self { most, all, state: Mutex::new(State { users: 0, connections: Vec::new() }) }
+        Self { most, all, state: Mutex::new(State { users: 0, uses: 0, connections: Vec::new() }) }
     }
 
     fn state(&self) -> MutexGuard<'_, State<DB>> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A connection that was kept just now, or one of the pool.
+    /// A connection that was kept and works, or one of the pool.
     pub(crate) async fn take(&self, pool: &Pool<DB>) -> Result<PoolConnection<DB>, sqlx::Error> {
         let kept = self.state().connections.pop();
-        match kept {
-            Some((connection, since)) if since.elapsed() < IDLE => Ok(connection),
-            // Dropped, it goes back.
-            _ => pool.acquire().await,
+        if let Some((mut connection, since)) = kept {
+            if since.elapsed() < PING_AFTER_IDLE || answers(&mut *connection).await {
+                return Ok(connection);
+            }
+            // Without a goodbye: the peer may have vanished.
+            drop(connection.detach());
         }
+        pool.acquire().await
     }
 
     /// Keeps a connection that has just worked, if the others can do without it.
     pub(crate) fn keep(&self, connection: PoolConnection<DB>) {
         let mut state = self.state();
-        if state.connections.len() < self.most && !(self.all && state.users > 0) {
+        state.uses += 1;
+        let spare = state.connections.len() < self.most && !(self.all && state.users > 0);
+        if spare && !state.uses.is_multiple_of(USES) {
             state.connections.push((connection, Instant::now()));
         }
     }

@@ -16,7 +16,7 @@ use sea_orm::{
 use crate::{Backend, StoreError, append::sqlite, kept::Keeper, values::MAX_LIST};
 
 /// A connection idle for so long is pinged before it is used.
-const PING_AFTER_IDLE: Duration = Duration::from_secs(2);
+pub(crate) const PING_AFTER_IDLE: Duration = Duration::from_secs(2);
 /// What such a ping may take. Without a bound, one dead connection would use up `acquire_timeout`.
 const PING_TIMEOUT: Duration = Duration::from_millis(700);
 /// How long a statement may wait for a lock before the transaction is tried again.
@@ -193,6 +193,11 @@ fn common<DB: sqlx::Database>(options: &StoreOptions) -> PoolOptions<DB> {
     PoolOptions::new().max_connections(options.max_connections.max(1)).acquire_timeout(options.acquire_timeout)
 }
 
+/// Whether a connection that has been idle still works.
+pub(crate) async fn answers(connection: &mut impl Connection) -> bool {
+    tokio::time::timeout(PING_TIMEOUT, connection.ping()).await.is_ok_and(|ping| ping.is_ok())
+}
+
 /// Runs `setup` on every new connection, and pings one that has been idle before it is used.
 fn setup_each<DB>(pool: PoolOptions<DB>, setup: String) -> PoolOptions<DB>
 where
@@ -205,7 +210,7 @@ where
                 if about.idle_for < PING_AFTER_IDLE {
                     return Ok(true);
                 }
-                Ok(tokio::time::timeout(PING_TIMEOUT, connection.ping()).await.is_ok_and(|ping| ping.is_ok()))
+                Ok(answers(connection).await)
             })
         })
         .after_connect(move |connection, _| {

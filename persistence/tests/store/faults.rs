@@ -153,6 +153,25 @@ async fn freezes(mut server: impl Server) {
     assert!(append_again(&store).await > first);
 }
 
+/// Append keeps its connection; one that was idle is looked at before it is trusted with a message again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_connection_that_is_cut_while_idle_costs_no_message() {
+    let server = Postgres::shared();
+    let (url, port) = (server.fresh_database(), server.port());
+    let link = ChaosProxy::to(port);
+    let store = Store::connect(StoreOptions::new(url.replace(&format!(":{port}/"), &format!(":{}/", link.port()))))
+        .await
+        .unwrap();
+    store.migrate().await.unwrap();
+    store.create_room("lobby", None).await.unwrap();
+    for seq in 1..=3 {
+        assert_eq!(stored(&store, chat("lobby", "alice", "hello")).await.seq, seq);
+        link.cut();
+        // It is time itself that makes a connection idle: two seconds of it.
+        tokio::time::sleep(Duration::from_millis(2_100)).await;
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_locked_head_is_waited_for_and_then_given_up() {
     let server = Postgres::shared();
