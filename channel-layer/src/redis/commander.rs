@@ -34,6 +34,9 @@ const BATCH: usize = 512;
 const BATCH_BYTES: usize = 1 << 20;
 /// How long Redis may take to answer a pipeline.
 const ANSWER: Duration = Duration::from_secs(2);
+/// How long answers that nobody waits for may lie unread: until the next command in most cases. A wake-up for
+/// each would cost more than the command.
+const UNREAD: Duration = Duration::from_millis(20);
 /// How long the connection may be idle before a PING checks it.
 const IDLE: Duration = Duration::from_secs(2);
 /// How long a connection must live for the next one to follow it without a pause.
@@ -130,6 +133,8 @@ struct Job {
     /// One command as it goes over the wire.
     command: Bytes,
     ending: Option<Box<dyn Ending>>,
+    /// Nobody waits for the answer.
+    patient: bool,
     /// Whether it has been refused once because the server was no primary.
     again: bool,
     /// How many answers come before the one that counts.
@@ -185,7 +190,7 @@ impl Commander {
             // The bytes count from here on, so that a cancelled wait leaves nothing counted.
             Ok(Ok(permit)) => {
                 self.shared.queued_bytes.fetch_add(command.len(), Ordering::Relaxed);
-                permit.send(Job { command, ending: Some(ending), again: false, skip: 0 });
+                permit.send(Job { command, ending: Some(ending), patient: false, again: false, skip: 0 });
             }
             Ok(Err(_closed)) => return Err(Failure::Closed),
             Err(_late) => return Err(Failure::Timeout),
@@ -196,22 +201,27 @@ impl Commander {
     /// Queues a command at once, in the order of the calls; `ending` hears what became of it. It comes
     /// back if nothing was queued.
     pub(super) fn start_with(&self, command: Bytes, ending: Option<Box<dyn Ending>>) -> Result<(), Refusal> {
-        self.queue(command, ending, 0)
+        self.queue(Job { command, ending, patient: false, again: false, skip: 0 })
+    }
+
+    /// Like [`start_with`](Self::start_with), but what became of it may be heard a little later.
+    pub(super) fn start_patiently(&self, command: Bytes, ending: Option<Box<dyn Ending>>) -> Result<(), Refusal> {
+        self.queue(Job { command, ending, patient: true, again: false, skip: 0 })
     }
 
     /// Like [`start_with`](Self::start_with), for a command that a cluster has sent here with `ASK`.
     pub(super) fn start_asking(&self, command: &[u8], ending: Option<Box<dyn Ending>>) -> Result<(), Refusal> {
         let both = [&wire::bytes(&[b"ASKING"]), command].concat();
-        self.queue(both.into(), ending, 1)
+        self.queue(Job { command: both.into(), ending, patient: false, again: false, skip: 1 })
     }
 
-    fn queue(&self, command: Bytes, ending: Option<Box<dyn Ending>>, skip: u8) -> Result<(), Refusal> {
+    fn queue(&self, job: Job) -> Result<(), Refusal> {
         if let Err(failure) = self.admit() {
-            return Err((failure, ending));
+            return Err((failure, job.ending));
         }
-        let bytes = command.len();
+        let bytes = job.command.len();
         self.shared.queued_bytes.fetch_add(bytes, Ordering::Relaxed);
-        self.queue.try_send(Job { command, ending, again: false, skip }).map_err(|error| {
+        self.queue.try_send(job).map_err(|error| {
             self.shared.queued_bytes.fetch_sub(bytes, Ordering::Relaxed);
             match error {
                 mpsc::error::TrySendError::Full(job) => (Failure::QueueFull, job.ending),
@@ -332,7 +342,7 @@ impl Worker {
     }
 
     async fn serve(&mut self, mut connection: Connection) -> End {
-        let mut batch = std::mem::take(&mut self.again);
+        let (mut batch, mut next) = (std::mem::take(&mut self.again), Vec::new());
         loop {
             if batch.is_empty() {
                 tokio::select! {
@@ -350,38 +360,63 @@ impl Worker {
                     () = sleep(IDLE) => {
                         let command = wire::bytes(&[b"PING"]);
                         self.shared.queued_bytes.fetch_add(command.len(), Ordering::Relaxed);
-                        batch.push(Job { command, ending: None, again: false, skip: 0 });
+                        batch.push(Job { command, ending: None, patient: false, again: false, skip: 0 });
                     }
                 }
             }
             let mut jobs = batch.drain(..);
             while jobs.len() > 0 {
-                if let Err(end) = self.exchange(&mut connection, &mut jobs).await {
+                if let Err(end) = self.exchange(&mut connection, &mut jobs, &mut next).await {
                     // These were never sent.
                     jobs.for_each(|job| job.end(&self.shared, Err(Failure::NotConnected)));
+                    // Nor were these, and they came later: they wait as the queue does.
+                    self.again.append(&mut next);
                     return end;
                 }
+            }
+            drop(jobs);
+            std::mem::swap(&mut batch, &mut next);
+            while batch.len() < BATCH
+                && !batch.is_empty()
+                && let Ok(job) = self.jobs.try_recv()
+            {
+                batch.push(job);
             }
         }
     }
 
-    /// Sends some of the jobs, up to the size of a batch, and waits for their answers.
-    async fn exchange(&mut self, connection: &mut Connection, jobs: &mut impl Iterator<Item = Job>) -> Result<(), End> {
+    /// Sends some of the jobs, up to the size of a batch, and waits for their answers. What comes while nobody
+    /// waits for an answer is put into `next`.
+    async fn exchange(
+        &mut self,
+        connection: &mut Connection,
+        jobs: &mut impl ExactSizeIterator<Item = Job>,
+        next: &mut Vec<Job>,
+    ) -> Result<(), End> {
         self.out.clear();
-        let mut sent = VecDeque::new();
-        for job in jobs {
+        let (mut sent, mut patient) = (VecDeque::new(), true);
+        for job in jobs.by_ref() {
             self.out.extend_from_slice(&job.command);
+            patient &= job.patient;
             sent.push_back(job);
             if self.out.len() > BATCH_BYTES {
                 break;
             }
         }
+        patient &= jobs.len() == 0;
         let (out, shared, again, waiting) = (&self.out, &self.shared, &mut self.again, &mut sent);
+        let queue = &mut self.jobs;
         let mut demoted = false;
         let demotion = &mut demoted;
         let talk = async {
             connection.stream.write_all(out).await?;
             connection.stream.flush().await?;
+            if patient {
+                tokio::select! {
+                    _ = queue.recv_many(next, BATCH) => {}
+                    () = sleep(UNREAD) => {}
+                }
+            }
             while !waiting.is_empty() {
                 // Taken out only when answered: the answer of a job in hand cannot be awaited.
                 let answer = connection.next_answer().await?;

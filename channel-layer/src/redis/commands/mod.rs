@@ -103,6 +103,21 @@ impl Commands {
         }
     }
 
+    /// Like [`start_with`](Self::start_with), but what became of it may be heard a little later.
+    pub(super) fn start_patiently(
+        &self,
+        shard: usize,
+        key: &[u8],
+        command: Bytes,
+        ending: Option<Box<dyn Ending>>,
+    ) -> Result<(), Refusal> {
+        match self {
+            Self::Shards { commanders, .. } => commanders[shard].start_patiently(command, ending),
+            // A node may send it to another one, and then it should not have waited.
+            Self::Cluster(cluster) => cluster.start_with(key, command, ending),
+        }
+    }
+
     /// One handle per server of a shard, for commands about whole servers.
     pub(super) fn servers(&self, shard: usize) -> Vec<Commander> {
         match self {

@@ -57,7 +57,7 @@ impl Publishers {
         let command = self.command(&topic, &payload);
         let counters = self.counters.clone();
         let ending = move |result: Result<_, Failure>| counters.publish_result(result.is_ok());
-        let queued = self.commands.start_with(self.shard_of(&topic), &topic, command, Some(Box::new(ending)));
+        let queued = self.commands.start_patiently(self.shard_of(&topic), &topic, command, Some(Box::new(ending)));
         queued.map_err(|(failure, _)| {
             self.counters.publish_result(false);
             failure.into()
