@@ -6,7 +6,7 @@ use std::sync::LazyLock;
 use regex::Regex;
 
 use crate::{
-    ChannelName, ChannelPattern, Event, EventError, GroupName, Serializer,
+    ChannelName, ChannelPattern, Event, EventError, GroupName, Serializer, Text,
     codec::{AgeLimit, Codec, Route, Routing},
     shard::{SLOTS, shard, slot},
 };
@@ -133,7 +133,7 @@ pub fn routed(payload: &[u8]) {
             Routing::None => Route::None,
             Routing::One(name) => Route::One(name),
             Routing::Many(list) => {
-                names = list.iter().map(String::as_str).collect();
+                names = list.iter().map(Text::as_str).collect();
                 Route::Many(&names)
             }
         };

@@ -42,7 +42,7 @@ mod stats;
 pub use capacity::ChannelPattern;
 pub use codec::Serializer;
 pub use error::{BoxError, EventError, LayerError, NameError};
-pub use event::{Event, MAX_DEPTH, MAX_VALUES, Value};
+pub use event::{Event, MAX_DEPTH, MAX_VALUES, Text, Value};
 pub use layer::{ChannelLayer, Delivery, LayerStats, Missed, Relay, RelayBackend, RelaySink};
 pub use memory::{MemoryBuilder, MemoryLayer};
 pub use name::{ChannelName, GroupName, MAX_ANY_NAME, MAX_NAME};

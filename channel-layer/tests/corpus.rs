@@ -5,7 +5,7 @@ mod golden;
 
 use std::{fs, path::PathBuf};
 
-use channel_layer::{Event, Value, fuzzing};
+use channel_layer::{Event, Text, Value, fuzzing};
 use golden::{argument, bytes, list, vectors};
 use serde_json::Value as Json;
 
@@ -52,7 +52,7 @@ fn routed(vectors: &Json) -> Vec<(String, Vec<u8>)> {
             found.push((format!("{section}-{}", found.len()), member[prefix..].to_vec()));
         }
     }
-    let long: Vec<(String, Value)> = (0..15).map(|n| (n.to_string(), Value::from(n))).collect();
+    let long: Vec<(Text, Value)> = (0..15).map(|n| (n.to_string().into(), Value::from(n))).collect();
     let event = Event::try_from(Value::Map(long)).unwrap();
     for (name, route) in
         [("one", Value::from("a!b")), ("list", vec!["a!b".into(), Value::from("c")].into()), ("other", 5.into())]

@@ -180,7 +180,7 @@ fn values(leaf: impl Strategy<Value = Value> + 'static) -> impl Strategy<Value =
         prop_oneof![
             proptest::collection::vec(inner.clone(), 0..20).prop_map(Value::List),
             proptest::collection::btree_map(".{0,5}", inner, 0..20)
-                .prop_map(|map| Value::Map(map.into_iter().collect())),
+                .prop_map(|map| Value::Map(map.into_iter().map(|(key, value)| (key.into(), value)).collect())),
         ]
     })
 }

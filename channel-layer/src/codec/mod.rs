@@ -12,7 +12,7 @@ use std::{sync::Arc, time::SystemTime};
 
 use self::fernet::Keys;
 use crate::{
-    Event, EventError, LayerError, Value,
+    Event, EventError, LayerError, Text, Value,
     event::{RESERVED_KEY, json, msgpack},
 };
 
@@ -44,9 +44,9 @@ pub(crate) enum Routing {
     /// Nobody in particular: the reader of the queue.
     None,
     /// One channel, by its full name.
-    One(String),
+    One(Text),
     /// Several, as they are listed: a name may be there twice, and may be no valid name.
-    Many(Vec<String>),
+    Many(Vec<Text>),
 }
 
 impl Codec {

@@ -60,7 +60,7 @@ fn messages_of_the_core_layer_are_written_byte_for_byte() {
                 let named: Vec<&str> = match &routing {
                     Routing::None => Vec::new(),
                     Routing::One(name) => vec![name],
-                    Routing::Many(names) => names.iter().map(String::as_str).collect(),
+                    Routing::Many(names) => names.iter().map(|name| name.as_str()).collect(),
                 };
                 let (form, route) = match &routing {
                     Routing::None => (0, Route::None),
@@ -278,7 +278,7 @@ fn the_reserved_key_is_refused_by_send_and_left_out_for_groups() {
             assert_eq!(codec.encode(&event), Err(EventError::ReservedKey));
             assert_eq!(codec.decode(&codec.encode_for_group(&event).unwrap(), None).unwrap(), without);
             let payload = codec.payload(&codec.body(&event).unwrap(), Route::Many(&["a", "b!c"])).unwrap();
-            let routing = Routing::Many(vec!["a".to_owned(), "b!c".to_owned()]);
+            let routing = Routing::Many(vec!["a".into(), "b!c".into()]);
             assert_eq!(codec.decode_routed(&payload, None).unwrap(), (without.clone(), routing));
         }
     }
@@ -316,13 +316,13 @@ fn routing_that_names_no_channel_is_none() {
 #[test]
 fn a_map_at_the_border_of_its_head_gets_the_next_one() {
     for count in [14, 15, 16, 65_534, 65_535] {
-        let entries = (0..count).map(|n| (n.to_string(), Value::Null)).collect();
+        let entries = (0..count).map(|n| (n.to_string().into(), Value::Null)).collect();
         let event = Event::try_from(Value::Map(entries)).unwrap();
         let routed = Event::try_from(Value::Map(
             event
                 .iter()
-                .map(|(key, value)| (key.to_owned(), value.clone()))
-                .chain([(RESERVED_KEY.to_owned(), Value::from("a"))])
+                .map(|(key, value)| (key.into(), value.clone()))
+                .chain([(RESERVED_KEY.into(), Value::from("a"))])
                 .collect(),
         ));
         let payload = plain().payload(&plain().body(&event).unwrap(), Route::One("a")).unwrap();

@@ -9,12 +9,12 @@ use serde::{
     forward_to_deserialize_any,
 };
 
-use super::Value;
+use super::{Text, Value};
 use crate::EventError;
 
 /// The entries of a map, read in place.
 #[derive(Clone, Copy)]
-pub(super) struct MapRef<'a>(pub(super) &'a [(String, Value)]);
+pub(super) struct MapRef<'a>(pub(super) &'a [(Text, Value)]);
 
 impl<'a> MapRef<'a> {
     fn entries(self) -> impl Iterator<Item = (&'a str, &'a Value)> {

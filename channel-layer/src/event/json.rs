@@ -4,19 +4,19 @@ mod read;
 
 use std::io::Write;
 
-use super::Value;
+use super::{Text, Value};
 use crate::EventError;
 
 pub(super) use self::read::decode;
 
 /// The caller has checked depth and number of values.
-pub(super) fn encode(entries: &[(String, Value)]) -> Result<Vec<u8>, EventError> {
+pub(super) fn encode(entries: &[(Text, Value)]) -> Result<Vec<u8>, EventError> {
     let mut out = Vec::with_capacity(128);
     write_map(&mut out, entries)?;
     Ok(out)
 }
 
-fn write_map(out: &mut Vec<u8>, entries: &[(String, Value)]) -> Result<(), EventError> {
+fn write_map(out: &mut Vec<u8>, entries: &[(Text, Value)]) -> Result<(), EventError> {
     out.push(b'{');
     for (at, (key, value)) in entries.iter().enumerate() {
         write_entry(out, at == 0, key, value)?;

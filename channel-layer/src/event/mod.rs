@@ -10,7 +10,7 @@ use std::{borrow::Cow, sync::Arc};
 
 use serde::{Serialize, de::DeserializeOwned};
 
-pub use value::Value;
+pub use value::{Text, Value};
 
 use crate::EventError;
 
@@ -24,16 +24,18 @@ pub(crate) const RESERVED_KEY: &str = "__asgi_channel__";
 /// A message of the layer: an ordered map with text keys, of which `type` picks the handler. Cheap to
 /// clone: clones share the map until one of them is changed.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub struct Event(Arc<Vec<(String, Value)>>);
+pub struct Event(Arc<Vec<(Text, Value)>>);
 
 impl Event {
-    fn of(entries: Vec<(String, Value)>) -> Self {
+    fn of(entries: Vec<(Text, Value)>) -> Self {
         Self(Arc::new(entries))
     }
 
     /// An event of one key, `type`.
     pub fn new(event_type: &str) -> Self {
-        Self::of(vec![("type".to_owned(), Value::from(event_type))])
+        let mut entries = Vec::with_capacity(12);
+        entries.push(("type".into(), Value::from(event_type)));
+        Self::of(entries)
     }
 
     /// The event with one more key; a key that is there already is replaced in its place.
@@ -49,7 +51,7 @@ impl Event {
         let entries = Arc::make_mut(&mut self.0);
         match entries.iter_mut().find(|(name, _)| name == key) {
             Some((_, slot)) => *slot = value,
-            None => entries.push((key.to_owned(), value)),
+            None => entries.push((key.into(), value)),
         }
     }
 
@@ -118,7 +120,7 @@ impl Event {
     }
 
     /// The keys and values in order.
-    pub(crate) fn entries(&self) -> &[(String, Value)] {
+    pub(crate) fn entries(&self) -> &[(Text, Value)] {
         &self.0
     }
 

@@ -2,17 +2,17 @@
 
 use rmp::{Marker, encode};
 
-use super::{MAX_DEPTH, MAX_VALUES, Value, value::last_wins};
+use super::{MAX_DEPTH, MAX_VALUES, Text, Value, value::last_wins};
 use crate::EventError;
 
 /// The caller has checked depth and number of values.
-pub(super) fn encode(entries: &[(String, Value)]) -> Result<Vec<u8>, EventError> {
+pub(super) fn encode(entries: &[(Text, Value)]) -> Result<Vec<u8>, EventError> {
     let mut out = Vec::with_capacity(128);
     write_map(&mut out, entries)?;
     Ok(out)
 }
 
-fn write_map(out: &mut Vec<u8>, entries: &[(String, Value)]) -> Result<(), EventError> {
+fn write_map(out: &mut Vec<u8>, entries: &[(Text, Value)]) -> Result<(), EventError> {
     write_map_len(out, entries.len())?;
     entries.iter().try_for_each(|(key, value)| write_entry(out, key, value))
 }
@@ -69,7 +69,7 @@ fn done<T, E>(result: Result<T, E>) -> Result<(), EventError> {
     result.map(|_| ()).map_err(|_| EventError::Malformed("writing to memory failed"))
 }
 
-pub(super) fn decode(payload: &[u8]) -> Result<Vec<(String, Value)>, EventError> {
+pub(super) fn decode(payload: &[u8]) -> Result<Vec<(Text, Value)>, EventError> {
     let mut reader = Reader { rest: payload, values: 0 };
     let marker = Marker::from_u8(reader.byte()?);
     let len = match marker {
@@ -115,9 +115,9 @@ impl<'a> Reader<'a> {
         Ok(u32::from_be_bytes(self.array()?))
     }
 
-    fn text(&mut self, len: u32) -> Result<String, EventError> {
+    fn text(&mut self, len: u32) -> Result<Text, EventError> {
         match std::str::from_utf8(self.take(len as usize)?) {
-            Ok(text) => Ok(text.to_owned()),
+            Ok(text) => Ok(text.into()),
             Err(_) => Err(EventError::Malformed("text is not UTF-8")),
         }
     }
@@ -218,7 +218,7 @@ impl<'a> Reader<'a> {
         Ok(Value::List(items))
     }
 
-    fn map(&mut self, len: u32, depth: usize) -> Result<Vec<(String, Value)>, EventError> {
+    fn map(&mut self, len: u32, depth: usize) -> Result<Vec<(Text, Value)>, EventError> {
         if depth > MAX_DEPTH {
             return Err(EventError::TooDeep);
         }
@@ -230,7 +230,7 @@ impl<'a> Reader<'a> {
         Ok(last_wins(entries))
     }
 
-    fn key(&mut self) -> Result<String, EventError> {
+    fn key(&mut self) -> Result<Text, EventError> {
         let len = match Marker::from_u8(self.byte()?) {
             Marker::FixStr(len) => len.into(),
             Marker::Str8 => self.byte()?.into(),

@@ -2,7 +2,7 @@
 
 use serde::{Serialize, ser};
 
-use super::Value;
+use super::{Text, Value};
 use crate::EventError;
 
 /// The serializer. Structs become maps, unlike in the usual msgpack crates, because Python expects
@@ -16,13 +16,13 @@ pub(super) struct ListBuilder {
 
 pub(super) struct MapBuilder {
     variant: Option<&'static str>,
-    entries: Vec<(String, Value)>,
-    key: Option<String>,
+    entries: Vec<(Text, Value)>,
+    key: Option<Text>,
 }
 
 fn tagged(variant: Option<&'static str>, value: Value) -> Value {
     match variant {
-        Some(variant) => Value::Map(vec![(variant.to_owned(), value)]),
+        Some(variant) => Value::Map(vec![(variant.into(), value)]),
         None => value,
     }
 }
@@ -205,7 +205,7 @@ macro_rules! struct_like {
                 key: &'static str,
                 value: &T,
             ) -> Result<(), EventError> {
-                self.entries.push((key.to_owned(), value.serialize(ToValue)?));
+                self.entries.push((key.into(), value.serialize(ToValue)?));
                 Ok(())
             }
             fn end(self) -> Result<Value, EventError> {

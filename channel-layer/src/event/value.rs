@@ -7,6 +7,9 @@ use serde::{
     de::{self, MapAccess, SeqAccess, Visitor},
 };
 
+/// Text of an event. Up to 24 bytes, which is most keys and names, need no memory of their own.
+pub type Text = compact_str::CompactString;
+
 /// A value inside an event: what Python's msgpack can carry, no more.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub enum Value {
@@ -22,13 +25,13 @@ pub enum Value {
     /// A 64-bit float.
     Float(f64),
     /// Text.
-    Text(String),
+    Text(Text),
     /// Bytes, which msgpack keeps apart from text.
     Bytes(Vec<u8>),
     /// A list; Python's tuples become lists too.
     List(Vec<Value>),
     /// An ordered map with text keys.
-    Map(Vec<(String, Value)>),
+    Map(Vec<(Text, Value)>),
 }
 
 impl Value {
@@ -92,7 +95,7 @@ impl Value {
     }
 
     /// The entries, if it is a map.
-    pub fn as_map(&self) -> Option<&[(String, Value)]> {
+    pub fn as_map(&self) -> Option<&[(Text, Value)]> {
         match self {
             Self::Map(entries) => Some(entries),
             _ => None,
@@ -111,7 +114,7 @@ impl Value {
 }
 
 /// Equal keys keep the first one's place and the last one's value, as in a Python dict.
-pub(crate) fn last_wins(mut entries: Vec<(String, Value)>) -> Vec<(String, Value)> {
+pub(crate) fn last_wins(mut entries: Vec<(Text, Value)>) -> Vec<(Text, Value)> {
     const FEW: usize = 16;
     if entries.len() <= FEW {
         let repeated = (1..entries.len()).any(|at| entries[..at].iter().any(|(key, _)| *key == entries[at].0));
@@ -120,8 +123,8 @@ pub(crate) fn last_wins(mut entries: Vec<(String, Value)>) -> Vec<(String, Value
         }
     }
     // A map of hostile size must not cost the square of its length.
-    let mut places: HashMap<String, usize> = HashMap::with_capacity(entries.len());
-    let mut kept: Vec<(String, Value)> = Vec::with_capacity(entries.len());
+    let mut places: HashMap<Text, usize> = HashMap::with_capacity(entries.len());
+    let mut kept: Vec<(Text, Value)> = Vec::with_capacity(entries.len());
     for (key, value) in entries.drain(..) {
         match places.get(&key) {
             Some(&place) => kept[place].1 = value,
@@ -164,13 +167,15 @@ from! {
     u32 => |v| Self::Int(v.into()),
     f32 => |v| Self::Float(v.into()),
     f64 => |v| Self::Float(v),
-    &str => |v| Self::Text(v.to_owned()),
-    String => |v| Self::Text(v),
-    &String => |v| Self::Text(v.clone()),
+    &str => |v| Self::Text(v.into()),
+    String => |v| Self::Text(v.into()),
+    &String => |v| Self::Text(v.into()),
+    Text => |v| Self::Text(v),
     Vec<u8> => |v| Self::Bytes(v),
     &[u8] => |v| Self::Bytes(v.to_vec()),
     Vec<Value> => |v| Self::List(v),
-    Vec<(String, Value)> => |v| Self::Map(v),
+    Vec<(Text, Value)> => |v| Self::Map(v),
+    Vec<(String, Value)> => |v| Self::Map(v.into_iter().map(|(key, value)| (key.into(), value)).collect()),
 }
 
 impl<T: Into<Value>> From<Option<T>> for Value {
@@ -254,7 +259,7 @@ impl<'de> Visitor<'de> for ValueVisitor {
     }
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Value, A::Error> {
         let mut entries = Vec::new();
-        while let Some(entry) = map.next_entry::<String, Value>()? {
+        while let Some(entry) = map.next_entry::<Text, Value>()? {
             entries.push(entry);
         }
         Ok(Value::Map(last_wins(entries)))

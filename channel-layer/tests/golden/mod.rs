@@ -53,7 +53,7 @@ pub(crate) fn value(tagged: &Json) -> Option<Value> {
             Err(_) => Value::UInt(text(v).parse().ok()?),
         },
         "f64" => Value::Float(f64::from_bits(u64::from_str_radix(tagged["bits"].as_str()?, 16).ok()?)),
-        "str" => Value::Text(repeated().unwrap_or_else(|| text(v))),
+        "str" => repeated().unwrap_or_else(|| text(v)).into(),
         "bin" => Value::Bytes(bytes(&repeated().unwrap_or_else(|| text(v)))),
         "arr" => match (tagged["repeat"].is_null(), v.as_array()) {
             (true, Some(list)) => Value::List(list.iter().map(value).collect::<Option<_>>()?),

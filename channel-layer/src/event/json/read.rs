@@ -4,13 +4,13 @@ use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visi
 
 use crate::{
     EventError,
-    event::{MAX_DEPTH, MAX_VALUES, Value, value::last_wins},
+    event::{MAX_DEPTH, MAX_VALUES, Text, Value, value::last_wins},
 };
 
 /// What some editors and writers put in front of UTF-8; Python's reader skips it too.
 const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
-pub(in crate::event) fn decode(payload: &[u8]) -> Result<Vec<(String, Value)>, EventError> {
+pub(in crate::event) fn decode(payload: &[u8]) -> Result<Vec<(Text, Value)>, EventError> {
     let payload = payload.strip_prefix(BYTE_ORDER_MARK).unwrap_or(payload);
     let mut limits = Limits::default();
     let mut reader = serde_json::Deserializer::from_slice(payload);
@@ -120,7 +120,7 @@ impl<'de> Visitor<'de> for Reader<'_> {
     fn visit_map<A: MapAccess<'de>>(mut self, mut map: A) -> Result<Value, A::Error> {
         self.enter()?;
         let mut entries = Vec::new();
-        while let Some(key) = map.next_key::<String>()? {
+        while let Some(key) = map.next_key::<Text>()? {
             entries.push((key, map.next_value_seed(self.inner())?));
         }
         Ok(Value::Map(last_wins(entries)))

@@ -25,7 +25,7 @@ use super::{
     state::{Outbound, State},
 };
 use crate::{
-    ChannelName, GroupName, LayerError,
+    ChannelName, GroupName, LayerError, Text,
     codec::{AgeLimit, Body, Codec, Route, Routing},
     name,
     redis::{
@@ -381,7 +381,7 @@ impl Shared {
                 }
                 Routing::Many(names) => {
                     let mut seen = HashSet::with_capacity(names.len());
-                    let once = names.iter().map(String::as_str).filter(|name| seen.insert(*name));
+                    let once = names.iter().map(Text::as_str).filter(|name| seen.insert(*name));
                     state.route(once, &event, here + left, Self::relay_of, &mut outbound)
                 }
             };
