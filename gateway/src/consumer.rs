@@ -124,17 +124,29 @@ pub struct Rendering {
     pub(crate) v1_only: bool,
     pub(crate) except_user: Option<String>,
     pub(crate) except_channel: Option<String>,
+    /// A client that comes back is sent the same frame.
+    pub(crate) resumes: bool,
 }
 
 impl Rendering {
     /// A text frame. `kind` is its label in `gateway_frames_sent_total`.
     pub fn text(kind: &'static str, text: &str) -> Self {
-        Self { frame: WireFrame::text(text), kind, v1_only: false, except_user: None, except_channel: None }
+        Self::of(kind, WireFrame::text(text))
+    }
+
+    fn of(kind: &'static str, frame: WireFrame) -> Self {
+        Self { frame, kind, v1_only: false, except_user: None, except_channel: None, resumes: false }
     }
 
     /// A JSON frame; `None` when the value cannot be JSON.
     pub fn json(kind: &'static str, value: &impl Serialize) -> Option<Self> {
-        Some(Self::text(kind, &serde_json::to_string(value).ok()?))
+        Some(Self::of(kind, WireFrame::json(value).ok()?))
+    }
+
+    /// It is what a client that comes back is sent for the event, too.
+    pub(crate) fn resumes(mut self) -> Self {
+        self.resumes = true;
+        self
     }
 
     /// Only for sockets that speak `gateway.v1`: plain clients get no frame they did not ask for.

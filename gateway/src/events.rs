@@ -83,7 +83,7 @@ pub(crate) fn position(event: &Event) -> Option<(i64, u64)> {
 struct ChatFrame<'a> {
     r#type: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
-    id: Option<serde_json::Value>,
+    id: Option<&'a channel_layer::Value>,
     #[serde(skip_serializing_if = "Option::is_none")]
     seq: Option<u64>,
     group_name: &'a str,
@@ -97,7 +97,7 @@ struct ChatFrame<'a> {
 struct NotificationFrame<'a> {
     r#type: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
-    id: Option<serde_json::Value>,
+    id: Option<&'a channel_layer::Value>,
     #[serde(skip_serializing_if = "Option::is_none")]
     seq: Option<u64>,
     message: &'a str,
@@ -111,7 +111,7 @@ pub(crate) fn chat_message(event: &Event) -> Option<Rendering> {
     let now;
     let frame = ChatFrame {
         r#type: "chat",
-        id: json(event.get("id")),
+        id: id(event),
         seq: position(event).map(|(_, seq)| seq),
         group_name,
         display_name: event.text("display_name").unwrap_or(group_name),
@@ -125,7 +125,7 @@ pub(crate) fn chat_message(event: &Event) -> Option<Rendering> {
             }
         },
     };
-    Rendering::json("chat", &frame)
+    Some(Rendering::json("chat", &frame)?.resumes())
 }
 
 /// `notification.message` → the `notification` frame.
@@ -133,7 +133,7 @@ pub(crate) fn notification_message(event: &Event) -> Option<Rendering> {
     let now;
     let frame = NotificationFrame {
         r#type: "notification",
-        id: json(event.get("id")),
+        id: id(event),
         seq: position(event).map(|(_, seq)| seq),
         message: event.text("message")?,
         from_user: event.text("from_user").unwrap_or_default(),
@@ -145,7 +145,7 @@ pub(crate) fn notification_message(event: &Event) -> Option<Rendering> {
             }
         },
     };
-    Rendering::json("notification", &frame)
+    Some(Rendering::json("notification", &frame)?.resumes())
 }
 
 /// `gateway.send` → its text as it is, if that is a JSON object and not one of our own frames.
@@ -191,8 +191,9 @@ pub(crate) fn typing(event: &Event) -> Option<Rendering> {
     Some(Rendering::json("typing", &frame)?.v1_only().except_user(from_user))
 }
 
-fn json(value: Option<&channel_layer::Value>) -> Option<serde_json::Value> {
-    value.and_then(|value| serde_json::to_value(value).ok()).filter(|value| !value.is_null())
+/// Whatever a site has as id, if it is anything in JSON.
+fn id(event: &Event) -> Option<&channel_layer::Value> {
+    event.get("id").filter(|id| !id.is_null() && id.as_f64().is_none_or(f64::is_finite))
 }
 
 #[cfg(test)]

@@ -189,6 +189,14 @@ impl Position {
         self.recent.frames(count, render).map_or(Recall::Unknown, |frames| Recall::Missed(frames, self.seq))
     }
 
+    /// Keeps the frames that these of the last events have become.
+    pub(crate) fn become_frames<'a>(
+        &mut self,
+        frames: impl DoubleEndedIterator<Item = (&'a Arc<Event>, &'a WireFrame)>,
+    ) {
+        self.recent.become_frames(frames);
+    }
+
     /// Puts rows from the database before what is in memory, if they still fit there: ascending, the
     /// last one is `to`. `complete`: there are no older ones. Returns whether they fitted.
     pub(crate) fn remember(&mut self, epoch: i64, to: u64, rows: Vec<(u64, Uuid, WireFrame)>, complete: bool) -> bool {

@@ -85,7 +85,8 @@ struct Entry {
     since: Instant,
 }
 
-/// An event becomes a frame when the first client asks for it; all others share the bytes.
+/// An event becomes a frame when it is delivered, or else when the first client asks for it; all others share
+/// the bytes.
 #[derive(Debug)]
 enum Body {
     Event(Arc<Event>),
@@ -135,6 +136,26 @@ impl Recent {
         let kept = self.kept.get_or_insert_default();
         kept.bytes += bytes;
         kept.entries.push_back(Entry { id, body: Body::Event(Arc::clone(event)), bytes, since: Instant::now() });
+    }
+
+    /// Keeps the frames that these of the last events have become, instead of the events.
+    pub(crate) fn become_frames<'a>(
+        &mut self,
+        frames: impl DoubleEndedIterator<Item = (&'a Arc<Event>, &'a WireFrame)>,
+    ) {
+        let Some(kept) = &mut self.kept else { return };
+        let mut entries = kept.entries.iter_mut().rev();
+        for (event, frame) in frames.rev() {
+            let same = |entry: &&mut Entry| matches!(&entry.body, Body::Event(kept) if Arc::ptr_eq(kept, event));
+            let Some(entry) = entries.find(same) else { return };
+            // One of escapes may be larger than its event was counted.
+            if let Some(less) = entry.bytes.checked_sub(FRAME_COST + frame.len()) {
+                entry.body = Body::Frame(frame.clone());
+                entry.bytes -= less;
+                kept.bytes -= less;
+                self.memory.give_back(less);
+            }
+        }
     }
 
     /// Puts rows before the first entry; `rows` are without a hole and end right before it. When not
@@ -249,6 +270,44 @@ mod tests {
         assert!(recent.frames(4, events::chat_message).is_none());
         recent.push(Some(id(4)), &Arc::new(Event::new("chat_message")));
         assert!(recent.frames(1, events::chat_message).is_none(), "what cannot be shown is the database's");
+    }
+
+    #[test]
+    fn what_was_delivered_is_kept_as_the_frames_that_were_sent() {
+        let memory = Memory::new(1 << 20);
+        let mut recent = Recent::shared(&memory);
+        let events: Vec<_> = (1..=4).map(|n| event(&format!("text {n}"))).collect();
+        for (n, event) in (1..).zip(&events) {
+            recent.push(Some(id(n)), event);
+        }
+        let sent: Vec<_> = events.iter().map(|event| events::chat_message(event).unwrap().frame).collect();
+        let (counted, stranger) = (memory.used(), event("text 2"));
+        let delivered = [(&events[0], &sent[0]), (&stranger, &sent[1]), (&events[2], &sent[2])];
+        recent.become_frames(delivered.into_iter().skip(1));
+        let is_frame = |recent: &Recent| {
+            let kept = recent.kept.as_ref().unwrap();
+            kept.entries.iter().map(|entry| matches!(entry.body, Body::Frame(_))).collect::<Vec<_>>()
+        };
+        assert_eq!(
+            is_frame(&recent),
+            [false, false, true, false],
+            "an event that is not the one that was kept is none"
+        );
+        assert!(memory.used() < counted && memory.used() == recent.bytes());
+        recent.become_frames(delivered.into_iter().take(1));
+        assert_eq!(is_frame(&recent), [true, false, true, false]);
+        let frames = recent.frames(4, events::chat_message).unwrap();
+        assert_eq!(frames[2].as_bytes().as_ptr(), sent[2].as_bytes().as_ptr());
+        assert_eq!((&frames[0], frames.len()), (&sent[0], 4));
+        drop(recent);
+        assert_eq!(memory.used(), 0);
+
+        let mut recent = Recent::shared(&memory);
+        let escapes = event(&"\u{1}".repeat(1000));
+        recent.push(Some(id(1)), &escapes);
+        let frame = events::chat_message(&escapes).unwrap().frame;
+        recent.become_frames([(&escapes, &frame)].into_iter());
+        assert_eq!(is_frame(&recent), [false], "a frame larger than what was counted");
     }
 
     #[test]

@@ -86,6 +86,9 @@ impl Hub {
                 }
             });
             rendered.iter().for_each(|rendered| self.count(rendered));
+            if let (Some(_), Some(rendered)) = (first_seq, rendered.first()) {
+                keep_frames(&run, &rendered.kinds);
+            }
         }
     }
 
@@ -192,6 +195,15 @@ impl Hub {
             self.metrics.frames_sent.get_or_create(&ByType { r#type: kind }).inc_by(sent);
         }
     }
+}
+
+/// Clients that come back get the frames that were sent: the events, many times their size, need not be kept.
+fn keep_frames(run: &Run, kinds: &[Kind]) {
+    let frames = run.events.iter().zip(kinds).filter_map(|((event, seq), kind)| match kind {
+        Kind::Frame(rendering) if seq.is_some() && rendering.resumes => Some((event, &rendering.frame)),
+        _ => None,
+    });
+    run.group.with_position(|_, position| position.become_frames(frames));
 }
 
 /// Several frames in one piece, if they are for everybody.

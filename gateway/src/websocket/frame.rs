@@ -1,6 +1,9 @@
 //! Frames on their way out: header and payload in one shared buffer.
 
+use std::cell::RefCell;
+
 use bytes::{BufMut, Bytes, BytesMut};
+use serde::Serialize;
 
 pub(super) const CONTINUATION: u8 = 0x0;
 pub(super) const TEXT: u8 = 0x1;
@@ -8,6 +11,9 @@ pub(super) const BINARY: u8 = 0x2;
 pub(super) const CLOSE: u8 = 0x8;
 pub(super) const PING: u8 = 0x9;
 pub(super) const PONG: u8 = 0xa;
+
+/// The most that a thread keeps for writing.
+const KEPT: usize = 64 * 1024;
 
 /// A complete, unmasked WebSocket frame, or several. Cloning shares the bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -17,6 +23,21 @@ impl WireFrame {
     /// A text frame.
     pub(crate) fn text(payload: &str) -> Self {
         Self::encode(TEXT, payload.as_bytes())
+    }
+
+    /// A text frame of JSON.
+    pub(crate) fn json(value: &impl Serialize) -> serde_json::Result<Self> {
+        thread_local! {
+            static TEXT_OUT: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+        }
+        // Written where there is room already, so that what is kept is allocated once and in its size.
+        let mut text = TEXT_OUT.take();
+        text.clear();
+        let frame = serde_json::to_writer(&mut text, value).map(|()| Self::encode(TEXT, &text));
+        if text.capacity() <= KEPT {
+            TEXT_OUT.set(text);
+        }
+        frame
     }
 
     /// A binary frame.
