@@ -145,6 +145,7 @@ check() {
 export RUSTDOCFLAGS="${RUSTDOCFLAGS:-} -D warnings"
 check "format" cargo fmt --all --check
 check "clippy" cargo clippy --workspace --all-targets --quiet -- -D warnings
+check "clippy, without io_uring" cargo clippy -p gateway --lib --no-default-features --quiet -- -D warnings
 check "documentation" cargo doc --workspace --no-deps --quiet
 check "build" cargo build --workspace --quiet
 check "tests" cargo test --workspace --no-fail-fast

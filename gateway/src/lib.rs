@@ -10,7 +10,7 @@
 //! 5. `hub/deliver.rs`, `deliver_to_group`: position checked, a hole filled first
 //! 6. `events.rs`, `chat_message`: event → frame, once per node for all members
 //! 7. `hub/deliver.rs`, `fan_out`: the same bytes into each member's outbox
-//! 8. `socket.rs`, `flush`: one write per socket for everything queued
+//! 8. `socket.rs`, `flush_all`: one write per socket for everything queued
 //!
 //! To write a consumer of your own, see [`Consumer`] and `examples/`.
 
@@ -45,6 +45,8 @@ mod redis;
 mod registry;
 mod resume;
 mod retention;
+#[cfg_attr(not(all(feature = "io-uring", target_os = "linux")), path = "no_ring.rs")]
+mod ring;
 mod routing;
 mod scope;
 mod server;

@@ -6,6 +6,7 @@
 
 use std::collections::VecDeque;
 use std::net::IpAddr;
+use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
@@ -17,6 +18,7 @@ use tokio::net::TcpStream;
 
 use crate::close::CloseReason;
 use crate::consumer::ConsumerClass;
+use crate::ring;
 use crate::websocket::WireFrame;
 
 /// Events for *own* handlers that may wait per connection, so that a stuck consumer cannot take the node's memory.
@@ -24,6 +26,12 @@ const INBOX_EVENTS: usize = 256;
 
 /// Frames that are joined into one write.
 const WRITE_BYTES: usize = 64 * 1024;
+
+/// Fewer sockets are as cheap one by one.
+const WORTH_A_RING: usize = 4;
+
+/// More bytes take so long that other sockets, which are locked meanwhile, are not to wait for them.
+const RING_BYTES: usize = 16 * 1024;
 
 /// One connection, as everybody but its own task sees it.
 pub struct Socket {
@@ -198,6 +206,35 @@ impl Socket {
                 self.waker.wake();
             }
         }
+    }
+
+    /// Flushes each of them; with `ring` in few system calls, where that can be had.
+    pub(crate) fn flush_all(sockets: &[Arc<Self>], ring: bool) {
+        if ring && ring::is_open() {
+            for sockets in sockets.chunks(ring::AT_ONCE).filter(|sockets| sockets.len() >= WORTH_A_RING) {
+                Self::write_together(sockets);
+            }
+        }
+        // Most have nothing left to be written by now.
+        sockets.iter().for_each(|socket| socket.flush());
+    }
+
+    /// Writes the one frame that most sockets have queued, as far as the kernel takes it.
+    fn write_together(sockets: &[Arc<Self>]) {
+        let held = sockets.iter().filter_map(|socket| {
+            let io = socket.io.get()?;
+            // Not waited for: somebody else may hold this one and want one of those that are held here.
+            let state = socket.state.try_lock()?;
+            let small = state.outbox.len() == 1 && state.waiting <= RING_BYTES;
+            (small && !state.blocked && !state.shut).then_some((io, state))
+        });
+        let mut held: Vec<_> = held.collect();
+        let writes: Vec<_> = held
+            .iter()
+            .map(|(io, state)| ring::Write { socket: io.as_fd(), bytes: &state.outbox[0].as_bytes()[state.written..] })
+            .collect();
+        let written = ring::write(&writes);
+        held.iter_mut().zip(written).for_each(|((_, state), count)| state.advance(count));
     }
 
     /// Asks the connection to end for this reason. The first reason counts.

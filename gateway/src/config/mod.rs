@@ -126,6 +126,7 @@ pub struct Config {
     pub room_policy: RoomPolicy,
     pub client_notifications: ClientNotifications,
     pub dev: bool,
+    pub io_uring: bool,
     pub node_id: String,
     pub log_json: bool,
     pub limits: Limits,
@@ -252,6 +253,7 @@ impl Reader<'_> {
             room_policy,
             client_notifications,
             dev,
+            io_uring: !self.flag("no-io-uring"),
             node_id: self.collected.get("node-id").map_or_else(random_node_id, str::to_owned),
             log_json: match self.text("log-format").as_str() {
                 "text" => false,

@@ -126,6 +126,7 @@ pub const SETTINGS: &[Setting] = &[
     ),
     text("client-notifications", Some("any"), "Whom browsers may notify: any, shared-room or off"),
     switch("dev", "Sign in anybody by name, open rooms, the demo page; only on loopback"),
+    switch("no-io-uring", "Write to every socket by itself, also where Linux offers io_uring"),
     text("node-id", None, "Name of this node; default: host name and a random part"),
     text("log-format", Some("text"), "text or json; the level is set by RUST_LOG (info)"),
     text(

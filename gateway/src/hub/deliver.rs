@@ -41,7 +41,7 @@ pub(super) async fn dispatch(hub: Arc<Hub>, shard: usize) {
             }
             hub.fan_out(&mut turn);
             for sockets in turn.dirty.chunks(FLUSHES_PER_TURN) {
-                sockets.iter().for_each(|socket: &Arc<Socket>| socket.flush());
+                Socket::flush_all(sockets, hub.ring);
                 if sockets.len() == FLUSHES_PER_TURN {
                     tokio::task::yield_now().await;
                 }

@@ -62,6 +62,8 @@ pub(crate) struct Hub {
     recent_per_room: Option<usize>,
     /// Who reads into memory holds the one of its stream; many streams share one.
     reading: Box<[tokio::sync::Mutex<()>]>,
+    /// Many sockets may be written to with one system call.
+    ring: bool,
     started: std::time::Instant,
     /// The second of the last warning about an unknown event.
     warned_at: AtomicU64,
@@ -125,6 +127,7 @@ impl Hub {
             inbox_memory: Memory::new(config.limits.recent_bytes / 4),
             recent_per_room: usize::try_from(config.retention.messages_per_room).ok().filter(|most| *most > 0),
             reading: (0..catch_up::READERS).map(|_| tokio::sync::Mutex::new(())).collect(),
+            ring: config.io_uring,
             started: std::time::Instant::now(),
             warned_at: AtomicU64::new(0),
         });
