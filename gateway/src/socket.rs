@@ -153,7 +153,18 @@ impl Socket {
         if state.closing.is_some() || state.shut {
             return Pushed::Closed;
         }
-        if self.outbox_limit > 0 && state.waiting > 0 && state.waiting + frame.len() > self.outbox_limit {
+        let is_full = |state: &State| {
+            self.outbox_limit > 0 && state.waiting > 0 && state.waiting + frame.len() > self.outbox_limit
+        };
+        // Many large events may come in one piece: no client is slow before the kernel has been asked to take them.
+        // What it says is for the flush that is due anyway.
+        if is_full(&state)
+            && !state.blocked
+            && let Some(io) = self.io.get()
+        {
+            let _ = state.write_to(io);
+        }
+        if is_full(&state) {
             state.closing = Some(CloseReason::SlowConsumer);
             drop(state);
             self.waker.wake();
