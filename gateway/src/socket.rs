@@ -392,3 +392,65 @@ impl State {
         self.written = 0;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::AsyncReadExt;
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    struct Listens;
+
+    impl crate::consumer::Consumer for Listens {}
+
+    fn socket(outbox_limit: usize) -> Socket {
+        let identity = Identity {
+            channel_name: "specific.test!one".parse().unwrap(),
+            user: "alice".into(),
+            path: "/".into(),
+            v1: true,
+            expires_at: i64::MAX,
+            counted_address: None,
+        };
+        Socket::new(identity, Arc::new(ConsumerClass::new(|| Listens)), outbox_limit, 0)
+    }
+
+    async fn attached(socket: &Socket) -> TcpStream {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (client, server) =
+            tokio::join!(TcpStream::connect(listener.local_addr().unwrap()), async { listener.accept().await });
+        let server = server.unwrap().0;
+        server.writable().await.unwrap();
+        socket.attach(server);
+        client.unwrap()
+    }
+
+    #[tokio::test]
+    async fn more_than_may_wait_can_come_in_one_turn_to_a_client_that_reads() {
+        let socket = socket(40_000);
+        let mut client = attached(&socket).await;
+        let frame = WireFrame::text(&"x".repeat(16_000));
+        // As a dispatcher does it: all of it is queued, then flushed once.
+        let pushed: Vec<_> = (0..4).map(|_| socket.push(&frame)).collect();
+        assert_eq!(pushed, [Pushed::MustFlush, Pushed::Queued, Pushed::Queued, Pushed::Queued]);
+        socket.flush();
+        let mut got = vec![0; 4 * frame.len()];
+        client.read_exact(&mut got).await.unwrap();
+        assert!(got.chunks(frame.len()).all(|one| one == frame.as_bytes()));
+        assert!(socket.is_flushed());
+    }
+
+    #[tokio::test]
+    async fn a_client_that_does_not_read_is_full_once_its_kernel_is() {
+        let socket = socket(40_000);
+        let _client = attached(&socket).await;
+        let frame = WireFrame::text(&"x".repeat(16_000));
+        // More than the kernel keeps for any connection.
+        let full = (0..10_000).map(|_| socket.send(&frame)).find(|pushed| *pushed == Pushed::Full);
+        assert_eq!(full, Some(Pushed::Full));
+        assert!(matches!(socket.closing(), Some(CloseReason::SlowConsumer)));
+        assert!(socket.waiting() <= 40_000);
+        assert_eq!(socket.push(&frame), Pushed::Closed);
+    }
+}

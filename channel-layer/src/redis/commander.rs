@@ -94,6 +94,14 @@ impl<F: FnOnce(Result<Answer, Failure>) + Send> Ending for F {
     }
 }
 
+/// When an ending hears of the answer.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Heard {
+    AtOnce,
+    /// Nobody waits for it: with the next pipeline's, or a little later.
+    Later,
+}
+
 /// Why nothing was queued, and the ending that therefore has not been used.
 pub(super) type Refusal = (Failure, Option<Box<dyn Ending>>);
 
@@ -133,8 +141,7 @@ struct Job {
     /// One command as it goes over the wire.
     command: Bytes,
     ending: Option<Box<dyn Ending>>,
-    /// Nobody waits for the answer.
-    patient: bool,
+    heard: Heard,
     /// Whether it has been refused once because the server was no primary.
     again: bool,
     /// How many answers come before the one that counts.
@@ -190,7 +197,7 @@ impl Commander {
             // The bytes count from here on, so that a cancelled wait leaves nothing counted.
             Ok(Ok(permit)) => {
                 self.shared.queued_bytes.fetch_add(command.len(), Ordering::Relaxed);
-                permit.send(Job { command, ending: Some(ending), patient: false, again: false, skip: 0 });
+                permit.send(Job { command, ending: Some(ending), heard: Heard::AtOnce, again: false, skip: 0 });
             }
             Ok(Err(_closed)) => return Err(Failure::Closed),
             Err(_late) => return Err(Failure::Timeout),
@@ -200,19 +207,19 @@ impl Commander {
 
     /// Queues a command at once, in the order of the calls; `ending` hears what became of it. It comes
     /// back if nothing was queued.
-    pub(super) fn start_with(&self, command: Bytes, ending: Option<Box<dyn Ending>>) -> Result<(), Refusal> {
-        self.queue(Job { command, ending, patient: false, again: false, skip: 0 })
-    }
-
-    /// Like [`start_with`](Self::start_with), but what became of it may be heard a little later.
-    pub(super) fn start_patiently(&self, command: Bytes, ending: Option<Box<dyn Ending>>) -> Result<(), Refusal> {
-        self.queue(Job { command, ending, patient: true, again: false, skip: 0 })
+    pub(super) fn start_with(
+        &self,
+        command: Bytes,
+        ending: Option<Box<dyn Ending>>,
+        heard: Heard,
+    ) -> Result<(), Refusal> {
+        self.queue(Job { command, ending, heard, again: false, skip: 0 })
     }
 
     /// Like [`start_with`](Self::start_with), for a command that a cluster has sent here with `ASK`.
     pub(super) fn start_asking(&self, command: &[u8], ending: Option<Box<dyn Ending>>) -> Result<(), Refusal> {
         let both = [&wire::bytes(&[b"ASKING"]), command].concat();
-        self.queue(Job { command: both.into(), ending, patient: false, again: false, skip: 1 })
+        self.queue(Job { command: both.into(), ending, heard: Heard::AtOnce, again: false, skip: 1 })
     }
 
     fn queue(&self, job: Job) -> Result<(), Refusal> {
@@ -360,7 +367,7 @@ impl Worker {
                     () = sleep(IDLE) => {
                         let command = wire::bytes(&[b"PING"]);
                         self.shared.queued_bytes.fetch_add(command.len(), Ordering::Relaxed);
-                        batch.push(Job { command, ending: None, patient: false, again: false, skip: 0 });
+                        batch.push(Job { command, ending: None, heard: Heard::AtOnce, again: false, skip: 0 });
                     }
                 }
             }
@@ -394,16 +401,16 @@ impl Worker {
         next: &mut Vec<Job>,
     ) -> Result<(), End> {
         self.out.clear();
-        let (mut sent, mut patient) = (VecDeque::new(), true);
+        let (mut sent, mut later) = (VecDeque::new(), true);
         for job in jobs.by_ref() {
             self.out.extend_from_slice(&job.command);
-            patient &= job.patient;
+            later &= job.heard == Heard::Later;
             sent.push_back(job);
             if self.out.len() > BATCH_BYTES {
                 break;
             }
         }
-        patient &= jobs.len() == 0;
+        later &= jobs.len() == 0;
         let (out, shared, again, waiting) = (&self.out, &self.shared, &mut self.again, &mut sent);
         let queue = &mut self.jobs;
         let mut demoted = false;
@@ -411,7 +418,7 @@ impl Worker {
         let talk = async {
             connection.stream.write_all(out).await?;
             connection.stream.flush().await?;
-            if patient {
+            if later {
                 tokio::select! {
                     _ = queue.recv_many(next, BATCH) => {}
                     () = sleep(UNREAD) => {}

@@ -18,7 +18,7 @@ use tokio::{
 use crate::{
     BoxError,
     redis::{
-        commander::{Commander, Ending, Failure, Refusal},
+        commander::{Commander, Ending, Failure, Heard, Refusal},
         connection::Connection,
         refusal::ErrorClass,
         topology::{Cluster, Node, Redirection},
@@ -83,7 +83,7 @@ impl ClusterCommands {
             return Err((Failure::NotConnected, ending));
         };
         let follow = Follow { inner: Arc::downgrade(&self.0), node, command: command.clone(), ending, hops: HOPS };
-        commander.start_with(command, Some(Box::new(follow))).map_err(|(failure, ending)| {
+        commander.start_with(command, Some(Box::new(follow)), Heard::AtOnce).map_err(|(failure, ending)| {
             self.0.doubt.notify_one();
             (failure, ending.and_then(|follow| follow.give_back()))
         })
@@ -257,7 +257,7 @@ impl Follow {
         });
         let sent = match to.ask {
             true => commander.start_asking(&self.command, Some(next)),
-            false => commander.start_with(self.command.clone(), Some(next)),
+            false => commander.start_with(self.command.clone(), Some(next), Heard::AtOnce),
         };
         sent.map_err(|(failure, next)| {
             self.ending = next.and_then(|next| next.give_back());

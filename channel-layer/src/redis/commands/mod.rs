@@ -13,7 +13,7 @@ use tokio::{
 
 use self::cluster::ClusterCommands;
 use super::{
-    commander::{Commander, Ending, Failure, Pending, Refusal, ending},
+    commander::{Commander, Ending, Failure, Heard, Pending, Refusal, ending},
     connection::{Connection, Target},
     topology::Topology,
     wire::Answer,
@@ -86,7 +86,9 @@ impl Commands {
     /// calls.
     pub(super) fn start(&self, shard: usize, key: &[u8], command: Bytes) -> Result<Pending, Failure> {
         let (ending, pending) = ending();
-        self.start_with(shard, key, command, Some(ending)).map(|()| pending).map_err(|(failure, _)| failure)
+        self.start_with(shard, key, command, Some(ending), Heard::AtOnce)
+            .map(|()| pending)
+            .map_err(|(failure, _)| failure)
     }
 
     /// Like [`start`](Self::start); `ending` hears what became of it.
@@ -96,24 +98,11 @@ impl Commands {
         key: &[u8],
         command: Bytes,
         ending: Option<Box<dyn Ending>>,
+        heard: Heard,
     ) -> Result<(), Refusal> {
         match self {
-            Self::Shards { commanders, .. } => commanders[shard].start_with(command, ending),
-            Self::Cluster(cluster) => cluster.start_with(key, command, ending),
-        }
-    }
-
-    /// Like [`start_with`](Self::start_with), but what became of it may be heard a little later.
-    pub(super) fn start_patiently(
-        &self,
-        shard: usize,
-        key: &[u8],
-        command: Bytes,
-        ending: Option<Box<dyn Ending>>,
-    ) -> Result<(), Refusal> {
-        match self {
-            Self::Shards { commanders, .. } => commanders[shard].start_patiently(command, ending),
-            // A node may send it to another one, and then it should not have waited.
+            Self::Shards { commanders, .. } => commanders[shard].start_with(command, ending, heard),
+            // Always at once: a node may send it to another one, and then it should not have waited.
             Self::Cluster(cluster) => cluster.start_with(key, command, ending),
         }
     }
@@ -142,7 +131,6 @@ impl Commands {
         }
     }
 
-    /// Whether all of a shard can be used.
     /// Makes the connection for a key anew, because it may lead to the wrong server.
     pub(super) fn renew(&self, shard: usize, key: &[u8]) {
         match self {
@@ -151,6 +139,7 @@ impl Commands {
         }
     }
 
+    /// Whether all of a shard can be used.
     pub(super) fn is_connected(&self, shard: usize) -> bool {
         *self.connections(shard).borrow() % 2 == 1
     }

@@ -16,7 +16,7 @@ use crate::{
     ChannelName, Event, GroupName, LayerError,
     codec::Route,
     redis::{
-        commander::{Failure, PATIENCE},
+        commander::{Failure, Heard, PATIENCE},
         pattern,
         wire::{self, Answer},
     },
@@ -350,7 +350,7 @@ impl Shared {
         let message = self.message(&body, Route::One(channel.as_str()))?;
         let parcel = scripts::Parcel { queue: queue.key.clone(), message, capacity: usize::MAX >> 1 };
         let command = scripts::deliver(&[parcel], self.settings.expiry);
-        Ok(self.commands.start_with(shard, &queue.key, command, None).map_err(|(failure, _)| failure)?)
+        Ok(self.commands.start_with(shard, &queue.key, command, None, Heard::AtOnce).map_err(|(failure, _)| failure)?)
     }
 }
 

@@ -29,7 +29,7 @@ use crate::{
     codec::AgeLimit,
     redis::{
         backoff::Backoff,
-        commander::Failure,
+        commander::{Failure, Heard},
         connection::{Connection, fill},
         wire::Answer,
     },
@@ -300,7 +300,7 @@ async fn put_back(shared: &Shared, channel: &PlainChannel) -> bool {
             Ok(pending) => {
                 // A queue that the pop has emptied is a new key, and would live for ever.
                 let expire = scripts::expire(&channel.key, shared.settings.expiry);
-                let _ = shared.commands.start_with(taken.shard, &channel.key, expire, None);
+                let _ = shared.commands.start_with(taken.shard, &channel.key, expire, None, Heard::AtOnce);
                 pending.answer().await.map(drop)
             }
             Err(failure) => Err(failure),

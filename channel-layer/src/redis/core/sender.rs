@@ -26,7 +26,7 @@ use crate::{
     GroupName, LayerError,
     codec::{Body, Route},
     redis::{
-        commander::{Failure, PATIENCE, Pending},
+        commander::{Failure, Heard, PATIENCE, Pending},
         wire::Answer,
     },
 };
@@ -369,7 +369,7 @@ fn sort(shared: &Shared, shard: usize, group: &GroupName, answer: Answer) -> Vec
         let key = shared.group_key(group);
         let ghosts: Vec<&[u8]> = ghosts.iter().map(String::as_bytes).collect();
         // If this is lost the next send does it again.
-        let _ = shared.commands.start_with(shard, &key, scripts::leave(&key, &ghosts), None);
+        let _ = shared.commands.start_with(shard, &key, scripts::leave(&key, &ghosts), None, Heard::AtOnce);
     }
     buckets
 }

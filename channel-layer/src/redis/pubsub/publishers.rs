@@ -9,7 +9,7 @@ use super::topic;
 use crate::{
     LayerError,
     redis::{
-        commander::{Failure, PATIENCE},
+        commander::{Failure, Heard, PATIENCE},
         commands::Commands,
         topology::Topology,
         wire,
@@ -57,7 +57,8 @@ impl Publishers {
         let command = self.command(&topic, &payload);
         let counters = self.counters.clone();
         let ending = move |result: Result<_, Failure>| counters.publish_result(result.is_ok());
-        let queued = self.commands.start_patiently(self.shard_of(&topic), &topic, command, Some(Box::new(ending)));
+        let queued =
+            self.commands.start_with(self.shard_of(&topic), &topic, command, Some(Box::new(ending)), Heard::Later);
         queued.map_err(|(failure, _)| {
             self.counters.publish_result(false);
             failure.into()
@@ -71,7 +72,7 @@ impl Publishers {
 
     /// Publishes nothing to a topic of a link and does not count it; tells whether it could be queued.
     pub(super) fn probe(&self, at: usize, topic: &[u8]) -> bool {
-        self.commands.start_with(self.shard_at(at), topic, self.command(topic, b""), None).is_ok()
+        self.commands.start_with(self.shard_at(at), topic, self.command(topic, b""), None, Heard::AtOnce).is_ok()
     }
 
     /// Makes the connection that belongs to a link, and this topic of it, anew.
