@@ -43,6 +43,7 @@ mod inboxes;
 mod kept;
 mod leases;
 mod members;
+mod memory;
 mod messages;
 mod migration;
 mod missed;

@@ -8,6 +8,10 @@
 
 use std::sync::LazyLock;
 
+use rusqlite::{
+    Connection,
+    types::{ToSqlOutput, ValueRef},
+};
 use sea_orm::sqlx::{self, Arguments as _, FromRow, error::BoxDynError, sqlite::SqliteArguments};
 use uuid::Uuid;
 
@@ -18,8 +22,8 @@ use crate::{
     error::{Fault, constraint_failed, query_error},
 };
 
-const ROOM: i32 = 0;
-const INBOX: i32 = 1;
+const ROOM: i64 = 0;
+const INBOX: i64 = 1;
 
 /// What the view takes, in the order in which it is bound.
 const COLUMNS: [&str; 10] =
@@ -34,7 +38,7 @@ pub(crate) static SETUP: LazyLock<String> = LazyLock::new(|| {
     format!("CREATE TEMP VIEW gateway_append ({columns}) AS SELECT {nulls} WHERE FALSE; {room}; {inbox}")
 });
 
-fn trigger(kind: &str, number: i32, heads: &str, name: &str, rows: &str, stream: &str) -> String {
+fn trigger(kind: &str, number: i64, heads: &str, name: &str, rows: &str, stream: &str) -> String {
     format!(
         "CREATE TEMP TRIGGER gateway_append_{kind} INSTEAD OF INSERT ON gateway_append WHEN NEW.kind = {number} BEGIN \
          UPDATE {heads} SET last_seq = last_seq + 1, last_id = NEW.id WHERE {name} = NEW.stream; \
@@ -75,42 +79,74 @@ type Row = (Option<Uuid>, Option<i64>, Option<i64>, Option<String>);
 
 /// Stores all of them, [`MOST`] at most, or nothing.
 pub(super) async fn insert(db: &Db, new: &[New<'_>], date: i64) -> Result<Option<Vec<Place>>, Fault> {
-    let mut values = SqliteArguments::default();
-    values.reserve(new.len() * COLUMNS.len(), 0);
-    for new in new {
-        bind(&mut values, new, date).map_err(|error| query_error(sqlx::Error::Encode(error)))?;
-    }
     // What is not bound is NULL: such a row is for no trigger.
     let sql = &STATEMENTS[new.len().next_power_of_two().ilog2() as usize];
-    let rows = match db.write_sqlite(sql, values).await {
+    let bound = new.iter().flat_map(|new| values(new, date));
+    if let Some(places) = db.write_memory(|connection| insert_here(connection, sql, bound.clone())).await? {
+        return Ok(Some(places));
+    }
+    let mut arguments = SqliteArguments::default();
+    arguments.reserve(new.len() * COLUMNS.len(), 0);
+    for value in bound {
+        bind(&mut arguments, value).map_err(|error| query_error(sqlx::Error::Encode(error)))?;
+    }
+    let rows = match db.write_sqlite(sql, arguments).await {
         Ok(rows) => rows,
         Err(error) if constraint_failed(&error) => return Ok(None),
         Err(error) => return Err(error.into()),
     };
-    let mut places = Vec::with_capacity(new.len());
-    for row in &rows {
-        if let (Some(id), Some(seq), Some(epoch), display_name) = Row::from_row(row).map_err(query_error)? {
-            places.push((id, seq, epoch, display_name));
-        }
+    let rows = rows.iter().map(Row::from_row).collect::<Result<Vec<_>, _>>().map_err(query_error)?;
+    Ok(Some(rows.into_iter().filter_map(place).collect()))
+}
+
+/// As [`insert`], without the driver.
+fn insert_here<'a>(
+    connection: &Connection,
+    sql: &str,
+    values: impl Iterator<Item = ValueRef<'a>>,
+) -> rusqlite::Result<Vec<Place>> {
+    let mut statement = connection.prepare_cached(sql)?;
+    for (at, value) in values.enumerate() {
+        statement.raw_bind_parameter(at + 1, ToSqlOutput::Borrowed(value))?;
     }
-    Ok(Some(places))
+    let row = |row: &rusqlite::Row<'_>| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?));
+    let rows = statement.raw_query().mapped(row).collect::<Result<Vec<Row>, _>>()?;
+    Ok(rows.into_iter().filter_map(place).collect())
+}
+
+fn place((id, seq, epoch, display_name): Row) -> Option<Place> {
+    Some((id?, seq?, epoch?, display_name))
 }
 
 /// In the order of [`COLUMNS`].
-fn bind(values: &mut SqliteArguments, new: &New<'_>, date: i64) -> Result<(), BoxDynError> {
+fn values<'a>(new: &'a New<'_>, date: i64) -> [ValueRef<'a>; COLUMNS.len()] {
     let New { id, identity, append: Append { stream, from_user, message, .. } } = new;
-    values.add(match stream {
+    let text = |text: &'a str| ValueRef::Text(text.as_bytes());
+    let kind = match stream {
         Stream::Room(_) => ROOM,
         Stream::Inbox(_) => INBOX,
-    })?;
-    values.add(stream.name())?;
-    values.add(id)?;
-    values.add(&**from_user)?;
-    values.add(&**message)?;
-    values.add(date)?;
+    };
     let (source, event_id) = new.origin();
-    values.add(source)?;
-    values.add(event_id)?;
-    values.add(identity.map(|identity| identity.key.to_vec()))?;
-    values.add(identity.map(|identity| identity.content.to_vec()))
+    [
+        ValueRef::Integer(kind),
+        text(stream.name()),
+        ValueRef::Blob(id.as_bytes()),
+        text(from_user),
+        text(message),
+        ValueRef::Integer(date),
+        source.map_or(ValueRef::Null, text),
+        event_id.map_or(ValueRef::Null, text),
+        identity.map_or(ValueRef::Null, |identity| ValueRef::Blob(&identity.key)),
+        identity.map_or(ValueRef::Null, |identity| ValueRef::Blob(&identity.content)),
+    ]
+}
+
+fn bind(arguments: &mut SqliteArguments, value: ValueRef<'_>) -> Result<(), BoxDynError> {
+    match value {
+        ValueRef::Null => arguments.add(None::<i64>),
+        ValueRef::Integer(integer) => arguments.add(integer),
+        ValueRef::Real(real) => arguments.add(real),
+        ValueRef::Text(_) => arguments.add(value.as_str()?),
+        ValueRef::Blob(blob) => arguments.add(blob),
+    }
 }

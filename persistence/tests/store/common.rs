@@ -3,35 +3,41 @@
 use persistence::{Append, Appended, Key, Membership, Store, StoreOptions, Stream};
 use tempfile::TempDir;
 use testkit::{mariadb::MariaDb, postgres::Postgres};
+use tokio::sync::OnceCell;
+
+const MEMORY: &str = "sqlite::memory:";
 
 /// A database of one test.
 pub(crate) struct Database {
     pub(crate) url: String,
     _dir: Option<TempDir>,
+    /// In memory there is one store, which all share.
+    memory: OnceCell<Store>,
 }
 
 impl Database {
     pub(crate) fn sqlite() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let url = format!("sqlite://{}?mode=rwc", dir.path().join("gateway.db").display());
-        Self { url, _dir: Some(dir) }
+        Self { url, _dir: Some(dir), memory: OnceCell::new() }
     }
 
     pub(crate) fn memory() -> Self {
-        Self { url: "sqlite::memory:".into(), _dir: None }
+        Self { url: MEMORY.into(), _dir: None, memory: OnceCell::new() }
     }
 
     pub(crate) fn postgres() -> Self {
-        Self { url: Postgres::shared().fresh_database(), _dir: None }
+        Self { url: Postgres::shared().fresh_database(), _dir: None, memory: OnceCell::new() }
     }
 
     pub(crate) fn mariadb() -> Self {
-        Self { url: MariaDb::shared().fresh_database(), _dir: None }
+        Self { url: MariaDb::shared().fresh_database(), _dir: None, memory: OnceCell::new() }
     }
 
-    /// A store with connections of its own.
+    /// A store with connections of its own, unless it is in memory.
     pub(crate) async fn connect(&self) -> Store {
-        Store::connect(StoreOptions::new(&self.url)).await.unwrap()
+        let connect = || async { Store::connect(StoreOptions::new(&self.url)).await.unwrap() };
+        if self.url == MEMORY { self.memory.get_or_init(connect).await.clone() } else { connect().await }
     }
 
     /// The first store, with the schema made.
@@ -46,6 +52,7 @@ impl Database {
 macro_rules! on_all_databases {
     ($($name:ident),+ $(,)?) => {
         on_databases! { sqlite: $($name),+ }
+        on_databases! { memory: $($name),+ }
         on_databases! { postgres: $($name),+ }
         on_databases! { mariadb: $($name),+ }
     };

@@ -62,7 +62,7 @@ async fn a_database_in_memory_lives_as_long_as_its_store() {
     assert_eq!(tasks.join_all().await.iter().sum::<usize>(), 20);
     assert_eq!(store.room("lobby").await.unwrap().unwrap().last_seq, 20);
     // Another store is another database.
-    assert!(database.connect().await.check_schema().await.is_err());
+    assert!(Database::memory().connect().await.check_schema().await.is_err());
 }
 
 #[tokio::test]
