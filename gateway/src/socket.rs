@@ -30,6 +30,9 @@ const WRITE_BYTES: usize = 64 * 1024;
 /// Fewer sockets are as cheap one by one.
 const WORTH_A_RING: usize = 4;
 
+// `write_together` has a bit for each.
+const _: () = assert!(ring::AT_ONCE <= u64::BITS as usize);
+
 /// More bytes take so long that other sockets, which are locked meanwhile, are not to wait for them.
 const RING_BYTES: usize = 16 * 1024;
 
@@ -221,31 +224,42 @@ impl Socket {
 
     /// Flushes each of them; with `ring` in few system calls, where that can be had.
     pub(crate) fn flush_all(sockets: &[Arc<Self>], ring: bool) {
-        if ring && ring::is_open() {
-            for sockets in sockets.chunks(ring::AT_ONCE).filter(|sockets| sockets.len() >= WORTH_A_RING) {
-                Self::write_together(sockets);
-            }
+        let ring = ring && ring::is_open();
+        for sockets in sockets.chunks(ring::AT_ONCE) {
+            let done = if ring && sockets.len() >= WORTH_A_RING { Self::write_together(sockets) } else { 0 };
+            let rest = sockets.iter().enumerate().filter(|(at, _)| done & (1 << at) == 0);
+            rest.for_each(|(_, socket)| socket.flush());
         }
-        // Most have nothing left to be written by now.
-        sockets.iter().for_each(|socket| socket.flush());
     }
 
-    /// Writes the one frame that most sockets have queued, as far as the kernel takes it.
-    fn write_together(sockets: &[Arc<Self>]) {
-        let held = sockets.iter().filter_map(|socket| {
+    /// Writes the one frame that most sockets have queued, as far as the kernel takes it. Answers with a bit for each
+    /// socket that has nothing left, and is flushed.
+    fn write_together(sockets: &[Arc<Self>]) -> u64 {
+        let held = sockets.iter().enumerate().filter_map(|(at, socket)| {
             let io = socket.io.get()?;
             // Not waited for: somebody else may hold this one and want one of those that are held here.
             let state = socket.state.try_lock()?;
             let small = state.outbox.len() == 1 && state.waiting <= RING_BYTES;
-            (small && !state.blocked && !state.shut).then_some((io, state))
+            (small && !state.blocked && !state.shut).then_some((at, io, state))
         });
         let mut held: Vec<_> = held.collect();
         let writes: Vec<_> = held
             .iter()
-            .map(|(io, state)| ring::Write { socket: io.as_fd(), bytes: &state.outbox[0].as_bytes()[state.written..] })
+            .map(|(_, io, state)| ring::Write {
+                socket: io.as_fd(),
+                bytes: &state.outbox[0].as_bytes()[state.written..],
+            })
             .collect();
         let written = ring::write(&writes);
-        held.iter_mut().zip(written).for_each(|((_, state), count)| state.advance(count));
+        let mut done = 0;
+        for ((at, _, state), count) in held.iter_mut().zip(written) {
+            state.advance(count);
+            if state.outbox.is_empty() {
+                state.flush_due = false;
+                done |= 1 << *at;
+            }
+        }
+        done
     }
 
     /// Asks the connection to end for this reason. The first reason counts.
