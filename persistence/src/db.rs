@@ -112,6 +112,11 @@ impl Db {
         Ok(rows)
     }
 
+    #[cfg(test)]
+    pub(crate) fn memory(&self) -> Option<Arc<crate::memory::Memory>> {
+        self.pools().1.memory
+    }
+
     /// Connections of their own for a rare and slow piece of work, whose statements may take `limit`.
     pub(crate) fn patient_pool(&self, limit: Duration) -> DatabaseConnection {
         let options = StoreOptions { max_connections: 2, statement_timeout: limit, ..self.options.clone() };

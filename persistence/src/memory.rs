@@ -7,6 +7,7 @@
 use std::{
     path::{Path, PathBuf},
     sync::{Mutex, PoisonError},
+    time::Duration,
 };
 
 use rusqlite::{Connection, OpenFlags, Result};
@@ -42,6 +43,8 @@ impl Memory {
             | OpenFlags::SQLITE_OPEN_URI
             | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let connection = Connection::open_with_flags(&self.name, flags)?;
+        // The thread is one of the runtime's: whatever is locked goes to the driver at once.
+        connection.busy_timeout(Duration::ZERO)?;
         connection.pragma_update(None, "foreign_keys", true)?;
         connection.execute_batch(&SETUP)?;
         Ok(connection)
@@ -87,6 +90,23 @@ mod tests {
         // Refused here, and the driver says why.
         assert_eq!(append(&store, "nowhere").await, Err(crate::AppendError::RoomNotFound));
         assert_eq!(append(&store, "lobby").await, Ok(4));
+    }
+
+    #[tokio::test]
+    async fn what_is_locked_here_goes_to_the_driver() {
+        let store = store("sqlite::memory:").await;
+        assert_eq!(append(&store, "lobby").await, Ok(1));
+        // As a read of the driver's does that was given up and has not noticed.
+        let memory = store.db.memory().unwrap();
+        let reads = memory.open().unwrap();
+        let mut statement = reads.prepare("SELECT id FROM gateway_rooms").unwrap();
+        let mut rows = statement.query([]).unwrap();
+        assert!(rows.next().unwrap().is_some());
+        let (result, ()) = tokio::join!(append(&store, "lobby"), async {
+            tokio::task::yield_now().await;
+            drop(rows);
+        });
+        assert_eq!(result, Ok(2));
     }
 
     #[tokio::test]
