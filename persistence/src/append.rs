@@ -64,6 +64,16 @@ impl Store {
         if let Some(answers) = self.append_together(batch, checked, all_or_nothing).await? {
             return Ok(answers);
         }
+        // Boxed, as it is rare and many times the size of the rest, which is moved for every message.
+        Box::pin(self.append_in_steps(batch, checked, all_or_nothing)).await
+    }
+
+    async fn append_in_steps(
+        &self,
+        batch: &[Append],
+        checked: &[Result<Option<Identity>, AppendError>],
+        all_or_nothing: bool,
+    ) -> Result<Vec<Result<Appended, AppendError>>, Fault> {
         let transaction = self.db.begin().await?;
         let heads = Heads {
             rooms: self.lock_rooms(&transaction, batch).await?,

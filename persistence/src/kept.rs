@@ -76,7 +76,8 @@ impl Kept<Sqlite> {
             state.users += 1;
             Place(Arc::clone(self))
         };
-        pool.acquire().await
+        // Boxed here and below: what is rare makes the future of every append larger, which is moved about.
+        Box::pin(pool.acquire()).await
     }
 }
 
@@ -93,13 +94,13 @@ impl<DB: Database> Kept<DB> {
     pub(crate) async fn take(&self, pool: &Pool<DB>) -> Result<PoolConnection<DB>, sqlx::Error> {
         let kept = self.state().connections.pop();
         if let Some((mut connection, since)) = kept {
-            if since.elapsed() < PING_AFTER_IDLE || answers(&mut *connection).await {
+            if since.elapsed() < PING_AFTER_IDLE || Box::pin(answers(&mut *connection)).await {
                 return Ok(connection);
             }
             // Without a goodbye: the peer may have vanished.
             drop(connection.detach());
         }
-        pool.acquire().await
+        Box::pin(pool.acquire()).await
     }
 
     /// Keeps a connection that has just worked, if the others can do without it.
