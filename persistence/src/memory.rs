@@ -12,8 +12,6 @@ use std::{
 
 use rusqlite::{Connection, OpenFlags, Result};
 
-use crate::append::sqlite::SETUP;
-
 pub(crate) struct Memory {
     name: PathBuf,
     /// Opened when first used.
@@ -46,7 +44,6 @@ impl Memory {
         // The thread is one of the runtime's: whatever is locked goes to the driver at once.
         connection.busy_timeout(Duration::ZERO)?;
         connection.pragma_update(None, "foreign_keys", true)?;
-        connection.execute_batch(&SETUP)?;
         Ok(connection)
     }
 }

@@ -8,10 +8,7 @@
 
 use std::sync::LazyLock;
 
-use rusqlite::{
-    Connection,
-    types::{ToSqlOutput, ValueRef},
-};
+use rusqlite::{Connection, OptionalExtension as _, params};
 use sea_orm::sqlx::{self, Arguments as _, FromRow, error::BoxDynError, sqlite::SqliteArguments};
 use uuid::Uuid;
 
@@ -79,74 +76,109 @@ type Row = (Option<Uuid>, Option<i64>, Option<i64>, Option<String>);
 
 /// Stores all of them, [`MOST`] at most, or nothing.
 pub(super) async fn insert(db: &Db, new: &[New<'_>], date: i64) -> Result<Option<Vec<Place>>, Fault> {
-    // What is not bound is NULL: such a row is for no trigger.
-    let sql = &STATEMENTS[new.len().next_power_of_two().ilog2() as usize];
-    let bound = new.iter().flat_map(|new| values(new, date));
-    if let Some(places) = db.write_memory(|connection| insert_here(connection, sql, bound.clone())).await? {
-        return Ok(Some(places));
+    if let Some(places) = db.write_memory(|connection| insert_here(connection, new, date)).await? {
+        return Ok(places);
     }
     let mut arguments = SqliteArguments::default();
     arguments.reserve(new.len() * COLUMNS.len(), 0);
-    for value in bound {
-        bind(&mut arguments, value).map_err(|error| query_error(sqlx::Error::Encode(error)))?;
+    for new in new {
+        bind(&mut arguments, new, date).map_err(|error| query_error(sqlx::Error::Encode(error)))?;
     }
+    // What is not bound is NULL: such a row is for no trigger.
+    let sql = &STATEMENTS[new.len().next_power_of_two().ilog2() as usize];
     let rows = match db.write_sqlite(sql, arguments).await {
         Ok(rows) => rows,
         Err(error) if constraint_failed(&error) => return Ok(None),
         Err(error) => return Err(error.into()),
     };
-    let rows = rows.iter().map(Row::from_row).collect::<Result<Vec<_>, _>>().map_err(query_error)?;
-    Ok(Some(rows.into_iter().filter_map(place).collect()))
-}
-
-/// As [`insert`], without the driver.
-fn insert_here<'a>(
-    connection: &Connection,
-    sql: &str,
-    values: impl Iterator<Item = ValueRef<'a>>,
-) -> rusqlite::Result<Vec<Place>> {
-    let mut statement = connection.prepare_cached(sql)?;
-    for (at, value) in values.enumerate() {
-        statement.raw_bind_parameter(at + 1, ToSqlOutput::Borrowed(value))?;
+    let mut places = Vec::with_capacity(new.len());
+    for row in &rows {
+        if let (Some(id), Some(seq), Some(epoch), display_name) = Row::from_row(row).map_err(query_error)? {
+            places.push((id, seq, epoch, display_name));
+        }
     }
-    let row = |row: &rusqlite::Row<'_>| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?));
-    let rows = statement.raw_query().mapped(row).collect::<Result<Vec<Row>, _>>()?;
-    Ok(rows.into_iter().filter_map(place).collect())
-}
-
-fn place((id, seq, epoch, display_name): Row) -> Option<Place> {
-    Some((id?, seq?, epoch?, display_name))
+    Ok(Some(places))
 }
 
 /// In the order of [`COLUMNS`].
-fn values<'a>(new: &'a New<'_>, date: i64) -> [ValueRef<'a>; COLUMNS.len()] {
+fn bind(values: &mut SqliteArguments, new: &New<'_>, date: i64) -> Result<(), BoxDynError> {
     let New { id, identity, append: Append { stream, from_user, message, .. } } = new;
-    let text = |text: &'a str| ValueRef::Text(text.as_bytes());
-    let kind = match stream {
+    values.add(match stream {
         Stream::Room(_) => ROOM,
         Stream::Inbox(_) => INBOX,
-    };
+    })?;
+    values.add(stream.name())?;
+    values.add(id)?;
+    values.add(&**from_user)?;
+    values.add(&**message)?;
+    values.add(date)?;
     let (source, event_id) = new.origin();
-    [
-        ValueRef::Integer(kind),
-        text(stream.name()),
-        ValueRef::Blob(id.as_bytes()),
-        text(from_user),
-        text(message),
-        ValueRef::Integer(date),
-        source.map_or(ValueRef::Null, text),
-        event_id.map_or(ValueRef::Null, text),
-        identity.map_or(ValueRef::Null, |identity| ValueRef::Blob(&identity.key)),
-        identity.map_or(ValueRef::Null, |identity| ValueRef::Blob(&identity.content)),
-    ]
+    values.add(source)?;
+    values.add(event_id)?;
+    values.add(identity.map(|identity| identity.key.to_vec()))?;
+    values.add(identity.map(|identity| identity.content.to_vec()))
 }
 
-fn bind(arguments: &mut SqliteArguments, value: ValueRef<'_>) -> Result<(), BoxDynError> {
-    match value {
-        ValueRef::Null => arguments.add(None::<i64>),
-        ValueRef::Integer(integer) => arguments.add(integer),
-        ValueRef::Real(real) => arguments.add(real),
-        ValueRef::Text(_) => arguments.add(value.as_str()?),
-        ValueRef::Blob(blob) => arguments.add(blob),
+/// The steps of one kind of stream, for a connection whose calls cost nothing but SQLite's own work: a third of what
+/// the view takes, with its triggers and the table that `RETURNING` makes.
+struct Steps {
+    head: &'static str,
+    move_head: &'static str,
+    row: &'static str,
+}
+
+const ROOM_STEPS: Steps = Steps {
+    head: "SELECT id, last_seq + 1, epoch, display_name FROM gateway_rooms WHERE name = ?",
+    move_head: "UPDATE gateway_rooms SET last_seq = ?, last_id = ? WHERE id = ?",
+    row: "INSERT INTO gateway_messages (room_id, seq, id, from_user, message, date, source, event_id) \
+          VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+};
+
+const INBOX_STEPS: Steps = Steps {
+    head: "SELECT id, last_seq + 1, epoch, NULL FROM gateway_inboxes WHERE user_name = ?",
+    move_head: "UPDATE gateway_inboxes SET last_seq = ?, last_id = ? WHERE id = ?",
+    row: "INSERT INTO gateway_notifications (inbox_id, seq, id, from_user, message, date, source, event_id) \
+          VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+};
+
+const RECEIPT: &str = "INSERT INTO gateway_receipts (key_hash, content_hash, id, seq, epoch, date, created_at) \
+                       VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?6)";
+
+/// As [`insert`], without the driver.
+fn insert_here(connection: &Connection, new: &[New<'_>], date: i64) -> rusqlite::Result<Option<Vec<Place>>> {
+    let run = |sql: &str| connection.prepare_cached(sql)?.execute([]);
+    run("BEGIN IMMEDIATE")?;
+    let mut placed = new.iter().map(|new| place(connection, new, date)).collect::<Result<Option<Vec<_>>, _>>();
+    if let Ok(Some(_)) = placed
+        && let Err(error) = run("COMMIT")
+    {
+        placed = Err(error);
     }
+    // Some errors have undone everything already.
+    if !connection.is_autocommit() {
+        run("ROLLBACK")?;
+    }
+    placed
+}
+
+/// None if there is no such stream.
+fn place(connection: &Connection, new: &New<'_>, date: i64) -> rusqlite::Result<Option<Place>> {
+    let New { id, identity, append: Append { stream, from_user, message, .. } } = new;
+    let steps = match stream {
+        Stream::Room(_) => ROOM_STEPS,
+        Stream::Inbox(_) => INBOX_STEPS,
+    };
+    let columns = |row: &rusqlite::Row<'_>| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?));
+    let head = connection.prepare_cached(steps.head)?.query_row([stream.name()], columns).optional()?;
+    let Some((head, seq, epoch, display_name)): Option<(Uuid, i64, i64, _)> = head else { return Ok(None) };
+    connection.prepare_cached(steps.move_head)?.execute(params![seq, id, head])?;
+    let (source, event_id) = new.origin();
+    connection
+        .prepare_cached(steps.row)?
+        .execute(params![head, seq, id, from_user, message, date, source, event_id])?;
+    if let Some(identity) = identity {
+        let receipt = params![&identity.key[..], &identity.content[..], id, seq, epoch, date];
+        connection.prepare_cached(RECEIPT)?.execute(receipt)?;
+    }
+    Ok(Some((*id, seq, epoch, display_name)))
 }
