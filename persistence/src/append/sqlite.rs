@@ -119,7 +119,7 @@ fn bind(values: &mut SqliteArguments, new: &New<'_>, date: i64) -> Result<(), Bo
     values.add(identity.map(|identity| identity.content.to_vec()))
 }
 
-/// The steps of one kind of stream, for a connection whose calls cost nothing but SQLite's own work: a third of what
+/// The steps of one kind of stream, for a connection whose calls cost nothing but SQLite's own work: about half of what
 /// the view takes, with its triggers and the table that `RETURNING` makes.
 struct Steps {
     head: &'static str,
