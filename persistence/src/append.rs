@@ -32,7 +32,8 @@ impl Store {
     /// then repeat with the same keys.
     ///
     /// Up to 32 messages are one statement on PostgreSQL and SQLite, unless a stream is missing or a key was used
-    /// before; on PostgreSQL they must all be for rooms, or all for inboxes. A lone one is five statements on
+    /// before; on PostgreSQL they must all be for rooms, or all for inboxes. In a SQLite in memory
+    /// they are one transaction of plain statements, counted as one. A lone one is five statements on
     /// MySQL, BEGIN and COMMIT included, and one more with a key. A thousand to any number of streams, with
     /// keys, are nine.
     pub async fn append(&self, batch: &[Append]) -> Result<Vec<Result<Appended, AppendError>>, StoreError> {

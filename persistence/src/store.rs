@@ -47,7 +47,7 @@ impl Store {
             .await
     }
 
-    /// How many statements this store has sent, BEGIN and COMMIT included.
+    /// How many statements this store has sent, BEGIN and COMMIT included. An append in memory counts as one.
     pub fn statements(&self) -> u64 {
         self.db.statements()
     }

@@ -5,10 +5,12 @@
 //! what is inserted into it goes through triggers that do the steps of a batch: head moved, row inserted,
 //! key claimed. A statement is a transaction. When a head is missing or a key taken, the triggers undo all
 //! of it, and the way of the batch finds out why.
+//!
+//! In memory there is no thread to change to (`memory.rs`), and the same steps are taken one by one.
 
 use std::sync::LazyLock;
 
-use rusqlite::{Connection, OptionalExtension as _, params};
+use rusqlite::{Connection, OptionalExtension as _, Transaction, TransactionBehavior, params};
 use sea_orm::sqlx::{self, Arguments as _, FromRow, error::BoxDynError, sqlite::SqliteArguments};
 use uuid::Uuid;
 
@@ -19,8 +21,8 @@ use crate::{
     error::{Fault, constraint_failed, query_error},
 };
 
-const ROOM: i64 = 0;
-const INBOX: i64 = 1;
+const ROOM: i32 = 0;
+const INBOX: i32 = 1;
 
 /// What the view takes, in the order in which it is bound.
 const COLUMNS: [&str; 10] =
@@ -35,7 +37,7 @@ pub(crate) static SETUP: LazyLock<String> = LazyLock::new(|| {
     format!("CREATE TEMP VIEW gateway_append ({columns}) AS SELECT {nulls} WHERE FALSE; {room}; {inbox}")
 });
 
-fn trigger(kind: &str, number: i64, heads: &str, name: &str, rows: &str, stream: &str) -> String {
+fn trigger(kind: &str, number: i32, heads: &str, name: &str, rows: &str, stream: &str) -> String {
     format!(
         "CREATE TEMP TRIGGER gateway_append_{kind} INSTEAD OF INSERT ON gateway_append WHEN NEW.kind = {number} BEGIN \
          UPDATE {heads} SET last_seq = last_seq + 1, last_id = NEW.id WHERE {name} = NEW.stream; \
@@ -79,14 +81,14 @@ pub(super) async fn insert(db: &Db, new: &[New<'_>], date: i64) -> Result<Option
     if let Some(places) = db.write_memory(|connection| insert_here(connection, new, date)).await? {
         return Ok(places);
     }
-    let mut arguments = SqliteArguments::default();
-    arguments.reserve(new.len() * COLUMNS.len(), 0);
+    let mut values = SqliteArguments::default();
+    values.reserve(new.len() * COLUMNS.len(), 0);
     for new in new {
-        bind(&mut arguments, new, date).map_err(|error| query_error(sqlx::Error::Encode(error)))?;
+        bind(&mut values, new, date).map_err(|error| query_error(sqlx::Error::Encode(error)))?;
     }
     // What is not bound is NULL: such a row is for no trigger.
     let sql = &STATEMENTS[new.len().next_power_of_two().ilog2() as usize];
-    let rows = match db.write_sqlite(sql, arguments).await {
+    let rows = match db.write_sqlite(sql, values).await {
         Ok(rows) => rows,
         Err(error) if constraint_failed(&error) => return Ok(None),
         Err(error) => return Err(error.into()),
@@ -146,19 +148,12 @@ const RECEIPT: &str = "INSERT INTO gateway_receipts (key_hash, content_hash, id,
 
 /// As [`insert`], without the driver.
 fn insert_here(connection: &Connection, new: &[New<'_>], date: i64) -> rusqlite::Result<Option<Vec<Place>>> {
-    let run = |sql: &str| connection.prepare_cached(sql)?.execute([]);
-    run("BEGIN IMMEDIATE")?;
-    let mut placed = new.iter().map(|new| place(connection, new, date)).collect::<Result<Option<Vec<_>>, _>>();
-    if let Ok(Some(_)) = placed
-        && let Err(error) = run("COMMIT")
-    {
-        placed = Err(error);
+    let transaction = Transaction::new_unchecked(connection, TransactionBehavior::Immediate)?;
+    let places = new.iter().map(|new| place(&transaction, new, date)).collect::<Result<Option<Vec<_>>, _>>()?;
+    if places.is_some() {
+        transaction.commit()?;
     }
-    // Some errors have undone everything already.
-    if !connection.is_autocommit() {
-        run("ROLLBACK")?;
-    }
-    placed
+    Ok(places)
 }
 
 /// None if there is no such stream.
