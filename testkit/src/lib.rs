@@ -6,6 +6,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a helper of tests may fail a test by panicking")]
 
 pub mod clock;
+pub mod disk;
 pub mod mariadb;
 pub mod net;
 pub mod postgres;
@@ -13,4 +14,5 @@ pub mod process;
 pub mod proxy;
 pub mod python;
 pub mod redis;
+pub mod tls;
 pub mod wait;

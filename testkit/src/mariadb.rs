@@ -3,7 +3,7 @@
 use std::{
     fs,
     os::unix::fs::MetadataExt,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::Command,
     sync::{
         OnceLock,
@@ -13,9 +13,11 @@ use std::{
 };
 
 use crate::{
+    disk::Disk,
     net::free_port,
     postgres::wait_stopped,
     process::{Guarded, private_dir},
+    tls::{self, TlsOptions},
 };
 
 const READY: Duration = Duration::from_secs(60);
@@ -26,7 +28,7 @@ const START: &str = r#"
 install=$1; user=$2; shift 2
 # Asked to stop, let the installation finish: killed, it would write into a directory being removed.
 trap exit TERM
-[ -e data ] ||
+[ -e data/mysql ] ||
   "$install" --no-defaults --datadir="$PWD/data" --auth-root-authentication-method=normal --skip-test-db $user ||
   exit
 exec "$@"
@@ -39,7 +41,17 @@ exec "$@"
 pub struct MariaDb {
     port: u16,
     process: Guarded,
+    authority: Option<PathBuf>,
+    disk: Option<Disk>,
     databases: AtomicU32,
+}
+
+#[derive(Default)]
+struct Setup {
+    durable: bool,
+    /// The size of a disk of its own, in MiB.
+    disk: Option<u32>,
+    tls: Option<TlsOptions>,
 }
 
 impl MariaDb {
@@ -51,19 +63,29 @@ impl MariaDb {
 
     /// Starts a server of one's own, to be killed and frozen, and waits until it answers.
     pub fn start() -> Self {
-        Self::launch(false)
+        Self::launch(&Setup::default())
+    }
+
+    /// Starts a server that speaks TLS with those who ask for it.
+    pub fn start_with_tls(options: &TlsOptions) -> Self {
+        Self::launch(&Setup { tls: Some(options.clone()), ..Setup::default() })
+    }
+
+    /// Starts a server whose files lie on a disk of so many MiB, some 150 of which it needs for itself.
+    pub fn start_on_small_disk(megabytes: u32) -> Self {
+        Self::launch(&Setup { disk: Some(megabytes), ..Setup::default() })
     }
 
     /// The same with MariaDB's own settings for buffers and the disk: for measuring.
     pub fn start_durable() -> Self {
-        Self::launch(true)
+        Self::launch(&Setup { durable: true, ..Setup::default() })
     }
 
-    fn launch(durable: bool) -> Self {
+    fn launch(setup: &Setup) -> Self {
         let mut last = String::new();
         // Somebody else may take the port between our look and the server's start.
         for _ in 0..5 {
-            match Self::try_start(durable) {
+            match Self::try_start(setup) {
                 Ok(server) => return server,
                 Err(why) => last = why,
             }
@@ -71,7 +93,7 @@ impl MariaDb {
         panic!("mariadbd {last}");
     }
 
-    fn try_start(durable: bool) -> Result<Self, String> {
+    fn try_start(setup: &Setup) -> Result<Self, String> {
         let (install, server) = (program("mariadb-install-db"), program("mariadbd"));
         let dir = private_dir("mariadb");
         let data = format!("--datadir={}", dir.join("data").display());
@@ -103,15 +125,30 @@ impl MariaDb {
             // Stopped, it does not tidy up.
             "--innodb-fast-shutdown=2".into(),
         ];
-        if !durable {
+        if !setup.durable {
             // Written at every commit, left to the system to sync.
             command.extend(["--innodb-flush-log-at-trx-commit=2", "--innodb-flush-method=nosync"].map(str::to_owned));
             command.extend(["--innodb-doublewrite=0", "--innodb-buffer-pool-size=32M"].map(str::to_owned));
             command.push("--innodb-log-file-size=16M".into());
         }
         command.extend(user.map(str::to_owned));
-        let process = Guarded::spawn_with(dir, "TERM", &[], "sh", command);
-        let server = Self { port, process, databases: AtomicU32::new(0) };
+        let authority = setup.tls.as_ref().map(|options| {
+            let made = tls::make(&dir, options);
+            for (option, file) in [("cert", &made.certificate), ("key", &made.key), ("ca", &made.ca_file)] {
+                command.push(format!("--ssl-{option}={}", file.display()));
+            }
+            made.ca_file
+        });
+        command.insert(0, "sh".into());
+        let disk = setup.disk.map(|megabytes| {
+            let data = dir.join("data");
+            fs::create_dir(&data).expect("the directory is ours");
+            let disk = Disk::mount(&data, megabytes);
+            command.splice(..0, disk.command());
+            disk
+        });
+        let process = Guarded::spawn_with(dir, "TERM", &[], command.remove(0), command);
+        let server = Self { port, process, authority, disk, databases: AtomicU32::new(0) };
         match server.process.try_ready(READY, || server.answers()) {
             Ok(()) => Ok(server),
             Err(why) => Err(format!("{why}{}", server.process.log_tail())),
@@ -122,6 +159,16 @@ impl MariaDb {
     fn answers(&self) -> bool {
         self.client("mysql", "SELECT 1 FROM mysql.global_priv WHERE User = 'gateway'")
             .is_ok_and(|rows| rows.trim() == "1")
+    }
+
+    /// The file of the authority that signed the certificate of [`start_with_tls`](Self::start_with_tls).
+    pub fn authority(&self) -> &Path {
+        self.authority.as_deref().expect("started with TLS")
+    }
+
+    /// The disk of [`start_on_small_disk`](Self::start_on_small_disk).
+    pub fn disk(&self) -> &Disk {
+        self.disk.as_ref().expect("started on a small disk")
     }
 
     /// The process id of the server.

@@ -13,8 +13,11 @@ use std::{
 };
 
 use crate::{
+    disk::Disk,
     net::free_port,
     process::{Guarded, private_dir},
+    tls::{self, TlsOptions},
+    wait,
 };
 
 const READY: Duration = Duration::from_secs(30);
@@ -24,7 +27,7 @@ const START: &str = r#"
 bin=$1; shift
 # Asked to stop, let initdb finish: killed, it would leave shared memory behind.
 trap exit QUIT
-[ -e data ] || "$bin/initdb" --auth=trust --username=postgres --encoding=UTF8 --locale=C.UTF-8 --no-sync -D data || exit
+[ -e data/PG_VERSION ] || "$bin/initdb" --auth=trust --username=postgres --encoding=UTF8 --locale=C.UTF-8 --no-sync -D data || exit
 exec "$bin/postgres" "$@"
 "#;
 const MISSING: &str = "PostgreSQL is missing: run ./test.sh, or apt-get install postgresql";
@@ -37,7 +40,15 @@ pub struct Postgres {
     port: u16,
     bin: PathBuf,
     process: Guarded,
+    disk: Option<Disk>,
     databases: AtomicU32,
+}
+
+#[derive(Default)]
+struct Setup {
+    durable: bool,
+    /// The size of a disk of its own, in MiB.
+    disk: Option<u32>,
 }
 
 impl Postgres {
@@ -49,19 +60,24 @@ impl Postgres {
 
     /// Starts a server of one's own, to be killed and frozen, and waits until it answers.
     pub fn start() -> Self {
-        Self::launch(false)
+        Self::launch(&Setup::default())
+    }
+
+    /// Starts a server whose files lie on a disk of so many MiB, 48 of which it needs for itself.
+    pub fn start_on_small_disk(megabytes: u32) -> Self {
+        Self::launch(&Setup { disk: Some(megabytes), ..Setup::default() })
     }
 
     /// The same with PostgreSQL's own settings for buffers and the disk: for measuring.
     pub fn start_durable() -> Self {
-        Self::launch(true)
+        Self::launch(&Setup { durable: true, ..Setup::default() })
     }
 
-    fn launch(durable: bool) -> Self {
+    fn launch(setup: &Setup) -> Self {
         let mut last = String::new();
         // Somebody else may take the port between our look and the server's start.
         for _ in 0..5 {
-            match Self::try_start(durable) {
+            match Self::try_start(setup) {
                 Ok(server) => return server,
                 Err(why) => last = why,
             }
@@ -69,12 +85,19 @@ impl Postgres {
         panic!("postgres {last}");
     }
 
-    fn try_start(durable: bool) -> Result<Self, String> {
+    fn try_start(setup: &Setup) -> Result<Self, String> {
         let bin = bin();
         let dir = private_dir("postgres");
         let data = dir.join("data");
         let port = free_port();
         let mut command = servant(&dir);
+        let disk = setup.disk.map(|megabytes| {
+            fs::create_dir(&data).expect("the directory is ours");
+            let disk = Disk::mount(&data, megabytes);
+            servant(&disk.path());
+            command.splice(..0, disk.command());
+            disk
+        });
         // A shell starts what runs in its background with QUIT ignored, and then nobody can trap it.
         command.extend([
             "env".into(),
@@ -89,10 +112,10 @@ impl Postgres {
             format!("port={port}"),
             "listen_addresses=127.0.0.1".into(),
             format!("unix_socket_directories={}", dir.display()),
-            format!("fsync={}", if durable { "on" } else { "off" }),
-            format!("full_page_writes={}", if durable { "on" } else { "off" }),
+            format!("fsync={}", if setup.durable { "on" } else { "off" }),
+            format!("full_page_writes={}", if setup.durable { "on" } else { "off" }),
             "max_connections=300".into(),
-            format!("shared_buffers={}", if durable { "128MB" } else { "32MB" }),
+            format!("shared_buffers={}", if setup.durable { "128MB" } else { "32MB" }),
             // Else a killed server would leave files in /dev/shm.
             "dynamic_shared_memory_type=mmap".into(),
         ] {
@@ -100,7 +123,7 @@ impl Postgres {
         }
         // QUIT: without a checkpoint, but with its shared memory given back.
         let process = Guarded::spawn_with(dir, "QUIT", &[], command.remove(0), command);
-        let server = Self { port, bin, process, databases: AtomicU32::new(0) };
+        let server = Self { port, bin, process, disk, databases: AtomicU32::new(0) };
         match server.process.try_ready(READY, || server.is_ours()) {
             Ok(()) => Ok(server),
             Err(why) => Err(format!("{why}{}", server.process.log_tail())),
@@ -122,6 +145,24 @@ impl Postgres {
     /// The URL of the database that is always there.
     pub fn url(&self) -> String {
         format!("postgres://postgres@127.0.0.1:{}/postgres", self.port)
+    }
+
+    /// Speaks TLS from now on with those who ask for it; the file of the authority that it is signed by.
+    pub fn switch_tls_on(&self, options: &TlsOptions) -> PathBuf {
+        let made = tls::make(self.process.dir(), options);
+        let files = [("ssl_cert_file", &made.certificate), ("ssl_key_file", &made.key)];
+        for (setting, file) in files {
+            self.sql("postgres", &format!("ALTER SYSTEM SET {setting} = '{}'", file.display()));
+        }
+        self.sql("postgres", "ALTER SYSTEM SET ssl = on");
+        self.sql("postgres", "SELECT pg_reload_conf()");
+        wait::until("TLS", READY, || self.sql("postgres", "SHOW ssl").trim() == "on");
+        made.ca_file
+    }
+
+    /// The disk of [`start_on_small_disk`](Self::start_on_small_disk).
+    pub fn disk(&self) -> &Disk {
+        self.disk.as_ref().expect("started on a small disk")
     }
 
     /// The process id of the server; those that serve connections are its children.
@@ -156,8 +197,9 @@ impl Postgres {
     /// Kills the server with all its children (`SIGKILL`); returns when they are dead.
     pub fn kill9(&mut self) {
         let children = self.children();
+        let data = self.disk.as_ref().map_or_else(|| self.process.dir().join("data"), Disk::path);
         // The seventh line ends with the id of its shared memory, which nobody frees after this death.
-        let lock = fs::read_to_string(self.process.dir().join("data/postmaster.pid")).unwrap_or_default();
+        let lock = fs::read_to_string(data.join("postmaster.pid")).unwrap_or_default();
         let memory = lock.lines().nth(6).and_then(|line| line.split_whitespace().last());
         self.process.kill();
         signal("KILL", &children);

@@ -14,3 +14,4 @@ mod notifications;
 mod retention;
 mod rooms;
 mod schema;
+mod tls;

@@ -5,7 +5,7 @@ use uuid::Uuid;
 
 use crate::common::*;
 
-on_all_databases!(marking_seen);
+on_all_databases!(marking_seen, s7_what_is_seen_only_grows_and_never_into_the_future);
 
 async fn marking_seen(database: Database) {
     let store = database.store().await;
@@ -29,4 +29,20 @@ async fn marking_seen(database: Database) {
     assert_eq!(store.mark_seen("alice", Seen::Ids(Vec::new())).await.unwrap(), 2);
     assert_eq!(store.mark_seen("alice", Seen::UpTo(u64::MAX)).await.unwrap(), 0);
     assert_eq!(store.mark_seen("nobody", Seen::UpTo(1)).await.unwrap(), 0);
+}
+
+async fn s7_what_is_seen_only_grows_and_never_into_the_future(database: Database) {
+    let store = database.store().await;
+    for n in 1..=6 {
+        stored(&store, notify("alice", &n.to_string())).await;
+    }
+    // An answer that got lost is asked for again, and one that came late is older.
+    for (up_to, unseen) in [(4, 2), (4, 2), (2, 2), (0, 2), (5, 1), (3, 1)] {
+        assert_eq!(store.mark_seen("alice", Seen::UpTo(up_to)).await.unwrap(), unseen, "{up_to}");
+    }
+    for future in [7, 1_000_000, i64::MAX as u64, u64::MAX] {
+        assert_eq!(store.mark_seen("alice", Seen::UpTo(future)).await.unwrap(), 0, "{future}");
+        assert!(!stored(&store, notify("alice", "later")).await.repeated);
+        assert_eq!(store.unseen("alice").await.unwrap(), 1, "{future}");
+    }
 }

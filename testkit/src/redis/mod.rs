@@ -11,4 +11,6 @@ pub use cluster::Cluster;
 pub use options::RedisOptions;
 pub use sentinel::{SentinelOptions, Sentinels};
 pub use server::RedisServer;
-pub use tls::{Tls, TlsOptions};
+pub use tls::Tls;
+
+pub use crate::tls::TlsOptions;

@@ -3,12 +3,12 @@
 use std::{fmt::Write as _, fs, io::ErrorKind, path::Path};
 
 use super::{
-    RedisOptions, Tls, TlsOptions,
+    RedisOptions, Tls,
     options::READY,
     tls,
     wire::{ask, ask_text},
 };
-use crate::process::Guarded;
+use crate::{process::Guarded, tls::TlsOptions};
 
 /// A Redis server of the test's own: empty, without persistence, on a free port of 127.0.0.1.
 #[derive(Debug)]
