@@ -153,7 +153,7 @@ impl Connection {
         }
         loop {
             let step = poll_fn(|task| self.poll_step(task)).await;
-            if let Err(reason) = self.take(step).await {
+            if let Err(reason) = self.attend(step).await {
                 if reason == CloseReason::InternalError {
                     self.ctx.node().metrics.handler_errors.inc();
                 }
@@ -171,7 +171,7 @@ impl Connection {
                 break;
             };
             let is_frame = matches!(step, Step::Message(Message::Text(_) | Message::Binary(_)));
-            if let Err(reason) = self.take(step).await {
+            if let Err(reason) = self.attend(step).await {
                 return Some(reason);
             }
             if is_frame && self.ctx.streams() == Streams::Held {
@@ -179,6 +179,30 @@ impl Connection {
             }
         }
         None
+    }
+
+    /// Does what is to be done, however long it takes. Nothing is read meanwhile, so no silence of the client
+    /// counts; what waits to be written still is. No `async fn`: its step would count in every idle socket's size.
+    fn attend(&mut self, step: Step) -> impl Future<Output = Outcome> + Send {
+        let (socket, clock) = (Arc::clone(self.ctx.socket()), self.ctx.node().clock);
+        let mut handler = self.take(step);
+        let mut since = None;
+        poll_fn(move |task| {
+            let polled = handler.poll_unpin(task);
+            match (&polled, since) {
+                (Poll::Ready(_), None) => {}
+                (Poll::Ready(_), Some(since)) => socket.listen_again(clock.seconds() - since),
+                (Poll::Pending, _) => {
+                    since.get_or_insert_with(|| {
+                        socket.stop_listening();
+                        clock.seconds()
+                    });
+                    socket.register(task.waker());
+                    poll_flush(&socket, task);
+                }
+            }
+            polled
+        })
     }
 
     /// Does what is to be done. A panic in a handler ends this connection with 1011 and touches nothing else.

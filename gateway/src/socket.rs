@@ -57,9 +57,11 @@ pub struct Socket {
     state: Mutex<State>,
     waker: AtomicWaker,
     /// Seconds on the node's clock when the client was last heard of.
-    pub(crate) heard_at: AtomicU32,
+    heard_at: AtomicU32,
     /// A ping is out and nothing has been heard since.
     pub(crate) pinged: AtomicBool,
+    /// Nothing is read, because a handler is at work.
+    deaf: AtomicBool,
     /// Version of the stored memberships this socket hears; 0 when it hears no rooms.
     pub(crate) memberships: AtomicU64,
     /// Unix seconds when the sign-in ends; `i64::MAX` for never.
@@ -124,6 +126,7 @@ impl Socket {
             waker: AtomicWaker::new(),
             heard_at: AtomicU32::new(now),
             pinged: AtomicBool::new(false),
+            deaf: AtomicBool::new(false),
             memberships: AtomicU64::new(0),
             expires_at: AtomicI64::new(expires_at),
         }
@@ -338,6 +341,24 @@ impl Socket {
     pub(crate) fn heard(&self, now: u32) {
         self.heard_at.store(now, Ordering::Relaxed);
         self.pinged.store(false, Ordering::Relaxed);
+    }
+
+    /// Notes that from now on nothing the client sends is read.
+    pub(crate) fn stop_listening(&self) {
+        self.deaf.store(true, Ordering::Relaxed);
+    }
+
+    /// Ends that after so many seconds, which are no silence of the client's.
+    pub(crate) fn listen_again(&self, seconds: u32) {
+        self.heard_at.fetch_add(seconds, Ordering::Relaxed);
+        self.deaf.store(false, Ordering::Release);
+    }
+
+    /// For how many seconds nothing has come from the client, and whether anybody listened.
+    pub(crate) fn silence(&self, now: u32) -> (u32, bool) {
+        // In this order: what `listen_again` has added goes with its second store.
+        let listening = !self.deaf.load(Ordering::Acquire);
+        (now.saturating_sub(self.heard_at.load(Ordering::Relaxed)), listening)
     }
 }
 

@@ -41,9 +41,9 @@ fn look_at(node: &Node, socket: &Socket, ping: &WireFrame, now: u32, unix: i64) 
     if every == 0 || socket.io().is_none() {
         return;
     }
-    let silent = now.saturating_sub(socket.heard_at.load(Ordering::Relaxed));
+    let (silent, listening) = socket.silence(now);
     if socket.pinged.load(Ordering::Relaxed) {
-        if silent >= every + patience {
+        if listening && silent >= every + patience {
             socket.close(CloseReason::PingTimeout);
         }
     } else if silent >= every {

@@ -6,12 +6,11 @@ mod common;
 
 use std::time::Duration;
 
-use common::{Client, Heard, NodeProcess, TestNode, eventually, eventually_within};
+use common::{Client, Heard, Lock, NodeProcess, TestNode, eventually, eventually_within};
 use serde_json::{Value, json};
 use testkit::postgres::Postgres;
 use testkit::proxy::{ChaosProxy, Way};
 use testkit::redis::RedisServer;
-use tokio::task::JoinSet;
 
 const EVENTS: &str = "gateway:events";
 
@@ -52,36 +51,10 @@ async fn nothing_is_left(redis: &RedisServer) {
     assert_eq!(redis.cli(&["XLEN", "gateway:events:dead"]).trim(), "0");
 }
 
-/// A transaction that keeps everybody from writing to any inbox.
-struct Lock {
-    postgres: &'static Postgres,
-    database: String,
-    holder: JoinSet<String>,
-}
-
-impl Lock {
-    async fn take(postgres: &'static Postgres, database: &str) -> Self {
-        postgres.sql(database, "CREATE TABLE let_go (now boolean)");
-        let mut holder = JoinSet::new();
-        let held = database.to_owned();
-        holder.spawn_blocking(move || {
-            let wait =
-                "DO $$ BEGIN WHILE NOT EXISTS (SELECT 1 FROM let_go) AND clock_timestamp() < now() + interval '2 minutes' \
-                 LOOP PERFORM pg_sleep(0.02); END LOOP; END $$";
-            postgres.sql(&held, &format!("BEGIN; SELECT 1 FROM gateway_inboxes FOR UPDATE; {wait}; COMMIT"))
-        });
-        eventually("all inboxes are locked", || async {
-            let free = "SELECT count(*) FROM (SELECT 1 FROM gateway_inboxes FOR UPDATE SKIP LOCKED) AS free";
-            postgres.sql(database, free).trim() == "0"
-        })
-        .await;
-        Self { postgres, database: database.to_owned(), holder }
-    }
-
-    async fn let_go(mut self) {
-        self.postgres.sql(&self.database, "INSERT INTO let_go VALUES (true)");
-        self.holder.join_next().await.unwrap().unwrap();
-    }
+/// Keeps everybody from writing to any inbox.
+async fn lock_inboxes(postgres: &'static Postgres, database: &str) -> Lock {
+    let free = "SELECT count(*) = 0 FROM (SELECT 1 FROM gateway_inboxes FOR UPDATE SKIP LOCKED) AS free";
+    Lock::take(postgres, database, "SELECT 1 FROM gateway_inboxes FOR UPDATE", free).await
 }
 
 async fn notification(client: &mut Client, patience: Duration) -> (Value, Value) {
@@ -103,7 +76,7 @@ async fn entries_of_a_killed_node_are_claimed_and_stored_and_delivered_once() {
         let event = json!({"type": "notification", "to": format!("user:{user}"), "data": {"message": "first", "from_user": "shop"}});
         assert_eq!(one.door.api("POST", "/api/events", Some(event)).await.0, 200);
     }
-    let lock = Lock::take(postgres, &database).await;
+    let lock = lock_inboxes(postgres, &database).await;
     // The first node dies while it cannot commit ...
     add(&redis, "alice", "order-1");
     eventually("node one has taken the entry", || async { pending(&redis, "one") == 1 }).await;

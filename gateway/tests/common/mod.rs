@@ -10,14 +10,18 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use futures_util::{SinkExt, StreamExt};
 use gateway::config::{Config, collect};
 use gateway::{JwtAuth, Node, Router, RunningNode, consumers};
 use serde_json::{Value, json};
+use testkit::disk::Disk;
+use testkit::postgres::Postgres;
 use testkit::process::{Guarded, private_dir};
 use tokio::net::TcpStream;
+use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use tokio_tungstenite::tungstenite::{Error, Message};
@@ -110,7 +114,7 @@ impl Door {
             Ok((socket, response)) => {
                 let protocol =
                     response.headers().get("sec-websocket-protocol").map(|value| value.to_str().unwrap().to_owned());
-                Ok(Client { socket, protocol })
+                Ok(Client { socket, protocol, pings: 0, patience: PATIENCE })
             }
             Err(Error::Http(response)) => Err(response.status().as_u16()),
             Err(error) => panic!("{error}"),
@@ -173,6 +177,10 @@ pub struct Client {
     socket: WebSocketStream<MaybeTlsStream<TcpStream>>,
     /// The subprotocol the node chose.
     pub protocol: Option<String>,
+    /// How many pings came in between.
+    pub pings: usize,
+    /// How long to wait for something to hear.
+    pub patience: Duration,
 }
 
 /// What a client hears.
@@ -225,7 +233,7 @@ impl Client {
     }
 
     pub async fn hear(&mut self) -> Heard {
-        self.hear_within(PATIENCE).await.expect("something to hear in time")
+        self.hear_within(self.patience).await.expect("something to hear in time")
     }
 
     /// The next frame or close; pings are answered on the way.
@@ -238,6 +246,7 @@ impl Client {
                         break Heard::Closed(frame.code.into(), frame.reason.to_string());
                     }
                     Some(Ok(Message::Close(None))) => break Heard::Closed(1005, String::new()),
+                    Some(Ok(Message::Ping(_))) => self.pings += 1,
                     Some(Ok(_)) => {}
                     Some(Err(_)) | None => break Heard::Gone,
                 }
@@ -312,13 +321,35 @@ impl NodeProcess {
     /// Starts a node with these settings (as environment) and waits until it is ready.
     pub fn start(own: &[(&str, &str)]) -> Self {
         let node = Self::spawn(own);
-        let internal = node.door.internal;
-        node.process.wait_ready(Duration::from_secs(40), || ready(internal));
+        node.wait_ready();
         node
     }
 
-    /// The same without waiting.
+    /// The same with a SQLite file on a disk of so many MiB.
+    pub fn start_on_small_disk(own: &[(&str, &str)], megabytes: u32) -> (Self, Disk) {
+        let dir = private_dir("gateway");
+        let files = dir.join("disk");
+        std::fs::create_dir(&files).unwrap();
+        let database = format!("sqlite://{}?mode=rwc", files.join("gateway.db").display());
+        let own: Vec<_> = own.iter().copied().chain([("database-url", database.as_str())]).collect();
+        let disk = Disk::mount(&files, megabytes);
+        let node = Self::spawn_by(disk.command(), dir, &own);
+        node.wait_ready();
+        (node, disk)
+    }
+
+    fn wait_ready(&self) {
+        let internal = self.door.internal;
+        self.process.wait_ready(Duration::from_secs(40), || ready(internal));
+    }
+
+    /// Starts a node without waiting.
     pub fn spawn(own: &[(&str, &str)]) -> Self {
+        Self::spawn_by(Vec::new(), private_dir("gateway"), own)
+    }
+
+    /// The same through the command in front.
+    fn spawn_by(mut command: Vec<String>, dir: PathBuf, own: &[(&str, &str)]) -> Self {
         let (public, internal) = (testkit::net::free_port(), testkit::net::free_port());
         let door = Door {
             public: SocketAddr::from(([127, 0, 0, 1], public)),
@@ -334,13 +365,39 @@ impl NodeProcess {
             .map(|(key, value)| (format!("GATEWAY_{}", key.replace('.', "__").replace('-', "_").to_uppercase()), value))
             .collect();
         let env: Vec<(&str, &str)> = env.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect();
-        let process =
-            Guarded::spawn_with(private_dir("gateway"), "KILL", &env, env!("CARGO_BIN_EXE_gateway"), ["serve"]);
+        command.extend([env!("CARGO_BIN_EXE_gateway").to_owned(), "serve".to_owned()]);
+        let process = Guarded::spawn_with(dir, "KILL", &env, command.remove(0), command);
         Self { process, door }
     }
 
     pub fn log(&self) -> String {
         std::fs::read_to_string(self.process.dir().join("log")).unwrap_or_default()
+    }
+}
+
+/// A transaction that others have to wait for.
+pub struct Lock {
+    postgres: &'static Postgres,
+    database: String,
+    holder: JoinSet<String>,
+}
+
+impl Lock {
+    /// Takes what the statement takes; `held` is a query that says `t` when that is so.
+    pub async fn take(postgres: &'static Postgres, database: &str, statement: &str, held: &str) -> Self {
+        postgres.sql(database, "CREATE TABLE let_go (now boolean)");
+        let mut holder = JoinSet::new();
+        let wait = "DO $$ BEGIN WHILE NOT EXISTS (SELECT 1 FROM let_go) AND clock_timestamp() < now() + interval '2 minutes' \
+             LOOP PERFORM pg_sleep(0.02); END LOOP; END $$";
+        let (of, locked) = (database.to_owned(), format!("BEGIN; {statement}; {wait}; COMMIT"));
+        holder.spawn_blocking(move || postgres.sql(&of, &locked));
+        eventually("the lock is held", || async { postgres.sql(database, held).trim() == "t" }).await;
+        Self { postgres, database: database.to_owned(), holder }
+    }
+
+    pub async fn let_go(mut self) {
+        self.postgres.sql(&self.database, "INSERT INTO let_go VALUES (true)");
+        self.holder.join_next().await.unwrap().unwrap();
     }
 }
 
