@@ -2,6 +2,7 @@
 #![allow(clippy::print_stdout, reason = "what a command is asked for goes to standard output")]
 
 mod allocator;
+mod log;
 
 use std::process::ExitCode;
 
@@ -9,7 +10,6 @@ use gateway::cli::{self, ApiClient};
 use gateway::config::ConfigErrors;
 use gateway::{Config, JwtAuth, Node, consumers, store_options};
 use persistence::Store;
-use tracing_subscriber::EnvFilter;
 
 /// Wrong settings.
 const WRONG_SETTINGS: u8 = 2;
@@ -77,7 +77,7 @@ async fn run(matches: &clap::ArgMatches) -> ExitCode {
 
 /// Runs a node until it is asked to stop, and leaves well.
 async fn serve(config: Config) -> anyhow::Result<ExitCode> {
-    start_logging(config.log_json);
+    let log = log::start(config.log_json);
     let dev = config.dev;
     let mut stop = StopSignals::new()?;
     let node = Node::start(config, consumers::routes()).await?;
@@ -90,6 +90,7 @@ async fn serve(config: Config) -> anyhow::Result<ExitCode> {
     tokio::select! {
         () = stop.recv() => {}
         () = allocator::give_back_after_storms(moves) => {}
+        () = log.count_dropped(|lines| _ = metrics.log_lines_dropped.set(lines)) => {}
     }
     let left = tokio::select! {
         left = node.drain() => left,
@@ -172,17 +173,6 @@ async fn healthcheck(config: &Config, arguments: &clap::ArgMatches) -> anyhow::R
 async fn call_api(config: &Config, command: &str, arguments: &clap::ArgMatches) -> anyhow::Result<ExitCode> {
     println!("{}", ApiClient::new(arguments, config)?.run(command, arguments).await?);
     Ok(ExitCode::SUCCESS)
-}
-
-fn start_logging(json: bool) {
-    let filter =
-        EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info,warp=off,sea_orm_migration=warn"));
-    let subscriber = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()));
-    // A second subscriber in this process would be a mistake of ours, not the user's.
-    let _ = if json { subscriber.json().try_init() } else { subscriber.with_target(false).try_init() };
 }
 
 fn wrong_settings(errors: &ConfigErrors) -> ExitCode {

@@ -48,6 +48,7 @@ pub struct Metrics {
     pub connections_closed: Family<ByCode, Counter>,
     pub handshakes_rejected: Family<ByReason, Counter>,
     pub accept_errors: Counter,
+    pub log_lines_dropped: Gauge<u64, AtomicU64>,
     pub frames_received: Family<ByCate, Counter>,
     pub frames_sent: Family<ByType, Counter>,
     pub frames_bad: Family<ByReason, Counter>,
@@ -91,12 +92,20 @@ impl Metrics {
                 ($({ let metric = $metric; registry.register($name, $help, metric.clone()); metric },)+)
             };
         }
-        let (connections, connections_opened, connections_closed, handshakes_rejected, accept_errors) = register! {
+        let (
+            connections,
+            connections_opened,
+            connections_closed,
+            handshakes_rejected,
+            accept_errors,
+            log_lines_dropped,
+        ) = register! {
             "connections", "Open sockets", Gauge::default();
             "connections_opened", "Sockets accepted", Counter::default();
             "connections_closed", "Sockets closed, by close code", Family::<ByCode, Counter>::default();
             "handshakes_rejected", "Handshakes refused before the upgrade, or closed right after it", Family::<ByReason, Counter>::default();
             "accept_errors", "Errors of accept(), such as no free file descriptor", Counter::default();
+            "log_lines_dropped_total", "Lines of the log that nobody took in time", Gauge::<u64, AtomicU64>::default();
         };
         let (frames_received, frames_sent, frames_bad, outbox_full, inbox_full, handler_errors) = register! {
             "frames_received", "Client frames by meaning", Family::<ByCate, Counter>::default();
@@ -155,6 +164,7 @@ impl Metrics {
             connections_closed,
             handshakes_rejected,
             accept_errors,
+            log_lines_dropped,
             frames_received,
             frames_sent,
             frames_bad,

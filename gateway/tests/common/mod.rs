@@ -338,6 +338,13 @@ impl NodeProcess {
         (node, disk)
     }
 
+    /// Starts a node through the command in front, and waits until it is ready.
+    pub fn start_by(command: Vec<String>, own: &[(&str, &str)]) -> Self {
+        let node = Self::spawn_by(command, private_dir("gateway"), own);
+        node.wait_ready();
+        node
+    }
+
     fn wait_ready(&self) {
         let internal = self.door.internal;
         self.process.wait_ready(Duration::from_secs(40), || ready(internal));
