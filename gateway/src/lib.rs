@@ -28,6 +28,7 @@ pub mod consumers;
 mod drain;
 mod envelope;
 mod events;
+mod files;
 mod frames;
 mod hub;
 mod layer;

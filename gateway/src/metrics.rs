@@ -48,6 +48,7 @@ pub struct Metrics {
     pub connections_closed: Family<ByCode, Counter>,
     pub handshakes_rejected: Family<ByReason, Counter>,
     pub accept_errors: Counter,
+    pub accept_pauses: Counter,
     pub log_lines_dropped: Gauge<u64, AtomicU64>,
     pub frames_received: Family<ByCate, Counter>,
     pub frames_sent: Family<ByType, Counter>,
@@ -92,19 +93,15 @@ impl Metrics {
                 ($({ let metric = $metric; registry.register($name, $help, metric.clone()); metric },)+)
             };
         }
-        let (
-            connections,
-            connections_opened,
-            connections_closed,
-            handshakes_rejected,
-            accept_errors,
-            log_lines_dropped,
-        ) = register! {
+        let (connections, connections_opened, connections_closed, handshakes_rejected) = register! {
             "connections", "Open sockets", Gauge::default();
             "connections_opened", "Sockets accepted", Counter::default();
             "connections_closed", "Sockets closed, by close code", Family::<ByCode, Counter>::default();
             "handshakes_rejected", "Handshakes refused before the upgrade, or closed right after it", Family::<ByReason, Counter>::default();
+        };
+        let (accept_errors, accept_pauses, log_lines_dropped) = register! {
             "accept_errors", "Errors of accept(), such as no free file descriptor", Counter::default();
+            "accept_pauses", "Moments in which nothing was accepted, to keep files for the node itself", Counter::default();
             "log_lines_dropped_total", "Lines of the log that nobody took in time", Gauge::<u64, AtomicU64>::default();
         };
         let (frames_received, frames_sent, frames_bad, outbox_full, inbox_full, handler_errors) = register! {
@@ -164,6 +161,7 @@ impl Metrics {
             connections_closed,
             handshakes_rejected,
             accept_errors,
+            accept_pauses,
             log_lines_dropped,
             frames_received,
             frames_sent,

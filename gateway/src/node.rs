@@ -16,6 +16,7 @@ use crate::admission::Admissions;
 use crate::auth::{JwtAuth, Origins};
 use crate::clock::Clock;
 use crate::config::Config;
+use crate::files::Files;
 use crate::hub::Hub;
 use crate::layer::{self, SharedLayer};
 use crate::metrics::Metrics;
@@ -94,7 +95,9 @@ pub struct RunningNode {
 
 impl Node {
     /// Starts a node: database, layer, hub, listeners.
-    pub async fn start(config: Config, router: Router) -> Result<RunningNode, NodeError> {
+    pub async fn start(mut config: Config, router: Router) -> Result<RunningNode, NodeError> {
+        let files = Files::of(&config);
+        config.limits.connections = files.limit(config.limits.connections);
         let (store, deployment) =
             patiently("the database", || open_store(&config), |error| error.is_retryable()).await?;
         let stop = CancellationToken::new();
@@ -159,7 +162,7 @@ impl Node {
             background.spawn(stop.clone().run_until_cancelled_owned(ingest));
         }
         background.spawn(crate::retention::run(Arc::clone(&node), accepting.clone()));
-        background.spawn(server::serve_public(Arc::clone(&node), public, accepting.clone()));
+        background.spawn(server::serve_public(Arc::clone(&node), public, files.connections, accepting.clone()));
         background.spawn(server::serve_internal(Arc::clone(&node), internal, stop.clone()));
         let listen = |error| NodeError::Listen(node.config.listen, error);
         let (public, internal) = (addresses.0.map_err(listen)?, addresses.1.map_err(listen)?);

@@ -37,6 +37,9 @@ use crate::{api, page};
 /// overflow it: clients would wait for TCP's retries.
 const BACKLOG: i32 = 4096;
 
+/// How long nothing is accepted when there are no more files for it.
+const PAUSE: Duration = Duration::from_millis(50);
+
 /// Connections that are answered at the same time. A request costs some 25 KB until it is answered, the
 /// socket that it becomes a tenth of that: of a storm, the others wait for their turn.
 const AT_ONCE: usize = 512;
@@ -73,16 +76,16 @@ pub(crate) fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
     TcpListener::from_std(socket.into())
 }
 
-/// Serves browsers until `stop`.
-pub(crate) async fn serve_public(node: Arc<Node>, listener: TcpListener, stop: CancellationToken) {
+/// Serves browsers until `stop`, on so many connections at once.
+pub(crate) async fn serve_public(node: Arc<Node>, listener: TcpListener, most: usize, stop: CancellationToken) {
     let routes = public_routes(&node);
-    accept(node, listener, routes, stop).await;
+    accept(node, listener, routes, most, stop).await;
 }
 
 /// Serves operators and publishers until `stop`.
 pub(crate) async fn serve_internal(node: Arc<Node>, listener: TcpListener, stop: CancellationToken) {
     let routes = health_routes(&node).or(api::routes(&node)).unify().or(not_found()).unify().boxed();
-    accept(node, listener, routes, stop).await;
+    accept(node, listener, routes, usize::MAX, stop).await;
 }
 
 fn public_routes(node: &Arc<Node>) -> BoxedFilter<(Answer,)> {
@@ -351,31 +354,41 @@ async fn close_after_upgrade(upgrade: OnUpgrade, reason: CloseReason) {
     let _ = timeout(Duration::from_secs(2), goodbye).await;
 }
 
-/// Accepts until `stop`; each connection gets its time for the request, and no more.
-async fn accept(node: Arc<Node>, listener: TcpListener, routes: BoxedFilter<(Answer,)>, stop: CancellationToken) {
-    let connections = tokio_util::task::TaskTracker::new();
+/// Accepts until `stop`, while there are not too many; each connection gets its time for the request, and no more.
+async fn accept(
+    node: Arc<Node>,
+    listener: TcpListener,
+    routes: BoxedFilter<(Answer,)>,
+    most: usize,
+    stop: CancellationToken,
+) {
+    let visitors = tokio_util::task::TaskTracker::new();
     let turns = Arc::new(Semaphore::new(AT_ONCE));
-    loop {
-        let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
-            () = stop.cancelled() => break,
-        };
+    let next = async || {
+        // Those in the middle of their handshake count twice, which does no harm.
+        while visitors.len() + node.registry.count() >= most {
+            node.metrics.accept_pauses.inc();
+            tokio::time::sleep(PAUSE).await;
+        }
+        listener.accept().await
+    };
+    while let Some(accepted) = stop.run_until_cancelled(next()).await {
         match accepted {
             Ok((stream, peer)) => {
                 let patience = node.config.limits.handshake;
                 let visitor = Visitor { stream, peer, turns: Arc::clone(&turns), routes: routes.clone() };
-                connections.spawn(stop.clone().run_until_cancelled_owned(visitor.serve(patience)));
+                visitors.spawn(stop.clone().run_until_cancelled_owned(visitor.serve(patience)));
             }
             Err(error) => {
                 // No free file descriptor, mostly: some sockets have to go first.
                 node.metrics.accept_errors.inc();
                 tracing::warn!(error = &error as &dyn std::error::Error, "accept failed");
-                tokio::time::sleep(Duration::from_millis(50)).await;
+                tokio::time::sleep(PAUSE).await;
             }
         }
     }
     drop(listener);
-    connections.close();
+    visitors.close();
 }
 
 /// A connection before anything is known of it.

@@ -132,7 +132,7 @@ pub const SETTINGS: &[Setting] = &[
     text(
         "limits.connections",
         Some("0"),
-        "Sockets on this node; over it 503. Set it to what the machine's memory holds",
+        "Sockets on this node; over it 503. Set it to what the machine's memory holds; 0: what the limit of open files allows",
     ),
     text("limits.connections_per_user", Some("100"), "Sockets of one user on this node; over it 429"),
     text(

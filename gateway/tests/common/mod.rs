@@ -150,6 +150,12 @@ impl Door {
         (answer.status().as_u16(), answer.text().await.unwrap())
     }
 
+    /// The same on the internal listener.
+    pub async fn internal_get(&self, path: &str) -> (u16, String) {
+        let answer = http_client().get(format!("http://{}{path}", self.internal)).send().await.unwrap();
+        (answer.status().as_u16(), answer.text().await.unwrap())
+    }
+
     pub async fn metric(&self, line: &str) -> f64 {
         let text =
             http_client().get(format!("http://{}/metrics", self.internal)).send().await.unwrap().text().await.unwrap();

@@ -1,0 +1,82 @@
+//! What the machine runs short of, or does to a node.
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+mod common;
+
+use std::net::TcpStream;
+
+use common::{NodeProcess, eventually, token};
+use testkit::postgres::Postgres;
+use testkit::redis::RedisServer;
+
+/// A pipe as standard error that is open but that nobody reads: what a log collector that hangs looks like.
+const NOBODY_READS: &str = r#"export RUST_LOG=trace; mkfifo pipe && exec 3<>pipe && exec "$@" 2>pipe"#;
+
+/// N11: a full pipe takes 64 KiB; after that a line is dropped and counted, and nobody waits for it.
+#[tokio::test(flavor = "multi_thread")]
+async fn n11_a_log_that_nobody_reads_holds_up_nobody() {
+    const SOCKETS: usize = 100;
+    let redis = RedisServer::start();
+    let settings = [("redis-url", redis.url()), ("log-format", "json".to_owned())];
+    let settings: Vec<_> = settings.iter().map(|(key, value)| (*key, value.as_str())).collect();
+    let command = ["sh", "-c", NOBODY_READS, "sh"].map(str::to_owned).to_vec();
+    let mut node = NodeProcess::start_by(command, &settings);
+    let mut alice = node.door.join("alice", "lobby").await;
+    let dropped = async || node.door.metric("gateway_log_lines_dropped_total").await;
+    let mut said = 0;
+    while dropped().await == 0.0 {
+        for _ in 0..SOCKETS {
+            node.door.join("bob", "lobby").await.close().await;
+        }
+        said += 1;
+        let ack = alice.say_acked("lobby", "still here", &said.to_string()).await;
+        assert_eq!((ack["type"].as_str(), ack["seq"].as_u64()), (Some("ack"), Some(said)));
+    }
+    node.process.signal("TERM");
+    assert_eq!(alice.closed().await, 1012);
+    eventually("the process ends", || async { !node.process.running() }).await;
+}
+
+/// N6: sockets and silent connections leave files for what the node itself needs.
+#[tokio::test(flavor = "multi_thread")]
+async fn n6_files_that_are_used_up_are_not_redis_s_and_the_database_s() {
+    const FILES: usize = 200;
+    let (redis, postgres) = (RedisServer::start(), Postgres::shared());
+    let database = postgres.fresh_database();
+    let command = ["sh", "-c", &format!("ulimit -n {FILES} && exec \"$@\""), "sh"].map(str::to_owned).to_vec();
+    let node = NodeProcess::start_by(command, &[("redis-url", &redis.url()), ("database-url", &database)]);
+    let (mut alice, mut bob) = (node.door.join("alice", "lobby").await, node.door.join("bob", "lobby").await);
+    let mut sockets = Vec::new();
+    let refused = loop {
+        let bearer = format!("Bearer {}", token(&format!("user-{}", sockets.len())));
+        match node.door.try_connect("/ws/chat/crowd/", &[("authorization", &bearer)]).await {
+            Ok(socket) => sockets.push(socket),
+            Err(status) => break status,
+        }
+        assert!(sockets.len() < FILES);
+    };
+    assert_eq!(refused, 503);
+    assert_eq!(node.door.get("/readyz").await.0, 200, "the balancer may go on asking");
+    // Connections that say nothing are no sockets; the system takes those that the node does not.
+    let silent: Vec<_> = (0..2 * FILES).map(|_| TcpStream::connect(node.door.public).unwrap()).collect();
+    let waits = async || node.door.metric("gateway_accept_pauses_total").await > 0.0;
+    eventually("the node takes no more", waits).await;
+
+    // Now everything the node has of its own breaks, and has to be made anew.
+    redis.client_kill("pubsub");
+    redis.client_kill("normal");
+    let backends = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity \
+                    WHERE application_name = 'gateway' AND datname = current_database()";
+    postgres.sql(&database, backends);
+    eventually("all is connected", || async { node.door.internal_get("/readyz").await.0 == 200 }).await;
+    let ack = alice.say_acked("lobby", "still here", "1").await;
+    assert_eq!(ack["type"], "ack", "{ack}");
+    assert_eq!(bob.hears().await, "still here");
+
+    drop((silent, sockets));
+    eventually("there is room again", || async {
+        let bearer = format!("Bearer {}", token("carol"));
+        node.door.try_connect("/ws/chat/lobby/", &[("authorization", &bearer)]).await.is_ok()
+    })
+    .await;
+}
