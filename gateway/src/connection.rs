@@ -191,7 +191,10 @@ impl Connection {
             let polled = handler.poll_unpin(task);
             match (&polled, since) {
                 (Poll::Ready(_), None) => {}
-                (Poll::Ready(_), Some(since)) => socket.listen_again(clock.seconds() - since),
+                (Poll::Ready(_), Some(since)) => {
+                    let now = clock.seconds();
+                    socket.listen_again(now - since, now);
+                }
                 (Poll::Pending, _) => {
                     since.get_or_insert_with(|| {
                         socket.stop_listening();

@@ -348,10 +348,17 @@ impl Socket {
         self.deaf.store(true, Ordering::Relaxed);
     }
 
-    /// Ends that after so many seconds, which are no silence of the client's.
-    pub(crate) fn listen_again(&self, seconds: u32) {
-        self.heard_at.fetch_add(seconds, Ordering::Relaxed);
+    /// Ends that, at this second, after so many.
+    pub(crate) fn listen_again(&self, seconds: u32, now: u32) {
+        self.forgive(seconds, now);
         self.deaf.store(false, Ordering::Release);
+    }
+
+    /// Seconds in which nobody listened are no silence of the client's.
+    pub(crate) fn forgive(&self, seconds: u32, now: u32) {
+        let later = |heard: u32| Some(heard.saturating_add(seconds).min(now));
+        // It never declines.
+        let _ = self.heard_at.fetch_update(Ordering::Relaxed, Ordering::Relaxed, later);
     }
 
     /// For how many seconds nothing has come from the client, and whether anybody listened.

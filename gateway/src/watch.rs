@@ -19,11 +19,18 @@ pub(crate) async fn watch(node: Arc<Node>) {
     let mut ticks = tokio::time::interval(Duration::from_secs(1));
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
     let ping = WireFrame::ping();
+    let mut before = node.clock.seconds();
     loop {
         ticks.tick().await;
         let (now, unix) = (node.clock.seconds(), clock::unix_seconds());
+        // A process that was frozen, or got no time, has not listened to anybody either.
+        let away = now.saturating_sub(before + 1);
+        before = now;
         for sockets in node.registry.all().chunks(PER_TURN) {
             for socket in sockets {
+                if away > 1 {
+                    socket.forgive(away, now);
+                }
                 look_at(&node, socket, &ping, now, unix);
             }
             tokio::task::yield_now().await;

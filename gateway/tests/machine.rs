@@ -4,6 +4,7 @@
 mod common;
 
 use std::net::TcpStream;
+use std::time::{Duration, Instant};
 
 use common::{NodeProcess, eventually, token};
 use testkit::postgres::Postgres;
@@ -79,4 +80,40 @@ async fn n6_files_that_are_used_up_are_not_redis_s_and_the_database_s() {
         node.door.try_connect("/ws/chat/lobby/", &[("authorization", &bearer)]).await.is_ok()
     })
     .await;
+}
+
+/// N4: a node that was frozen goes on where it was. The time it was away is no silence of its clients', whose answers
+/// wait in its buffers; and what was said meanwhile follows.
+#[tokio::test(flavor = "multi_thread")]
+async fn n4_a_node_that_was_frozen_keeps_its_sockets_and_brings_what_they_missed() {
+    const USERS: usize = 20;
+    let (redis, database) = (RedisServer::start(), Postgres::shared().fresh_database());
+    let pings = [("limits.ping_seconds", "1"), ("limits.pong_seconds", "3")];
+    let settings = [("redis-url", &redis.url()[..]), ("database-url", &database)];
+    let mut one = NodeProcess::start(&[&settings[..], &pings].concat());
+    let two = NodeProcess::start(&settings);
+    let mut users = Vec::new();
+    for number in 0..USERS {
+        users.push(one.door.join(&format!("user-{number}"), "lobby").await);
+    }
+    let mut bob = two.door.join("bob", "lobby").await;
+    let pings = async || one.door.metric("gateway_frames_sent_total{type=\"ping\"}").await as usize;
+    eventually("pings are out, which nobody has read yet", async || pings().await >= USERS).await;
+    one.process.pause();
+    let frozen = Instant::now();
+    let mut said = 0;
+    while frozen.elapsed() < Duration::from_secs(5) {
+        said += 1;
+        assert_eq!(bob.say_acked("lobby", &said.to_string(), &said.to_string()).await["type"], "ack");
+        for user in &mut users {
+            // The answers to the pings.
+            assert_eq!(user.hear_within(Duration::from_millis(1)).await, None);
+        }
+    }
+    one.process.resume();
+    for user in &mut users {
+        for number in 1..=said {
+            assert_eq!(user.hears().await, number.to_string());
+        }
+    }
 }
