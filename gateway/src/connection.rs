@@ -37,6 +37,9 @@ const DISCONNECT_TIME: Duration = Duration::from_secs(10);
 /// How long a client of `gateway.v1` may take to say that it wants to resume.
 const FIRST_FRAME_TIME: Duration = Duration::from_secs(2);
 
+/// Characters of a path that are logged.
+const LOGGED_PATH: usize = 256;
+
 /// Bytes read from a socket at a time, into a buffer that its thread's sockets share.
 const READ_BYTES: usize = 16 * 1024;
 
@@ -124,7 +127,7 @@ impl Connection {
         let node = Arc::clone(self.ctx.node());
         node.metrics.connections.inc();
         node.metrics.connections_opened.inc();
-        tracing::info!(channel = %self.ctx.channel_name(), user = ?self.ctx.username(), "WSCONNECT {}", self.ctx.socket().path);
+        tracing::info!(channel = %self.ctx.channel_name(), user = ?self.ctx.username(), "WSCONNECT {}", logged(&self.ctx.socket().path));
         drop(node);
         let reason = self.serve().await;
         Box::pin(self.end(reason)).await;
@@ -141,7 +144,7 @@ impl Connection {
         }
         node.metrics.connections.dec();
         node.metrics.connections_closed.get_or_create(&ByCode { code: code_label(code) }).inc();
-        tracing::info!(channel = %self.ctx.channel_name(), user = ?self.ctx.username(), "WSDISCONNECT {} {reason}", self.ctx.socket().path);
+        tracing::info!(channel = %self.ctx.channel_name(), user = ?self.ctx.username(), "WSDISCONNECT {} {reason}", logged(&self.ctx.socket().path));
     }
 
     /// Serves events until something ends the connection.
@@ -382,8 +385,13 @@ fn code_label(code: u16) -> u16 {
     }
 }
 
+/// What the log shows of a path: anybody may send a long one.
+fn logged(path: &str) -> &str {
+    path.char_indices().nth(LOGGED_PATH).map_or(path, |(at, _)| &path[..at])
+}
+
 /// The label of a refused handshake.
 pub(crate) fn refused(node: &Node, path: &str, reason: &'static str) {
     node.metrics.handshakes_rejected.get_or_create(&ByReason { reason }).inc();
-    tracing::info!(reason, "WSREJECT {path}");
+    tracing::info!(reason, "WSREJECT {}", logged(path));
 }

@@ -1,5 +1,6 @@
 //! The log of the process: lines to standard error, which may hang without holding up anybody.
 
+use std::backtrace::Backtrace;
 use std::time::Duration;
 
 use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGuard};
@@ -11,10 +12,26 @@ const WAITING: usize = 16_384;
 /// How often the count is taken over into the metrics.
 const EVERY: Duration = Duration::from_secs(1);
 
-/// Dropped, it writes what waits, for a second at most.
+/// How long the last lines may take.
+const LAST_LINES: Duration = Duration::from_secs(1);
+
+/// Dropped, it writes what waits, if somebody takes it.
 pub(crate) struct Log {
-    _writer: WorkerGuard,
+    writer: Option<WorkerGuard>,
     dropped: ErrorCounter,
+}
+
+impl Drop for Log {
+    fn drop(&mut self) {
+        let (done, written) = std::sync::mpsc::channel();
+        let writer = self.writer.take();
+        // Not here: it prints when it gets no answer, and then waits for who reads that.
+        std::thread::spawn(move || {
+            drop(writer);
+            done.send(())
+        });
+        let _ = written.recv_timeout(LAST_LINES);
+    }
 }
 
 /// Starts the thread that writes.
@@ -30,7 +47,9 @@ pub(crate) fn start(json: bool) -> Log {
         .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()));
     // A second subscriber in this process would be a mistake of ours, not the user's.
     let _ = if json { subscriber.json().try_init() } else { subscriber.with_target(false).try_init() };
-    Log { _writer: writer, dropped }
+    // The usual hook writes to standard error itself.
+    std::panic::set_hook(Box::new(|panic| tracing::error!("{panic}\n{}", Backtrace::capture())));
+    Log { writer: Some(writer), dropped }
 }
 
 impl Log {

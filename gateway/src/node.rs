@@ -163,7 +163,7 @@ impl Node {
         }
         background.spawn(crate::retention::run(Arc::clone(&node), accepting.clone()));
         background.spawn(server::serve_public(Arc::clone(&node), public, files.connections, accepting.clone()));
-        background.spawn(server::serve_internal(Arc::clone(&node), internal, stop.clone()));
+        background.spawn(server::serve_internal(Arc::clone(&node), internal, files.internal, stop.clone()));
         let listen = |error| NodeError::Listen(node.config.listen, error);
         let (public, internal) = (addresses.0.map_err(listen)?, addresses.1.map_err(listen)?);
         Ok(RunningNode { node, public, internal, accepting, stop, _stop_on_drop: stop_on_drop, background })

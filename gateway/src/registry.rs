@@ -68,11 +68,6 @@ impl Registry {
         Ok(())
     }
 
-    /// How many sockets there are.
-    pub(crate) fn count(&self) -> usize {
-        self.count.load(Ordering::Relaxed)
-    }
-
     fn count_in(&self, socket: &Socket, limits: &Limits) -> Result<(), LimitReached> {
         if self.count.fetch_add(1, Ordering::Relaxed) >= limits.connections && limits.connections > 0 {
             self.count.fetch_sub(1, Ordering::Relaxed);

@@ -78,14 +78,15 @@ pub(crate) fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
 
 /// Serves browsers until `stop`, on so many connections at once.
 pub(crate) async fn serve_public(node: Arc<Node>, listener: TcpListener, most: usize, stop: CancellationToken) {
-    let routes = public_routes(&node);
-    accept(node, listener, routes, most, stop).await;
+    let (routes, sockets) = (public_routes(&node), node.tasks.clone());
+    // Those that become a socket just now count twice, which does no harm.
+    accept(node, listener, routes, |visitors| visitors + sockets.len() < most, stop).await;
 }
 
-/// Serves operators and publishers until `stop`.
-pub(crate) async fn serve_internal(node: Arc<Node>, listener: TcpListener, stop: CancellationToken) {
+/// Serves operators and publishers until `stop`, on so many connections at once.
+pub(crate) async fn serve_internal(node: Arc<Node>, listener: TcpListener, most: usize, stop: CancellationToken) {
     let routes = health_routes(&node).or(api::routes(&node)).unify().or(not_found()).unify().boxed();
-    accept(node, listener, routes, usize::MAX, stop).await;
+    accept(node, listener, routes, |visitors| visitors < most, stop).await;
 }
 
 fn public_routes(node: &Arc<Node>) -> BoxedFilter<(Answer,)> {
@@ -354,19 +355,18 @@ async fn close_after_upgrade(upgrade: OnUpgrade, reason: CloseReason) {
     let _ = timeout(Duration::from_secs(2), goodbye).await;
 }
 
-/// Accepts until `stop`, while there are not too many; each connection gets its time for the request, and no more.
+/// Accepts until `stop`, while `may` says of so many visitors that there may be one more; each connection gets its time for the request, and no more.
 async fn accept(
     node: Arc<Node>,
     listener: TcpListener,
     routes: BoxedFilter<(Answer,)>,
-    most: usize,
+    may: impl Fn(usize) -> bool,
     stop: CancellationToken,
 ) {
     let visitors = tokio_util::task::TaskTracker::new();
     let turns = Arc::new(Semaphore::new(AT_ONCE));
     let next = async || {
-        // Those in the middle of their handshake count twice, which does no harm.
-        while visitors.len() + node.registry.count() >= most {
+        while !may(visitors.len()) {
             node.metrics.accept_pauses.inc();
             tokio::time::sleep(PAUSE).await;
         }

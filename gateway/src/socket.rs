@@ -356,7 +356,7 @@ impl Socket {
 
     /// Seconds in which nobody listened are no silence of the client's.
     pub(crate) fn forgive(&self, seconds: u32, now: u32) {
-        let later = |heard: u32| Some(heard.saturating_add(seconds).min(now));
+        let later = |heard: u32| Some(heard.saturating_add(seconds).min(now).max(heard));
         // It never declines.
         let _ = self.heard_at.fetch_update(Ordering::Relaxed, Ordering::Relaxed, later);
     }

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::clock;
 use crate::close::CloseReason;
@@ -11,24 +11,28 @@ use crate::node::Node;
 use crate::socket::Socket;
 use crate::websocket::WireFrame;
 
+/// How often each socket is looked at.
+const EVERY: Duration = Duration::from_secs(1);
+
 /// Sockets looked at before other tasks get a turn.
 const PER_TURN: usize = 512;
 
 /// Runs until the node stops.
 pub(crate) async fn watch(node: Arc<Node>) {
-    let mut ticks = tokio::time::interval(Duration::from_secs(1));
+    let mut ticks = tokio::time::interval(EVERY);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
     let ping = WireFrame::ping();
-    let mut before = node.clock.seconds();
+    let mut before = Instant::now();
     loop {
         ticks.tick().await;
         let (now, unix) = (node.clock.seconds(), clock::unix_seconds());
         // A process that was frozen, or got no time, has not listened to anybody either.
-        let away = now.saturating_sub(before + 1);
-        before = now;
+        let late = before.elapsed();
+        before = Instant::now();
+        let away = if late >= 2 * EVERY { late.as_secs() as u32 + 1 } else { 0 };
         for sockets in node.registry.all().chunks(PER_TURN) {
             for socket in sockets {
-                if away > 1 {
+                if away > 0 {
                     socket.forgive(away, now);
                 }
                 look_at(&node, socket, &ping, now, unix);

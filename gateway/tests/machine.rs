@@ -10,8 +10,8 @@ use common::{NodeProcess, eventually, token};
 use testkit::postgres::Postgres;
 use testkit::redis::RedisServer;
 
-/// A pipe as standard error that is open but that nobody reads: what a log collector that hangs looks like.
-const NOBODY_READS: &str = r#"export RUST_LOG=trace; mkfifo pipe && exec 3<>pipe && exec "$@" 2>pipe"#;
+/// A pipe for all output that is open but that nobody reads: what a log collector that hangs looks like.
+const NOBODY_READS: &str = r#"export RUST_LOG=trace; mkfifo pipe && exec 3<>pipe && exec "$@" >pipe 2>&1"#;
 
 /// N11: a full pipe takes 64 KiB; after that a line is dropped and counted, and nobody waits for it.
 #[tokio::test(flavor = "multi_thread")]
@@ -58,6 +58,12 @@ async fn n6_files_that_are_used_up_are_not_redis_s_and_the_database_s() {
     };
     assert_eq!(refused, 503);
     assert_eq!(node.door.get("/readyz").await.0, 200, "the balancer may go on asking");
+    // Nor are those that are told that they are not signed in, until they leave.
+    let unknown = [("authorization", "Bearer unknown"), ("sec-websocket-protocol", "gateway.v1")];
+    let mut strangers = Vec::new();
+    for _ in 0..60 {
+        strangers.push(node.door.try_connect("/ws/chat/lobby/", &unknown).await.unwrap());
+    }
     // Connections that say nothing are no sockets; the system takes those that the node does not.
     let silent: Vec<_> = (0..2 * FILES).map(|_| TcpStream::connect(node.door.public).unwrap()).collect();
     let waits = async || node.door.metric("gateway_accept_pauses_total").await > 0.0;
@@ -74,7 +80,7 @@ async fn n6_files_that_are_used_up_are_not_redis_s_and_the_database_s() {
     assert_eq!(ack["type"], "ack", "{ack}");
     assert_eq!(bob.hears().await, "still here");
 
-    drop((silent, sockets));
+    drop((silent, strangers, sockets));
     eventually("there is room again", || async {
         let bearer = format!("Bearer {}", token("carol"));
         node.door.try_connect("/ws/chat/lobby/", &[("authorization", &bearer)]).await.is_ok()
@@ -88,7 +94,7 @@ async fn n6_files_that_are_used_up_are_not_redis_s_and_the_database_s() {
 async fn n4_a_node_that_was_frozen_keeps_its_sockets_and_brings_what_they_missed() {
     const USERS: usize = 20;
     let (redis, database) = (RedisServer::start(), Postgres::shared().fresh_database());
-    let pings = [("limits.ping_seconds", "1"), ("limits.pong_seconds", "3")];
+    let pings = [("limits.ping_seconds", "1"), ("limits.pong_seconds", "6")];
     let settings = [("redis-url", &redis.url()[..]), ("database-url", &database)];
     let mut one = NodeProcess::start(&[&settings[..], &pings].concat());
     let two = NodeProcess::start(&settings);
@@ -102,7 +108,7 @@ async fn n4_a_node_that_was_frozen_keeps_its_sockets_and_brings_what_they_missed
     one.process.pause();
     let frozen = Instant::now();
     let mut said = 0;
-    while frozen.elapsed() < Duration::from_secs(5) {
+    while frozen.elapsed() < Duration::from_secs(9) {
         said += 1;
         assert_eq!(bob.say_acked("lobby", &said.to_string(), &said.to_string()).await["type"], "ack");
         for user in &mut users {

@@ -17,7 +17,7 @@ mount -t tmpfs -o "size=${2}m,mode=0700" testkit "$1" && : >mounted && exec slee
 const READY: Duration = Duration::from_secs(10);
 
 /// A disk of a few MiB, which only processes see that are started through it. It keeps what is on it until it
-/// is dropped. Nobody needs to be root for it.
+/// is dropped. Nobody needs to be root for it where the system lets everybody make namespaces, as Debian does.
 #[derive(Debug)]
 pub struct Disk {
     directory: PathBuf,
@@ -37,7 +37,12 @@ impl Disk {
         }
         words.extend(["sh", "-c", HOLD, "testkit-disk", &on, &size]);
         let holder = Guarded::spawn(dir, "unshare", words);
-        holder.wait_ready(READY, || mounted.exists());
+        if let Err(why) = holder.try_ready(READY, || mounted.exists()) {
+            panic!(
+                "a disk in a mount namespace needs root, or namespaces for everybody: it {why}{}",
+                holder.log_tail()
+            );
+        }
         Self { directory: directory.to_owned(), holder, root }
     }
 
