@@ -10,7 +10,8 @@ use channel_layer::{
     ChannelLayer, Delivery, Event, GroupName, Host, LayerError, RedisPubSubBuilder, RedisPubSubLayer, RelaySink,
 };
 use common::{PATIENCE, until, until_ok};
-use testkit::redis::{RedisServer, TlsOptions};
+use testkit::redis::RedisServer;
+use testkit::tls::TlsOptions;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout};
 

@@ -12,7 +12,8 @@ use common::until;
 use site::{PATIENCE, Site};
 use testkit::net::free_port;
 use testkit::process::{Guarded, private_dir};
-use testkit::redis::{RedisServer, SentinelOptions, Sentinels, Tls, TlsOptions};
+use testkit::redis::{RedisServer, SentinelOptions, Sentinels, Tls};
+use testkit::tls::TlsOptions;
 use tokio::time::Instant;
 
 /// From the primary's death on: the Sentinels need about 3 seconds of it.

@@ -1,6 +1,6 @@
 //! The log of the process: lines to standard error, which may hang without holding up anybody.
 
-use std::backtrace::Backtrace;
+use std::backtrace::{Backtrace, BacktraceStatus};
 use std::time::Duration;
 
 use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGuard};
@@ -48,7 +48,13 @@ pub(crate) fn start(json: bool) -> Log {
     // A second subscriber in this process would be a mistake of ours, not the user's.
     let _ = if json { subscriber.json().try_init() } else { subscriber.with_target(false).try_init() };
     // The usual hook writes to standard error itself.
-    std::panic::set_hook(Box::new(|panic| tracing::error!("{panic}\n{}", Backtrace::capture())));
+    std::panic::set_hook(Box::new(|panic| {
+        let backtrace = Backtrace::capture();
+        match backtrace.status() {
+            BacktraceStatus::Captured => tracing::error!("{panic}\n{backtrace}"),
+            _ => tracing::error!("{panic}"),
+        }
+    }));
     Log { writer: Some(writer), dropped }
 }
 

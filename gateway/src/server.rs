@@ -355,7 +355,8 @@ async fn close_after_upgrade(upgrade: OnUpgrade, reason: CloseReason) {
     let _ = timeout(Duration::from_secs(2), goodbye).await;
 }
 
-/// Accepts until `stop`, while `may` says of so many visitors that there may be one more; each connection gets its time for the request, and no more.
+/// Accepts until `stop`, while `may` says of so many visitors that there may be one more. Each connection gets its
+/// time for the request, and no more.
 async fn accept(
     node: Arc<Node>,
     listener: TcpListener,
@@ -387,8 +388,6 @@ async fn accept(
             }
         }
     }
-    drop(listener);
-    visitors.close();
 }
 
 /// A connection before anything is known of it.

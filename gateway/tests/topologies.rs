@@ -5,7 +5,8 @@ mod common;
 
 use common::{NodeProcess, TestNode, eventually};
 use serde_json::json;
-use testkit::redis::{Cluster, RedisServer, Sentinels, TlsOptions};
+use testkit::redis::{Cluster, RedisServer, Sentinels};
+use testkit::tls::TlsOptions;
 
 const ENTRY: &[&str] = &["source", "shop", "type", "notification", "to", "user:alice", "data", r#"{"message":"paid"}"#];
 

@@ -94,6 +94,7 @@ impl Postgres {
         let disk = setup.disk.map(|megabytes| {
             fs::create_dir(&data).expect("the directory is ours");
             let disk = Disk::mount(&data, megabytes);
+            // Called for what it does: the disk is its user's, too.
             servant(&disk.path());
             command.splice(..0, disk.command());
             disk

@@ -8,7 +8,8 @@ use std::{
 };
 
 use testkit::{
-    redis::{Cluster, RedisServer, SentinelOptions, Sentinels, TlsOptions},
+    redis::{Cluster, RedisServer, SentinelOptions, Sentinels},
+    tls::TlsOptions,
     wait,
 };
 

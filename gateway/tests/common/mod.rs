@@ -146,22 +146,24 @@ impl Door {
 
     /// GET on the public listener: status and text.
     pub async fn get(&self, path: &str) -> (u16, String) {
-        let answer = http_client().get(format!("http://{}{path}", self.public)).send().await.unwrap();
-        (answer.status().as_u16(), answer.text().await.unwrap())
+        get(self.public, path).await
     }
 
     /// The same on the internal listener.
     pub async fn internal_get(&self, path: &str) -> (u16, String) {
-        let answer = http_client().get(format!("http://{}{path}", self.internal)).send().await.unwrap();
-        (answer.status().as_u16(), answer.text().await.unwrap())
+        get(self.internal, path).await
     }
 
     pub async fn metric(&self, line: &str) -> f64 {
-        let text =
-            http_client().get(format!("http://{}/metrics", self.internal)).send().await.unwrap().text().await.unwrap();
+        let (_, text) = self.internal_get("/metrics").await;
         let found = text.lines().find_map(|text| text.strip_prefix(line)?.trim().parse().ok());
         found.unwrap_or(0.0)
     }
+}
+
+async fn get(at: SocketAddr, path: &str) -> (u16, String) {
+    let answer = http_client().get(format!("http://{at}{path}")).send().await.unwrap();
+    (answer.status().as_u16(), answer.text().await.unwrap())
 }
 
 pub fn http_client() -> reqwest::Client {
@@ -326,9 +328,7 @@ pub struct NodeProcess {
 impl NodeProcess {
     /// Starts a node with these settings (as environment) and waits until it is ready.
     pub fn start(own: &[(&str, &str)]) -> Self {
-        let node = Self::spawn(own);
-        node.wait_ready();
-        node
+        Self::start_by(Vec::new(), own)
     }
 
     /// The same with a SQLite file on a disk of so many MiB.
@@ -339,21 +339,18 @@ impl NodeProcess {
         let database = format!("sqlite://{}?mode=rwc", files.join("gateway.db").display());
         let own: Vec<_> = own.iter().copied().chain([("database-url", database.as_str())]).collect();
         let disk = Disk::mount(&files, megabytes);
-        let node = Self::spawn_by(disk.command(), dir, &own);
-        node.wait_ready();
-        (node, disk)
+        (Self::spawn_by(disk.command(), dir, &own).ready(), disk)
     }
 
     /// Starts a node through the command in front, and waits until it is ready.
     pub fn start_by(command: Vec<String>, own: &[(&str, &str)]) -> Self {
-        let node = Self::spawn_by(command, private_dir("gateway"), own);
-        node.wait_ready();
-        node
+        Self::spawn_by(command, private_dir("gateway"), own).ready()
     }
 
-    fn wait_ready(&self) {
+    fn ready(self) -> Self {
         let internal = self.door.internal;
         self.process.wait_ready(Duration::from_secs(40), || ready(internal));
+        self
     }
 
     /// Starts a node without waiting.

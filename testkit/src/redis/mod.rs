@@ -12,5 +12,3 @@ pub use options::RedisOptions;
 pub use sentinel::{SentinelOptions, Sentinels};
 pub use server::RedisServer;
 pub use tls::Tls;
-
-pub use crate::tls::TlsOptions;
