@@ -1,6 +1,6 @@
 //! Storing messages: one transaction for a batch, positions without holes, repeats recognised.
 //!
-//! In order: lock the heads of all streams of the batch (sorted, rooms before inboxes), claim the
+//! In order: lock the heads of all streams of the batch (sorted, rooms before inboxes) and read the clock, claim the
 //! keys, number what is left, insert it, write the heads, commit. The head's lock is held to the
 //! commit, so in one stream the order of positions is the order of commits, and a transaction that
 //! rolls back gives its positions back.
@@ -11,18 +11,17 @@ pub(crate) mod sqlite;
 mod together;
 mod write;
 
-use std::collections::HashMap;
-
 use crate::{
     Append, AppendError, Appended, Refused, Store, StoreError, Stream,
     append::plan::{Heads, Plan},
-    db::{Transaction, rows},
+    clock,
+    db::{Transaction, dated_rows},
     error::Fault,
     inboxes::{InboxRow, select_inboxes},
     receipts::{self, Identity},
     rooms::{RoomRow, head_lock, select_rooms},
     types::{MAX_EVENT_ID_BYTES, MAX_MESSAGE_BYTES, MAX_NAME_CHARS},
-    values::{MAX_LIST, distinct, now, storable},
+    values::{MAX_LIST, distinct, storable},
 };
 
 impl Store {
@@ -76,11 +75,10 @@ impl Store {
         all_or_nothing: bool,
     ) -> Result<Vec<Result<Appended, AppendError>>, Fault> {
         let transaction = self.db.begin().await?;
-        let heads = Heads {
-            rooms: self.lock_rooms(&transaction, batch).await?,
-            inboxes: self.lock_inboxes(&transaction, batch).await?,
-        };
-        let mut plan = Plan::new(batch, checked, heads, now());
+        let mut heads = Heads::default();
+        self.lock_rooms(&transaction, batch, &mut heads).await?;
+        self.lock_inboxes(&transaction, batch, &mut heads).await?;
+        let mut plan = Plan::new(batch, checked, heads);
         if all_or_nothing && plan.refuses_any() {
             return Ok(plan.answers());
         }
@@ -108,55 +106,59 @@ impl Store {
         &self,
         transaction: &Transaction<'_>,
         batch: &[Append],
-    ) -> Result<HashMap<String, RoomRow>, Fault> {
+        heads: &mut Heads,
+    ) -> Result<(), Fault> {
         let names = distinct(batch.iter().filter_map(|append| match &append.stream {
             Stream::Room(name) => Some(&**name),
             Stream::Inbox(_) => None,
         }));
-        let mut locked = HashMap::with_capacity(names.len());
         for names in names.chunks(MAX_LIST) {
             let mut select = select_rooms(names);
             write::force_index(&mut select, "gateway_rooms_name").lock(head_lock(self.backend()));
-            for row in rows::<RoomRow>(&transaction.inner, &select).await? {
-                locked.insert(row.name.clone(), row);
+            select.expr_as(clock::micros(self.backend()), "now");
+            for (row, now) in dated_rows::<RoomRow>(&transaction.inner, &select).await? {
+                heads.rooms.insert(row.name.clone(), row);
+                heads.locked_at = heads.locked_at.max(now);
             }
         }
-        Ok(locked)
+        Ok(())
     }
 
     async fn lock_inboxes(
         &self,
         transaction: &Transaction<'_>,
         batch: &[Append],
-    ) -> Result<HashMap<String, InboxRow>, Fault> {
+        heads: &mut Heads,
+    ) -> Result<(), Fault> {
         let inboxes = || {
             batch.iter().filter_map(|append| match &append.stream {
                 Stream::Inbox(user) => Some((&**user, append.create_inbox)),
                 Stream::Room(_) => None,
             })
         };
-        let mut locked = HashMap::new();
-        self.lock_these_inboxes(transaction, &distinct(inboxes().map(|(user, _)| user)), &mut locked).await?;
-        let missing =
-            distinct(inboxes().filter(|(user, create)| *create && !locked.contains_key(*user)).map(|(user, _)| user));
+        self.lock_these_inboxes(transaction, &distinct(inboxes().map(|(user, _)| user)), heads).await?;
+        let is_missing = |(user, create): &(&str, bool)| *create && !heads.inboxes.contains_key(*user);
+        let missing = distinct(inboxes().filter(is_missing).map(|(user, _)| user));
         if !missing.is_empty() {
             self.insert_inboxes(&transaction.inner, &missing).await?;
-            self.lock_these_inboxes(transaction, &missing, &mut locked).await?;
+            self.lock_these_inboxes(transaction, &missing, heads).await?;
         }
-        Ok(locked)
+        Ok(())
     }
 
     async fn lock_these_inboxes(
         &self,
         transaction: &Transaction<'_>,
         users: &[&str],
-        locked: &mut HashMap<String, InboxRow>,
+        heads: &mut Heads,
     ) -> Result<(), Fault> {
         for users in users.chunks(MAX_LIST) {
             let mut select = select_inboxes(users);
             write::force_index(&mut select, "gateway_inboxes_user").lock(head_lock(self.backend()));
-            for row in rows::<InboxRow>(&transaction.inner, &select).await? {
-                locked.insert(row.user_name.clone(), row);
+            select.expr_as(clock::micros(self.backend()), "now");
+            for (row, now) in dated_rows::<InboxRow>(&transaction.inner, &select).await? {
+                heads.inboxes.insert(row.user_name.clone(), row);
+                heads.locked_at = heads.locked_at.max(now);
             }
         }
         Ok(())

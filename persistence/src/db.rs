@@ -46,6 +46,7 @@ pub(crate) struct Db {
 impl Db {
     pub(crate) fn new(options: StoreOptions) -> Result<Self, StoreError> {
         let target = Target::parse(&options.url)?;
+        target.keep_private();
         let statements = Arc::new(AtomicU64::new(0));
         let pools = counted(Pools::new(&target, &options), &statements);
         Ok(Self { backend: target.backend(), target, options, pools: RwLock::new((0, pools)), statements })
@@ -252,6 +253,15 @@ pub(crate) async fn rows<T: FromQueryResult>(
     query: &SelectStatement,
 ) -> Result<Vec<T>, DbErr> {
     connection.query_all(query).await?.iter().map(|row| T::from_query_result(row, "")).collect()
+}
+
+/// As [`rows`], each with what its column `now` says.
+pub(crate) async fn dated_rows<T: FromQueryResult>(
+    connection: &impl ConnectionTrait,
+    query: &SelectStatement,
+) -> Result<Vec<(T, i64)>, DbErr> {
+    let rows = connection.query_all(query).await?;
+    rows.iter().map(|row| Ok((T::from_query_result(row, "")?, row.try_get("", "now")?))).collect()
 }
 
 /// An open transaction; dropped, it rolls back.

@@ -9,10 +9,10 @@ use sea_orm::{
 use uuid::Uuid;
 
 use crate::{
-    Head, Store, StoreError,
+    Head, Store, StoreError, clock,
     entity::inboxes,
     error::Fault,
-    values::{MAX_LIST, builder, check_name, distinct, new_epoch, now, padded, unsigned},
+    values::{MAX_LIST, builder, check_name, distinct, new_epoch, padded, unsigned},
 };
 
 /// A row of inboxes.
@@ -78,7 +78,7 @@ impl Store {
                         new_epoch().into(),
                         0_i64.into(),
                         None::<Uuid>.into(),
-                        now().into(),
+                        clock::micros(self.backend()),
                     ])
                     .map_err(builder)?;
             }

@@ -10,7 +10,11 @@ use sea_orm::{
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use crate::{Backend, Store, StoreError, entity::leases, values::builder};
+use crate::{
+    Store, StoreError, clock,
+    entity::leases,
+    values::{builder, date},
+};
 
 #[derive(FromQueryResult)]
 struct Now {
@@ -19,7 +23,8 @@ struct Now {
 
 impl Store {
     /// Takes the lease `name` for `holder`: nobody holds it (its holder's time is over), and the work
-    /// was not done within the last `every`. One statement, two the first time of all.
+    /// was not done within the last `every`. One statement, two the first time of all. A time that has not
+    /// come yet is of a clock that was ahead, and counts for nothing.
     pub async fn take_lease(
         &self,
         name: &str,
@@ -32,8 +37,16 @@ impl Store {
             .value(leases::Column::Holder, holder)
             .value(leases::Column::ExpiresAt, self.now().add(seconds(for_time)))
             .and_where(Expr::col(leases::Column::Name).eq(name))
-            .and_where(Expr::col(leases::Column::ExpiresAt).lte(self.now()))
-            .and_where(Expr::col(leases::Column::FinishedAt).lte(self.now().sub(seconds(every))))
+            .and_where(
+                Expr::col(leases::Column::ExpiresAt)
+                    .lte(self.now())
+                    .or(Expr::col(leases::Column::ExpiresAt).gt(self.now().add(seconds(for_time)))),
+            )
+            .and_where(
+                Expr::col(leases::Column::FinishedAt)
+                    .lte(self.now().sub(seconds(every)))
+                    .or(Expr::col(leases::Column::FinishedAt).gt(self.now())),
+            )
             .to_owned();
         if self.changes_a_row(&update).await? {
             return Ok(true);
@@ -80,11 +93,11 @@ impl Store {
         Ok(())
     }
 
-    /// The database's clock, in whole seconds.
+    /// The database's clock, with microseconds.
     pub async fn clock(&self) -> Result<OffsetDateTime, StoreError> {
-        let select = Query::select().expr_as(self.now(), "now").to_owned();
+        let select = Query::select().expr_as(clock::micros(self.backend()), "now").to_owned();
         let now = self.db.select::<Now>(&select).await?.first().map_or(0, |row| row.now);
-        OffsetDateTime::from_unix_timestamp(now).map_err(|error| StoreError::Other(error.into()))
+        Ok(date(now))
     }
 
     async fn changes_a_row(&self, update: &UpdateStatement) -> Result<bool, StoreError> {
@@ -92,13 +105,8 @@ impl Store {
         Ok(done.rows_affected() > 0)
     }
 
-    /// Seconds since 1970, as the database counts them.
     fn now(&self) -> SimpleExpr {
-        Expr::cust(match self.backend() {
-            Backend::Sqlite => "CAST(strftime('%s', 'now') AS INTEGER)",
-            Backend::Postgres => "CAST(EXTRACT(EPOCH FROM clock_timestamp()) AS BIGINT)",
-            Backend::MySql => "CAST(UNIX_TIMESTAMP() AS SIGNED)",
-        })
+        clock::seconds(self.backend())
     }
 }
 

@@ -36,6 +36,7 @@
 //! ```
 
 mod append;
+mod clock;
 mod db;
 mod entity;
 mod error;
@@ -49,6 +50,7 @@ mod migration;
 mod missed;
 mod notifications;
 mod options;
+mod private;
 mod receipts;
 mod retention;
 mod rooms;

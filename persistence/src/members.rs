@@ -9,12 +9,12 @@ use sea_orm::{
 use uuid::Uuid;
 
 use crate::{
-    Membership, Room, Store, StoreError,
+    Membership, Room, Store, StoreError, clock,
     db::rows,
     entity::{memberships, rooms},
     error::Fault,
     rooms::{COLUMNS, RoomRow, select_rooms},
-    values::{MAX_LIST, builder, check_name, distinct, now, padded, storable},
+    values::{MAX_LIST, builder, check_name, distinct, padded, storable},
 };
 
 /// Most pairs looked up at once: all these rooms with all these users are read.
@@ -130,7 +130,7 @@ impl Store {
                 memberships::Column::CreatedAt,
             ]);
             for (room, user) in members {
-                insert.values([room.into(), user.into(), now().into()]).map_err(builder)?;
+                insert.values([room.into(), user.into(), clock::micros(self.backend())]).map_err(builder)?;
             }
             insert.on_conflict(
                 OnConflict::columns([memberships::Column::RoomId, memberships::Column::UserName])

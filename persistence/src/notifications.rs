@@ -7,10 +7,10 @@ use sea_orm::{
 use uuid::Uuid;
 
 use crate::{
-    Notification, Range, Seen, Store, StoreError,
+    Notification, Range, Seen, Store, StoreError, clock,
     entity::{inboxes, notifications},
     messages::{ascending, limit_to},
-    values::{MAX_LIST, date, now, padded, signed, storable, unsigned},
+    values::{MAX_LIST, date, padded, signed, storable, unsigned},
 };
 
 /// What is read of a notification, beside the epoch of its inbox.
@@ -120,7 +120,7 @@ impl Store {
         let mut update = Query::update();
         update
             .table(notifications::Entity)
-            .value(notifications::Column::SeenAt, now())
+            .value(notifications::Column::SeenAt, clock::micros(self.backend()))
             .and_where(Expr::col(notifications::Column::InboxId).in_subquery(inbox_of(user)))
             .and_where(Expr::col(notifications::Column::SeenAt).is_null());
         let updates: Vec<_> = match which {

@@ -13,7 +13,7 @@ use sea_orm::{
     },
 };
 
-use crate::{Backend, StoreError, append::sqlite, kept::Keeper, memory::Memory, values::MAX_LIST};
+use crate::{Backend, StoreError, append::sqlite, kept::Keeper, memory::Memory, private, values::MAX_LIST};
 
 /// A connection idle for so long is pinged before it is used.
 pub(crate) const PING_AFTER_IDLE: Duration = Duration::from_secs(2);
@@ -69,7 +69,7 @@ fn scheme(url: &str) -> &str {
 /// A parsed URL. The pools are made by hand, as SeaORM's own way in puts the URL into its spans.
 #[derive(Clone)]
 pub(crate) enum Target {
-    Sqlite { options: SqliteConnectOptions, in_memory: bool },
+    Sqlite { options: SqliteConnectOptions, in_memory: bool, create: bool },
     Postgres(PgConnectOptions),
     MySql(MySqlConnectOptions),
 }
@@ -81,6 +81,7 @@ impl Target {
         match scheme(url) {
             "sqlite" => {
                 let in_memory = url.contains(":memory:") || url.contains("mode=memory");
+                let create = url.contains("mode=rwc");
                 let options = SqliteConnectOptions::from_str(url)
                     .map_err(invalid)?
                     .journal_mode(SqliteJournalMode::Wal)
@@ -93,7 +94,7 @@ impl Target {
                     // wake each other up row by row.
                     .row_buffer_size(MAX_LIST)
                     .disable_statement_logging();
-                Ok(Self::Sqlite { options, in_memory })
+                Ok(Self::Sqlite { options, in_memory, create })
             }
             "postgres" | "postgresql" => Ok(Self::Postgres(
                 PgConnectOptions::from_str(url)
@@ -106,12 +107,25 @@ impl Target {
                 MySqlConnectOptions::from_str(url)
                     .map_err(invalid)?
                     .charset("utf8mb4")
+                    // As `clock.rs` reads it.
+                    .timezone("+00:00".to_owned())
                     .statement_cache_capacity(256)
                     .disable_statement_logging(),
             )),
             _ => {
                 Err(StoreError::Invalid("the database URL must begin with sqlite:, postgres:// or mysql://".to_owned()))
             }
+        }
+    }
+
+    /// Sees to it that a database in a file is its owner's only.
+    pub(crate) fn keep_private(&self) {
+        if let Self::Sqlite { options, in_memory: false, create } = self {
+            let file = options.get_filename();
+            if *create {
+                private::create(file);
+            }
+            private::check(file);
         }
     }
 
@@ -139,7 +153,7 @@ impl Pools {
     /// Pools that connect when first used.
     pub(crate) fn new(target: &Target, options: &StoreOptions) -> Self {
         match target {
-            Target::Sqlite { options: file, in_memory } => {
+            Target::Sqlite { options: file, in_memory, .. } => {
                 // One writer: a second one would only wait for the file lock, without a queue.
                 let writer: SqlitePool = common::<sqlx::Sqlite>(options)
                     .max_connections(1)

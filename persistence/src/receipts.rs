@@ -14,7 +14,7 @@ use crate::{
     db::{Transaction, rows},
     entity::receipts,
     error::Fault,
-    values::{MAX_LIST, builder, now, padded, signed},
+    values::{MAX_LIST, builder, padded, signed},
 };
 
 pub(crate) type Hash = [u8; 32];
@@ -151,7 +151,6 @@ pub(crate) async fn amend(transaction: &Transaction<'_>, claims: &mut [Claim]) -
 fn insert(claims: &[Claim]) -> Result<InsertStatement, Fault> {
     let mut insert = Query::insert();
     insert.into_table(receipts::Entity).columns(COLUMNS);
-    let now = now();
     for claim in claims {
         insert
             .values([
@@ -161,7 +160,7 @@ fn insert(claims: &[Claim]) -> Result<InsertStatement, Fault> {
                 signed(claim.seq).into(),
                 claim.epoch.into(),
                 claim.date.into(),
-                now.into(),
+                claim.date.into(),
             ])
             .map_err(builder)?;
     }

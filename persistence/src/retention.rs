@@ -5,13 +5,13 @@ use std::time::{Duration, Instant};
 
 use sea_orm::{
     ConnectionTrait, ExprTrait, FromQueryResult, Order,
-    sea_query::{DeleteStatement, Expr, Query, SelectStatement},
+    sea_query::{DeleteStatement, Expr, Query, SelectStatement, SimpleExpr},
 };
 use time::OffsetDateTime;
 use uuid::Uuid;
 
 use crate::{
-    Deleted, Retention, Store, StoreError,
+    Deleted, Retention, Store, StoreError, clock,
     entity::{inboxes, messages, notifications, receipts, rooms},
     values::{micros, padded, signed},
 };
@@ -65,6 +65,17 @@ impl Limits {
         let too_old = self.before.is_some_and(|before| date < before);
         seq < last_seq && (too_many || too_old)
     }
+
+    /// Of which rows the date says something. One that has not come yet was dated by a clock that was ahead: the
+    /// row is as old as those behind it, and goes with them.
+    fn dated(self, date: Expr, seq: Expr, last_seq: Expr, now: SimpleExpr) -> Option<SimpleExpr> {
+        self.before?;
+        let dated = date.lte(now);
+        Some(match self.keep {
+            Some(keep) => dated.or(seq.lte(last_seq.sub(keep))),
+            None => dated,
+        })
+    }
 }
 
 /// Deletes slice after slice, neither too much at once nor without a pause.
@@ -86,7 +97,7 @@ impl Pace {
 
 /// The streams of a kind from the first after `after`, each with its oldest row.
 macro_rules! select_streams {
-    ($streams:ident, $rows:ident, $stream:ident, $after:expr) => {{
+    ($streams:ident, $rows:ident, $stream:ident, $limits:expr, $now:expr, $after:expr) => {{
         let oldest = |column| {
             let select = Query::select()
                 .column(($rows::Entity, column))
@@ -94,6 +105,12 @@ macro_rules! select_streams {
                 .and_where(
                     Expr::col(($rows::Entity, $rows::Column::$stream)).equals(($streams::Entity, $streams::Column::Id)),
                 )
+                .and_where_option($limits.dated(
+                    Expr::col(($rows::Entity, $rows::Column::Date)),
+                    Expr::col(($rows::Entity, $rows::Column::Seq)),
+                    Expr::col(($streams::Entity, $streams::Column::LastSeq)),
+                    $now,
+                ))
                 .order_by(($rows::Entity, $rows::Column::Seq), Order::Asc)
                 .limit(1)
                 .to_owned();
@@ -116,13 +133,15 @@ macro_rules! select_streams {
 
 /// The oldest rows of one stream, and the statement that deletes them up to a `seq`.
 macro_rules! stream_statements {
-    ($rows:ident, $stream:ident) => {
+    ($rows:ident, $stream:ident, $limits:expr, $now:expr) => {
         (
-            |id: Uuid, slice: u64| {
+            |id: Uuid, last_seq: i64, slice: u64| {
+                let (date, seq) = (Expr::col($rows::Column::Date), Expr::col($rows::Column::Seq));
                 Query::select()
                     .columns([$rows::Column::Seq, $rows::Column::Date])
                     .from($rows::Entity)
                     .and_where(Expr::col($rows::Column::$stream).eq(id))
+                    .and_where_option($limits.dated(date, seq, Expr::value(last_seq), $now))
                     .order_by($rows::Column::Seq, Order::Asc)
                     .limit(slice)
                     .to_owned()
@@ -155,13 +174,15 @@ impl Store {
         let chat =
             Limits { keep: retention.messages_per_room.map(signed), before: retention.messages_before.map(micros) };
         let notified = Limits { keep: None, before: retention.notifications_before.map(micros) };
-        let streams = |after: Option<Uuid>| select_streams!(rooms, messages, RoomId, after);
-        self.clean_streams(chat, streams, stream_statements!(messages, RoomId), |messages| {
+        let now = || clock::micros(self.backend());
+        let streams = |after: Option<Uuid>| select_streams!(rooms, messages, RoomId, chat, now(), after);
+        self.clean_streams(chat, streams, stream_statements!(messages, RoomId, chat, now()), |messages| {
             note(Deleted { messages, ..Deleted::default() });
         })
         .await?;
-        let streams = |after: Option<Uuid>| select_streams!(inboxes, notifications, InboxId, after);
-        self.clean_streams(notified, streams, stream_statements!(notifications, InboxId), |notifications| {
+        let streams = |after: Option<Uuid>| select_streams!(inboxes, notifications, InboxId, notified, now(), after);
+        let statements = stream_statements!(notifications, InboxId, notified, now());
+        self.clean_streams(notified, streams, statements, |notifications| {
             note(Deleted { notifications, ..Deleted::default() });
         })
         .await?;
@@ -175,7 +196,10 @@ impl Store {
         &self,
         limits: Limits,
         select_streams: impl Fn(Option<Uuid>) -> SelectStatement,
-        (select_oldest, delete_up_to): (impl Fn(Uuid, u64) -> SelectStatement, impl Fn(Uuid, i64) -> DeleteStatement),
+        (select_oldest, delete_up_to): (
+            impl Fn(Uuid, i64, u64) -> SelectStatement,
+            impl Fn(Uuid, i64) -> DeleteStatement,
+        ),
         mut note: impl FnMut(u64),
     ) -> Result<(), StoreError> {
         if limits.keep.is_none() && limits.before.is_none() {
@@ -191,7 +215,7 @@ impl Store {
                 }
                 loop {
                     let slice = pace.slice;
-                    let oldest = self.db.select::<Old>(&select_oldest(stream.id, slice)).await?;
+                    let oldest = self.db.select::<Old>(&select_oldest(stream.id, stream.last_seq, slice)).await?;
                     let old = oldest.iter().take_while(|row| limits.delete(stream.last_seq, row.seq, row.date));
                     let (count, last) = old.fold((0, None), |(count, _), row| (count + 1, Some(row.seq)));
                     let Some(last) = last else { break };

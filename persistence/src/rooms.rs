@@ -9,12 +9,12 @@ use sea_orm::{
 use uuid::Uuid;
 
 use crate::{
-    Backend, Room, Store, StoreError,
+    Backend, Room, Store, StoreError, clock,
     db::rows,
     entity::{memberships, messages, rooms},
     error::Fault,
     types::MAX_DISPLAY_NAME_CHARS,
-    values::{MAX_LIST, builder, check_name, distinct, new_epoch, now, padded, signed, storable, unsigned},
+    values::{MAX_LIST, builder, check_name, distinct, new_epoch, padded, signed, storable, unsigned},
 };
 use sea_orm::ConnectionTrait;
 
@@ -121,7 +121,7 @@ impl Store {
                         new_epoch().into(),
                         0_i64.into(),
                         None::<Uuid>.into(),
-                        now().into(),
+                        clock::micros(self.backend()),
                     ])
                     .map_err(builder)?;
             }

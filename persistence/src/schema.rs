@@ -11,12 +11,12 @@ use sea_orm_migration::{MigratorTrait, SchemaManager};
 use uuid::Uuid;
 
 use crate::{
-    Backend, Store, StoreError,
+    Backend, Store, StoreError, clock,
     db::rows,
     entity::deployment,
     error::{Fault, query_error},
     migration::Migrator,
-    values::{builder, now},
+    values::builder,
 };
 
 /// How long a migration may take, the wait for another process's migration included.
@@ -120,7 +120,7 @@ impl Store {
         insert
             .into_table(deployment::Entity)
             .columns([deployment::Column::Singleton, deployment::Column::Id, deployment::Column::CreatedAt])
-            .values([1.into(), Uuid::new_v4().into(), now().into()])
+            .values([1.into(), Uuid::new_v4().into(), clock::micros(self.backend())])
             .map_err(builder)?
             .on_conflict(
                 OnConflict::column(deployment::Column::Singleton)

@@ -13,9 +13,12 @@ use crate::{
 };
 
 /// The locked heads of the batch's streams, by name, as they were before the batch.
+#[derive(Default)]
 pub(super) struct Heads {
     pub(super) rooms: HashMap<String, RoomRow>,
     pub(super) inboxes: HashMap<String, InboxRow>,
+    /// When the last of them was locked, by the database's clock: the date of what is stored.
+    pub(super) locked_at: i64,
 }
 
 impl Heads {
@@ -72,12 +75,7 @@ pub(super) struct Plan<'a> {
 }
 
 impl<'a> Plan<'a> {
-    pub(super) fn new(
-        batch: &'a [Append],
-        checked: &[Result<Option<Identity>, AppendError>],
-        heads: Heads,
-        date: i64,
-    ) -> Self {
+    pub(super) fn new(batch: &'a [Append], checked: &[Result<Option<Identity>, AppendError>], heads: Heads) -> Self {
         let mut first: HashMap<Hash, (usize, Hash)> = HashMap::new();
         let mut fates = Vec::with_capacity(batch.len());
         for (index, (append, checked)) in batch.iter().zip(checked).enumerate() {
@@ -101,7 +99,7 @@ impl<'a> Plan<'a> {
             });
         }
         let identities = checked.iter().map(|checked| checked.as_ref().ok().copied().flatten()).collect();
-        let mut plan = Self { batch, identities, heads, date, fates };
+        let mut plan = Self { batch, identities, date: heads.locked_at, heads, fates };
         plan.number();
         plan
     }
@@ -215,7 +213,7 @@ mod tests {
             };
             (room.name.clone(), room)
         });
-        Heads { rooms: rooms.collect(), inboxes: HashMap::new() }
+        Heads { rooms: rooms.collect(), ..Heads::default() }
     }
 
     fn append((room, key, text): (usize, Option<u8>, u8)) -> Append {
@@ -238,7 +236,7 @@ mod tests {
         ) {
             let batch: Vec<_> = items.iter().copied().map(append).collect();
             let checked: Vec<_> = batch.iter().map(|append| Ok(Identity::of(append))).collect();
-            let mut plan = Plan::new(&batch, &checked, heads(&[("a", 10), ("b", 0)]), 0);
+            let mut plan = Plan::new(&batch, &checked, heads(&[("a", 10), ("b", 0)]));
             let earlier = used.iter().filter_map(|key| {
                 let identity = Identity::of(&append((0, Some(*key), 0)))?;
                 Some((identity.key, Receipt::sample(identity)))

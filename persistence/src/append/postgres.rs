@@ -7,6 +7,7 @@ use sea_orm::sqlx::{self, Arguments as _, FromRow, error::BoxDynError, postgres:
 use crate::{
     Append, Stream,
     append::together::{New, Place},
+    clock,
     db::Db,
     error::{Fault, key_taken, query_error},
 };
@@ -16,7 +17,8 @@ static ROOMS: LazyLock<String> =
 static INBOXES: LazyLock<String> =
     LazyLock::new(|| statement("gateway_inboxes", "user_name", "NULL::text", "gateway_notifications", "inbox_id"));
 
-/// One text for any number: what is new comes in arrays. Nothing is `placed` unless everything can be.
+/// One text for any number: what is new comes in arrays. Nothing is `placed` unless everything can be; its
+/// date is of then, when the heads are locked.
 fn statement(heads: &str, name: &str, display_name: &str, rows: &str, stream: &str) -> String {
     format!(
         "WITH new AS (\
@@ -30,23 +32,24 @@ fn statement(heads: &str, name: &str, display_name: &str, rows: &str, stream: &s
          head.last_seq + row_number() OVER (PARTITION BY head.id ORDER BY n) AS seq \
          FROM new JOIN head ON head.stream = new.stream \
          WHERE NOT EXISTS (SELECT 1 FROM gateway_receipts AS known WHERE known.key_hash = new.key_hash)), \
-         placed AS (SELECT * FROM numbered WHERE (SELECT count(*) FROM numbered) = cardinality($1)), \
+         placed AS (SELECT *, {now} AS date FROM numbered WHERE (SELECT count(*) FROM numbered) = cardinality($1)), \
          stored AS (\
          INSERT INTO {rows} ({stream}, seq, id, from_user, message, date, source, event_id) \
-         SELECT head, seq, id, from_user, message, $9, source, event_id FROM placed), \
+         SELECT head, seq, id, from_user, message, date, source, event_id FROM placed), \
          claimed AS (\
          INSERT INTO gateway_receipts (key_hash, content_hash, id, seq, epoch, date, created_at) \
-         SELECT key_hash, content_hash, id, seq, epoch, $9, $9 FROM placed WHERE key_hash IS NOT NULL ORDER BY key_hash), \
+         SELECT key_hash, content_hash, id, seq, epoch, date, date FROM placed WHERE key_hash IS NOT NULL ORDER BY key_hash), \
          moved AS (\
          UPDATE {heads} AS moved SET last_seq = last.seq, last_id = last.id \
          FROM (SELECT DISTINCT ON (head) head, seq, id FROM placed ORDER BY head, seq DESC) AS last \
          WHERE moved.id = last.head) \
-         SELECT id, seq, epoch, display_name FROM placed"
+         SELECT id, seq, epoch, display_name, date FROM placed",
+        now = clock::POSTGRES_MICROS,
     )
 }
 
 /// Stores all of them or nothing. They must be for rooms, or for inboxes, for the order in which heads are locked.
-pub(super) async fn insert(db: &Db, new: &[New<'_>], date: i64) -> Result<Option<Vec<Place>>, Fault> {
+pub(super) async fn insert(db: &Db, new: &[New<'_>]) -> Result<Option<Vec<Place>>, Fault> {
     let rooms = new.iter().filter(|new| matches!(new.append.stream, Stream::Room(_))).count();
     let sql = match rooms {
         0 => &INBOXES,
@@ -60,7 +63,7 @@ pub(super) async fn insert(db: &Db, new: &[New<'_>], date: i64) -> Result<Option
     if keys.len() < count {
         return Ok(None);
     }
-    let values = values(new, date).map_err(|error| query_error(sqlx::Error::Encode(error)))?;
+    let values = values(new).map_err(|error| query_error(sqlx::Error::Encode(error)))?;
     let rows = match db.write_postgres(sql, values).await {
         Ok(rows) => rows,
         // Somebody else claimed a key just now.
@@ -73,7 +76,7 @@ pub(super) async fn insert(db: &Db, new: &[New<'_>], date: i64) -> Result<Option
     Ok(Some(rows.iter().map(Place::from_row).collect::<Result<_, _>>().map_err(query_error)?))
 }
 
-fn values(new: &[New<'_>], date: i64) -> Result<PgArguments, BoxDynError> {
+fn values(new: &[New<'_>]) -> Result<PgArguments, BoxDynError> {
     let mut values = PgArguments::default();
     let texts = |text: fn(&Append) -> &str| new.iter().map(|new| text(new.append)).collect::<Vec<_>>();
     values.add(texts(|append| append.stream.name()))?;
@@ -84,6 +87,5 @@ fn values(new: &[New<'_>], date: i64) -> Result<PgArguments, BoxDynError> {
     values.add(new.iter().map(|new| new.origin().1).collect::<Vec<_>>())?;
     values.add(new.iter().map(|new| new.identity.map(|identity| &identity.key[..])).collect::<Vec<_>>())?;
     values.add(new.iter().map(|new| new.identity.map(|identity| &identity.content[..])).collect::<Vec<_>>())?;
-    values.add(date)?;
     Ok(values)
 }

@@ -17,6 +17,7 @@ use uuid::Uuid;
 use crate::{
     Append, Stream,
     append::together::{MOST, New, Place},
+    clock,
     db::Db,
     error::{Fault, constraint_failed, query_error},
 };
@@ -77,10 +78,11 @@ static STATEMENTS: LazyLock<Vec<String>> = LazyLock::new(|| {
 type Row = (Option<Uuid>, Option<i64>, Option<i64>, Option<String>);
 
 /// Stores all of them, [`MOST`] at most, or nothing.
-pub(super) async fn insert(db: &Db, new: &[New<'_>], date: i64) -> Result<Option<Vec<Place>>, Fault> {
-    if let Some(places) = db.write_memory(|connection| insert_here(connection, new, date)).await? {
+pub(super) async fn insert(db: &Db, new: &[New<'_>]) -> Result<Option<Vec<Place>>, Fault> {
+    if let Some(places) = db.write_memory(|connection| insert_here(connection, new)).await? {
         return Ok(places);
     }
+    let date = clock::of_sqlite();
     let mut values = SqliteArguments::default();
     values.reserve(new.len() * COLUMNS.len(), 0);
     for new in new {
@@ -96,7 +98,7 @@ pub(super) async fn insert(db: &Db, new: &[New<'_>], date: i64) -> Result<Option
     let mut places = Vec::with_capacity(new.len());
     for row in &rows {
         if let (Some(id), Some(seq), Some(epoch), display_name) = Row::from_row(row).map_err(query_error)? {
-            places.push((id, seq, epoch, display_name));
+            places.push((id, seq, epoch, display_name, date));
         }
     }
     Ok(Some(places))
@@ -147,8 +149,9 @@ const RECEIPT: &str = "INSERT INTO gateway_receipts (key_hash, content_hash, id,
                        VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?6)";
 
 /// As [`insert`], without the driver.
-fn insert_here(connection: &Connection, new: &[New<'_>], date: i64) -> rusqlite::Result<Option<Vec<Place>>> {
+fn insert_here(connection: &Connection, new: &[New<'_>]) -> rusqlite::Result<Option<Vec<Place>>> {
     let transaction = Transaction::new_unchecked(connection, TransactionBehavior::Immediate)?;
+    let date = clock::of_sqlite();
     let places = new.iter().map(|new| place(&transaction, new, date)).collect::<Result<Option<Vec<_>>, _>>()?;
     if places.is_some() {
         transaction.commit()?;
@@ -175,5 +178,5 @@ fn place(connection: &Connection, new: &New<'_>, date: i64) -> rusqlite::Result<
         let receipt = params![&identity.key[..], &identity.content[..], id, seq, epoch, date];
         connection.prepare_cached(RECEIPT)?.execute(receipt)?;
     }
-    Ok(Some((*id, seq, epoch, display_name)))
+    Ok(Some((*id, seq, epoch, display_name, date)))
 }

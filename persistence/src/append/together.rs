@@ -11,7 +11,7 @@ use crate::{
     Append, AppendError, Appended, Backend, Store,
     error::Fault,
     receipts::Identity,
-    values::{date, now, unsigned},
+    values::{date, unsigned},
 };
 
 /// Messages of one statement, at most. With more, what the batch's statements cost apart is little.
@@ -24,8 +24,8 @@ pub(super) struct New<'a> {
     pub(super) id: Uuid,
 }
 
-/// Where something was stored: id, seq, epoch, display name.
-pub(super) type Place = (Uuid, i64, i64, Option<String>);
+/// Where and when something was stored: id, seq, epoch, display name, date.
+pub(super) type Place = (Uuid, i64, i64, Option<String>, i64);
 
 impl New<'_> {
     /// The source, and the id that it gave.
@@ -52,16 +52,15 @@ impl Store {
                 new.push(New { append, identity: identity.as_ref(), id: Uuid::now_v7() });
             }
         }
-        let now = now();
         let places = match self.backend() {
-            Backend::Sqlite => sqlite::insert(&self.db, &new, now).await?,
-            Backend::Postgres => postgres::insert(&self.db, &new, now).await?,
+            Backend::Sqlite => sqlite::insert(&self.db, &new).await?,
+            Backend::Postgres => postgres::insert(&self.db, &new).await?,
             Backend::MySql => None,
         };
         let Some(mut places) = places else { return Ok(None) };
         let mut new = new.iter();
         let answers = checked.iter().map(|check| match check {
-            Ok(_) => appended(new.next(), &mut places, now).map(Ok),
+            Ok(_) => appended(new.next(), &mut places).map(Ok),
             Err(refused) => Ok(Err(refused.clone())),
         });
         Ok(Some(answers.collect::<Result<_, DbErr>>()?))
@@ -69,15 +68,15 @@ impl Store {
 }
 
 /// The databases promise no order of the places.
-fn appended(new: Option<&New<'_>>, places: &mut [Place], now: i64) -> Result<Appended, DbErr> {
+fn appended(new: Option<&New<'_>>, places: &mut [Place]) -> Result<Appended, DbErr> {
     let place = new.and_then(|new| places.iter_mut().find(|place| place.0 == new.id));
     let missing = || DbErr::RecordNotFound("a message that was just stored".to_owned());
-    let (id, seq, epoch, display_name) = place.ok_or_else(missing)?;
+    let (id, seq, epoch, display_name, stored_at) = place.ok_or_else(missing)?;
     Ok(Appended {
         id: *id,
         seq: unsigned(*seq),
         epoch: *epoch,
-        date: date(now),
+        date: date(*stored_at),
         display_name: display_name.take(),
         repeated: false,
     })

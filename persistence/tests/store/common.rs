@@ -48,6 +48,25 @@ impl Database {
     }
 }
 
+impl Database {
+    pub(crate) fn is_in_memory(&self) -> bool {
+        self.url == MEMORY
+    }
+
+    /// Runs statements beside the store; nobody else gets at what is in memory.
+    pub(crate) fn sql(&self, statements: &str) {
+        match self.url.split_once("://") {
+            Some(("postgres", _)) => drop(Postgres::shared().sql(&self.url, statements)),
+            Some(("mysql", _)) => drop(MariaDb::shared().sql(&self.url, statements)),
+            Some(("sqlite", file)) => {
+                let file = file.split('?').next().unwrap();
+                rusqlite::Connection::open(file).unwrap().execute_batch(statements).unwrap();
+            }
+            _ => panic!("{} cannot be asked", self.url),
+        }
+    }
+}
+
 /// Makes of each `async fn name(database: Database)` of this file a test on every database.
 macro_rules! on_all_databases {
     ($($name:ident),+ $(,)?) => {

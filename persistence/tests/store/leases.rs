@@ -11,6 +11,7 @@ on_all_databases!(
     a_lease_that_ran_out_is_anybodys,
     finished_work_is_not_done_again_too_soon,
     the_databases_clock_is_a_clock,
+    a_lease_of_a_clock_that_was_ahead_holds_nobody_up,
 );
 
 const MINUTE: Duration = Duration::from_secs(60);
@@ -57,8 +58,31 @@ async fn finished_work_is_not_done_again_too_soon(database: Database) {
     assert!(store.take_lease("work", one, MINUTE, Duration::ZERO).await.unwrap());
 }
 
+async fn a_lease_of_a_clock_that_was_ahead_holds_nobody_up(database: Database) {
+    if database.is_in_memory() {
+        return;
+    }
+    let store = database.store().await;
+    let (one, two) = (Uuid::new_v4(), Uuid::new_v4());
+    let later = store.clock().await.unwrap().unix_timestamp() + 3600;
+    assert!(store.take_lease("work", one, MINUTE, MINUTE).await.unwrap());
+    database.sql(&format!("UPDATE gateway_leases SET expires_at = {later}"));
+    assert!(store.take_lease("work", two, MINUTE, MINUTE).await.unwrap(), "nobody took it for an hour");
+    assert!(!store.take_lease("work", one, MINUTE, MINUTE).await.unwrap());
+    store.end_lease("work", two, true).await.unwrap();
+    assert!(!store.take_lease("work", one, MINUTE, MINUTE).await.unwrap());
+    database.sql(&format!("UPDATE gateway_leases SET finished_at = {later}"));
+    assert!(store.take_lease("work", one, MINUTE, MINUTE).await.unwrap(), "it was not done in an hour");
+}
+
 async fn the_databases_clock_is_a_clock(database: Database) {
     let store = database.store().await;
-    let apart = store.clock().await.unwrap() - time::OffsetDateTime::now_utc();
+    let mut reads = Vec::new();
+    for _ in 0..10 {
+        reads.push(store.clock().await.unwrap());
+    }
+    let apart = reads[0] - time::OffsetDateTime::now_utc();
     assert!(apart.abs() < time::Duration::MINUTE, "{apart}");
+    assert!(reads.is_sorted());
+    assert!(reads.iter().any(|read| read.microsecond() % 1000 != 0), "it tells microseconds");
 }

@@ -11,6 +11,7 @@ on_all_databases!(
     unseen_counts_what_is_left,
     writers_and_readers_go_on_while_old_messages_go,
     receipts_outlive_messages,
+    rows_of_a_clock_that_was_ahead_go_with_what_follows_them,
 );
 
 async fn apply(store: &Store, retention: Retention) -> Deleted {
@@ -119,6 +120,29 @@ async fn writers_and_readers_go_on_while_old_messages_go(database: Database) {
     tasks.join_all().await;
     apply(&store, newest(50)).await;
     assert_eq!(seqs(&store, "busy").await, (1011..=1060).collect::<Vec<_>>());
+}
+
+/// The database's clock was years ahead for a while, and was set right: nobody waits years for those rows, and
+/// nothing young goes with them.
+async fn rows_of_a_clock_that_was_ahead_go_with_what_follows_them(database: Database) {
+    if database.is_in_memory() {
+        return;
+    }
+    let store = database.store().await;
+    for room in ["old", "young"] {
+        store.create_room(room, None).await.unwrap();
+        store.append(&(0..10).map(|_| chat(room, "alice", "x")).collect::<Vec<_>>()).await.unwrap();
+    }
+    let room = |name: &str| format!("room_id = (SELECT id FROM gateway_rooms WHERE name = '{name}')");
+    let ahead = (OffsetDateTime::now_utc() + Duration::days(3650)).unix_timestamp() * 1_000_000;
+    database.sql(&format!("UPDATE gateway_messages SET date = {ahead} WHERE seq IN (1, 2, 3, 5)"));
+    database.sql(&format!("UPDATE gateway_messages SET date = 0 WHERE seq IN (4, 6) AND {}", room("old")));
+    let yesterday = store.clock().await.unwrap() - Duration::DAY;
+    apply(&store, older_than(yesterday)).await;
+    assert_eq!(seqs(&store, "old").await, [7, 8, 9, 10]);
+    assert_eq!(seqs(&store, "young").await, (1..=10).collect::<Vec<_>>());
+    apply(&store, Retention { messages_per_room: Some(8), ..older_than(yesterday) }).await;
+    assert_eq!(seqs(&store, "young").await, (3..=10).collect::<Vec<_>>(), "as many as may stay");
 }
 
 async fn receipts_outlive_messages(database: Database) {

@@ -65,6 +65,33 @@ async fn a_database_in_memory_lives_as_long_as_its_store() {
     assert!(Database::memory().connect().await.check_schema().await.is_err());
 }
 
+/// Everybody's messages are in it, and SQLite's own mode lets everybody read it.
+#[tokio::test]
+async fn a_database_in_a_file_is_its_owners_only() {
+    use std::os::unix::fs::PermissionsExt;
+    let dir = tempfile::tempdir().unwrap();
+    let file = |name: &str| dir.path().join(name);
+    let open = async |name: &str, mode: &str| {
+        let store = Store::connect(StoreOptions::new(format!("sqlite://{}?mode={mode}", file(name).display()))).await?;
+        store.migrate().await?;
+        Ok::<_, StoreError>(store)
+    };
+    let modes = |name: &str| {
+        ["", "-wal", "-shm"].map(|suffix| {
+            file(&format!("{name}{suffix}")).metadata().map_or(0, |about| about.permissions().mode() & 0o777)
+        })
+    };
+    let _new = open("new.db", "rwc").await.unwrap();
+    assert_eq!(modes("new.db"), [0o600; 3]);
+    // One that is there is left as it is; who wants none made gets none.
+    std::fs::write(file("old.db"), "").unwrap();
+    std::fs::set_permissions(file("old.db"), std::fs::Permissions::from_mode(0o644)).unwrap();
+    let _old = open("old.db", "rwc").await.unwrap();
+    assert_eq!(modes("old.db"), [0o644; 3]);
+    assert!(open("none.db", "rw").await.is_err());
+    assert!(!file("none.db").exists());
+}
+
 #[tokio::test]
 async fn no_secret_in_any_error() {
     let port = testkit::net::free_port();
