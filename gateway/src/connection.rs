@@ -187,7 +187,7 @@ impl Connection {
     /// Does what is to be done, however long it takes. Nothing is read meanwhile, so no silence of the client
     /// counts; what waits to be written still is. No `async fn`: its step would count in every idle socket's size.
     fn attend(&mut self, step: Step) -> impl Future<Output = Outcome> + Send {
-        let (socket, clock) = (Arc::clone(self.ctx.socket()), self.ctx.node().clock);
+        let (socket, clock) = (Arc::clone(self.ctx.socket()), self.ctx.node().clock.clone());
         let mut handler = self.take(step);
         let mut since = None;
         poll_fn(move |task| {

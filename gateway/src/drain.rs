@@ -17,6 +17,7 @@ const WAVE: Duration = Duration::from_millis(100);
 pub(crate) async fn drain(node: &Arc<Node>, accepting: &CancellationToken) -> usize {
     node.draining.store(true, Ordering::Relaxed);
     node.metrics.draining.set(1);
+    node.metrics.ready.set(0);
     let settings = &node.config.drain;
     tracing::info!(sockets = node.registry.len(), "draining");
     // Balancers take some seconds to see that the node is not ready; with nobody here nothing is lost.

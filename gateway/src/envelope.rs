@@ -98,7 +98,7 @@ impl Envelope {
         }
         let expired = match self.expires_at.as_deref().map(|text| OffsetDateTime::parse(text, &Rfc3339)) {
             Some(Err(_)) => return Err(unusable("malformed", "expires_at must be RFC 3339")),
-            Some(Ok(time)) => time <= OffsetDateTime::now_utc(),
+            Some(Ok(time)) => time <= node.clock.database(),
             None => false,
         };
         if self.time.as_deref().is_some_and(|text| OffsetDateTime::parse(text, &Rfc3339).is_err()) {

@@ -108,7 +108,6 @@ struct NotificationFrame<'a> {
 /// `chat.message` → the `chat` frame, once per node for all members.
 pub(crate) fn chat_message(event: &Event) -> Option<Rendering> {
     let group_name = event.text("group_name")?;
-    let now;
     let frame = ChatFrame {
         r#type: "chat",
         id: id(event),
@@ -117,33 +116,20 @@ pub(crate) fn chat_message(event: &Event) -> Option<Rendering> {
         display_name: event.text("display_name").unwrap_or(group_name),
         message: event.text("message")?,
         from_user: event.text("from_user").unwrap_or_default(),
-        date: match event.text("date") {
-            Some(date) => date,
-            None => {
-                now = rfc3339(OffsetDateTime::now_utc());
-                &now
-            }
-        },
+        date: event.text("date").unwrap_or_default(),
     };
     Some(Rendering::json("chat", &frame)?.resumes())
 }
 
 /// `notification.message` → the `notification` frame.
 pub(crate) fn notification_message(event: &Event) -> Option<Rendering> {
-    let now;
     let frame = NotificationFrame {
         r#type: "notification",
         id: id(event),
         seq: position(event).map(|(_, seq)| seq),
         message: event.text("message")?,
         from_user: event.text("from_user").unwrap_or_default(),
-        date: match event.text("date") {
-            Some(date) => date,
-            None => {
-                now = rfc3339(OffsetDateTime::now_utc());
-                &now
-            }
-        },
+        date: event.text("date").unwrap_or_default(),
     };
     Some(Rendering::json("notification", &frame)?.resumes())
 }
@@ -231,12 +217,11 @@ mod tests {
     }
 
     #[test]
-    fn an_event_from_outside_has_no_seq_and_gets_a_date() {
+    fn an_event_from_outside_has_no_seq() {
         let event = Event::new("chat.message").with("message", "hi").with("group_name", "lobby").with("seq", 5);
         let frame = rendered(&event, chat_message);
         assert_eq!(frame.get("seq"), None);
         assert_eq!(frame["display_name"], "lobby");
-        assert!(frame["date"].as_str().unwrap().ends_with('Z'));
         let event = Event::new("notification_message").with("message", "hi").with("id", 17).with("from_user", "shop");
         assert_eq!(rendered(&event, notification_message)["id"], 17);
         assert!(chat_message(&Event::new("chat.message").with("message", 5).with("group_name", "x")).is_none());

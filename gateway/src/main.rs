@@ -7,7 +7,7 @@ mod log;
 use std::process::ExitCode;
 
 use gateway::cli::{self, ApiClient};
-use gateway::config::ConfigErrors;
+use gateway::config::{self, ConfigErrors};
 use gateway::{Config, JwtAuth, Node, consumers, store_options};
 use persistence::Store;
 
@@ -60,12 +60,15 @@ async fn run(matches: &clap::ArgMatches) -> ExitCode {
             Ok(ExitCode::SUCCESS)
         }
         "serve" => match config.check_serve() {
-            Ok(()) => serve(config).await,
+            Ok(()) => serve(config, &config::warnings(&collected)).await,
             Err(errors) => return wrong_settings(&errors),
         },
         "migrate" => migrate(&config, arguments).await,
         "check-config" => match config.check_serve() {
-            Ok(()) => check_config(&config, arguments.get_flag("live")).await,
+            Ok(()) => {
+                config::warnings(&collected).iter().for_each(|warning| println!("warning: {warning}"));
+                check_config(&config, arguments.get_flag("live")).await
+            }
             Err(errors) => return wrong_settings(&errors),
         },
         "token" => token(&config, arguments),
@@ -76,8 +79,9 @@ async fn run(matches: &clap::ArgMatches) -> ExitCode {
 }
 
 /// Runs a node until it is asked to stop, and leaves well.
-async fn serve(config: Config) -> anyhow::Result<ExitCode> {
+async fn serve(config: Config, warnings: &[String]) -> anyhow::Result<ExitCode> {
     let log = log::start(config.log_json);
+    warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
     let dev = config.dev;
     let mut stop = StopSignals::new()?;
     let node = Node::start(config, consumers::routes()).await?;

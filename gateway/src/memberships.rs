@@ -41,9 +41,7 @@ pub(crate) async fn watch(node: Arc<Node>) {
         let compared = node.metrics.time_store("memberships", compare(&node)).await;
         // The doubt is as it was.
         failed = compared.is_err();
-        if let Err(error) = compared {
-            tracing::warn!(error = &error as &dyn std::error::Error, "memberships could not be compared");
-        }
+        node.health.note("memberships", &compared);
     }
 }
 

@@ -29,6 +29,8 @@ label!(ByType, r#type: &'static str);
 label!(ByOperation, operation: &'static str);
 label!(ByResult, result: &'static str);
 label!(ByKind, kind: &'static str);
+label!(ByTask, task: &'static str);
+label!(ByOf, of: &'static str);
 
 fn seconds() -> Histogram {
     Histogram::new([0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0])
@@ -82,6 +84,11 @@ pub struct Metrics {
     pub retention_runs: Family<ByResult, Counter>,
     pub retention_deleted: Family<ByKind, Counter>,
     pub draining: Gauge<i64, AtomicI64>,
+    pub redis_up: Gauge,
+    pub database_up: Gauge,
+    pub ready: Gauge,
+    pub clock_skew: Family<ByOf, Gauge<f64, AtomicU64>>,
+    pub background_failures: Family<ByTask, Counter>,
 }
 
 impl Metrics {
@@ -153,6 +160,13 @@ impl Metrics {
             "retention_runs", "Turns to delete what is old, by how they ended; skipped: another node did it", Family::<ByResult, Counter>::default();
             "retention_deleted", "Old rows deleted by this node", Family::<ByKind, Counter>::default();
         };
+        let (redis_up, database_up, ready, clock_skew, background_failures) = register! {
+            "redis_up", "1 while Redis answers; asked every few seconds", Gauge::default();
+            "database_up", "1 while the database answers; asked every few seconds", Gauge::default();
+            "ready", "1 while new sockets should come here, as /readyz says", Gauge::default();
+            "clock_skew_seconds", "How far the clock of the database or of Redis is ahead of this node's", Family::<ByOf, Gauge<f64, AtomicU64>>::default();
+            "background_failures", "Turns of background tasks that failed", Family::<ByTask, Counter>::default();
+        };
         registry.register("build", "Version of this node", Info::new([("version", env!("CARGO_PKG_VERSION"))]));
         Self {
             registry,
@@ -195,6 +209,11 @@ impl Metrics {
             retention_runs,
             retention_deleted,
             draining,
+            redis_up,
+            database_up,
+            ready,
+            clock_skew,
+            background_failures,
         }
     }
 

@@ -17,6 +17,7 @@ use crate::auth::{JwtAuth, Origins};
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::files::Files;
+use crate::health::{self, Health};
 use crate::hub::Hub;
 use crate::layer::{self, SharedLayer};
 use crate::metrics::Metrics;
@@ -26,7 +27,7 @@ use crate::redis::{self, Deployment};
 use crate::registry::Registry;
 use crate::routing::Router;
 use crate::writer::Writer;
-use crate::{drain, memberships, server, watch};
+use crate::{drain, memberships, server, skew, watch};
 
 /// How long a node waits for Redis and the database when it starts.
 const START_PATIENCE: Duration = Duration::from_secs(30);
@@ -75,6 +76,7 @@ pub struct Node {
     /// How many streams are read at once for clients that catch up.
     pub(crate) resumes: Semaphore,
     pub(crate) clock: Clock,
+    pub(crate) health: Arc<Health>,
     /// Connections; a node waits for them when it leaves.
     pub(crate) tasks: TaskTracker,
     pub(crate) draining: AtomicBool,
@@ -106,26 +108,20 @@ impl Node {
         let retryable = |error: &channel_layer::LayerError| !matches!(error, channel_layer::LayerError::Config(_));
         let layer = patiently("the channel layer", || layer::connect(&config), retryable).await?;
         let server = redis::Server::of(&config)?;
+        let mut claimed = None;
         if let Some(server) = &server {
             let deployment = Deployment::new(server.clone(), &config, deployment);
             let retryable = |error: &redis::DeploymentError| matches!(error, redis::DeploymentError::Unavailable(_));
             patiently("Redis", || deployment.claim(), retryable).await?;
-            background.spawn(stop.clone().run_until_cancelled_owned(deployment.keep_claiming()));
+            claimed = Some(deployment);
             let hint = redis::warn_of_other_layer(config.layer.clone());
             background.spawn(stop.clone().run_until_cancelled_owned(hint));
         }
         let names = GroupNames::new(&config.user_group, config.layer.raw_group_names);
         let (metrics, registry) = (Arc::new(Metrics::new()), Arc::new(Registry::new()));
+        let health = Arc::new(Health::new(&metrics));
         let start_hub = || {
-            Hub::start(
-                Arc::clone(&layer),
-                store.clone(),
-                Arc::clone(&registry),
-                Arc::clone(&metrics),
-                &config,
-                &background,
-                &stop,
-            )
+            Hub::start(Arc::clone(&layer), store.clone(), Arc::clone(&registry), &health, &config, &background, &stop)
         };
         let hub = patiently("the channel layer", start_hub, retryable).await?;
         let public = server::listen(config.listen).map_err(|error| NodeError::Listen(config.listen, error))?;
@@ -139,7 +135,8 @@ impl Node {
             origins: Origins::new(&config.allowed_origins),
             peers: Peers::new(&config, &layer),
             resumes: Semaphore::new(16),
-            clock: Clock::start(),
+            clock: health.clock.clone(),
+            health,
             draining: AtomicBool::new(false),
             config,
             store,
@@ -152,7 +149,13 @@ impl Node {
             hub,
             tasks,
         });
+        skew::at_start(&node).await;
         let accepting = stop.child_token();
+        background.spawn(stop.clone().run_until_cancelled_owned(health::watch(Arc::clone(&node))));
+        background.spawn(stop.clone().run_until_cancelled_owned(skew::watch(Arc::clone(&node))));
+        if let Some(deployment) = claimed {
+            background.spawn(stop.clone().run_until_cancelled_owned(deployment.keep_claiming(Arc::clone(&node))));
+        }
         background.spawn(stop.clone().run_until_cancelled_owned(watch::watch(Arc::clone(&node))));
         background.spawn(stop.clone().run_until_cancelled_owned(memberships::watch(Arc::clone(&node))));
         background.spawn(stop.clone().run_until_cancelled_owned(crate::peers::answer(Arc::clone(&node))));

@@ -22,7 +22,7 @@ const LEASE: &str = "retention";
 const LEASE_TIME: Duration = Duration::from_secs(60);
 const RENEW_EVERY: Duration = Duration::from_secs(20);
 
-/// Receipts are kept for the 7 days that are promised and one more: clocks of nodes differ.
+/// Receipts are kept for the 7 days that are promised and one more, should the database's clock be set right.
 const KEEP_RECEIPTS: time::Duration = time::Duration::days(8);
 
 /// How a turn ended.
@@ -45,7 +45,9 @@ pub(crate) async fn run(node: Arc<Node>, leaving: CancellationToken) {
     let mut wait = Duration::from_secs(1).mul_f64(rand::random_range(1.0..5.0));
     while leaving.run_until_cancelled(tokio::time::sleep(wait)).await.is_some() {
         let started = Instant::now();
-        let result = match node.metrics.time_store("retention", turn(&node, holder, &leaving)).await {
+        let turn = node.metrics.time_store("retention", turn(&node, holder, &leaving)).await;
+        node.health.note("retention", &turn);
+        let result = match turn {
             Ok(Turn::Skipped) => "skipped",
             Ok(Turn::BrokenOff) => "broken_off",
             Ok(Turn::Done(deleted)) => {
@@ -56,10 +58,7 @@ pub(crate) async fn run(node: Arc<Node>, leaving: CancellationToken) {
                 }
                 "done"
             }
-            Err(error) => {
-                tracing::warn!(error = &error as &dyn std::error::Error, "what is old could not be deleted");
-                "failed"
-            }
+            Err(_noted) => "failed",
         };
         node.metrics.retention_runs.get_or_create(&ByResult { result }).inc();
         // Several tries per interval: the turn of a node that left is taken over soon.

@@ -23,6 +23,7 @@ use warp::Filter;
 use warp::filters::BoxedFilter;
 
 use crate::auth::{self, TokenSource};
+use crate::clock::NEVER;
 use crate::close::CloseReason;
 use crate::connection::{Handshake, refused};
 use crate::consumer::Refusal;
@@ -127,17 +128,10 @@ pub(crate) fn with(node: &Arc<Node>) -> impl Filter<Extract = (Arc<Node>,), Erro
     warp::any().map(move || Arc::clone(&node))
 }
 
-/// The state of the parts; 503 when one of them is missing or the node is leaving.
+/// The state of the parts, within half a second; 503 when one of them is missing or the node is leaving.
 async fn readiness(node: &Node) -> Answer {
-    let (layer, store) = tokio::join!(node.layer.ping(), node.store.ping());
-    let draining = node.is_draining();
-    let ready = layer.is_ok() && store.is_ok() && !draining;
-    let state = |ok: bool| if ok { "ok" } else { "unavailable" };
-    let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    json(
-        status,
-        &serde_json::json!({"ready": ready, "redis": state(layer.is_ok()), "database": state(store.is_ok()), "draining": draining}),
-    )
+    let (ready, report) = node.health.report(node.is_draining()).await;
+    json(if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }, &report)
 }
 
 pub(crate) fn json(status: StatusCode, value: &serde_json::Value) -> Answer {
@@ -213,7 +207,7 @@ impl Visit {
             user: Arc::clone(&user.name),
             path: Arc::clone(&path),
             v1,
-            expires_at: user.expires_at.unwrap_or(i64::MAX),
+            expires_at: user.expires_at.map_or(NEVER, |unix| self.node.clock.deadline(unix)),
             counted_address: (limits.connections_per_address > 0).then_some(client),
         };
         let socket = Arc::new(Socket::new(identity, class, limits.outbox_bytes, self.node.clock.seconds()));

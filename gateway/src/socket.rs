@@ -7,7 +7,7 @@
 use std::collections::VecDeque;
 use std::net::IpAddr;
 use std::os::fd::AsFd;
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use channel_layer::{ChannelName, Event};
@@ -64,8 +64,8 @@ pub struct Socket {
     deaf: AtomicBool,
     /// Version of the stored memberships this socket hears; 0 when it hears no rooms.
     pub(crate) memberships: AtomicU64,
-    /// Unix seconds when the sign-in ends; `i64::MAX` for never.
-    pub(crate) expires_at: AtomicI64,
+    /// Milliseconds on the node's clock when the sign-in ends; [`NEVER`](crate::clock::NEVER) if it does not.
+    pub(crate) expires_at: AtomicU64,
 }
 
 /// Who a socket is.
@@ -74,8 +74,8 @@ pub(crate) struct Identity {
     pub(crate) user: Arc<str>,
     pub(crate) path: Arc<str>,
     pub(crate) v1: bool,
-    /// Unix seconds; `i64::MAX` for never.
-    pub(crate) expires_at: i64,
+    /// As [`Socket::expires_at`].
+    pub(crate) expires_at: u64,
     pub(crate) counted_address: Option<IpAddr>,
 }
 
@@ -128,7 +128,7 @@ impl Socket {
             pinged: AtomicBool::new(false),
             deaf: AtomicBool::new(false),
             memberships: AtomicU64::new(0),
-            expires_at: AtomicI64::new(expires_at),
+            expires_at: AtomicU64::new(expires_at),
         }
     }
 
@@ -452,7 +452,7 @@ mod tests {
             user: "alice".into(),
             path: "/".into(),
             v1: true,
-            expires_at: i64::MAX,
+            expires_at: crate::clock::NEVER,
             counted_address: None,
         };
         Socket::new(identity, Arc::new(ConsumerClass::new(|| Listens)), outbox_limit, 0)

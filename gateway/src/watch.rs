@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use crate::clock;
 use crate::close::CloseReason;
 use crate::node::Node;
 use crate::socket::Socket;
@@ -25,7 +24,7 @@ pub(crate) async fn watch(node: Arc<Node>) {
     let mut before = Instant::now();
     loop {
         ticks.tick().await;
-        let (now, unix) = (node.clock.seconds(), clock::unix_seconds());
+        let (now, millis) = (node.clock.seconds(), node.clock.millis());
         // A process that was frozen, or got no time, has not listened to anybody either.
         let late = before.elapsed();
         before = Instant::now();
@@ -35,7 +34,7 @@ pub(crate) async fn watch(node: Arc<Node>) {
                 if away > 0 {
                     socket.forgive(away, now);
                 }
-                look_at(&node, socket, &ping, now, unix);
+                look_at(&node, socket, &ping, now, millis);
             }
             tokio::task::yield_now().await;
         }
@@ -43,8 +42,8 @@ pub(crate) async fn watch(node: Arc<Node>) {
     }
 }
 
-fn look_at(node: &Node, socket: &Socket, ping: &WireFrame, now: u32, unix: i64) {
-    if unix >= socket.expires_at.load(Ordering::Relaxed) {
+fn look_at(node: &Node, socket: &Socket, ping: &WireFrame, now: u32, millis: u64) {
+    if millis >= socket.expires_at.load(Ordering::Relaxed) {
         return socket.close(CloseReason::Unauthorized);
     }
     let limits = &node.config.limits;

@@ -106,6 +106,14 @@ async fn a_sign_in_is_renewed_in_place() {
     let other = ask(&mut alice, json!({"cate": "auth", "token": token("bob")})).await;
     assert_eq!(other["code"], "forbidden");
     assert_eq!(ask(&mut alice, json!({"cate": "auth", "token": "nonsense"})).await["code"], "invalid");
+    // Who calls something critical that nobody knows is let in neither now nor at first.
+    let critical = jsonwebtoken::Header { crit: Some(vec!["b64".into()]), ..jsonwebtoken::Header::default() };
+    let key = jsonwebtoken::EncodingKey::from_secret(common::SECRET.as_bytes());
+    let claims = json!({"sub": "alice", "exp": jsonwebtoken::get_current_timestamp() + 60});
+    let critical = jsonwebtoken::encode(&critical, &claims, &key).unwrap();
+    assert_eq!(ask(&mut alice, json!({"cate": "auth", "token": critical})).await["code"], "invalid");
+    let refused = node.at().try_connect(&format!("/ws/chat/?token={critical}"), &[]).await;
+    assert_eq!(refused.err(), Some(401));
     let renewed = ask(&mut alice, json!({"cate": "auth", "token": token_with("alice", &["new"], 60)})).await;
     assert!(renewed["expires_at"].as_str().unwrap().ends_with('Z'));
     let rooms = ask(&mut alice, json!({"cate": "rooms"})).await;

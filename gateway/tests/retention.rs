@@ -89,7 +89,8 @@ async fn a_node_that_leaves_stops_in_the_middle() {
     eventually("it has begun", || async { deleted().await > 0.0 }).await;
     node.running.drain().await;
     assert!(kept(&store).await.len() == 1000, "most of it is still there");
-    let taken = store.take_lease("retention", Uuid::new_v4(), std::time::Duration::ZERO, std::time::Duration::ZERO);
+    let minute = std::time::Duration::from_secs(60);
+    let taken = store.take_lease("retention", Uuid::new_v4(), minute, std::time::Duration::ZERO);
     assert!(taken.await.unwrap(), "and the next node can go on at once");
 }
 

@@ -2,6 +2,8 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation};
 use secrecy::{ExposeSecret, SecretString};
 use serde_json::{Map, Value, json};
@@ -40,6 +42,9 @@ pub enum TokenError {
     /// Longer than any real token.
     #[error("the token is too long")]
     TooLong,
+    /// Its header has `crit`.
+    #[error("the token needs extensions (crit), of which none is known here")]
+    Critical,
 }
 
 /// Checks and makes tokens.
@@ -80,6 +85,9 @@ impl JwtAuth {
     pub fn check(&self, token: &str) -> Result<Claims, TokenError> {
         if token.len() > MAX_TOKEN {
             return Err(TokenError::TooLong);
+        }
+        if is_critical(token) {
+            return Err(TokenError::Critical);
         }
         let mut last = TokenError::NoSecret;
         for key in &self.keys {
@@ -141,6 +149,13 @@ impl JwtAuth {
     }
 }
 
+/// Whether the header has `crit`, in whatever form: it names what must be understood, and nothing of it is.
+fn is_critical(token: &str) -> bool {
+    let header = token.split('.').next().and_then(|header| URL_SAFE_NO_PAD.decode(header).ok());
+    let header = header.and_then(|header| serde_json::from_slice::<Map<String, Value>>(&header).ok());
+    header.is_some_and(|header| header.contains_key("crit"))
+}
+
 impl std::fmt::Debug for JwtAuth {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("JwtAuth").field("secrets", &self.keys.len()).finish_non_exhaustive()
@@ -150,8 +165,6 @@ impl std::fmt::Debug for JwtAuth {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use base64::Engine as _;
-    use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 
     const SECRET: &str = "secret-secret-secret-secret-1";
 
@@ -208,6 +221,24 @@ mod tests {
             assert!(auth().check(&bad).is_err(), "{bad}");
         }
         assert!(JwtAuth::new(&[], "sub", &[], None).check(&good).is_err());
+    }
+
+    /// A good signature over this header.
+    fn token_with_header(header: &str) -> String {
+        let part = |text: &str| URL_SAFE_NO_PAD.encode(text);
+        let signed = format!("{}.{}", part(header), part(&json!({"sub": "alice", "exp": soon()}).to_string()));
+        let key = EncodingKey::from_secret(SECRET.as_bytes());
+        let signature = jsonwebtoken::crypto::sign(signed.as_bytes(), &key, Algorithm::HS256).unwrap();
+        format!("{signed}.{signature}")
+    }
+
+    #[test]
+    fn what_a_token_calls_critical_is_known_or_the_token_is_refused() {
+        assert!(auth().check(&token_with_header(r#"{"alg":"HS256"}"#)).is_ok());
+        for crit in [r#"["exp"]"#, r#"["b64"],"b64":false"#, "[]", r#""exp""#, "null"] {
+            let refused = auth().check(&token_with_header(&format!(r#"{{"alg":"HS256","crit":{crit}}}"#)));
+            assert!(matches!(refused, Err(TokenError::Critical)), "{crit}: {refused:?}");
+        }
     }
 
     #[test]

@@ -33,6 +33,34 @@ impl Collected {
     }
 }
 
+/// What speaks against how settings were given, a sentence each.
+pub fn warnings(collected: &Collected) -> Vec<String> {
+    let shown = SETTINGS.iter().filter(|setting| {
+        let is_flag = collected.source(setting.name) == Source::Flag;
+        let value = collected.get(setting.name).unwrap_or_default();
+        // Of a URL only the password is secret.
+        setting.secret && is_flag && !value.is_empty() && (!setting.name.ends_with("-url") || has_password(value))
+    });
+    let warning = |setting: &Setting| {
+        format!(
+            "--{} shows a secret to everybody who can list this machine's processes: put it into a file and name that in \
+             {}_FILE",
+            setting.name,
+            setting.environment()
+        )
+    };
+    shown.map(warning).collect()
+}
+
+/// Whether one of these URLs has a password, before its host or as a parameter.
+fn has_password(urls: &str) -> bool {
+    let after_scheme = |url: &str| url.split_once("://").map_or_else(String::new, |(_, rest)| rest.to_owned());
+    urls.split(',').map(after_scheme).any(|rest| {
+        let (place, parameters) = rest.split_once('?').unwrap_or((&rest, ""));
+        place.rsplit_once('@').is_some_and(|(user, _)| user.contains(':')) || parameters.contains("password=")
+    })
+}
+
 /// Collects flags over environment over file over defaults. `file` is TOML text.
 pub fn collect(
     flags: &HashMap<String, String>,

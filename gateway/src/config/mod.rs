@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use secrecy::{ExposeSecret, SecretString};
 
-pub use collect::{Collected, Source, collect};
+pub use collect::{Collected, Source, collect, warnings};
 pub use layer::{LayerConfig, LayerKind};
 pub use settings::{SETTINGS, Setting};
 
@@ -364,6 +364,42 @@ mod tests {
         assert_eq!(config.listen.port(), 3);
         assert_eq!(config.limits.frame_bytes, 20);
         assert_eq!(config.limits.ping, Duration::from_millis(500));
+    }
+
+    #[test]
+    fn a_secret_in_a_flag_is_warned_of_by_name() {
+        let warned = |name: &str, value: &str| {
+            let flags = [(name.to_owned(), value.to_owned())].into();
+            let warnings = warnings(&collect(&flags, &|_| None, None).unwrap());
+            assert!(warnings.iter().all(|warning| !warning.contains("canary")));
+            warnings.first().is_some_and(|warning| {
+                warning.contains(&format!("--{name}"))
+                    && warning.contains(&format!("GATEWAY_{}_FILE", name.replace('-', "_").to_uppercase()))
+            })
+        };
+        for (name, value) in [
+            ("jwt-secret", "canary-canary-canary"),
+            ("api-key", "canary"),
+            ("layer-encryption-keys", "canary"),
+            ("database-url", "postgres://site:canary@db/site"),
+            ("database-url", "postgres://db/site?user=site&password=canary"),
+            ("redis-url", "redis://:canary@one:6379/0"),
+            ("redis-url", "redis://one:6379,redis://site:canary@two:6379"),
+            ("redis-url", "redis+sentinel://one,two/main?sentinel_password=canary"),
+        ] {
+            assert!(warned(name, value), "{name} {value}");
+        }
+        for (name, value) in [
+            ("database-url", "sqlite://gateway.db?mode=rwc"),
+            ("database-url", "postgres://site@db:5432/site"),
+            ("redis-url", "redis://one:6379/0"),
+            ("redis-url", "unix:///run/redis.sock"),
+            ("listen", "127.0.0.1:1"),
+        ] {
+            assert!(!warned(name, value), "{name} {value}");
+        }
+        let env = |name: &str| (name == "GATEWAY_API_KEY").then(|| "canary".to_owned());
+        assert!(warnings(&collect(&Default::default(), &env, None).unwrap()).is_empty());
     }
 
     #[test]

@@ -154,7 +154,8 @@ pub(super) fn renew(ctx: &Context, token: &str) -> Result<Option<Vec<String>>, c
         answer_error(ctx, &ErrorFrame::new(ErrorCode::Forbidden, "the token is another user's", None));
         return Ok(None);
     }
-    ctx.socket().expires_at.store(claims.expires_at, std::sync::atomic::Ordering::Relaxed);
+    let end = ctx.node().clock.deadline(claims.expires_at);
+    ctx.socket().expires_at.store(end, std::sync::atomic::Ordering::Relaxed);
     let expires_at = time::OffsetDateTime::from_unix_timestamp(claims.expires_at)
         .unwrap_or(time::macros::datetime!(9999-12-31 23:59:59 UTC));
     ctx.send_frame("auth", &serde_json::json!({"type": "auth", "expires_at": events::rfc3339(expires_at)}))?;

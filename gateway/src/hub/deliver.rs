@@ -81,6 +81,7 @@ impl Hub {
     fn deliver_to_group(&self, group: &Arc<Group>, event: Arc<Event>, turn: &mut Turn) {
         let stored = group.is_inbox().filter(|&inbox| is_stored_type(&event, inbox));
         let Some((_, place)) = stored.zip(events::position(&event)) else {
+            let event = self.dated(event);
             turn.add(group, Arc::clone(&event), None);
             if event.event_type() == Some(ROOMS_CHANGED) {
                 self.fan_out(turn);
@@ -94,7 +95,7 @@ impl Hub {
         let mut ready = Vec::new();
         match group.offer(&event, place, &mut ready) {
             Some(Offer::Ready) => {
-                self.metrics.layer_delivery_seconds.observe(age(&event));
+                self.metrics.layer_delivery_seconds.observe(self.age(&event));
                 add_ready(turn, group, ready);
             }
             Some(Offer::Held | Offer::OtherEpoch) => self.request_fill(group, Cause::Hole),
@@ -177,6 +178,7 @@ impl Hub {
             self.dropped("twin").inc();
             return;
         }
+        let event = self.dated(event);
         // What came for its groups before this comes to the socket before this.
         self.fan_out(turn);
         let kind = self.kind_of(&event, &socket.class);
@@ -201,6 +203,22 @@ impl Hub {
     fn hears(&self, group: &GroupName, channel: &ChannelName) -> bool {
         let socket = self.registry.by_channel(channel);
         socket.zip(self.group(group)).is_some_and(|(socket, group)| group.has(&socket))
+    }
+
+    /// The event, with a date if it is a message that nobody has stored: the time it came here.
+    fn dated(&self, mut event: Arc<Event>) -> Arc<Event> {
+        let kind = event.handler_name();
+        let is_message = kind.is_ok_and(|kind| kind == events::CHAT_MESSAGE || kind == events::NOTIFICATION_MESSAGE);
+        if is_message && event.text("date").is_none() {
+            Arc::make_mut(&mut event).set("date", events::rfc3339(self.health.clock.database()));
+        }
+        event
+    }
+
+    /// Seconds since the event's date, which is the database's.
+    fn age(&self, event: &Event) -> f64 {
+        let date = event.text("date").and_then(|date| OffsetDateTime::parse(date, &Rfc3339).ok());
+        date.map_or(0.0, |date| (self.health.clock.database() - date).as_seconds_f64().max(0.0))
     }
 
     fn dropped(
@@ -239,10 +257,4 @@ fn add_ready(turn: &mut Turn, group: &Arc<Group>, ready: Vec<Arc<Event>>) {
 fn is_stored_type(event: &Event, inbox: bool) -> bool {
     let Ok(name) = event.handler_name() else { return false };
     name == if inbox { events::NOTIFICATION_MESSAGE } else { events::CHAT_MESSAGE }
-}
-
-/// Seconds since the event's date.
-fn age(event: &Event) -> f64 {
-    let date = event.text("date").and_then(|date| OffsetDateTime::parse(date, &Rfc3339).ok());
-    date.map_or(0.0, |date| (OffsetDateTime::now_utc() - date).as_seconds_f64().max(0.0))
 }

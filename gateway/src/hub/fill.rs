@@ -53,9 +53,7 @@ pub(super) async fn reconcile(hub: Arc<Hub>) {
         let compared = hub.metrics.time_store("compare", hub.compare_positions()).await;
         // What made a comparison necessary is not over because the database was away too.
         failed = compared.is_err();
-        if let Err(error) = compared {
-            tracing::warn!(error = &error as &dyn std::error::Error, "positions could not be compared");
-        }
+        hub.health.note("positions", &compared);
     }
 }
 

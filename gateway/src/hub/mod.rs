@@ -24,6 +24,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::config::Config;
+use crate::health::Health;
 use crate::metrics::{ByReason, Metrics};
 use crate::names::GroupNames;
 use crate::recent::Memory;
@@ -44,6 +45,7 @@ pub(crate) struct Hub {
     store: Store,
     registry: Arc<Registry>,
     metrics: Arc<Metrics>,
+    health: Arc<Health>,
     names: GroupNames,
     relay: OnceLock<Relay>,
     shards: Box<[Shard]>,
@@ -102,7 +104,7 @@ impl Hub {
         layer: Arc<dyn ChannelLayer>,
         store: Store,
         registry: Arc<Registry>,
-        metrics: Arc<Metrics>,
+        health: &Arc<Health>,
         config: &Config,
         tasks: &TaskTracker,
         stop: &CancellationToken,
@@ -113,7 +115,8 @@ impl Hub {
             layer,
             store,
             registry,
-            metrics,
+            metrics: Arc::clone(&health.metrics),
+            health: Arc::clone(health),
             names: GroupNames::new(&config.user_group, config.layer.raw_group_names),
             relay: OnceLock::new(),
             shards: (0..shards).map(|_| Shard::new()).collect(),

@@ -7,12 +7,14 @@ mod pool;
 mod server;
 mod stream;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use redis::{AsyncCommands, RedisError};
 use uuid::Uuid;
 
 use crate::config::Config;
+use crate::node::Node;
 pub(crate) use dead::DeadLetters;
 pub(crate) use hint::{other_layer, warn_of_other_layer};
 pub use server::RedisFailed;
@@ -78,17 +80,13 @@ impl Deployment {
     }
 
     /// Claims again from time to time.
-    pub(crate) async fn keep_claiming(self) {
+    pub(crate) async fn keep_claiming(self, node: Arc<Node>) {
         loop {
             tokio::time::sleep(CLAIM_EVERY).await;
-            match self.claim().await {
-                Ok(()) => {}
-                Err(DeploymentError::Unavailable(error)) => {
-                    tracing::debug!(error = &error as &dyn std::error::Error, "the deployment could not be checked")
-                }
-                Err(error) => {
-                    tracing::error!(error = &error as &dyn std::error::Error, "two deployments share one Redis")
-                }
+            let claimed = self.claim().await;
+            node.health.note("deployment", &claimed);
+            if let Err(error @ DeploymentError::Other { .. }) = claimed {
+                tracing::error!(error = &error as &dyn std::error::Error, "two deployments share one Redis");
             }
         }
     }

@@ -12,6 +12,7 @@ use channel_layer::{Connector, Host, LayerError};
 use parking_lot::Mutex;
 use redis::aio::MultiplexedConnection;
 use redis::{AsyncConnectionConfig, RedisConnectionInfo, RedisError};
+use time::OffsetDateTime;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
@@ -94,6 +95,13 @@ impl Server {
     /// A connection of the caller's own to the server that has this key.
     pub(super) async fn open_own(&self, key: &str, answer: Duration) -> Result<Redis, RedisFailed> {
         Redis::open(&self.connector, key, answer).await
+    }
+
+    /// What time it is there.
+    pub(crate) async fn time(&self) -> Result<OffsetDateTime, RedisFailed> {
+        let mut redis = self.open("").await?;
+        let (seconds, micros): (i64, i64) = redis::cmd("TIME").query_async(&mut *redis).await?;
+        Ok(OffsetDateTime::UNIX_EPOCH + time::Duration::new(seconds, (micros * 1000) as i32))
     }
 
     /// Whether it answers.

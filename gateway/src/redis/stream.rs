@@ -12,7 +12,6 @@ use futures_util::future::{join, join_all};
 use redis::aio::MultiplexedConnection;
 use redis::{self, Cmd, Value};
 use serde_json::Map;
-use time::OffsetDateTime;
 use tokio::time::Instant;
 
 use super::RedisFailed;
@@ -238,7 +237,7 @@ impl Reader {
             bury.arg(name).arg(value);
         }
         bury.arg("reason").arg(format!("{}: {}", unusable.reason, unusable.detail));
-        bury.arg("deliveries").arg(deliveries).arg("at").arg(rfc3339(OffsetDateTime::now_utc()));
+        bury.arg("deliveries").arg(deliveries).arg("at").arg(rfc3339(self.node.clock.database()));
         Ok(bury)
     }
 

@@ -1,0 +1,262 @@
+//! How a node is, for balancers (`/readyz`), for Prometheus, and for the log: whether Redis and the database answer,
+//! and what is wrong but no reason to send clients elsewhere.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::error::Error;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use prometheus_client::metrics::gauge::Gauge;
+use serde_json::{Value, json};
+use tokio::sync::{Notify, watch};
+use tokio::time::{sleep, timeout};
+
+use crate::clock::Clock;
+use crate::metrics::{ByOf, ByTask, Metrics};
+use crate::node::Node;
+
+/// How soon a part must answer. A page must come within half a second.
+const ANSWER: Duration = Duration::from_millis(400);
+
+/// How often a part is asked when nobody wants to know.
+const EVERY: Duration = Duration::from_secs(5);
+
+/// Clocks that are further apart are named.
+const APART: f64 = 2.0;
+
+/// See the [module](self).
+#[derive(Debug)]
+pub(crate) struct Health {
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) clock: Clock,
+    redis: Part,
+    database: Part,
+    /// Background tasks that failed the last time.
+    failing: Mutex<BTreeSet<&'static str>>,
+    clocks: Mutex<Clocks>,
+}
+
+/// A server the node cannot do without. It is asked one question at a time, whoever wants to know.
+#[derive(Debug, Default)]
+struct Part {
+    wanted: Notify,
+    answers: watch::Sender<Answer>,
+}
+
+#[derive(Debug, Default, Clone, Copy)]
+struct Answer {
+    number: u64,
+    up: bool,
+}
+
+/// How far another clock is ahead of this node's, and how wrong that may be; in seconds.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Skew {
+    pub(crate) seconds: f64,
+    pub(crate) uncertainty: f64,
+}
+
+#[derive(Debug, Default)]
+struct Clocks {
+    skews: BTreeMap<&'static str, Skew>,
+    apart: BTreeSet<&'static str>,
+}
+
+impl Health {
+    pub(crate) fn new(metrics: &Arc<Metrics>) -> Self {
+        Self {
+            metrics: Arc::clone(metrics),
+            clock: Clock::start(),
+            redis: Part::default(),
+            database: Part::default(),
+            failing: Mutex::default(),
+            clocks: Mutex::default(),
+        }
+    }
+
+    /// Notes how a background task's turn ended. The log hears when it begins to fail and when it works again.
+    pub(crate) fn note<T, E: Error + 'static>(&self, task: &'static str, turn: &Result<T, E>) {
+        let failures = self.metrics.background_failures.get_or_create(&ByTask { task });
+        match turn {
+            Ok(_) if self.failing.lock().remove(task) => tracing::warn!(task, "a background task works again"),
+            Ok(_) => {}
+            Err(error) => {
+                failures.inc();
+                if self.failing.lock().insert(task) {
+                    tracing::warn!(task, error = error as &dyn Error, "a background task fails, and is tried again");
+                }
+            }
+        }
+    }
+
+    /// Notes how far a clock is ahead. The log hears when it begins to differ and when that is over.
+    pub(crate) fn note_clock(&self, of: &'static str, skew: Skew) {
+        self.metrics.clock_skew.get_or_create(&ByOf { of }).set(skew.seconds);
+        let clocks = &mut *self.clocks.lock();
+        clocks.skews.insert(of, skew);
+        let now = apart(&clocks.skews);
+        for &of in now.difference(&clocks.apart) {
+            let seconds = clocks.skews[of].seconds;
+            tracing::warn!(
+                of,
+                ahead_seconds = seconds,
+                "a clock differs from this node's: does NTP run on both hosts?"
+            );
+        }
+        for &of in clocks.apart.difference(&now) {
+            let seconds = clocks.skews.get(of).map(|skew| skew.seconds);
+            tracing::warn!(of, ahead_seconds = seconds, "a clock agrees with this node's again");
+        }
+        clocks.apart = now;
+    }
+
+    /// Asks the parts, and tells how the node is: whether it is ready, and the words for it.
+    pub(crate) async fn report(&self, draining: bool) -> (bool, Value) {
+        let (redis, database) = tokio::join!(self.redis.answers_now(), self.database.answers_now());
+        let ready = redis && database && !draining;
+        let clocks = self.clocks.lock();
+        let degraded = clocks.apart.iter().map(|of| format!("clock_skew_{of}"));
+        let degraded: Vec<String> = degraded.chain(self.failing.lock().iter().map(|task| (*task).to_owned())).collect();
+        let status = match (ready, degraded.is_empty()) {
+            (false, _) => "unavailable",
+            (true, false) => "degraded",
+            (true, true) => "ok",
+        };
+        let state = |up: bool| if up { "ok" } else { "unavailable" };
+        let skews = clocks.skews.iter().map(|(of, skew)| ((*of).to_owned(), json!((skew.seconds * 1e3).round() / 1e3)));
+        let report = json!({
+            "status": status, "ready": ready, "redis": state(redis), "database": state(database), "draining": draining,
+            "degraded": degraded, "clock_skew_seconds": skews.collect::<serde_json::Map<_, _>>(),
+        });
+        (ready, report)
+    }
+}
+
+/// Whose clocks are too far from this node's. Of two that only differ from each other, Redis' is named.
+fn apart(skews: &BTreeMap<&'static str, Skew>) -> BTreeSet<&'static str> {
+    let is_apart = |skew: &Skew| skew.seconds.abs() - skew.uncertainty >= APART;
+    let mut apart: BTreeSet<_> = skews.iter().filter(|(_, skew)| is_apart(skew)).map(|(of, _)| *of).collect();
+    if let (true, Some(database), Some(redis)) = (apart.is_empty(), skews.get("database"), skews.get("redis")) {
+        let between =
+            Skew { seconds: redis.seconds - database.seconds, uncertainty: redis.uncertainty + database.uncertainty };
+        if is_apart(&between) {
+            apart.insert("redis");
+        }
+    }
+    apart
+}
+
+/// Asks both parts whenever somebody wants to know, and otherwise from time to time, until the node stops.
+pub(crate) async fn watch(node: Arc<Node>) {
+    let (health, metrics) = (&node.health, &node.metrics);
+    let tell = || {
+        let ready = health.redis.is_up() && health.database.is_up() && !node.is_draining();
+        metrics.ready.set(i64::from(ready));
+    };
+    tokio::join!(
+        health.redis.watch(|| node.layer.ping(), &metrics.redis_up, tell),
+        health.database.watch(|| node.store.ping(), &metrics.database_up, tell),
+    );
+}
+
+impl Part {
+    /// Puts one question after the other.
+    async fn watch<E, F>(&self, ask: impl Fn() -> F, gauge: &Gauge, tell: impl Fn())
+    where
+        F: Future<Output = Result<(), E>>,
+    {
+        let note = |up| {
+            self.answers.send_modify(|answer| *answer = Answer { number: answer.number + 1, up });
+            gauge.set(i64::from(up));
+            tell();
+        };
+        loop {
+            let mut answer = pin!(ask());
+            let in_time = timeout(ANSWER, &mut answer).await;
+            if let Ok(answer) = in_time {
+                note(answer.is_ok());
+            } else {
+                note(false);
+                // Not given up: each question that hangs costs a connection.
+                let up = answer.await.is_ok();
+                note(up);
+            }
+            tokio::select! {
+                () = self.wanted.notified() => {}
+                () = sleep(EVERY) => {}
+            }
+        }
+    }
+
+    fn is_up(&self) -> bool {
+        self.answers.borrow().up
+    }
+
+    /// Whether it answers, within the time.
+    async fn answers_now(&self) -> bool {
+        let mut answers = self.answers.subscribe();
+        let before = answers.borrow_and_update().number;
+        self.wanted.notify_one();
+        let answer = timeout(ANSWER, answers.wait_for(|answer| answer.number > before)).await;
+        matches!(answer, Ok(Ok(answer)) if answer.up)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn apart_of(database: f64, redis: f64) -> Vec<&'static str> {
+        let skew = |seconds| Skew { seconds, uncertainty: 0.1 };
+        apart(&BTreeMap::from([("database", skew(database)), ("redis", skew(redis))])).into_iter().collect()
+    }
+
+    #[test]
+    fn clocks_are_apart_from_two_seconds_on_less_what_is_not_known() {
+        assert_eq!(apart_of(1.9, -0.3), [""; 0]);
+        assert_eq!(apart_of(2.05, 0.0), [""; 0]);
+        assert_eq!(apart_of(-2.2, 0.0), ["database"]);
+        assert_eq!(apart_of(172_800.0, 172_800.0), ["database", "redis"]);
+        assert_eq!(apart_of(0.0, 3600.0), ["redis"]);
+        // Each is near the node's, but not near the other's.
+        assert_eq!(apart_of(-1.5, 1.5), ["redis"]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_part_that_hangs_is_unavailable_in_time_and_asked_once_however_many_want_to_know() {
+        let part = Part::default();
+        let (asked, gauge) = (std::cell::Cell::new(0), Gauge::default());
+        let hangs = || async {
+            asked.set(asked.get() + 1);
+            sleep(Duration::from_secs(60)).await;
+            Ok::<(), ()>(())
+        };
+        let want = async {
+            for _ in 0..20 {
+                let began = tokio::time::Instant::now();
+                assert!(!part.answers_now().await);
+                assert!(began.elapsed() < Duration::from_millis(500));
+            }
+        };
+        tokio::select! {
+            () = part.watch(hangs, &gauge, || ()) => {}
+            () = want => {}
+        }
+        assert_eq!((asked.get(), gauge.get()), (1, 0));
+    }
+
+    #[test]
+    fn a_task_is_named_while_it_fails_and_every_failure_is_counted() {
+        let metrics = Arc::new(Metrics::new());
+        let health = Health::new(&metrics);
+        let failed = || Err::<(), _>(std::io::Error::other("no"));
+        health.note("retention", &failed());
+        health.note("retention", &failed());
+        assert!(health.failing.lock().contains("retention"));
+        health.note("retention", &Ok::<(), std::io::Error>(()));
+        assert!(health.failing.lock().is_empty());
+        assert!(metrics.encode().contains("gateway_background_failures_total{task=\"retention\"} 2"));
+    }
+}
