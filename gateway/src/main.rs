@@ -80,7 +80,14 @@ async fn serve(config: Config) -> anyhow::Result<ExitCode> {
     let log = log::start(config.log_json);
     let dev = config.dev;
     let mut stop = StopSignals::new()?;
-    let node = Node::start(config, consumers::routes()).await?;
+    // While it waits for Redis or the database too.
+    let node = tokio::select! {
+        node = Node::start(config, consumers::routes()) => node?,
+        () = stop.recv() => {
+            tracing::info!("asked to stop before the start was done");
+            return Ok(ExitCode::SUCCESS);
+        }
+    };
     tracing::info!(public = %node.public, internal = %node.internal, node = node.node().config.node_id, "listening");
     if dev {
         println!("open http://{}/", node.public);

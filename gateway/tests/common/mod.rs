@@ -8,6 +8,8 @@
     reason = "helpers of tests"
 )]
 
+pub mod balancer;
+
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -105,20 +107,27 @@ impl Door {
 
     /// Connects with these headers; the error is the status of a refusal.
     pub async fn try_connect(&self, path: &str, headers: &[(&str, &str)]) -> Result<Client, u16> {
+        match timeout(PATIENCE, self.open(path, headers)).await.expect("an answer in time") {
+            Ok(client) => Ok(client),
+            Err(Error::Http(response)) => Err(response.status().as_u16()),
+            Err(error) => panic!("{error}"),
+        }
+    }
+
+    /// The same where there may be nobody, or nobody who answers.
+    pub async fn knock(&self, path: &str, headers: &[(&str, &str)]) -> Option<Client> {
+        timeout(Duration::from_secs(3), self.open(path, headers)).await.ok()?.ok()
+    }
+
+    async fn open(&self, path: &str, headers: &[(&str, &str)]) -> Result<Client, Error> {
         let mut request = format!("ws://{}{path}", self.public).into_client_request().unwrap();
         for (name, value) in headers {
             let name: http::HeaderName = name.parse().unwrap();
             request.headers_mut().append(name, value.parse().unwrap());
         }
-        match timeout(PATIENCE, tokio_tungstenite::connect_async(request)).await.expect("an answer in time") {
-            Ok((socket, response)) => {
-                let protocol =
-                    response.headers().get("sec-websocket-protocol").map(|value| value.to_str().unwrap().to_owned());
-                Ok(Client { socket, protocol, pings: 0, patience: PATIENCE })
-            }
-            Err(Error::Http(response)) => Err(response.status().as_u16()),
-            Err(error) => panic!("{error}"),
-        }
+        let (socket, response) = tokio_tungstenite::connect_async(request).await?;
+        let protocol = response.headers().get("sec-websocket-protocol").map(|value| value.to_str().unwrap().to_owned());
+        Ok(Client { socket, protocol, pings: 0, patience: PATIENCE })
     }
 
     /// A call to the API: status and JSON.
