@@ -1,6 +1,6 @@
 //! Nodes behind the balancers of `deploy/`: idle sockets, balancers that restart, nodes that freeze or leave, and
 //! what the logs of both say.
-#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "tests, some of which tell figures")]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout, reason = "tests, some of which tell figures")]
 
 mod common;
 

@@ -375,16 +375,6 @@ async fn two_browsers_chat_over_two_nodes() {
         ])
     };
     let (one, two) = (dev("one"), dev("two"));
-    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../clients/js/test/browser.mjs");
-    let modules = concat!(env!("CARGO_MANIFEST_DIR"), "/../clients/js/node_modules/playwright-core");
-    assert!(std::path::Path::new(modules).is_dir(), "playwright-core is missing: run ./test.sh");
-    let out = tokio::process::Command::new("node")
-        .arg(script)
-        .env("GATEWAY_URL_A", format!("http://{}/", one.door.public))
-        .env("GATEWAY_URL_B", format!("http://{}/", two.door.public))
-        .output()
-        .await
-        .expect("node is missing: run ./test.sh");
-    let printed = format!("{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
-    assert!(out.status.success(), "{printed}");
+    let (one, two) = (format!("http://{}/", one.door.public), format!("http://{}/", two.door.public));
+    common::browser("browser.mjs", &[("GATEWAY_URL_A", &one), ("GATEWAY_URL_B", &two)]).await;
 }

@@ -420,6 +420,17 @@ impl Lock {
     }
 }
 
+/// Runs a script that drives a real browser; it says what is wrong.
+pub async fn browser(script: &str, env: &[(&str, &str)]) {
+    let client = concat!(env!("CARGO_MANIFEST_DIR"), "/../clients/js");
+    assert!(PathBuf::from(client).join("node_modules/playwright-core").is_dir(), "run ./test.sh --install-only");
+    let mut node = tokio::process::Command::new("node");
+    let run = node.arg(format!("{client}/test/{script}")).envs(env.iter().copied()).output();
+    let out = run.await.expect("node is missing: run ./test.sh");
+    let printed = format!("{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
+    assert!(out.status.success(), "{printed}");
+}
+
 fn ready(internal: SocketAddr) -> bool {
     use std::io::{Read, Write};
     let Ok(mut stream) = std::net::TcpStream::connect(internal) else { return false };
