@@ -273,6 +273,20 @@ impl Client {
         .ok()
     }
 
+    /// The next text frame as it came.
+    pub async fn text(&mut self) -> String {
+        let next = async {
+            loop {
+                match self.socket.next().await {
+                    Some(Ok(Message::Text(text))) => break text.to_string(),
+                    Some(Ok(Message::Ping(_) | Message::Pong(_))) => {}
+                    other => panic!("a text was expected, not {other:?}"),
+                }
+            }
+        };
+        timeout(self.patience, next).await.expect("a text in time")
+    }
+
     pub async fn frame(&mut self) -> Value {
         match self.hear().await {
             Heard::Frame(frame) => frame,
