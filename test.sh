@@ -37,6 +37,9 @@ need postgresql has_postgres
 need mariadb-server has mariadbd
 need mariadb-server has mariadb-install-db
 need haproxy has haproxy
+need nginx-light has nginx
+need iproute2 has tc
+need iptables has iptables
 need chromium has chromium
 need fonts-dejavu-core compgen -G '/usr/share/fonts/*/*/*.ttf'
 need build-essential has cc

@@ -84,7 +84,14 @@ async fn serve(config: Config, warnings: &[String]) -> anyhow::Result<ExitCode> 
     warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
     let dev = config.dev;
     let mut stop = StopSignals::new()?;
-    let node = Node::start(config, consumers::routes()).await?;
+    // While it waits for Redis or the database too.
+    let node = tokio::select! {
+        node = Node::start(config, consumers::routes()) => node?,
+        () = stop.recv() => {
+            tracing::info!("asked to stop before the start was done");
+            return Ok(ExitCode::SUCCESS);
+        }
+    };
     tracing::info!(public = %node.public, internal = %node.internal, node = node.node().config.node_id, "listening");
     if dev {
         println!("open http://{}/", node.public);

@@ -4,48 +4,13 @@
 mod common;
 
 use std::collections::BTreeSet;
-use std::net::SocketAddr;
-use std::time::Duration;
 
+use common::balancer::Balancer;
 use common::{Client, Door, NodeProcess, eventually};
 use serde_json::{Value, json};
 use testkit::mariadb::MariaDb;
 use testkit::postgres::Postgres;
-use testkit::process::{Guarded, on_path, private_dir};
 use testkit::redis::RedisServer;
-
-/// A balancer with the very configuration that `deploy/` ships.
-struct Balancer {
-    _process: Guarded,
-    address: SocketAddr,
-}
-
-impl Balancer {
-    fn start(nodes: &[&NodeProcess]) -> Self {
-        assert!(on_path("haproxy"), "haproxy is missing: run ./test.sh, or apt-get install haproxy");
-        let address = SocketAddr::from(([127, 0, 0, 1], testkit::net::free_port()));
-        let config = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/haproxy.cfg");
-        let mut env = vec![("HAPROXY_BIND".to_owned(), address.to_string())];
-        for (number, node) in nodes.iter().enumerate() {
-            env.push((format!("GATEWAY_NODE_{}", number + 1), node.door.public.to_string()));
-        }
-        let env: Vec<(&str, &str)> = env.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect();
-        let process = Guarded::spawn_with(private_dir("haproxy"), "KILL", &env, "haproxy", ["-f", config, "-db"]);
-        process.wait_ready(Duration::from_secs(10), || {
-            use std::io::{Read, Write};
-            let Ok(mut stream) = std::net::TcpStream::connect(address) else { return false };
-            let _ = stream.write_all(b"GET /readyz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
-            let mut answer = String::new();
-            let _ = stream.read_to_string(&mut answer);
-            answer.starts_with("HTTP/1.1 200")
-        });
-        Self { _process: process, address }
-    }
-
-    fn door(&self) -> Door {
-        Door { public: self.address, internal: self.address }
-    }
-}
 
 fn start_node(redis: &RedisServer, database: &str, name: &str) -> NodeProcess {
     NodeProcess::start(&[
@@ -88,10 +53,10 @@ async fn users_on_different_nodes_talk_through_a_balancer_and_a_killed_node_lose
         .await;
     }
     let [one, mut two, _three] = nodes;
-    let balancer = Balancer::start(&[&one, &two]);
+    let balancer = Balancer::haproxy(&[one.door, two.door]);
     // Least connections: the first two sockets are on different nodes.
-    let mut alice = balancer.door().join("alice", "lobby").await;
-    let mut bob = balancer.door().join("bob", "lobby").await;
+    let mut alice = balancer.door.join("alice", "lobby").await;
+    let mut bob = balancer.door.join("bob", "lobby").await;
     eventually("the nodes know each other", || async {
         one.door.api("GET", "/api/nodes", None).await.1["nodes"].as_array().unwrap().len() == 3
     })
@@ -122,7 +87,7 @@ async fn users_on_different_nodes_talk_through_a_balancer_and_a_killed_node_lose
     // The balancer brings the user to the other node.
     eventually("the balancer has noticed", || async {
         balancer
-            .door()
+            .door
             .try_connect("/ws/chat/", &[("authorization", &format!("Bearer {}", common::token("carol")))])
             .await
             .is_ok()
@@ -410,16 +375,6 @@ async fn two_browsers_chat_over_two_nodes() {
         ])
     };
     let (one, two) = (dev("one"), dev("two"));
-    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../clients/js/test/browser.mjs");
-    let modules = concat!(env!("CARGO_MANIFEST_DIR"), "/../clients/js/node_modules/playwright-core");
-    assert!(std::path::Path::new(modules).is_dir(), "playwright-core is missing: run ./test.sh");
-    let out = tokio::process::Command::new("node")
-        .arg(script)
-        .env("GATEWAY_URL_A", format!("http://{}/", one.door.public))
-        .env("GATEWAY_URL_B", format!("http://{}/", two.door.public))
-        .output()
-        .await
-        .expect("node is missing: run ./test.sh");
-    let printed = format!("{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
-    assert!(out.status.success(), "{printed}");
+    let (one, two) = (format!("http://{}/", one.door.public), format!("http://{}/", two.door.public));
+    common::browser("browser.mjs", &[("GATEWAY_URL_A", &one), ("GATEWAY_URL_B", &two)]).await;
 }

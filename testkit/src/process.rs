@@ -33,6 +33,7 @@ while read -r order argument; do
     start) start "$@" ;;
     signal) kill "-$argument" "$pid" 2>/dev/null ;;
     all) all "$argument" ;;
+    wait) wait "$pid"; echo "$?" >"$dir/exit" ;;
   esac
   echo "$pid"
 done
@@ -163,6 +164,13 @@ impl Guarded {
     /// [`stop`](Self::stop).
     pub fn start(&mut self) {
         self.order("start");
+    }
+
+    /// The code that the server has ended with by itself; waits for the end. A signal `n` counts as 128 + `n`.
+    pub fn exit_code(&mut self) -> i32 {
+        self.order("wait");
+        let code = fs::read_to_string(self.dir.join("exit")).expect("the watchdog has written it");
+        code.trim().parse().expect("a number")
     }
 
     /// Whether the server's main process lives (a dead one nobody has waited for does not).

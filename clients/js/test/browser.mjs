@@ -6,9 +6,9 @@
 //
 // Prints one line per step; exit code 0 if all of them hold, else 1.
 import assert from "node:assert/strict";
-import { execFileSync } from "node:child_process";
 import net from "node:net";
 import { chromium } from "playwright-core";
+import { browserPath, flags } from "./chromium.mjs";
 
 const urlA = process.env.GATEWAY_URL_A;
 const urlB = process.env.GATEWAY_URL_B || urlA;
@@ -23,15 +23,6 @@ function fail(text) {
   process.exit(1);
 }
 setTimeout(() => fail("not done after 120 s"), 120_000).unref();
-
-function browserPath() {
-  if (process.env.CHROMIUM) return process.env.CHROMIUM;
-  try {
-    return execFileSync("sh", ["-c", "command -v chromium || command -v google-chrome"], { encoding: "utf8" }).trim();
-  } catch {
-    return fail("chromium is missing: run ./test.sh, or apt-get install chromium");
-  }
-}
 
 /** A wire to a node that can be cut: what a browser sees when its node dies. */
 async function wire(url) {
@@ -64,7 +55,7 @@ async function wire(url) {
 const wireA = await wire(urlA);
 const browser = await chromium.launch({
   executablePath: browserPath(),
-  args: ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"],
+  args: flags,
 });
 const complaints = [];
 const pages = {};

@@ -1,11 +1,13 @@
 //! JSON Web Tokens: HS256, HS384 and HS512 with a list of secrets.
 
+use std::fmt;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation};
 use secrecy::{ExposeSecret, SecretString};
+use serde::de::{Deserialize, Deserializer, Error, MapAccess, Visitor};
 use serde_json::{Map, Value, json};
 
 use crate::names;
@@ -91,8 +93,8 @@ impl JwtAuth {
         }
         let mut last = TokenError::NoSecret;
         for key in &self.keys {
-            match jsonwebtoken::decode::<Map<String, Value>>(token, key, &self.validation) {
-                Ok(data) => return self.claims(&data.claims),
+            match jsonwebtoken::decode::<Unambiguous>(token, key, &self.validation) {
+                Ok(data) => return self.claims(&data.claims.0),
                 Err(error) => last = error.into(),
             }
         }
@@ -156,8 +158,38 @@ fn is_critical(token: &str) -> bool {
     header.is_some_and(|header| header.contains_key("crit"))
 }
 
-impl std::fmt::Debug for JwtAuth {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+/// Claims of which each stands there once: of two, another reader of the same token may take the other one.
+#[derive(Debug, Clone)]
+struct Unambiguous(Map<String, Value>);
+
+impl<'de> Deserialize<'de> for Unambiguous {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Claims;
+
+        impl<'de> Visitor<'de> for Claims {
+            type Value = Unambiguous;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object of claims")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Unambiguous, A::Error> {
+                let mut claims = Map::new();
+                while let Some((name, value)) = entries.next_entry()? {
+                    if claims.insert(name, value).is_some() {
+                        return Err(Error::custom("a claim stands there twice"));
+                    }
+                }
+                Ok(Unambiguous(claims))
+            }
+        }
+
+        deserializer.deserialize_map(Claims)
+    }
+}
+
+impl fmt::Debug for JwtAuth {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("JwtAuth").field("secrets", &self.keys.len()).finish_non_exhaustive()
     }
 }

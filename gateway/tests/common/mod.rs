@@ -8,6 +8,8 @@
     reason = "helpers of tests"
 )]
 
+pub mod balancer;
+
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -105,20 +107,27 @@ impl Door {
 
     /// Connects with these headers; the error is the status of a refusal.
     pub async fn try_connect(&self, path: &str, headers: &[(&str, &str)]) -> Result<Client, u16> {
+        match timeout(PATIENCE, self.open(path, headers)).await.expect("an answer in time") {
+            Ok(client) => Ok(client),
+            Err(Error::Http(response)) => Err(response.status().as_u16()),
+            Err(error) => panic!("{error}"),
+        }
+    }
+
+    /// The same where there may be nobody, or nobody who answers.
+    pub async fn knock(&self, path: &str, headers: &[(&str, &str)]) -> Option<Client> {
+        timeout(Duration::from_secs(3), self.open(path, headers)).await.ok()?.ok()
+    }
+
+    async fn open(&self, path: &str, headers: &[(&str, &str)]) -> Result<Client, Error> {
         let mut request = format!("ws://{}{path}", self.public).into_client_request().unwrap();
         for (name, value) in headers {
             let name: http::HeaderName = name.parse().unwrap();
             request.headers_mut().append(name, value.parse().unwrap());
         }
-        match timeout(PATIENCE, tokio_tungstenite::connect_async(request)).await.expect("an answer in time") {
-            Ok((socket, response)) => {
-                let protocol =
-                    response.headers().get("sec-websocket-protocol").map(|value| value.to_str().unwrap().to_owned());
-                Ok(Client { socket, protocol, pings: 0, patience: PATIENCE })
-            }
-            Err(Error::Http(response)) => Err(response.status().as_u16()),
-            Err(error) => panic!("{error}"),
-        }
+        let (socket, response) = tokio_tungstenite::connect_async(request).await?;
+        let protocol = response.headers().get("sec-websocket-protocol").map(|value| value.to_str().unwrap().to_owned());
+        Ok(Client { socket, protocol, pings: 0, patience: PATIENCE })
     }
 
     /// A call to the API: status and JSON.
@@ -262,6 +271,20 @@ impl Client {
         })
         .await
         .ok()
+    }
+
+    /// The next text frame as it came.
+    pub async fn text(&mut self) -> String {
+        let next = async {
+            loop {
+                match self.socket.next().await {
+                    Some(Ok(Message::Text(text))) => break text.to_string(),
+                    Some(Ok(Message::Ping(_) | Message::Pong(_))) => {}
+                    other => panic!("a text was expected, not {other:?}"),
+                }
+            }
+        };
+        timeout(self.patience, next).await.expect("a text in time")
     }
 
     pub async fn frame(&mut self) -> Value {
@@ -409,6 +432,17 @@ impl Lock {
         self.postgres.sql(&self.database, "INSERT INTO let_go VALUES (true)");
         self.holder.join_next().await.unwrap().unwrap();
     }
+}
+
+/// Runs a script that drives a real browser; it says what is wrong.
+pub async fn browser(script: &str, env: &[(&str, &str)]) {
+    let client = concat!(env!("CARGO_MANIFEST_DIR"), "/../clients/js");
+    assert!(PathBuf::from(client).join("node_modules/playwright-core").is_dir(), "run ./test.sh --install-only");
+    let mut node = tokio::process::Command::new("node");
+    let run = node.arg(format!("{client}/test/{script}")).envs(env.iter().copied()).output();
+    let out = run.await.expect("node is missing: run ./test.sh");
+    let printed = format!("{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
+    assert!(out.status.success(), "{printed}");
 }
 
 fn ready(internal: SocketAddr) -> bool {
