@@ -186,7 +186,7 @@ impl Shared {
         let message = &taken.message;
         let score: f64 = std::str::from_utf8(&taken.score).ok()?.parse().ok()?;
         let clock = &self.clocks[taken.shard];
-        if score < clock.oldest(self.settings.expiry as f64) {
+        if score < clock.oldest(self.longest_life()) {
             self.counters.expired(1);
             return None;
         }
@@ -269,7 +269,7 @@ async fn serve(
             }
             continue;
         }
-        let pop = scripts::pop_waiting(&channel.key, BLOCK);
+        let pop = scripts::pop_waiting(std::slice::from_ref(&channel.key), None, BLOCK);
         let write = async {
             connection.stream.write_all(&pop).await?;
             connection.stream.flush().await
