@@ -66,8 +66,8 @@ const MAX_READERS: usize = 64;
 ///
 /// A Redis user needs the commands ZADD, ZREM, ZRANGE, ZCOUNT, ZSCORE, ZREMRANGEBYSCORE,
 /// ZRANGEBYSCORE, ZPOPMIN, BZPOPMIN, EXPIRE, EVAL, TIME, SET, DEL, TYPE, SCAN and PING, on keys that begin
-/// with the prefix or the namespace. It may use INFO, to warn of a Redis that evicts keys, and BZMPOP
-/// (Redis 7), which makes reading cheaper.
+/// with the prefix or the namespace. It may use INFO, to warn of a Redis that evicts keys, ROLE, to leave a
+/// server that has become a replica on all connections at once, and BZMPOP (Redis 7), which makes reading cheaper.
 ///
 /// Clones share everything; with the last clone and the last [`Relay`] the connections end.
 #[derive(Clone)]

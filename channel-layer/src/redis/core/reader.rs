@@ -24,6 +24,7 @@ use crate::{
     redis::{
         backoff::Backoff,
         connection::{Connection, fill},
+        refusal::is_failover_error,
         wire::Answer,
     },
 };
@@ -63,8 +64,10 @@ pub(super) async fn read(shared: Arc<Shared>, shard: usize, readers: Arc<Readers
                     answered: false,
                     announced: !refused,
                 };
+                let trust = reader.connection.trust.clone();
                 let error = tokio::select! {
                     error = reader.serve() => error,
+                    () = trust.lost() => Some("the server is no primary any more".into()),
                     () = readers.reset(shard).notified() => Some("the probe did not come through".into()),
                 };
                 refused = reader.asked && !reader.answered;
@@ -250,7 +253,12 @@ impl Reader<'_> {
                 }
                 None
             }
-            Answer::Error(text) => return Err(text.into()),
+            Answer::Error(text) => {
+                if is_failover_error(&text) {
+                    self.connection.trust.lose();
+                }
+                return Err(text.into());
+            }
             other => return Err(format!("an odd answer to a pop: {other:?}").into()),
         };
         self.answered = true;
