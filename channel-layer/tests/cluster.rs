@@ -92,3 +92,20 @@ async fn core_survives_a_dead_primary_a_moved_slot_and_a_hanging_node() {
     until_ok("a ping", async || layer.ping().await.and(other.ping().await)).await;
     every_group_is_heard(&other, &mut deliveries, 4).await;
 }
+
+/// In a cluster a command names keys of one slot, so each queue has a reader of its own as long as it is used.
+#[tokio::test(flavor = "multi_thread")]
+async fn channel_prefixes_of_a_cluster_give_their_connections_back() {
+    let cluster = Cluster::start();
+    let layer = RedisCoreLayer::connect(&cluster.url()).await.unwrap();
+    for round in 0..150 {
+        let own = layer.new_channel(&format!("channel{round}")).await.unwrap();
+        if round % 50 == 0 {
+            layer.send(&own, &Event::new("t").with("round", round)).await.unwrap();
+            let event = timeout(PATIENCE, layer.receive(&own)).await.unwrap().unwrap();
+            assert_eq!(event.get("round").and_then(Value::as_i64), Some(round));
+        }
+        layer.remove_channel(&own).await.unwrap();
+    }
+    layer.ping().await.unwrap();
+}

@@ -151,6 +151,97 @@ async fn a_new_channel_prefix_is_no_loss_of_a_connection() {
     }
 }
 
+fn readers(server: &RedisServer) -> usize {
+    server.cli(&["CLIENT", "LIST"]).matches("name=channel-layer:read").count()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn channel_prefixes_may_come_and_go_and_cost_no_connection() {
+    let server = RedisServer::start();
+    let layer = RedisCoreLayer::connect(&server.url()).await.unwrap();
+    for n in 0..500 {
+        let own = layer.new_channel(&format!("channel{n}")).await.unwrap();
+        if n % 100 == 0 {
+            layer.send(&own, &numbered(n)).await.unwrap();
+            assert_eq!(number(&heard(&layer, &own).await), n);
+        }
+        layer.remove_channel(&own).await.unwrap();
+    }
+    let mut channels = Vec::new();
+    for n in 0..100 {
+        channels.push(layer.new_channel(&format!("channel{n}")).await.unwrap());
+    }
+    let all = futures_util::future::join_all(channels.iter().map(|own| heard(&layer, own)));
+    let send = async {
+        until("they are read", || server.cli(&["CLIENT", "LIST"]).matches("cmd=bzmpop").count() == 4).await;
+        for (n, own) in (0..).zip(&channels) {
+            layer.send(own, &numbered(n)).await.unwrap();
+        }
+    };
+    let (all, ()) = tokio::join!(all, send);
+    assert_eq!(all.iter().map(number).collect::<Vec<_>>(), (0..100).collect::<Vec<_>>());
+    assert_eq!(readers(&server), 4, "one for each client id");
+}
+
+/// Who waits for the messages of one prefix must not keep those of another waiting.
+async fn a_reader_that_waits_for_one_prefix_also_hears_another(server: &RedisServer, url: &str, pop: &str) {
+    for relays in [false, true] {
+        let layer = RedisCoreLayer::builder(url).client_ids(1).connect().await.unwrap();
+        let one = layer.new_channel("one").await.unwrap();
+        let _relay = match relays {
+            true => Some(Collector::relay(&layer, 10).await),
+            false => None,
+        };
+        let waiting = async {
+            assert_eq!(number(&heard(&layer, &one).await), 9);
+        };
+        let other = async {
+            let waits = format!("cmd={pop}");
+            for n in 0..5 {
+                until("it waits", || server.cli(&["CLIENT", "LIST"]).contains(&waits)).await;
+                let two = layer.new_channel(&format!("two.{n}")).await.unwrap();
+                let began = Instant::now();
+                layer.send(&two, &numbered(n)).await.unwrap();
+                assert_eq!(number(&heard(&layer, &two).await), n);
+                assert!(began.elapsed() < Duration::from_secs(4), "a pop waits for five seconds");
+                layer.remove_channel(&two).await.unwrap();
+            }
+            layer.send(&one, &numbered(9)).await.unwrap();
+        };
+        tokio::join!(waiting, other);
+        assert_eq!(layer.stats().unclaimed, 0);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reader_hears_several_prefixes_in_one_command() {
+    let server = RedisServer::start();
+    a_reader_that_waits_for_one_prefix_also_hears_another(&server, &server.url(), "bzmpop").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reader_hears_several_prefixes_where_it_may_not_pop_in_one_command() {
+    let server = RedisServer::start();
+    server.cli(&["ACL", "SETUSER", "old", "on", ">secret", "~*", "+@all", "-bzmpop"]);
+    let url = server.url().replace("redis://", "redis://old:secret@");
+    a_reader_that_waits_for_one_prefix_also_hears_another(&server, &url, "bzpopmin").await;
+}
+
+/// The pop of a receiver that has given up goes on for a while, and what it takes may grow old here.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_that_expires_in_a_channel_s_inbox_is_counted() {
+    let server = RedisServer::start();
+    let layer = RedisCoreLayer::builder(&server.url()).expiry(1).connect().await.unwrap();
+    let own = layer.new_channel("").await.unwrap();
+    assert!(timeout(Duration::from_millis(20), layer.receive(&own)).await.is_err());
+    until("its pop is left over", || server.cli(&["CLIENT", "LIST"]).contains("cmd=bzmpop")).await;
+    layer.send(&own, &numbered(1)).await.unwrap();
+    until("the pop takes it", || layer.stats().received == 1).await;
+    assert!(timeout(Duration::from_millis(2_500), std::future::pending::<()>()).await.is_err());
+    assert!(timeout(Duration::from_millis(20), layer.receive(&own)).await.is_err(), "it lives 2 seconds at most");
+    assert_eq!(layer.stats().expired, 1);
+}
+
 /// A node that is cut off from one shard counts as dead there, and nowhere else.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_cut_off_from_one_shard_stays_a_member_on_the_others() {

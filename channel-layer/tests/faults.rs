@@ -1,4 +1,4 @@
-//! What the pub/sub layer survives, on real servers: R1, R3, R4, R10, R12, R17 and subscribers that are cut.
+//! What the pub/sub layer survives, on real servers: R1, R3, R4, R8, R10, R12, R17 and subscribers that are cut.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
 
 #[path = "common/fake.rs"]
@@ -45,6 +45,48 @@ const ERRORS: [&str; 16] = [
     "EXECABORT Transaction discarded because of previous errors.",
     "ERR max number of clients reached",
 ];
+
+fn replicate(replica: &RedisServer, primary: &RedisServer) {
+    replica.cli(&["REPLICAOF", "127.0.0.1", &primary.port().to_string()]);
+    testkit::wait::until("the replica is linked", Duration::from_secs(20), || {
+        replica.cli(&["INFO", "replication"]).contains("master_link_status:up")
+    });
+}
+
+/// One name for two servers that change their roles, while connections to the first stay open: what is published
+/// there succeeds, is heard by who is subscribed there, and by nobody else.
+async fn a_demoted_server_is_left(user: &str, rights: &[&str]) {
+    let (first, second) = (RedisServer::start(), RedisServer::start());
+    for server in [&first, &second] {
+        server.cli(&[&["ACL", "SETUSER", "site", "on", ">secret", "~*", "&*", "+@all"], rights].concat());
+    }
+    replicate(&second, &first);
+    let proxy = ChaosProxy::to(first.port());
+    let url = proxy.url().replace("redis://", &format!("redis://{user}"));
+    let builder = RedisPubSubLayer::builder(&url).probe_every(Duration::from_millis(250));
+    let mut site = Site::new(builder.connect().await.unwrap(), &["room"]).await;
+    site.works().await;
+    proxy.retarget(second.port());
+    second.cli(&["REPLICAOF", "NO", "ONE"]);
+    replicate(&first, &second);
+    site.is_down(1).await;
+    site.is_up(1).await;
+    let other = RedisPubSubLayer::connect(&second.url()).await.unwrap();
+    other.group_send(&site.group, &Event::new("test.event").with("mark", "from the new primary")).await.unwrap();
+    site.hears("from the new primary").await;
+    assert_eq!(first.cli(&["PUBSUB", "NUMPAT"]), "0", "nobody is left on the old one");
+    site.works().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn r8_a_server_that_becomes_a_replica_is_left_although_it_answers() {
+    a_demoted_server_is_left("", &[]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn r8_a_user_without_role_leaves_a_demoted_server_too() {
+    a_demoted_server_is_left("site:secret@", &["-role"]).await;
+}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn r1_redis_killed_and_back_empty() {

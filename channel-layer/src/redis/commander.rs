@@ -5,22 +5,25 @@ use std::{
     collections::VecDeque,
     sync::{
         Arc,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
 };
 
+use parking_lot::Mutex;
+
 use bytes::Bytes;
 use tokio::{
     io::AsyncWriteExt,
-    sync::{Notify, mpsc, oneshot, watch},
+    sync::{mpsc, oneshot, watch},
     time::{Instant, sleep, timeout, timeout_at},
 };
 
 use super::{
     backoff::Backoff,
-    connection::{Connection, Target, fill},
-    refusal::is_failover_error,
+    connection::{Connection, Target, fill, is_no_primary},
+    refusal::{ErrorClass, is_failover_error},
+    trust::Trust,
     wire::{self, Answer},
 };
 use crate::{BoxError, LayerError};
@@ -134,7 +137,10 @@ struct Shared {
     /// Rises with every connection; odd while there is one.
     connection: watch::Sender<u64>,
     queued_bytes: AtomicUsize,
-    renew: Notify,
+    /// Of the present connection, or the last one.
+    trust: Mutex<Option<Trust>>,
+    /// Whether the log says that nobody can ask for the role.
+    roleless: AtomicBool,
 }
 
 struct Job {
@@ -164,7 +170,8 @@ impl Commander {
         let shared = Arc::new(Shared {
             connection: watch::Sender::new(0),
             queued_bytes: AtomicUsize::new(0),
-            renew: Notify::new(),
+            trust: Mutex::default(),
+            roleless: AtomicBool::new(false),
         });
         let worker = Worker {
             target,
@@ -242,9 +249,44 @@ impl Commander {
         self.call(wire::bytes(&[b"PING"]), limit).await.map(|_| ())
     }
 
-    /// Makes the connection anew, because it may lead to the wrong server.
+    /// Makes all connections to the server anew, because they may lead to the wrong one.
     pub(super) fn renew(&self) {
-        self.shared.renew.notify_one();
+        if let Some(trust) = &*self.shared.trust.lock() {
+            trust.lose();
+        }
+    }
+
+    /// Asks whether the server is a primary still; if it is not, all connections to it are made anew.
+    pub(super) fn check_role(&self) {
+        let Some(trust) = self.shared.trust.lock().clone() else { return };
+        let commander = self.clone();
+        let ending = move |answer| match answer {
+            Ok(role) if is_no_primary(&role) => trust.lose(),
+            Err(Failure::Refused(text)) if ErrorClass::of(&text) == ErrorClass::Denied => {
+                commander.check_role_by_info(trust);
+            }
+            _ => {}
+        };
+        // Whoever has no connection will ask when it makes the next.
+        let _ = self.start_with(wire::bytes(&[b"ROLE"]), Some(Box::new(ending)), Heard::AtOnce);
+    }
+
+    /// The same for a user who may not use ROLE.
+    fn check_role_by_info(&self, trust: Trust) {
+        let shared = Arc::downgrade(&self.shared);
+        let ending = move |answer: Result<Answer, Failure>| match answer {
+            Ok(info) if info.as_text().is_some_and(|info| info.contains("role:slave")) => trust.lose(),
+            Err(Failure::Refused(_))
+                if shared.upgrade().is_some_and(|it| !it.roleless.swap(true, Ordering::Relaxed)) =>
+            {
+                tracing::warn!(
+                    "the Redis user may use neither ROLE nor INFO: a server that becomes a replica while it is \
+                     connected to is not noticed (ACL SETUSER … +role)"
+                );
+            }
+            _ => {}
+        };
+        let _ = self.start_with(wire::bytes(&[b"INFO", b"replication"]), Some(Box::new(ending)), Heard::AtOnce);
     }
 
     fn admit(&self) -> Result<(), Failure> {
@@ -325,6 +367,7 @@ impl Worker {
         loop {
             let pause = match self.target.open(self.name).await {
                 Ok(connection) => {
+                    *self.shared.trust.lock() = Some(connection.trust.clone());
                     // A new number also if nobody noticed the loss: the server may be another one.
                     self.shared.connection.send_modify(|connection| *connection += 1 + *connection % 2);
                     return Some(connection);
@@ -350,7 +393,13 @@ impl Worker {
 
     async fn serve(&mut self, mut connection: Connection) -> End {
         let (mut batch, mut next) = (std::mem::take(&mut self.again), Vec::new());
+        let lost = connection.trust.lost();
+        tokio::pin!(lost);
         loop {
+            if connection.trust.is_lost() {
+                self.again = batch;
+                return End::Broken("the server is no primary any more, or deaf".into());
+            }
             if batch.is_empty() {
                 tokio::select! {
                     taken = self.jobs.recv_many(&mut batch, BATCH) => {
@@ -363,7 +412,7 @@ impl Worker {
                         let error = read.err().map_or_else(|| "unasked reply".into(), BoxError::from);
                         return End::Broken(error);
                     }
-                    () = self.shared.renew.notified() => return End::Broken("it is to be made anew".into()),
+                    () = &mut lost => continue,
                     () = sleep(IDLE) => {
                         let command = wire::bytes(&[b"PING"]);
                         self.shared.queued_bytes.fetch_add(command.len(), Ordering::Relaxed);
@@ -454,7 +503,16 @@ impl Worker {
                 }
                 return Ok(());
             }
-            Ok(Ok(())) => End::Broken("the server is no primary any more".into()),
+            Ok(Ok(())) => {
+                // Others may have connections to it that answer as ever.
+                let role = timeout(ANSWER, connection.ask(&[vec!["ROLE"]])).await;
+                if let Ok(Ok(answers)) = role
+                    && answers.iter().any(is_no_primary)
+                {
+                    connection.trust.lose();
+                }
+                End::Broken("the server is no primary any more".into())
+            }
             Ok(Err(error)) => End::Broken(error),
             Err(_late) => End::Hung,
         };

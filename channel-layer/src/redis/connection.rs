@@ -12,9 +12,10 @@ use tokio::{
 use tokio_rustls::TlsConnector;
 
 use super::{
-    refusal::{ErrorClass, Failed, Refused},
+    refusal::{Failed, Refused},
     tls,
     topology::Sentinels,
+    trust::{Server, Trust},
     wire::{self, Answer, Progress},
 };
 use crate::BoxError;
@@ -69,6 +70,7 @@ pub(super) struct Access {
 pub(super) struct Target {
     way: Way,
     access: Arc<Access>,
+    server: Server,
 }
 
 #[derive(Clone)]
@@ -78,20 +80,26 @@ enum Way {
 }
 
 impl Target {
-    pub(super) fn direct(address: Address, access: Arc<Access>) -> Self {
-        Self { way: Way::Direct(address), access }
+    pub(super) fn direct(address: Address, access: Arc<Access>, server: Server) -> Self {
+        Self { way: Way::Direct(address), access, server }
     }
 
     /// `access` is for the primary that the Sentinels name.
     pub(super) fn sentinel(sentinels: Sentinels, access: Arc<Access>) -> Self {
-        Self { way: Way::Sentinel(Arc::new(sentinels)), access }
+        Self { way: Way::Sentinel(Arc::new(sentinels)), access, server: Server::default() }
     }
 
-    /// Connects, signs in, chooses the database and hears a PONG; within 2 seconds. With Sentinels it
-    /// asks them first, within 2 seconds of their own, and makes sure that the server is a primary.
+    /// Connects, signs in, chooses the database, makes sure that the server is a primary and hears a PONG;
+    /// within 2 seconds. With Sentinels it asks them first, within 2 seconds of their own.
     pub(super) async fn open(&self, client_name: &str) -> Result<Connection, BoxError> {
+        let trust = self.server.trust();
+        let opened = self.open_any(client_name).await;
+        opened.map(|connection| Connection { trust, ..connection })
+    }
+
+    async fn open_any(&self, client_name: &str) -> Result<Connection, BoxError> {
         match &self.way {
-            Way::Direct(address) => self.access.open(address, client_name, false).await,
+            Way::Direct(address) => self.access.open(address, client_name, true).await,
             Way::Sentinel(sentinels) => {
                 let verdict = sentinels.ask().await?;
                 let opened = self.access.open(&verdict.primary, client_name, true).await;
@@ -146,7 +154,7 @@ impl Access {
             }
             (Address::Unix(path), _) => Box::new(UnixStream::connect(path.as_path()).await?),
         };
-        let mut connection = Connection { stream, buffer: BytesMut::new() };
+        let mut connection = Connection { stream, buffer: BytesMut::new(), trust: Server::default().trust() };
         *stage = "signing in";
         connection.sign_in(&self.account, client_name, primary).await?;
         Ok(connection)
@@ -170,6 +178,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send> Stream for T {}
 pub(super) struct Connection {
     pub(super) stream: Box<dyn Stream>,
     pub(super) buffer: BytesMut,
+    pub(super) trust: Trust,
 }
 
 impl Connection {
@@ -248,7 +257,7 @@ enum Step {
     Needed,
     /// Anything.
     Optional,
-    /// The role of a primary. A user without the right to ask has to trust the Sentinel.
+    /// Not the role of a replica. A user without the right to ask has to believe the address or the Sentinel.
     Primary,
 }
 
@@ -256,14 +265,18 @@ impl Step {
     fn check(self, answer: Answer) -> Result<(), BoxError> {
         match (self, answer) {
             (Self::Optional, _) => Ok(()),
-            (Self::Primary, Answer::Error(text)) if ErrorClass::of(&text) == ErrorClass::Denied => Ok(()),
+            (Self::Primary, Answer::Error(_)) => Ok(()),
             (_, Answer::Error(text)) => Err(Refused(text).into()),
-            (Self::Primary, answer) => match answer.as_list().and_then(|items| items.first()).and_then(Answer::as_text)
-            {
-                Some("master") => Ok(()),
-                role => Err(format!("it is no primary but a {}", role.unwrap_or("server without a role")).into()),
-            },
+            (Self::Primary, answer) if is_no_primary(&answer) => {
+                Err(Refused("READONLY it is no primary".into()).into())
+            }
+            (Self::Primary, _) => Ok(()),
             (Self::Needed, _) => Ok(()),
         }
     }
+}
+
+/// Reads the answer of `ROLE`. What stands between us and Redis may not know the question.
+pub(super) fn is_no_primary(role: &Answer) -> bool {
+    role.as_list().and_then(|items| items.first()?.as_text()).is_some_and(|role| role != "master")
 }

@@ -12,7 +12,7 @@ use std::{
 use parking_lot::Mutex;
 use tokio::{sync::Notify, time::Instant};
 
-use crate::{ChannelName, Event, LayerError};
+use crate::{ChannelName, Event, LayerError, stats::Counters};
 
 /// How many unread events an inbox holds unless told otherwise; then the oldest go, as in
 /// channels_redis.
@@ -25,6 +25,7 @@ pub(super) struct Inbox {
     arrived: Notify,
     /// How many receivers there are, over several inboxes, for whom there is no event.
     hungry: Arc<AtomicUsize>,
+    counters: Arc<Counters>,
 }
 
 #[derive(Default)]
@@ -37,12 +38,13 @@ struct Inside {
 }
 
 impl Inside {
-    /// The next event that is not too old.
-    fn pop(&mut self) -> Option<Event> {
+    /// The next event that is not too old; those before it are counted.
+    fn pop(&mut self, counters: &Counters) -> Option<Event> {
         while let Some((event, expires)) = self.events.pop_front() {
             if expires.is_none_or(|at| at > Instant::now()) {
                 return Some(Arc::unwrap_or_clone(event));
             }
+            counters.expired(1);
         }
         None
     }
@@ -50,12 +52,18 @@ impl Inside {
 
 impl Inbox {
     pub(super) fn new(name: ChannelName) -> Self {
-        Self::counted(name, CAPACITY, Arc::default())
+        Self::of_queue(name, CAPACITY, Arc::default(), Arc::default())
     }
 
-    /// An inbox whose receivers without an event are counted in `hungry`.
-    pub(super) fn counted(name: ChannelName, capacity: usize, hungry: Arc<AtomicUsize>) -> Self {
-        Self { name, capacity, inside: Mutex::default(), arrived: Notify::new(), hungry }
+    /// An inbox whose receivers without an event are counted in `hungry`, and what it held for too long in
+    /// `counters`.
+    pub(super) fn of_queue(
+        name: ChannelName,
+        capacity: usize,
+        hungry: Arc<AtomicUsize>,
+        counters: Arc<Counters>,
+    ) -> Self {
+        Self { name, capacity, inside: Mutex::default(), arrived: Notify::new(), hungry, counters }
     }
 
     /// Adds an event; tells whether the oldest had to go for it.
@@ -145,7 +153,7 @@ impl Waiting<'_> {
     fn pop(&mut self) -> Option<Event> {
         let counted = self.counted;
         let event = self.inbox.change(|inside| {
-            let event = inside.pop();
+            let event = inside.pop(&self.inbox.counters);
             match (&event, counted) {
                 (Some(_), true) => inside.waiting -= 1,
                 (None, false) => inside.waiting += 1,
@@ -176,7 +184,7 @@ mod tests {
 
     fn inbox() -> (Inbox, impl Fn() -> usize) {
         let hungry = Arc::new(AtomicUsize::new(0));
-        let inbox = Inbox::counted(ChannelName::parse("x").unwrap(), 2, hungry.clone());
+        let inbox = Inbox::of_queue(ChannelName::parse("x").unwrap(), 2, hungry.clone(), Arc::default());
         (inbox, move || hungry.load(Ordering::SeqCst))
     }
 
@@ -219,6 +227,7 @@ mod tests {
         assert_eq!(hungry(), 0);
         assert!(receiver.as_mut().now_or_never().is_none());
         assert_eq!((hungry(), told.get()), (1, 2));
+        assert_eq!(inbox.counters.snapshot().expired, 1);
     }
 
     #[test]

@@ -17,6 +17,7 @@ mod refusal;
 mod site;
 mod tls;
 mod topology;
+mod trust;
 mod wire;
 
 pub use core::{RedisCoreBuilder, RedisCoreLayer};

@@ -4,7 +4,7 @@ use std::{collections::HashSet, time::Duration};
 
 use channel_layer::{ChannelLayer, ChannelName, ChannelPattern, LayerError, RedisCoreLayer};
 use testkit::redis::RedisServer;
-use tokio::time::{Instant, timeout};
+use tokio::time::timeout;
 
 use crate::{
     common::{group, heard, message, until},
@@ -190,8 +190,8 @@ async fn core_group_sends_over_ten_shards_reach_1_10_and_100_members_in_time(sit
         let layer = site.sharded(10).connect().await.unwrap();
         let room = group(&format!("test-group-{count}"));
         let mut members = Vec::new();
-        for _ in 0..count {
-            let member = layer.new_channel("").await.unwrap();
+        for n in 0..count {
+            let member = layer.new_channel(&format!("channel{n}")).await.unwrap();
             layer.group_add(&room, &member).await.unwrap();
             members.push(member);
         }
@@ -308,11 +308,9 @@ async fn core_messages_1_second_apart_all_arrive_within_3(site: Site) {
     let channel = layer.new_channel("").await.unwrap();
     for n in 1..=3 {
         layer.send(&channel, &numbered(n)).await.unwrap();
-        if n < 3 {
-            pass(Duration::from_secs(1)).await;
-        }
+        pass(Duration::from_secs(1)).await;
     }
-    assert_eq!(several(&layer, &channel, 3).await, [1, 2, 3]);
+    assert_eq!(several(&layer, &channel, 3).await, [1, 2, 3], "the first is 3.0 seconds old");
 }
 
 async fn core_group_messages_expire_by_the_same_rule(site: Site) {
@@ -338,21 +336,22 @@ async fn core_group_messages_expire_by_the_same_rule(site: Site) {
 async fn core_an_old_message_expires_for_its_member_and_group_messages_reach_both(site: Site) {
     let layer = site.builder().expiry(EXPIRY).connect().await.unwrap();
     let room = group("test-group");
-    let (one, two) = (layer.new_channel("").await.unwrap(), layer.new_channel("").await.unwrap());
+    let (one, two) = (layer.new_channel("").await.unwrap(), layer.new_channel("channel_2").await.unwrap());
     for channel in [&one, &two] {
         layer.group_add(&room, channel).await.unwrap();
     }
-    let sent = Instant::now();
     layer.send(&one, &numbered(0)).await.unwrap();
     pass(Duration::from_secs(2)).await;
-    layer.group_send(&room, &numbered(1)).await.unwrap();
-    // A message lives up to a second longer than `expiry`.
-    pass(Duration::from_secs(EXPIRY + 1).saturating_sub(sent.elapsed())).await;
-    layer.group_send(&room, &numbered(2)).await.unwrap();
-    for channel in [&one, &two] {
-        assert_eq!(several(&layer, channel, 2).await, [1, 2]);
+    for n in 1..=3 {
+        layer.group_send(&room, &numbered(n)).await.unwrap();
+        if n < 3 {
+            pass(Duration::from_secs(1)).await;
+        }
     }
-    silent(&layer, &one, Duration::from_millis(500)).await;
+    // The last was sent 4 seconds after the first of all, which has lived a second longer than `expiry`.
+    assert_eq!(several(&layer, &one, 3).await, [1, 2, 3]);
+    silent(&layer, &one, Duration::from_secs(1)).await;
+    assert_eq!(several(&layer, &two, 3).await, [1, 2, 3], "the first is 3.0 seconds old");
 }
 
 async fn core_a_group_has_the_key_that_python_uses(site: Site) {

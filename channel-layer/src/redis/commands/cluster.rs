@@ -97,6 +97,12 @@ impl ClusterCommands {
         }
     }
 
+    pub(super) fn check_role(&self, key: &[u8]) {
+        if let Some((commander, _)) = self.of(key) {
+            commander.check_role();
+        }
+    }
+
     pub(super) fn servers(&self) -> Vec<Commander> {
         self.0.nodes.read().values().cloned().collect()
     }

@@ -139,6 +139,14 @@ impl Commands {
         }
     }
 
+    /// Asks whether the server that has a key is a primary still; if not, all connections to it are made anew.
+    pub(super) fn check_role(&self, shard: usize, key: &[u8]) {
+        match self {
+            Self::Shards { commanders, .. } => commanders[shard].check_role(),
+            Self::Cluster(cluster) => cluster.check_role(key),
+        }
+    }
+
     /// Whether all of a shard can be used.
     pub(super) fn is_connected(&self, shard: usize) -> bool {
         *self.connections(shard).borrow() % 2 == 1

@@ -1,4 +1,4 @@
-//! Whether everything a layer needs is there: the connections for commands and for every queue.
+//! Whether everything a layer needs is there: the connections for commands and for the queues.
 
 use std::collections::HashSet;
 
@@ -12,8 +12,8 @@ use crate::redis::refusal::ErrorClass;
 pub(super) enum Part {
     /// The commands of a shard, and the memberships it must hold.
     Shard(usize),
-    /// The reader of a queue on a shard.
-    Queue(usize, Box<str>),
+    /// A reader of queues on a shard.
+    Reader(usize, Box<str>),
 }
 
 pub(super) struct Health {

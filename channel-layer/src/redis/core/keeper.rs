@@ -8,7 +8,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 use super::{
     health::Part,
     keys,
-    reader::Queue,
+    queues::Queue,
     scripts,
     shared::{Shared, answer_of},
 };
@@ -240,7 +240,7 @@ impl Keeper<'_> {
             if probe.sent >= PROBES {
                 tracing::warn!(shard = self.shard, "a queue is deaf: read on a new connection");
                 self.shared.counters.probe_missed();
-                probe.queue.reset[self.shard].notify_one();
+                probe.queue.readers.reset(self.shard).notify_one();
                 probe.sent = 0;
             }
             if self.shared.start_probe(self.shard, &probe.queue).is_ok() {

@@ -1,9 +1,9 @@
 //! The layer itself: what its operations do, here and in Redis.
 
 use std::{
-    collections::{HashMap, hash_map},
+    collections::HashMap,
     sync::{
-        Arc,
+        Arc, Weak,
         atomic::{AtomicUsize, Ordering},
     },
     time::Duration,
@@ -18,7 +18,8 @@ use super::{
     health::{Health, Part},
     keeper, keys,
     plain::{self, PlainChannel},
-    reader::{self, Queue},
+    queues::{Queue, Readers},
+    reader,
     relay::CoreRelay,
     scripts::{self, Parcel},
     sender::Sender,
@@ -45,8 +46,8 @@ use crate::{
 const PING: Duration = Duration::from_secs(2);
 /// The prefix of channel names, unless another one is asked for.
 const SPECIFIC: &str = "specific";
-/// How many channel prefixes a layer reads, and how many plain channels at a time: each needs
-/// connections of its own.
+/// How many plain channels a layer reads at a time, and in a cluster queues of its own beside those it always
+/// has: each needs a connection.
 const MAX_READERS: usize = 64;
 
 /// Carries events through queues in Redis, byte for byte as `channels_redis.core.RedisChannelLayer`
@@ -56,16 +57,17 @@ const MAX_READERS: usize = 64;
 /// Redis of its members; a process that serves many members joins each group once with a
 /// [`Relay`], so that a send costs one message per process, whatever the number of members there.
 ///
-/// Connections per shard: one for commands and one for each queue this process reads, which is one per
-/// client id (4, see [`client_ids`](RedisCoreBuilder::client_ids)) and channel prefix, and one per plain
-/// channel somebody receives on. They come back by themselves; memberships are restored, and relays
+/// Connections per shard: one for commands, one for each client id (4, see
+/// [`client_ids`](RedisCoreBuilder::client_ids)), whatever the number of channels and prefixes, and one for each
+/// plain channel somebody receives on. In a cluster a channel prefix has a connection of its own for each
+/// client id that has channels of it. They come back by themselves; memberships are restored, and relays
 /// are told. Memberships are renewed every 20 seconds; those of a process that has died without
 /// [`close`](ChannelLayer::close) are removed by the others within 2 minutes.
 ///
 /// A Redis user needs the commands ZADD, ZREM, ZRANGE, ZCOUNT, ZSCORE, ZREMRANGEBYSCORE,
 /// ZRANGEBYSCORE, ZPOPMIN, BZPOPMIN, EXPIRE, EVAL, TIME, SET, DEL, TYPE, SCAN and PING, on keys that begin
-/// with the prefix or the namespace. It may use INFO, to warn of a Redis that evicts keys, and BZMPOP
-/// (Redis 7), which makes reading cheaper.
+/// with the prefix or the namespace. It may use INFO, to warn of a Redis that evicts keys, ROLE, to leave a
+/// server that has become a replica on all connections at once, and BZMPOP (Redis 7), which makes reading cheaper.
 ///
 /// Clones share everything; with the last clone and the last [`Relay`] the connections end.
 #[derive(Clone)]
@@ -74,8 +76,10 @@ pub struct RedisCoreLayer(Arc<Inner>);
 pub(super) struct Inner {
     pub(super) shared: Arc<Shared>,
     senders: Vec<Sender>,
-    /// Our queues by channel prefix, one per client id.
-    queues: Mutex<HashMap<String, Vec<Arc<Queue>>>>,
+    /// The queue of each client id that is always read.
+    home: Vec<Arc<Queue>>,
+    /// The other queues that still are, by name.
+    queues: Mutex<HashMap<String, Weak<Queue>>>,
     pub(super) plain: Mutex<HashMap<ChannelName, Arc<PlainChannel>>>,
     /// Spreads new channels over the client ids, and plain sends over the shards.
     turn: AtomicUsize,
@@ -124,22 +128,28 @@ impl RedisCoreLayer {
             senders.push(sender);
             tasks.spawn(task);
         }
-        let layer = Self(Arc::new(Inner {
+        let home = home_queues(&shared);
+        for queue in &home {
+            for shard in 0..shards {
+                shared.set_part(Part::Reader(shard, queue.readers.name.clone()), false);
+                tasks.spawn(reader::read(shared.clone(), shard, queue.readers.clone()));
+            }
+        }
+        let mut keepers = JoinSet::new();
+        for shard in 0..shards {
+            keepers.spawn(keeper::keep(shared.clone(), shard, home.clone()));
+        }
+        Ok(Self(Arc::new(Inner {
             shared,
             senders,
+            home,
             queues: Mutex::default(),
             plain: Mutex::default(),
             turn: AtomicUsize::new(0),
             shard_turn: AtomicUsize::new(0),
             tasks: Mutex::new(tasks),
-            keepers: Mutex::default(),
-        }));
-        let queues = layer.0.queues(SPECIFIC)?;
-        for shard in 0..shards {
-            let keeping = keeper::keep(layer.0.shared.clone(), shard, queues.clone());
-            layer.0.keepers.lock().spawn(keeping);
-        }
-        Ok(layer)
+            keepers: Mutex::new(keepers),
+        })))
     }
 
     /// Returns when everything is there; if that is not soon, with the reason.
@@ -159,39 +169,44 @@ impl RedisCoreLayer {
 }
 
 impl Inner {
-    /// Our queues of a channel prefix; read from now on.
-    fn queues(&self, prefix: &str) -> Result<Vec<Arc<Queue>>, LayerError> {
-        let mut queues = self.queues.lock();
-        let first = queues.is_empty();
-        let full = queues.len() >= MAX_READERS;
-        match queues.entry(prefix.to_owned()) {
-            hash_map::Entry::Occupied(found) => Ok(found.get().clone()),
-            hash_map::Entry::Vacant(_) if full => {
-                Err(LayerError::Config(format!("more than {MAX_READERS} channel prefixes in one process")))
-            }
-            hash_map::Entry::Vacant(slot) => {
-                let shared = &self.shared;
-                let shards = shared.commands.shards();
-                let make = |client: &String| {
-                    let name = format!("{prefix}.{client}!");
-                    let key = keys::queue(&shared.prefix, &name);
-                    Arc::new(Queue::new(name, key, shards))
-                };
-                let made: Vec<Arc<Queue>> = shared.clients.iter().map(make).collect();
-                let mut tasks = self.tasks.lock();
-                // Python sends to a `!` channel on any shard: see the specification of its shards.
-                for queue in &made {
-                    for shard in 0..shards {
-                        // A queue that is added later is no loss: nobody has a name in it yet.
-                        if first {
-                            shared.set_part(Part::Queue(shard, queue.name.as_str().into()), false);
-                        }
-                        tasks.spawn(reader::read(shared.clone(), shard, queue.clone()));
-                    }
-                }
-                Ok(slot.insert(made).clone())
-            }
+    /// A queue of a client id; read from now on, as long as somebody holds it.
+    fn queue(&self, client: usize, name: &str) -> Result<Arc<Queue>, LayerError> {
+        let home = &self.home[client];
+        if home.name == name {
+            return Ok(home.clone());
         }
+        let shared = &self.shared;
+        let mut queues = self.queues.lock();
+        if let Some(queue) = queues.get(name).and_then(Weak::upgrade) {
+            return Ok(queue);
+        }
+        if queues.len() == queues.capacity() {
+            queues.retain(|_, queue| queue.strong_count() > 0);
+        }
+        let queue = match home.readers.wake_key {
+            Some(_) => home.readers.add(&shared.prefix, name),
+            None => {
+                queues.retain(|_, queue| queue.strong_count() > 0);
+                if queues.len() >= MAX_READERS {
+                    let text = format!("more than {MAX_READERS} queues of channel prefixes at a time in a cluster");
+                    return Err(LayerError::Config(text));
+                }
+                let queue = Readers::with_queue(&shared.prefix, name, None, shared.commands.shards());
+                let mut tasks = self.tasks.lock();
+                while tasks.try_join_next().is_some() {}
+                // That it is not read yet is no loss: nobody has a name in it.
+                for shard in 0..shared.commands.shards() {
+                    tasks.spawn(reader::read(shared.clone(), shard, queue.readers.clone()));
+                }
+                queue
+            }
+        };
+        queues.insert(name.to_owned(), Arc::downgrade(&queue));
+        drop(queues);
+        if shared.demand.has_relays() {
+            shared.wake_readers_of(&queue);
+        }
+        Ok(queue)
     }
 
     fn plain(&self, channel: &ChannelName) -> Result<Arc<PlainChannel>, LayerError> {
@@ -232,6 +247,18 @@ impl Inner {
     }
 }
 
+/// The queue that each client id always has.
+fn home_queues(shared: &Shared) -> Vec<Arc<Queue>> {
+    // In a cluster a command cannot name keys of several queues.
+    let together = shared.commands.keys_per_command() > 1;
+    let home = |client: &String| {
+        let wake_key = together.then(|| keys::queue(&shared.prefix, &format!("wake.{client}!")));
+        let name = format!("{SPECIFIC}.{client}!");
+        Readers::with_queue(&shared.prefix, &name, wake_key, shared.commands.shards())
+    };
+    shared.clients.iter().map(home).collect()
+}
+
 /// Checked here, because a name from `parse_any` may be none in this layer.
 fn check_channel(channel: &ChannelName) -> Result<(), NameError> {
     ChannelName::parse(channel.as_str()).map(drop)
@@ -247,9 +274,10 @@ impl ChannelLayer for RedisCoreLayer {
         let client = &self.0.shared.clients[turn];
         let name = ChannelName::parse(&format!("{prefix}.{client}!{local}"))
             .map_err(|error| NameError { kind: "channel prefix", ..error })?;
-        let hungry = self.0.queues(prefix)?[turn].hungry.clone();
-        let capacity = self.0.shared.settings.capacity.of(name.as_str());
-        self.0.shared.state.lock().open_channel(name.clone(), capacity, hungry);
+        let shared = &self.0.shared;
+        let queue = self.0.queue(turn, name.non_local())?;
+        let capacity = shared.settings.capacity.of(name.as_str());
+        shared.state.lock().open_channel(name.clone(), capacity, queue, shared.counters.clone());
         Ok(name)
     }
 
@@ -258,7 +286,10 @@ impl ChannelLayer for RedisCoreLayer {
             let groups = state.close_channel(channel);
             groups.into_iter().map(|group| (group, channel.clone())).collect()
         };
-        self.0.shared.leave(forget).await
+        let left = self.0.shared.leave(forget).await;
+        // Its queue may have gone with it.
+        self.0.shared.demand.raise();
+        left
     }
 
     async fn send(&self, channel: &ChannelName, event: &Event) -> Result<(), LayerError> {
@@ -297,8 +328,12 @@ impl ChannelLayer for RedisCoreLayer {
         if !shared.owns(channel) {
             return Err(LayerError::NotLocal(channel.clone()));
         }
-        let inbox = shared.state.lock().inbox(channel).ok_or(LayerError::Closed)?;
-        inbox.pop_or(|| shared.demand.raise()).await
+        let (inbox, queue) = shared.state.lock().inbox(channel).ok_or(LayerError::Closed)?;
+        let hungry = || {
+            shared.demand.raise();
+            shared.wake_readers_of(&queue);
+        };
+        inbox.pop_or(hungry).await
     }
 
     async fn group_add(&self, group: &GroupName, channel: &ChannelName) -> Result<(), LayerError> {
@@ -395,6 +430,10 @@ impl ChannelLayer for RedisCoreLayer {
             id
         });
         outbound.hand_over();
+        // From now on every queue is wanted.
+        for queue in &self.0.home {
+            shared.wake_readers(&queue.readers, |shard| queue.readers.misses_one(shard));
+        }
         Ok(Relay::new(CoreRelay { inner: self.0.clone(), id, alive: Some(alive) }))
     }
 

@@ -9,6 +9,7 @@ mod keeper;
 mod keys;
 mod layer;
 mod plain;
+mod queues;
 mod reader;
 mod relay;
 mod scripts;

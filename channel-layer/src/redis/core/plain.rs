@@ -31,6 +31,7 @@ use crate::{
         backoff::Backoff,
         commander::{Failure, Heard},
         connection::{Connection, fill},
+        refusal::is_failover_error,
         wire::Answer,
     },
 };
@@ -186,7 +187,7 @@ impl Shared {
         let message = &taken.message;
         let score: f64 = std::str::from_utf8(&taken.score).ok()?.parse().ok()?;
         let clock = &self.clocks[taken.shard];
-        if score < clock.oldest(self.settings.expiry as f64) {
+        if score < clock.oldest(self.longest_life()) {
             self.counters.expired(1);
             return None;
         }
@@ -257,6 +258,9 @@ async fn serve(
         if channel.retired.load(Ordering::Acquire) {
             return Ok(());
         }
+        if connection.trust.is_lost() {
+            return Err("the server is no primary any more".into());
+        }
         if channel.wanted() == 0 {
             tokio::select! {
                 () = changed => {}
@@ -269,7 +273,7 @@ async fn serve(
             }
             continue;
         }
-        let pop = scripts::pop_waiting(&channel.key, BLOCK);
+        let pop = scripts::pop_waiting(std::slice::from_ref(&channel.key), None, BLOCK);
         let write = async {
             connection.stream.write_all(&pop).await?;
             connection.stream.flush().await
@@ -284,7 +288,12 @@ async fn serve(
                 let (message, score) = message.zip(score).ok_or("an odd answer to a pop")?;
                 channel.take(Taken { shard, message, score });
             }
-            Answer::Error(text) => return Err(text.into()),
+            Answer::Error(text) => {
+                if is_failover_error(&text) {
+                    connection.trust.lose();
+                }
+                return Err(text.into());
+            }
             other => return Err(format!("an odd answer to a pop: {other:?}").into()),
         }
     }

@@ -1,23 +1,21 @@
-//! Reading our own queues: one task and one connection per queue and shard, owned by the layer and
-//! never by whoever receives.
+//! Reading our own queues: one task and one connection per client id and shard for all queues of that id,
+//! owned by the layer and never by whoever receives. In a cluster, where a command can only name keys of one
+//! slot, each queue has its own.
 //!
 //! A pop that waits has a connection of its own, because whoever gives up waiting for its answer loses what
 //! Redis hands over a moment later; here only a broken connection does that.
 
-use std::{
-    sync::{Arc, atomic::AtomicUsize},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use tokio::{
     io::AsyncWriteExt,
-    sync::Notify,
     time::{Instant, sleep, timeout},
 };
 
 use super::{
     health::Part,
+    queues::Readers,
     scripts,
     shared::{Arrival, Shared},
 };
@@ -26,6 +24,7 @@ use crate::{
     redis::{
         backoff::Backoff,
         connection::{Connection, fill},
+        refusal::is_failover_error,
         wire::Answer,
     },
 };
@@ -41,32 +40,13 @@ const ANSWER: Duration = Duration::from_secs(2);
 /// How long a connection must live for the next one to follow it without a pause.
 const WORKED: Duration = Duration::from_secs(1);
 
-/// One of our queues, on all shards.
-pub(super) struct Queue {
-    /// The channel names' part up to the `!`.
-    pub(super) name: String,
-    pub(super) key: Bytes,
-    /// How many receivers on its channels have no event. What is taken out of the queue beyond that would
-    /// be taken for nobody.
-    pub(super) hungry: Arc<AtomicUsize>,
-    /// Ends the connection to a shard: the probe has found it deaf.
-    pub(super) reset: Vec<Notify>,
-}
-
-impl Queue {
-    pub(super) fn new(name: String, key: Bytes, shards: usize) -> Self {
-        let reset = (0..shards).map(|_| Notify::new()).collect();
-        Self { name, key, hungry: Arc::default(), reset }
-    }
-}
-
-/// Reads one queue on one shard; for ever.
-pub(super) async fn read(shared: Arc<Shared>, shard: usize, queue: Arc<Queue>) {
-    let part = || Part::Queue(shard, queue.name.as_str().into());
+/// Reads some queues on one shard, until there are none any more.
+pub(super) async fn read(shared: Arc<Shared>, shard: usize, readers: Arc<Readers>) {
+    let part = || Part::Reader(shard, readers.name.clone());
     let mut backoff = Backoff::default();
     let mut refused = false;
-    loop {
-        match shared.commands.open(shard, &queue.key, "channel-layer:read").await {
+    while let Some(key) = readers.any_key() {
+        match shared.commands.open(shard, &key, "channel-layer:read").await {
             Ok(connection) => {
                 // One that only ever refuses is not there: whether this one is, its first answer says.
                 if !refused {
@@ -75,7 +55,7 @@ pub(super) async fn read(shared: Arc<Shared>, shard: usize, queue: Arc<Queue>) {
                 let since = Instant::now();
                 let mut reader = Reader {
                     shared: &shared,
-                    queue: &queue,
+                    readers: &readers,
                     shard,
                     connection,
                     count: BATCH,
@@ -84,11 +64,15 @@ pub(super) async fn read(shared: Arc<Shared>, shard: usize, queue: Arc<Queue>) {
                     answered: false,
                     announced: !refused,
                 };
+                let trust = reader.connection.trust.clone();
                 let error = tokio::select! {
                     error = reader.serve() => error,
-                    () = queue.reset[shard].notified() => "the probe did not come through".into(),
+                    () = trust.lost() => Some("the server is no primary any more".into()),
+                    () = readers.reset(shard).notified() => Some("the probe did not come through".into()),
                 };
                 refused = reader.asked && !reader.answered;
+                readers.end(shard);
+                let Some(error) = error else { break };
                 if since.elapsed() > WORKED && !refused {
                     backoff.reset();
                 }
@@ -99,11 +83,13 @@ pub(super) async fn read(shared: Arc<Shared>, shard: usize, queue: Arc<Queue>) {
         shared.set_part(part(), false);
         sleep(backoff.next_pause()).await;
     }
+    // What nobody wants to be read any more is not missing.
+    shared.set_part(part(), true);
 }
 
 struct Reader<'a> {
     shared: &'a Shared,
-    queue: &'a Queue,
+    readers: &'a Readers,
     shard: usize,
     connection: Connection,
     /// How many messages to ask for.
@@ -112,32 +98,41 @@ struct Reader<'a> {
     both: bool,
     asked: bool,
     answered: bool,
-    /// Whether the layer knows that this queue is read.
+    /// Whether the layer knows that these queues are read.
     announced: bool,
 }
 
 impl Reader<'_> {
-    /// Reads until the connection cannot be used any more; says why.
-    async fn serve(&mut self) -> BoxError {
+    /// Reads until the connection cannot be used any more, and says why; or until there is nothing to read.
+    async fn serve(&mut self) -> Option<BoxError> {
         loop {
             let turn = async {
                 self.wanted().await?;
-                match self.shared.demand.has_relays() {
-                    _ if self.both => self.drain().await,
-                    true => self.drain_and_wait().await,
-                    false => self.drain_or_wait().await,
+                let relays = self.shared.demand.has_relays();
+                let keys = self.readers.begin(self.shard, relays);
+                match (keys.is_empty(), relays) {
+                    (true, _) => return Ok(self.readers.any_key().is_some()),
+                    _ if self.both => self.drain(&keys).await?,
+                    (_, true) => self.drain_and_wait(&keys).await?,
+                    (_, false) => self.drain_or_wait(&keys).await?,
                 }
+                Ok(true)
             };
-            if let Err(error) = turn.await {
-                return error;
+            let result = turn.await;
+            self.readers.end(self.shard);
+            match result {
+                Ok(true) => {}
+                Ok(false) => return None,
+                Err(error) => return Some(error),
             }
         }
     }
 
-    /// Waits until somebody wants a message; a connection that ends meanwhile is an error.
+    /// Waits until somebody wants a message, or nobody ever will; a connection that ends meanwhile is an error.
     async fn wanted(&mut self) -> Result<(), BoxError> {
+        let (readers, demand) = (self.readers, &self.shared.demand);
         tokio::select! {
-            () = self.shared.demand.wanted(&self.queue.hungry) => Ok(()),
+            () = demand.wanted(|| readers.are_hungry() || readers.any_key().is_none()) => Ok(()),
             read = fill(&mut self.connection.stream, &mut self.connection.buffer) => {
                 read?;
                 Err("unasked reply".into())
@@ -146,8 +141,8 @@ impl Reader<'_> {
     }
 
     /// What is there now, or the next message when there is none, in one command.
-    async fn drain(&mut self) -> Result<(), BoxError> {
-        self.ask(&[&scripts::pop_or_wait(&self.queue.key, BLOCK, self.count)]).await?;
+    async fn drain(&mut self, keys: &[Bytes]) -> Result<(), BoxError> {
+        self.ask(&[&scripts::pop_or_wait(keys, self.wake_key(), BLOCK, self.count)]).await?;
         let limit = Duration::from_secs(BLOCK) + ANSWER;
         let answer = timeout(limit, self.connection.next_answer()).await??;
         if let Answer::Error(text) = &answer
@@ -156,44 +151,64 @@ impl Reader<'_> {
             self.both = false;
             return Ok(());
         }
-        let Some(items) = self.list(answer).await? else { return Ok(()) };
-        let [_key, messages] = <[Answer; 2]>::try_from(items).map_err(|_| "an odd answer to a pop")?;
+        let Some(items) = self.list(answer, keys).await? else { return Ok(()) };
+        let [key, messages] = <[Answer; 2]>::try_from(items).map_err(|_| "an odd answer to a pop")?;
+        if self.is_wake(&key) {
+            return Ok(());
+        }
         let pairs = messages.into_list().unwrap_or_default().into_iter();
         self.take(pairs.flat_map(|pair| pair.into_list().unwrap_or_default()).collect());
         Ok(())
     }
 
     /// Both commands in one go: what is there now, and the next message when there is none.
-    async fn drain_and_wait(&mut self) -> Result<(), BoxError> {
-        let waiting = scripts::pop_waiting(&self.queue.key, BLOCK);
-        self.ask(&[&scripts::pop(&self.queue.key, self.count), &waiting]).await?;
-        self.take_popped().await?;
-        self.take_waited().await
+    async fn drain_and_wait(&mut self, keys: &[Bytes]) -> Result<(), BoxError> {
+        let waiting = scripts::pop_waiting(keys, self.wake_key(), BLOCK);
+        let pops = keys.iter().map(|key| scripts::pop(key, self.count));
+        let commands: Vec<Bytes> = pops.chain([waiting]).collect();
+        self.ask(&commands).await?;
+        self.take_popped(keys).await?;
+        self.take_waited(keys).await
     }
 
     /// Waits only if there is nothing, so that nothing is taken that nobody is waiting for.
-    async fn drain_or_wait(&mut self) -> Result<(), BoxError> {
-        self.ask(&[&scripts::pop(&self.queue.key, self.count)]).await?;
-        if self.take_popped().await? > 0 {
+    async fn drain_or_wait(&mut self, keys: &[Bytes]) -> Result<(), BoxError> {
+        let pops: Vec<Bytes> = keys.iter().map(|key| scripts::pop(key, self.count)).collect();
+        self.ask(&pops).await?;
+        if self.take_popped(keys).await? > 0 {
             return Ok(());
         }
-        self.ask(&[&scripts::pop_waiting(&self.queue.key, BLOCK)]).await?;
-        self.take_waited().await
+        self.ask(&[scripts::pop_waiting(keys, self.wake_key(), BLOCK)]).await?;
+        self.take_waited(keys).await
     }
 
-    async fn ask(&mut self, commands: &[&[u8]]) -> Result<(), BoxError> {
+    fn wake_key(&self) -> Option<&Bytes> {
+        self.readers.wake_key.as_ref()
+    }
+
+    /// Whether a message only was to end the wait, because another queue is wanted too.
+    fn is_wake(&self, key: &Answer) -> bool {
+        self.wake_key().is_some_and(|wake| matches!(key, Answer::Text(key) if key == wake))
+    }
+
+    async fn ask(&mut self, commands: &[impl AsRef<[u8]>]) -> Result<(), BoxError> {
         self.asked = true;
+        let commands: Vec<u8> = commands.iter().flat_map(|command| command.as_ref()).copied().collect();
         let write = async {
-            self.connection.stream.write_all(&commands.concat()).await?;
+            self.connection.stream.write_all(&commands).await?;
             self.connection.stream.flush().await
         };
         Ok(timeout(ANSWER, write).await??)
     }
 
-    /// The answer of `ZPOPMIN`: message, score, message, score …; returns how many there were.
-    async fn take_popped(&mut self) -> Result<usize, BoxError> {
-        let answer = timeout(ANSWER, self.connection.next_answer()).await??;
-        Ok(self.list(answer).await?.map_or(0, |items| self.take(items)))
+    /// The answers of a `ZPOPMIN` for each key: message, score, message, score …; returns how many there were.
+    async fn take_popped(&mut self, keys: &[Bytes]) -> Result<usize, BoxError> {
+        let mut count = 0;
+        for key in keys {
+            let answer = timeout(ANSWER, self.connection.next_answer()).await??;
+            count += self.list(answer, std::slice::from_ref(key)).await?.map_or(0, |items| self.take(items));
+        }
+        Ok(count)
     }
 
     /// Messages, each with its score behind it; returns how many there were.
@@ -213,33 +228,42 @@ impl Reader<'_> {
     }
 
     /// The answer of `BZPOPMIN`: key, message, score; or nothing.
-    async fn take_waited(&mut self) -> Result<(), BoxError> {
+    async fn take_waited(&mut self, keys: &[Bytes]) -> Result<(), BoxError> {
         let limit = Duration::from_secs(BLOCK) + ANSWER;
         let answer = timeout(limit, self.connection.next_answer()).await??;
-        let Some(items) = self.list(answer).await? else { return Ok(()) };
-        let [_key, message, score] = <[Answer; 3]>::try_from(items).map_err(|_| "an odd answer to a pop")?;
+        let Some(items) = self.list(answer, keys).await? else { return Ok(()) };
+        let [key, message, score] = <[Answer; 3]>::try_from(items).map_err(|_| "an odd answer to a pop")?;
+        if self.is_wake(&key) {
+            return Ok(());
+        }
         self.shared.take_in(self.shard, arrival(message, score).into_iter().collect());
         Ok(())
     }
 
     /// The items of an answer, if there are any.
-    async fn list(&mut self, answer: Answer) -> Result<Option<Vec<Answer>>, BoxError> {
+    async fn list(&mut self, answer: Answer, keys: &[Bytes]) -> Result<Option<Vec<Answer>>, BoxError> {
         let items = match answer {
             Answer::List(items) => Some(items),
             Answer::Null => None,
             Answer::Error(text) if text.starts_with("WRONGTYPE") => {
-                // Somebody has put something else under our queue's name; until it goes nothing arrives.
+                // Somebody has put something else under a queue's name; until it goes nothing arrives.
                 tracing::error!("a queue of ours was no sorted set: deleted");
-                let delete = scripts::delete_foreign(&self.queue.key);
-                self.shared.commands.call(self.shard, &self.queue.key, delete, ANSWER).await?;
+                for key in keys.iter().chain(self.wake_key()) {
+                    self.shared.commands.call(self.shard, key, scripts::delete_foreign(key), ANSWER).await?;
+                }
                 None
             }
-            Answer::Error(text) => return Err(text.into()),
+            Answer::Error(text) => {
+                if is_failover_error(&text) {
+                    self.connection.trust.lose();
+                }
+                return Err(text.into());
+            }
             other => return Err(format!("an odd answer to a pop: {other:?}").into()),
         };
         self.answered = true;
         if !std::mem::replace(&mut self.announced, true) {
-            self.shared.set_part(Part::Queue(self.shard, self.queue.name.as_str().into()), true);
+            self.shared.set_part(Part::Reader(self.shard, self.readers.name.clone()), true);
         }
         Ok(items)
     }

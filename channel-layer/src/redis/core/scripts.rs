@@ -158,13 +158,28 @@ pub(super) fn expire(key: &[u8], seconds: u64) -> Bytes {
     wire::bytes(&[b"EXPIRE", key, seconds.to_string().as_bytes()])
 }
 
-pub(super) fn pop_waiting(queue: &[u8], seconds: u64) -> Bytes {
-    wire::bytes(&[b"BZPOPMIN", queue, seconds.to_string().as_bytes()])
+/// The first message of one of the queues, or of the key that wakes the reader; waits if there is none.
+pub(super) fn pop_waiting(queues: &[Bytes], wake: Option<&Bytes>, seconds: u64) -> Bytes {
+    let seconds = seconds.to_string();
+    let mut words: Vec<&[u8]> = vec![b"BZPOPMIN"];
+    words.extend(queues.iter().chain(wake).map(|key| &**key));
+    words.push(seconds.as_bytes());
+    wire::bytes(&words)
 }
 
-pub(super) fn pop_or_wait(queue: &[u8], seconds: u64, count: usize) -> Bytes {
-    let (seconds, count) = (seconds.to_string(), count.to_string());
-    wire::bytes(&[b"BZMPOP", seconds.as_bytes(), b"1", queue, b"MIN", b"COUNT", count.as_bytes()])
+/// Messages of the first of the queues that has any, or else of the key that wakes the reader; waits if there is none.
+pub(super) fn pop_or_wait(queues: &[Bytes], wake: Option<&Bytes>, seconds: u64, count: usize) -> Bytes {
+    let keys = queues.len() + usize::from(wake.is_some());
+    let (seconds, count, keys) = (seconds.to_string(), count.to_string(), keys.to_string());
+    let mut words: Vec<&[u8]> = vec![b"BZMPOP", seconds.as_bytes(), keys.as_bytes()];
+    words.extend(queues.iter().chain(wake).map(|key| &**key));
+    words.extend([&b"MIN"[..], b"COUNT", count.as_bytes()]);
+    wire::bytes(&words)
+}
+
+/// Ends a reader's wait.
+pub(super) fn wake(key: &[u8]) -> Bytes {
+    wire::bytes(&[b"ZADD", key, b"0", b"wake"])
 }
 
 pub(super) fn pop(queue: &[u8], count: usize) -> Bytes {

@@ -20,7 +20,9 @@ use tokio::{
 use super::{
     clock::Clock,
     health::{Health, Part},
-    keys, scripts,
+    keys,
+    queues::{Queue, Readers},
+    scripts,
     settings::Settings,
     state::{Outbound, State},
 };
@@ -29,7 +31,7 @@ use crate::{
     codec::{AgeLimit, Body, Codec, Route, Routing},
     name,
     redis::{
-        commander::{Failure, PATIENCE, Pending},
+        commander::{Failure, Heard, PATIENCE, Pending},
         commands::Commands,
         wire::Answer,
     },
@@ -93,14 +95,14 @@ impl Demand {
         self.changed.notify_waiters();
     }
 
-    /// Returns when somebody wants a message: a relay, or one of the `hungry`.
-    pub(super) async fn wanted(&self, hungry: &AtomicUsize) {
+    /// Returns when somebody wants a message: a relay, or a receiver that is `hungry`.
+    pub(super) async fn wanted(&self, hungry: impl Fn() -> bool) {
         loop {
             let changed = self.changed.notified();
             tokio::pin!(changed);
             // Armed before looking, so that a change in between wakes us.
             changed.as_mut().enable();
-            if self.has_relays() || hungry.load(Ordering::Acquire) > 0 {
+            if self.has_relays() || hungry() {
                 return;
             }
             changed.await;
@@ -347,11 +349,33 @@ impl Shared {
 
     // ---- arrivals ----
 
+    /// Seconds a message may live at most: senders go by whole seconds, and throw away what is older than
+    /// `expiry` at the last one.
+    pub(super) fn longest_life(&self) -> f64 {
+        self.settings.expiry as f64 + 1.0
+    }
+
+    /// Wakes the readers of a queue that wait for others of their queues only.
+    pub(super) fn wake_readers_of(&self, queue: &Queue) {
+        self.wake_readers(&queue.readers, |shard| queue.is_missed(shard));
+    }
+
+    /// Wakes the readers that wait for some of their queues only.
+    pub(super) fn wake_readers(&self, readers: &Readers, misses: impl Fn(usize) -> bool) {
+        let Some(key) = &readers.wake_key else { return };
+        for shard in (0..self.commands.shards()).filter(|shard| misses(*shard)) {
+            // What cannot be sent is not missed for long: a pop waits for seconds only.
+            for command in [scripts::wake(key), scripts::expire(key, self.settings.expiry)] {
+                let _ = self.commands.start_with(shard, key, command, None, Heard::AtOnce);
+            }
+        }
+    }
+
     /// Takes in what came out of one of our queues on a shard, in order.
     pub(super) fn take_in(&self, shard: usize, arrivals: Vec<Arrival>) {
-        let expiry = self.settings.expiry as f64;
+        let life = self.longest_life();
         let (now, here) = (self.clocks[shard].now(), Instant::now());
-        let oldest = self.clocks[shard].oldest(expiry);
+        let oldest = self.clocks[shard].oldest(life);
         let age = AgeLimit { now: now as u64, max_age: self.settings.expiry + 10 };
         let mut outbound = Outbound::default();
         for Arrival { message, score } in arrivals {
@@ -372,7 +396,7 @@ impl Shared {
             }
             self.counters.received(1);
             let event = Arc::new(event);
-            let left = Duration::from_secs_f64((score + expiry - now).clamp(0.0, expiry));
+            let left = Duration::from_secs_f64((score + life - now).clamp(0.0, life));
             let state = self.state.lock();
             let (dropped, nobody) = match &routing {
                 Routing::None => (0, 1),

@@ -6,14 +6,16 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    sync::{Arc, Weak, atomic::AtomicUsize},
+    sync::{Arc, Weak},
 };
 
 use tokio::time::Instant;
 
+use super::queues::Queue;
 use crate::{
     ChannelName, Delivery, Event, GroupName, Missed, RelaySink,
     redis::{hand_over::hand_over, inbox::Inbox},
+    stats::Counters,
 };
 
 /// How many removals Redis may not have heard of are remembered; what is older expires by itself.
@@ -33,6 +35,8 @@ pub(super) struct State {
 /// A channel of this process.
 struct Local {
     inbox: Arc<Inbox>,
+    /// Where its events come from; read as long as one of its channels is here.
+    queue: Arc<Queue>,
     groups: HashSet<GroupName>,
 }
 
@@ -94,14 +98,20 @@ impl Outbound {
 impl State {
     // ---- channels ----
 
-    /// Receivers without an event are counted in `hungry`.
-    pub(super) fn open_channel(&mut self, name: ChannelName, capacity: usize, hungry: Arc<AtomicUsize>) {
-        let inbox = Arc::new(Inbox::counted(name.clone(), capacity, hungry));
-        self.channels.insert(name, Local { inbox, groups: HashSet::new() });
+    /// What expires unread is counted in `counters`.
+    pub(super) fn open_channel(
+        &mut self,
+        name: ChannelName,
+        capacity: usize,
+        queue: Arc<Queue>,
+        counters: Arc<Counters>,
+    ) {
+        let inbox = Arc::new(Inbox::of_queue(name.clone(), capacity, queue.hungry.clone(), counters));
+        self.channels.insert(name, Local { inbox, queue, groups: HashSet::new() });
     }
 
-    pub(super) fn inbox(&self, name: &ChannelName) -> Option<Arc<Inbox>> {
-        self.channels.get(name).map(|local| local.inbox.clone())
+    pub(super) fn inbox(&self, name: &ChannelName) -> Option<(Arc<Inbox>, Arc<Queue>)> {
+        self.channels.get(name).map(|local| (local.inbox.clone(), local.queue.clone()))
     }
 
     /// Forgets a channel; returns the groups it was in.

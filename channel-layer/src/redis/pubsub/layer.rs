@@ -31,7 +31,7 @@ const PING: Duration = Duration::from_secs(2);
 ///
 /// Every 10 seconds the layer publishes a message to itself through each host. One that hears none of
 /// its own twice in a row makes its connections anew: a failover can leave a subscription that answers
-/// and hears nothing. Redis cuts off a subscriber that reads too slowly (`client-output-buffer-limit
+/// and hears nothing. A server that has become a replica is left at once. Redis cuts off a subscriber that reads too slowly (`client-output-buffer-limit
 /// pubsub`); it does not say so, and here it looks like any other loss: `the server closed the
 /// connection` in this log, `scheduled to be closed ASAP for overcoming of output buffer limits` in the
 /// server's.
@@ -42,7 +42,9 @@ const PING: Duration = Duration::from_secs(2);
 /// dead node's place, the subscriptions follow by themselves; relays are told of the gap.
 ///
 /// A Redis user needs the commands PUBLISH, (P)SUBSCRIBE, (P)UNSUBSCRIBE and PING, and, because a relay
-/// subscribes to a pattern, all channels (`&*`); on a cluster also SPUBLISH, S(UN)SUBSCRIBE and CLUSTER.
+/// subscribes to a pattern, all channels (`&*`); on a cluster also SPUBLISH, S(UN)SUBSCRIBE and CLUSTER. It
+/// should have ROLE, or INFO: with every probe the layer asks whether the server is a primary still, because
+/// what is published on a replica is heard there and by nobody else.
 ///
 /// Nothing waits in Redis: an event for a channel nobody reads is gone. Of an inbox that already
 /// holds 100 unread events the oldest is dropped. Clones share everything; with the last clone and

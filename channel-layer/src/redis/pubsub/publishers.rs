@@ -70,8 +70,11 @@ impl Publishers {
         Ok(self.commands.ping(limit).await?)
     }
 
-    /// Publishes nothing to a topic of a link and does not count it; tells whether it could be queued.
+    /// Publishes nothing to a topic of a link and does not count it; tells whether it could be queued. Also asks
+    /// whether the link's server is a primary still: what is published on a replica is heard there, and by
+    /// nobody else.
     pub(super) fn probe(&self, at: usize, topic: &[u8]) -> bool {
+        self.commands.check_role(self.shard_at(at), topic);
         self.commands.start_with(self.shard_at(at), topic, self.command(topic, b""), None, Heard::AtOnce).is_ok()
     }
 

@@ -1,6 +1,6 @@
 //! A Redis Cluster: who has which slot, as far as we know.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use parking_lot::RwLock;
 use tokio::{
@@ -17,6 +17,7 @@ use crate::{
     redis::{
         connection::{Access, Address, Target},
         refusal::{Failed, Refused},
+        trust::Server,
         wire::Answer,
     },
 };
@@ -29,6 +30,8 @@ pub(crate) struct Cluster {
     seeds: Vec<Node>,
     access: Arc<Access>,
     known: RwLock<Known>,
+    /// Of the nodes that have been connected to.
+    servers: parking_lot::Mutex<HashMap<Node, Server>>,
     version: watch::Sender<u64>,
     refreshing: Mutex<Last>,
 }
@@ -58,7 +61,14 @@ impl Cluster {
     pub(super) fn new(seeds: Vec<Address>, access: Arc<Access>) -> Self {
         let seeds = seeds.iter().map(|seed| seed.to_string().into()).collect();
         let known = RwLock::new(Known { map: Map::empty(), epoch: 0 });
-        Self { seeds, access, known, version: watch::Sender::new(0), refreshing: Mutex::default() }
+        Self {
+            seeds,
+            access,
+            known,
+            servers: parking_lot::Mutex::default(),
+            version: watch::Sender::new(0),
+            refreshing: Mutex::default(),
+        }
     }
 
     /// The primary that has the slot.
@@ -75,7 +85,7 @@ impl Cluster {
     pub(crate) fn target(&self, node: &Node) -> Target {
         // A text that is no address leads nowhere, and the error says so.
         let address = address(node).unwrap_or_else(|| Address::Tcp(node.clone(), 0));
-        Target::direct(address, self.access.clone())
+        Target::direct(address, self.access.clone(), self.servers.lock().entry(node.clone()).or_default().clone())
     }
 
     /// A number that changes with the map.
@@ -138,6 +148,8 @@ impl Cluster {
         known.epoch = said.epoch;
         if known.map != said.map {
             known.map = said.map;
+            let primaries = known.map.primaries();
+            self.servers.lock().retain(|node, _| primaries.contains(node));
             // While the lock is held: whoever sees the number sees the map.
             self.version.send_modify(|version| *version += 1);
         }

@@ -8,6 +8,7 @@ use crate::{
     redis::{
         connection::{self, Access, Account, Address, Target},
         tls::{self, TlsOptions},
+        trust::Server,
     },
 };
 
@@ -295,7 +296,7 @@ impl Spec {
         };
         let access = self.access(&self.account, tls.as_ref(), certified);
         Ok(match &self.kind {
-            Kind::One(address) => Resolved::Target(Target::direct(address.clone(), access)),
+            Kind::One(address) => Resolved::Target(Target::direct(address.clone(), access, Server::default())),
             Kind::Sentinel { addresses, master_name } => {
                 let to_sentinels = self.access(&self.sentinel, tls.as_ref(), certified);
                 let sentinels = Sentinels::new(addresses.clone(), master_name.clone(), to_sentinels);

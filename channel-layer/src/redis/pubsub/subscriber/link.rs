@@ -15,6 +15,7 @@ use crate::{
     redis::{
         backoff::Backoff,
         connection::{Connection, Stream, Target, fill},
+        trust::Trust,
     },
 };
 
@@ -43,7 +44,7 @@ enum State {
     /// Nothing belongs to it.
     Idle,
     Opening(Attempt),
-    Up(Up),
+    Up(Box<Up>),
 }
 
 type Attempt = Pin<Box<dyn Future<Output = Result<Connection, BoxError>> + Send>>;
@@ -56,6 +57,9 @@ pub(super) struct Up {
     pinged: Option<Instant>,
     /// Whether it takes nothing of the much that waits for it.
     stalled: bool,
+    trust: Trust,
+    /// Ends when the trust is lost.
+    lost: Pin<Box<dyn Future<Output = ()> + Send>>,
 }
 
 /// What happened on a link.
@@ -96,7 +100,7 @@ impl Link {
                     self.failures = 0;
                     self.restored = false;
                     self.fresh = true;
-                    self.state = State::Up(Up::new(connection));
+                    self.state = State::Up(Box::new(Up::new(connection)));
                     return Poll::Ready(Event::Opened);
                 }
                 Err(error) => self.failed(&error),
@@ -129,6 +133,13 @@ impl Link {
         match &mut self.state {
             State::Up(up) => Some(up),
             State::Idle | State::Opening(_) => None,
+        }
+    }
+
+    /// Its server does not hear what is published, or hears what nobody else does.
+    pub(super) fn distrust(&mut self) {
+        if let State::Up(up) = &self.state {
+            up.trust.lose();
         }
     }
 
@@ -236,12 +247,16 @@ impl Link {
 
 impl Up {
     fn new(connection: Connection) -> Self {
-        let Connection { stream, buffer } = connection;
+        let Connection { stream, buffer, trust } = connection;
         let session = Session::default();
-        Self { stream, buffer, session, heard: Instant::now(), pinged: None, stalled: false }
+        let lost = Box::pin(trust.lost());
+        Self { stream, buffer, session, heard: Instant::now(), pinged: None, stalled: false, trust, lost }
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Event> {
+        if self.lost.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(Event::Lost("the server is no primary any more, or deaf".into()));
+        }
         // Both futures are made anew each time: they keep nothing between two polls.
         while self.session.has_output() {
             match pin!(self.session.write(&mut self.stream)).poll(cx) {

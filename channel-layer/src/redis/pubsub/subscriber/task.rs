@@ -200,6 +200,7 @@ impl Task {
         }
         if verdict == Verdict::Deaf {
             // Either of the two may be connected to the wrong server.
+            link.distrust();
             self.publishers.renew(at, &link.probe.topic);
             self.lost(at, &"its subscriptions are deaf: two probes in a row were not heard".into());
             return;
