@@ -13,7 +13,9 @@ use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
 use crate::admission::Admissions;
+use crate::api::WrongKeys;
 use crate::auth::{JwtAuth, Origins};
+use crate::budget::Budget;
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::files::Files;
@@ -33,6 +35,12 @@ const START_PATIENCE: Duration = Duration::from_secs(30);
 
 /// How long what is being written may take when a node stops, and then saying goodbye on the layer.
 const LAST_WORDS: Duration = Duration::from_secs(5);
+
+/// Bytes of what is being published at the same time, about: from reading it until it is stored.
+const PUBLISHING: u32 = 16 * 1024 * 1024;
+
+/// Bytes of the bodies of API calls, with what is made of them.
+const BODIES: u32 = 16 * 1024 * 1024;
 
 /// Why a node does not run.
 #[derive(Debug, thiserror::Error)]
@@ -74,6 +82,11 @@ pub struct Node {
     pub(crate) redis: Option<redis::Server>,
     /// How many streams are read at once for clients that catch up.
     pub(crate) resumes: Semaphore,
+    /// Bytes that publishing may take, from the stream and over HTTP.
+    pub(crate) publishing: Budget,
+    /// Bytes that bodies of API calls may take.
+    pub(crate) bodies: Budget,
+    pub(crate) wrong_keys: WrongKeys,
     pub(crate) clock: Clock,
     /// Connections; a node waits for them when it leaves.
     pub(crate) tasks: TaskTracker,
@@ -139,6 +152,9 @@ impl Node {
             origins: Origins::new(&config.allowed_origins),
             peers: Peers::new(&config, &layer),
             resumes: Semaphore::new(16),
+            publishing: Budget::new(PUBLISHING),
+            bodies: Budget::new(BODIES),
+            wrong_keys: WrongKeys::default(),
             clock: Clock::start(),
             draining: AtomicBool::new(false),
             config,
