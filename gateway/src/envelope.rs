@@ -1,9 +1,16 @@
 //! Envelopes of publishers (contract, section 8): the same from HTTP and from the stream.
+//!
+//! An envelope may be for a thousand recipients. What they have in common is there once ([`Delivery`]); an [`Item`] for
+//! each is made piece by piece, as it is stored.
+
+use std::ops::Range;
+use std::sync::Arc;
 
 use channel_layer::{Event, GroupName};
 use persistence::{Append, AppendError, Appended, Key, Stream};
-use serde::Deserialize;
-use serde_json::{Map, Value};
+use serde::de::{Error as _, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer};
+use serde_json::value::RawValue;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
@@ -17,27 +24,51 @@ pub(crate) const MAX_RECIPIENTS: usize = 1000;
 /// Bytes of an envelope's data.
 pub(crate) const MAX_DATA: usize = 64 * 1024;
 
-/// What a service wants to tell somebody.
+/// Bytes that no list of recipients needs: each name of the longest there are, every character of it spelled out.
+pub(crate) const MAX_TO: usize = MAX_RECIPIENTS * (persistence::MAX_NAME_CHARS * "\\ud83d\\udc4d".len() + 16);
+
+/// Bytes of texts that are stored and sent together, about.
+pub(crate) const PIECE: usize = 2 * 1024 * 1024;
+
+/// What an item takes beside its text.
+const ITEM: usize = 512;
+
+/// What a service wants to tell somebody. What it does not name here means nothing to us.
 #[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct Envelope {
+pub(crate) struct Envelope<'a> {
     pub(crate) r#type: String,
     pub(crate) to: Recipients,
-    pub(crate) data: Map<String, Value>,
+    #[serde(borrow)]
+    pub(crate) data: &'a RawValue,
     pub(crate) id: Option<String>,
     pub(crate) source: Option<String>,
     pub(crate) expires_at: Option<String>,
     pub(crate) time: Option<String>,
-    #[serde(rename = "traceparent")]
-    pub(crate) _traceparent: Option<String>,
 }
 
 /// One or many of `user:NAME` and `room:NAME`.
-#[derive(Debug, Deserialize)]
-#[serde(untagged)]
-pub(crate) enum Recipients {
-    One(String),
-    Many(Vec<String>),
+#[derive(Debug)]
+pub(crate) struct Recipients(pub(crate) Vec<String>);
+
+/// An envelope that means something: what its recipients have in common, and their names.
+#[derive(Debug)]
+pub(crate) struct Delivery {
+    meaning: Meaning,
+    source: Arc<str>,
+    id: Arc<str>,
+    expires_at: Option<OffsetDateTime>,
+    to: Vec<String>,
+}
+
+#[derive(Debug)]
+enum Meaning {
+    Store {
+        from_user: Arc<str>,
+        message: Arc<str>,
+    },
+    Disconnect(Event),
+    /// It was too late already.
+    Nothing,
 }
 
 /// What an envelope means for one recipient.
@@ -62,7 +93,7 @@ pub(crate) struct Unusable {
     pub(crate) detail: String,
 }
 
-fn unusable(reason: &'static str, detail: impl Into<String>) -> Unusable {
+pub(crate) fn unusable(reason: &'static str, detail: impl Into<String>) -> Unusable {
     Unusable { reason, detail: detail.into() }
 }
 
@@ -83,96 +114,205 @@ pub(crate) enum Failed {
     Unusable(Unusable),
     /// The database or the layer is away.
     Unavailable(&'static str),
+    /// The database answered, and did not store it.
+    NotStored,
 }
 
-impl Envelope {
-    /// What it means for each recipient. `default_source` and `default_id` stand in where it names none.
-    pub(crate) fn items(
-        &self,
-        node: &Node,
-        default_source: &str,
-        default_id: Option<String>,
-    ) -> Result<Vec<Item>, Unusable> {
-        if serde_json::to_string(&self.data).map_or(true, |text| text.len() > MAX_DATA) {
+impl<'de> Deserialize<'de> for Recipients {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Names;
+        impl<'de> Visitor<'de> for Names {
+            type Value = Recipients;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("a name, or a list of names")
+            }
+
+            fn visit_str<E>(self, name: &str) -> Result<Recipients, E> {
+                Ok(Recipients(vec![name.to_owned()]))
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Recipients, A::Error> {
+                let mut names = Vec::new();
+                while let Some(name) = list.next_element()? {
+                    // However many follow, no more are read.
+                    if names.len() == MAX_RECIPIENTS {
+                        return Err(A::Error::custom(wrong_number()));
+                    }
+                    names.push(name);
+                }
+                if names.is_empty() { Err(A::Error::custom(wrong_number())) } else { Ok(Recipients(names)) }
+            }
+        }
+        deserializer.deserialize_any(Names)
+    }
+}
+
+fn wrong_number() -> String {
+    format!("to must name 1 to {MAX_RECIPIENTS} recipients")
+}
+
+/// The fields of `data` that mean something to us, each of any type.
+#[derive(Deserialize)]
+struct Data<'a> {
+    #[serde(borrow)]
+    message: Option<&'a RawValue>,
+    #[serde(borrow)]
+    from_user: Option<&'a RawValue>,
+    #[serde(borrow)]
+    code: Option<&'a RawValue>,
+    #[serde(borrow)]
+    reason: Option<&'a RawValue>,
+}
+
+impl Envelope<'_> {
+    /// What it means. `default_source` stands in where it names none; `now` is by the database's clock.
+    pub(crate) fn delivery(self, default_source: &str, now: OffsetDateTime) -> Result<Delivery, Unusable> {
+        if compact_len(self.data.get()) > MAX_DATA {
             return Err(unusable("too_large", "data is over 64 KiB"));
         }
-        let expired = match self.expires_at.as_deref().map(|text| OffsetDateTime::parse(text, &Rfc3339)) {
+        if !self.data.get().starts_with('{') {
+            return Err(unusable("not_json", "data is not a JSON object"));
+        }
+        let expires_at = match self.expires_at.as_deref().map(|text| OffsetDateTime::parse(text, &Rfc3339)) {
             Some(Err(_)) => return Err(unusable("malformed", "expires_at must be RFC 3339")),
-            Some(Ok(time)) => time <= node.clock.database(),
-            None => false,
+            Some(Ok(time)) => Some(time),
+            None => None,
         };
         if self.time.as_deref().is_some_and(|text| OffsetDateTime::parse(text, &Rfc3339).is_err()) {
             return Err(unusable("malformed", "time must be RFC 3339"));
         }
-        let source = self.source.as_deref().unwrap_or(default_source).to_owned();
-        let id = self.id.clone().or(default_id).unwrap_or_else(|| uuid::Uuid::now_v7().to_string());
+        let source: Arc<str> = self.source.as_deref().unwrap_or(default_source).into();
+        let id: Arc<str> = self.id.as_deref().unwrap_or_default().into();
         for (what, text) in [("source", &source), ("id", &id)] {
             if text.is_empty() || text.len() > persistence::MAX_EVENT_ID_BYTES {
                 return Err(unusable("malformed", format!("{what} must have 1 to 128 bytes")));
             }
         }
-        let recipients = match &self.to {
-            Recipients::One(to) => vec![to.clone()],
-            Recipients::Many(list) if list.is_empty() || list.len() > MAX_RECIPIENTS => {
-                return Err(unusable("malformed", format!("to must name 1 to {MAX_RECIPIENTS} recipients")));
+        let is_late = expires_at.is_some_and(|time| time <= now);
+        for to in &self.to.0 {
+            let stream = recipient(to)?;
+            if !is_late {
+                fits(&self.r#type, &stream)?;
             }
-            Recipients::Many(list) => list.clone(),
-        };
-        recipients
-            .into_iter()
-            .map(|to| {
-                let stream = recipient(&to)?;
-                let what = if expired { What::Expired } else { self.what(node, stream, &source, &id)? };
-                Ok(Item { to, what })
-            })
-            .collect()
+        }
+        let meaning = if is_late { Meaning::Nothing } else { meaning(&self.r#type, self.data, &source, &id)? };
+        Ok(Delivery { meaning, source, id, expires_at, to: self.to.0 })
+    }
+}
+
+/// Whether that kind of envelope is for such recipients.
+fn fits(kind: &str, to: &Stream) -> Result<(), Unusable> {
+    match (kind, to) {
+        ("chat", Stream::Room(_)) | ("notification", Stream::Inbox(_)) | ("gateway.disconnect", _) => Ok(()),
+        ("chat" | "notification", _) => Err(unusable("malformed", "chat goes to rooms, notification to users")),
+        _ => Err(unusable("unknown_type", "type must be chat, notification or gateway.disconnect")),
+    }
+}
+
+fn meaning(kind: &str, data: &RawValue, source: &Arc<str>, id: &str) -> Result<Meaning, Unusable> {
+    let data: Data<'_> = serde_json::from_str(data.get())
+        .map_err(|error| unusable("malformed", format!("data is malformed: {error}")))?;
+    if kind == "gateway.disconnect" {
+        let mut event = Event::new("gateway.disconnect");
+        if let Some(code) = data.code.and_then(|code| serde_json::from_str::<i64>(code.get()).ok()) {
+            event = event.with("code", code);
+        }
+        if let Some(reason) = data.reason.and_then(|reason| serde_json::from_str::<String>(reason.get()).ok()) {
+            event = event.with("reason", reason);
+        }
+        return Ok(Meaning::Disconnect(event));
+    }
+    let text = |field: &str, value: &RawValue| {
+        let text: Result<String, _> = serde_json::from_str(value.get());
+        text.map_err(|_| unusable("malformed", format!("data.{field} must be text")))
+    };
+    let missing = || unusable("missing_field", "data.message is missing");
+    let message = data.message.filter(|message| message.get().starts_with('"')).ok_or_else(missing)?;
+    let message: Arc<str> = text("message", message)?.into();
+    let from_user = match data.from_user {
+        None => Arc::clone(source),
+        Some(name) => text("from_user", name)?.into(),
+    };
+    // What the store would refuse; said here, before anything of a list is stored.
+    if [source, id, &message, &from_user].iter().any(|text| text.contains('\0')) {
+        return Err(unusable("malformed", "NUL cannot be stored"));
+    }
+    if from_user.chars().count() > persistence::MAX_NAME_CHARS {
+        return Err(unusable("malformed", "data.from_user is too long"));
+    }
+    Ok(Meaning::Store { from_user, message })
+}
+
+impl Delivery {
+    /// How many recipients it has.
+    pub(crate) fn recipients(&self) -> usize {
+        self.to.len()
     }
 
-    fn what(&self, node: &Node, stream: Stream, source: &str, id: &str) -> Result<What, Unusable> {
-        let text = |field: &str| self.data.get(field).and_then(Value::as_str);
-        if self.r#type == "gateway.disconnect" {
-            let group = match &stream {
-                Stream::Room(room) => node.names.room(room),
-                Stream::Inbox(user) => node.names.user(user),
-            };
-            let mut event = Event::new("gateway.disconnect");
-            if let Some(code) = self.data.get("code").and_then(Value::as_i64) {
-                event = event.with("code", code);
-            }
-            if let Some(reason) = text("reason") {
-                event = event.with("reason", reason);
-            }
-            return Ok(What::Disconnect(group.map_err(|_| unusable("malformed", "no group of that name"))?, event));
+    /// Bytes that the item of one recipient takes until it is stored and sent.
+    pub(crate) fn bytes_each(&self) -> usize {
+        match &self.meaning {
+            Meaning::Store { message, .. } => message.len() + ITEM,
+            _ => ITEM,
         }
-        match (self.r#type.as_str(), &stream) {
-            ("chat", Stream::Room(_)) | ("notification", Stream::Inbox(_)) => {}
-            ("chat" | "notification", _) => {
-                return Err(unusable("malformed", "chat goes to rooms, notification to users"));
-            }
-            _ => return Err(unusable("unknown_type", "type must be chat, notification or gateway.disconnect")),
-        }
-        let message = text("message").ok_or_else(|| unusable("missing_field", "data.message is missing"))?;
-        let from_user = match self.data.get("from_user") {
-            None | Some(Value::Null) => source,
-            Some(Value::String(name)) => name,
-            Some(_) => return Err(unusable("malformed", "data.from_user must be text")),
-        };
-        // What the store would refuse; said here, before anything of a list is stored.
-        if [source, id, message, from_user].iter().any(|text| text.contains('\0')) {
-            return Err(unusable("malformed", "NUL cannot be stored"));
-        }
-        if from_user.chars().count() > persistence::MAX_NAME_CHARS {
-            return Err(unusable("malformed", "data.from_user is too long"));
-        }
-        Ok(What::Store(Append {
-            stream,
-            from_user: from_user.to_owned(),
-            message: message.to_owned(),
-            key: Some(Key::Event { source: source.to_owned(), id: id.to_owned() }),
-            create_inbox: true,
-            origin: Some((source.to_owned(), id.to_owned())),
-        }))
     }
+
+    /// The recipients from this one on that are served together.
+    pub(crate) fn piece(&self, from: usize) -> Range<usize> {
+        from..(from + (PIECE / self.bytes_each()).max(1)).min(self.to.len())
+    }
+
+    /// Sender and text, if it is one to store.
+    pub(crate) fn content(&self) -> Option<[&str; 2]> {
+        match &self.meaning {
+            Meaning::Store { from_user, message } => Some([from_user, message]),
+            _ => None,
+        }
+    }
+
+    /// Source and id.
+    pub(crate) fn identity(&self) -> [&str; 2] {
+        [&self.source, &self.id]
+    }
+
+    /// The names of the recipients, as they were written.
+    pub(crate) fn names(&self) -> &[String] {
+        &self.to
+    }
+
+    /// What it means for a recipient now.
+    pub(crate) fn item(&self, node: &Node, index: usize) -> Result<Item, Unusable> {
+        let to = self.to.get(index).cloned().unwrap_or_default();
+        let stream = recipient(&to)?;
+        let is_late = self.expires_at.is_some_and(|time| time <= node.clock.database());
+        let what = match &self.meaning {
+            _ if is_late => What::Expired,
+            Meaning::Nothing => What::Expired,
+            Meaning::Disconnect(event) => {
+                let group = match &stream {
+                    Stream::Room(room) => node.names.room(room),
+                    Stream::Inbox(user) => node.names.user(user),
+                };
+                let group = group.map_err(|_| unusable("malformed", "no group of that name"))?;
+                What::Disconnect(group, event.clone())
+            }
+            Meaning::Store { from_user, message } => What::Store(Append {
+                stream,
+                from_user: Arc::clone(from_user),
+                message: Arc::clone(message),
+                key: Some(Key::Event { source: Arc::clone(&self.source), id: Arc::clone(&self.id) }),
+                create_inbox: true,
+                origin: Some((Arc::clone(&self.source), Arc::clone(&self.id))),
+            }),
+        };
+        Ok(Item { to, what })
+    }
+}
+
+/// The room of a recipient, if it is one.
+pub(crate) fn room_of(to: &str) -> Option<&str> {
+    to.strip_prefix("room:")
 }
 
 fn recipient(to: &str) -> Result<Stream, Unusable> {
@@ -183,6 +323,45 @@ fn recipient(to: &str) -> Result<Stream, Unusable> {
         "room" if valid => Ok(Stream::Room(name.to_owned())),
         _ => Err(unusable("malformed", "to must be user:NAME or room:NAME")),
     }
+}
+
+/// Bytes of a JSON text without the blanks between its values, and with each character as short as it can be
+/// written: what a publisher's library makes of it should not count.
+fn compact_len(json: &str) -> usize {
+    if json.len() <= MAX_DATA {
+        return json.len();
+    }
+    let (mut len, mut in_text) = (0, false);
+    let mut bytes = json.bytes().enumerate();
+    while let Some((at, byte)) = bytes.next() {
+        match byte {
+            b' ' | b'\n' | b'\r' | b'\t' if !in_text => {}
+            b'\\' => {
+                let short = match bytes.next() {
+                    Some((_, b'u')) => {
+                        let code = json.get(at + 2..at + 6).and_then(|digits| u32::from_str_radix(digits, 16).ok());
+                        bytes.nth(3);
+                        match code.unwrap_or_default() {
+                            0x22 | 0x5c => 2,
+                            0..0x20 => 6,
+                            0x20..0x80 => 1,
+                            // Half of one that has four.
+                            0x80..0x800 | 0xd800..0xe000 => 2,
+                            _ => 3,
+                        }
+                    }
+                    Some((_, b'/')) => 1,
+                    _ => 2,
+                };
+                len += short;
+            }
+            _ => {
+                in_text ^= byte == b'"';
+                len += 1;
+            }
+        }
+    }
+    len
 }
 
 /// Does what an item asks for; stored things are committed when this returns.
@@ -204,6 +383,82 @@ pub(crate) async fn run(node: &Node, what: What) -> Result<Outcome, Failed> {
             }
             Err(WriteError::Refused(error)) => Err(Failed::Unusable(unusable("malformed", error.to_string()))),
             Err(WriteError::Unavailable) => Err(Failed::Unavailable("the database is unavailable")),
+            Err(WriteError::Failed) => Err(Failed::NotStored),
         },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn recipients(json: &str) -> Result<Vec<String>, String> {
+        serde_json::from_str::<Recipients>(json).map(|names| names.0).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn a_list_is_read_no_further_than_a_thousand() {
+        let list = |count| format!("[{}]", vec![r#""user:a""#; count].join(","));
+        assert_eq!(recipients(&list(1000)).unwrap().len(), 1000);
+        assert_eq!(recipients(r#""user:a""#).unwrap(), ["user:a"]);
+        // What comes behind is not looked at: it is no JSON.
+        let endless = format!("{},{{{{", list(1001).trim_end_matches(']'));
+        assert!(recipients(&endless).unwrap_err().contains("1 to 1000"));
+        assert!(recipients("[]").unwrap_err().contains("1 to 1000") && recipients("[1]").is_err());
+    }
+
+    #[test]
+    fn the_longest_list_there_can_be_is_within_the_bound() {
+        let name = format!(r#""user:{}""#, "\\ud83d\\udc4d".repeat(persistence::MAX_NAME_CHARS));
+        let list = format!("[{}]", vec![name; MAX_RECIPIENTS].join(", "));
+        assert!(list.len() <= MAX_TO, "{}", list.len());
+        assert!(recipients(&list).unwrap().iter().all(|to| recipient(to).is_ok()));
+    }
+
+    #[test]
+    fn data_is_measured_as_short_as_it_can_be_written() {
+        let long = "x".repeat(MAX_DATA);
+        for text in [long.clone(), format!("{long}é€👍\n\u{1}/\"\\")] {
+            let value = serde_json::json!({"message": text, "more": [1, true, null]});
+            let short = value.to_string();
+            let pretty = serde_json::to_string_pretty(&value).unwrap();
+            let spelled: String = short.chars().fold(String::new(), |mut spelled, char| {
+                match char {
+                    '\0'..='\x7f' => spelled.push(char),
+                    _ => char.encode_utf16(&mut [0; 2]).iter().for_each(|unit| spelled += &format!("\\u{unit:04x}")),
+                }
+                spelled
+            });
+            for json in [&short, &pretty, &spelled] {
+                assert_eq!(compact_len(json), short.len());
+            }
+        }
+    }
+
+    fn delivery(data: &str) -> Result<Delivery, Unusable> {
+        let data: &RawValue = serde_json::from_str(data).unwrap();
+        let to = Recipients(vec!["user:alice".into()]);
+        let envelope = Envelope {
+            r#type: "notification".into(),
+            to,
+            data,
+            id: Some("1".into()),
+            source: None,
+            expires_at: None,
+            time: None,
+        };
+        envelope.delivery("api", OffsetDateTime::now_utc())
+    }
+
+    #[test]
+    fn what_is_wrong_with_data_is_said() {
+        let reason = |data: &str| delivery(data).unwrap_err().reason;
+        assert_eq!(reason("[]"), "not_json");
+        assert_eq!((reason("{}"), reason(r#"{"message":1}"#)), ("missing_field", "missing_field"));
+        assert_eq!(reason(r#"{"message":"x","from_user":1}"#), "malformed");
+        assert_eq!(reason(r#"{"message":"\ud800"}"#), "malformed");
+        assert_eq!(reason(&format!(r#"{{"message":"{}"}}"#, "x".repeat(MAX_DATA))), "too_large");
+        let good = delivery(r#" {"from_user":null,"more":[{}],"message":"x"}"#).unwrap();
+        assert_eq!(good.content(), Some(["api", "x"]));
     }
 }

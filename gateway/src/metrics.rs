@@ -79,6 +79,8 @@ pub struct Metrics {
     pub stream_pending: Gauge,
     pub stream_events: Family<ByResult, Counter>,
     pub stream_dead: Family<ByReason, Counter>,
+    pub stream_postponed: Family<ByReason, Counter>,
+    pub api_refused: Family<ByReason, Counter>,
     pub resumes: Family<ByKind, Counter>,
     pub recent_bytes: Gauge,
     pub retention_runs: Family<ByResult, Counter>,
@@ -154,6 +156,10 @@ impl Metrics {
             "stream_events", "Entries finished by this node", Family::<ByResult, Counter>::default();
             "stream_dead", "Entries this node sent to the dead letters", Family::<ByReason, Counter>::default();
         };
+        let (stream_postponed, api_refused) = register! {
+            "stream_postponed", "Entries left in the stream to be taken up later: the database did not store them, or the dead letter could not be written", Family::<ByReason, Counter>::default();
+            "api_refused", "API calls refused before they were looked into: for their key, or because too much was under way", Family::<ByReason, Counter>::default();
+        };
         let (resumes, recent_bytes, retention_runs, retention_deleted) = register! {
             "resumes", "Streams that clients caught up in, by where it came from: nothing missed, memory or database", Family::<ByKind, Counter>::default();
             "recent_bytes", "Memory taken by recent messages for clients that come back", Gauge::default();
@@ -204,6 +210,8 @@ impl Metrics {
             stream_pending,
             stream_events,
             stream_dead,
+            stream_postponed,
+            api_refused,
             resumes,
             recent_bytes,
             retention_runs,

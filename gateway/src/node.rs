@@ -13,7 +13,9 @@ use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
 use crate::admission::Admissions;
+use crate::api::WrongKeys;
 use crate::auth::{JwtAuth, Origins};
+use crate::budget::Budget;
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::files::Files;
@@ -34,6 +36,12 @@ const START_PATIENCE: Duration = Duration::from_secs(30);
 
 /// How long what is being written may take when a node stops, and then saying goodbye on the layer.
 const LAST_WORDS: Duration = Duration::from_secs(5);
+
+/// Bytes of what is being published at the same time, about: from reading it until it is stored.
+const PUBLISHING: u32 = 16 * 1024 * 1024;
+
+/// Bytes of the bodies of API calls, with what is made of them.
+const BODIES: u32 = 16 * 1024 * 1024;
 
 /// Why a node does not run.
 #[derive(Debug, thiserror::Error)]
@@ -75,6 +83,11 @@ pub struct Node {
     pub(crate) redis: Option<redis::Server>,
     /// How many streams are read at once for clients that catch up.
     pub(crate) resumes: Semaphore,
+    /// Bytes that publishing may take, from the stream and over HTTP.
+    pub(crate) publishing: Budget,
+    /// Bytes that bodies of API calls may take.
+    pub(crate) bodies: Budget,
+    pub(crate) wrong_keys: WrongKeys,
     pub(crate) clock: Clock,
     pub(crate) health: Arc<Health>,
     /// Connections; a node waits for them when it leaves.
@@ -137,6 +150,9 @@ impl Node {
             resumes: Semaphore::new(16),
             clock: health.clock.clone(),
             health,
+            publishing: Budget::new(PUBLISHING),
+            bodies: Budget::new(BODIES),
+            wrong_keys: WrongKeys::default(),
             draining: AtomicBool::new(false),
             config,
             store,

@@ -57,8 +57,8 @@ pub(crate) type Answer = Response<String>;
 
 /// What our accept loop knows of a request and warp does not.
 #[derive(Clone)]
-struct Arrival {
-    peer: SocketAddr,
+pub(crate) struct Arrival {
+    pub(crate) peer: SocketAddr,
     version: Version,
 }
 

@@ -32,6 +32,9 @@ pub(crate) enum WriteError {
     /// The database cannot be reached, or the node is stopping; trying again may help.
     #[error("the database is unavailable")]
     Unavailable,
+    /// The database answers, and does not store it.
+    #[error("the database refused the request")]
+    Failed,
 }
 
 /// What is called with the result, after the commit and after the event was handed to the layer.
@@ -209,7 +212,8 @@ impl Lane {
             Ok(results) => results.into_iter().map(|result| result.map_err(WriteError::from)).collect(),
             Err(error) => {
                 self.log(&error, batch.len());
-                batch.iter().map(|_| Err(WriteError::Unavailable)).collect()
+                let failed = if error.is_retryable() { WriteError::Unavailable } else { WriteError::Failed };
+                batch.iter().map(|_| Err(failed.clone())).collect()
             }
         }
     }
@@ -236,7 +240,7 @@ impl Lane {
         appended: &Appended,
     ) -> (Result<channel_layer::GroupName, channel_layer::NameError>, Event) {
         let Appended { id, seq, epoch, date, .. } = *appended;
-        let (from_user, message) = (append.from_user.clone(), append.message.clone());
+        let (from_user, message) = (append.from_user.to_string(), append.message.to_string());
         match &append.stream {
             Stream::Room(room) => {
                 let display_name = appended.display_name.as_deref().unwrap_or(room);
@@ -244,7 +248,8 @@ impl Lane {
                 (self.names.room(room), events::chat_event(room, display_name, &row))
             }
             Stream::Inbox(user) => {
-                let (source, event_id) = append.origin.clone().unzip();
+                let origin = append.origin.as_ref();
+                let (source, event_id) = origin.map(|(source, id)| (source.to_string(), id.to_string())).unzip();
                 let row = Notification { id, seq, epoch, from_user, message, date, seen: false, source, event_id };
                 (self.names.user(user), events::notification_event(&row))
             }

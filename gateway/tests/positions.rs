@@ -22,7 +22,7 @@ async fn store(node: &TestNode, stream: &Stream, texts: &[&str]) -> Vec<Appended
     let append = |text: &&str| Append {
         stream: stream.clone(),
         from_user: "ops".into(),
-        message: (*text).to_owned(),
+        message: (*text).into(),
         key: None,
         create_inbox: true,
         origin: None,

@@ -1,5 +1,7 @@
 //! The words the store speaks: rooms, inboxes, messages, and what is asked of them.
 
+use std::sync::Arc;
+
 use time::OffsetDateTime;
 use uuid::Uuid;
 
@@ -56,21 +58,21 @@ impl Stream {
     }
 }
 
-/// One message to store.
+/// One message to store. What a thousand recipients have in common is shared by their items.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Append {
     /// Where it goes.
     pub stream: Stream,
     /// Who sent it, at most [`MAX_NAME_CHARS`].
-    pub from_user: String,
+    pub from_user: Arc<str>,
     /// The text, at most [`MAX_MESSAGE_BYTES`].
-    pub message: String,
+    pub message: Arc<str>,
     /// What makes a repeat of it recognisable; `None` stores every time.
     pub key: Option<Key>,
     /// For inboxes: make the user known when nobody has heard of them. Ignored for rooms.
     pub create_inbox: bool,
     /// Source and event id, stored beside the message.
-    pub origin: Option<(String, String)>,
+    pub origin: Option<(Arc<str>, Arc<str>)>,
 }
 
 /// The identity of a message to those who may send it twice.
@@ -79,16 +81,16 @@ pub enum Key {
     /// A browser's `client_id`: unique per user and kind of stream.
     Client {
         /// The signed-in user.
-        user: String,
+        user: Arc<str>,
         /// What the client chose.
         client_id: String,
     },
     /// A service's event: source and id are unique per stream.
     Event {
         /// The publishing service.
-        source: String,
+        source: Arc<str>,
         /// Its id of the event.
-        id: String,
+        id: Arc<str>,
     },
 }
 

@@ -7,7 +7,7 @@ use super::{ApiResult, Call, Problem};
 use crate::node::Node;
 use crate::redis::{DeadLetters, RedisFailed};
 
-/// Dead letters of one answer: the default, and the most.
+/// Dead letters of one answer: the default, and the most; fewer where they are large.
 const DEFAULT_LIMIT: u64 = 100;
 const MAX_LIMIT: u64 = 1000;
 
@@ -28,13 +28,13 @@ pub(super) async fn list(call: &Call, node: &Node) -> ApiResult {
     let limit = call.limit(DEFAULT_LIMIT, MAX_LIMIT)?;
     let before: Option<String> = call.query("before")?;
     let newest = before.as_deref().map(valid).transpose()?.map(|id| format!("({id}"));
-    let dead = open(node).await?.list(newest.as_deref().unwrap_or("+"), "-", limit).await?;
-    Ok(json!({ "dead": dead }))
+    let page = open(node).await?.list(newest.as_deref().unwrap_or("+"), "-", limit).await?;
+    Ok(json!({"dead": page.letters, "has_more": page.has_more}))
 }
 
 pub(super) async fn show(node: &Node, id: &str) -> ApiResult {
     let id = valid(id)?;
-    open(node).await?.list(id, id, 1).await?.into_iter().next().ok_or_else(none)
+    open(node).await?.list(id, id, 1).await?.letters.into_iter().next().ok_or_else(none)
 }
 
 pub(super) async fn retry(node: &Node, id: &str) -> ApiResult {

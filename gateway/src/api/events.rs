@@ -2,23 +2,36 @@
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::fmt::Write as _;
 use std::sync::Arc;
 
 use futures_util::StreamExt;
 use http::{HeaderMap, StatusCode};
-use persistence::{Append, AppendError, Appended, Refused, Stream};
+use persistence::{AppendError, Appended, Refused};
+use serde::de::{Error as _, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer};
+use serde_json::error::Category;
+use serde_json::value::RawValue;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
+use time::OffsetDateTime;
+use time::OffsetDateTime;
 use uuid::Uuid;
 
-use super::{ApiResult, Call, Problem, object};
-use crate::envelope::{self, Envelope, Failed, Item, Outcome, Unusable, What};
+use super::{Call, Problem, not_json, object, share};
+use crate::envelope::{self, Delivery, Envelope, Failed, Item, Outcome, PIECE, Unusable, What};
 use crate::events::rfc3339;
 use crate::node::Node;
 use crate::writer::{WHOLE, WholeError, WriteError};
 
 /// Envelopes of one call.
 const MAX_ENVELOPES: usize = 1000;
+
+/// Recipients of all envelopes of a call together.
+const MAX_RECIPIENTS: usize = 50_000;
+
+/// What a result takes, with what is noted for it before.
+const RESULT: usize = 400;
 
 /// Events that are sent at once.
 const AT_ONCE: usize = 64;
@@ -53,69 +66,117 @@ impl From<Failed> for Problem {
         match failed {
             Failed::Unusable(unusable) => unusable.into(),
             Failed::Unavailable(detail) => Self::unavailable(detail),
+            Failed::NotStored => Self::unavailable("the database refused the request"),
         }
     }
 }
 
 /// What is published: one envelope, or a list.
 struct Published {
-    envelopes: Vec<Envelope>,
+    deliveries: Vec<Delivery>,
     is_list: bool,
 }
+
+/// The envelopes of a list, not looked into.
+struct List<'a>(Vec<&'a RawValue>);
 
 /// An item, and the envelope it is from.
 type Placed = (Option<usize>, Item);
 
-/// Everything is looked at before anything is stored; what is stored then is stored as a whole.
-pub(super) async fn publish(call: &Call, node: &Arc<Node>) -> ApiResult {
-    let published = Published::read(call)?;
-    let count = check(node, &published).await?;
-    let mut results = Vec::with_capacity(count);
+/// Everything is looked at before anything is stored; what is stored then is stored in parts, each as a whole.
+pub(super) async fn publish(call: &Call, node: &Arc<Node>) -> Result<String, Problem> {
+    let published = Published::read(call, node.clock.database())?;
+    let _share = share(node, &node.publishing, published.bytes()).await?;
+    check(node, &published).await?;
+    let mut results = String::from(r#"{"results":["#);
     // Only as many as are stored together are spelled out: one text may go to a thousand recipients.
-    let mut part = Vec::with_capacity(count.min(WHOLE));
-    for index in 0..published.envelopes.len() {
-        for item in published.items(node, index)? {
-            part.push(item);
-            if part.len() == WHOLE {
-                results.extend(store(node, std::mem::take(&mut part)).await?);
+    let (mut part, mut bytes) = (Vec::new(), 0);
+    for (place, delivery) in published.placed() {
+        for index in 0..delivery.recipients() {
+            if part.len() == WHOLE || (bytes > 0 && bytes + delivery.bytes_each() > PIECE) {
+                store(node, std::mem::take(&mut part), &mut results).await?;
+                bytes = 0;
             }
+            let item = delivery.item(node, index);
+            part.push((place, item.map_err(|unusable| Problem::from(unusable).in_envelope(place))?));
+            bytes += delivery.bytes_each();
         }
     }
-    results.extend(store(node, part).await?);
-    Ok(json!({ "results": results }))
+    store(node, part, &mut results).await?;
+    results.push_str("]}");
+    Ok(results)
+}
+
+impl<'de: 'a, 'a> Deserialize<'de> for List<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Envelopes;
+        impl<'de> Visitor<'de> for Envelopes {
+            type Value = Vec<&'de RawValue>;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("a list of envelopes")
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Self::Value, A::Error> {
+                let mut envelopes = Vec::new();
+                while let Some(envelope) = list.next_element()? {
+                    // However many follow, no more are read.
+                    if envelopes.len() == MAX_ENVELOPES {
+                        return Err(A::Error::custom(format!("at most {MAX_ENVELOPES} envelopes")));
+                    }
+                    envelopes.push(envelope);
+                }
+                Ok(envelopes)
+            }
+        }
+        deserializer.deserialize_seq(Envelopes).map(List)
+    }
 }
 
 impl Published {
-    fn read(call: &Call) -> Result<Self, Problem> {
-        let body = call.json()?;
-        let (list, is_list) = match &body {
-            Value::Array(list) if list.len() > MAX_ENVELOPES => {
-                return Err(Problem::bad(format!("at most {MAX_ENVELOPES} envelopes")));
-            }
-            Value::Array(list) => (list.as_slice(), true),
-            one => (std::slice::from_ref(one), false),
+    fn read(call: &Call, now: OffsetDateTime) -> Result<Self, Problem> {
+        let body = call.text()?.trim_start();
+        let is_list = body.starts_with('[');
+        let malformed = |error: serde_json::Error| match error.classify() {
+            Category::Data => Problem::bad(error.to_string()),
+            _ => not_json(),
         };
-        let key = idempotency_key(&call.headers)?;
-        let mut envelopes = Vec::with_capacity(list.len());
-        for (index, value) in list.iter().enumerate() {
-            let envelope: Result<Envelope, Problem> = object("the envelope", value);
-            let mut envelope = envelope.map_err(|problem| problem.in_envelope(is_list.then_some(index)))?;
-            envelope.id.get_or_insert_with(|| match &key {
-                // One header for many envelopes: each has its place in the list as a part of its identity.
-                Some(key) if is_list => format!("{key}/{index}"),
-                Some(key) => key.clone(),
-                None => Uuid::now_v7().to_string(),
+        let envelopes = match is_list {
+            true => serde_json::from_str::<List<'_>>(body).map_err(malformed)?.0,
+            false => vec![serde_json::from_str(body).map_err(malformed)?],
+        };
+        let key = idempotency_key(&call.headers)?.unwrap_or_else(|| Uuid::now_v7().to_string());
+        let (mut deliveries, mut recipients) = (Vec::with_capacity(envelopes.len()), 0);
+        for (index, json) in envelopes.into_iter().enumerate() {
+            let place = is_list.then_some(index);
+            let envelope: Result<Envelope<'_>, Problem> = object("the envelope", json.get());
+            let mut envelope = envelope.map_err(|problem| problem.in_envelope(place))?;
+            envelope.id.get_or_insert_with(|| match is_list {
+                // One key for many envelopes: each has its place in the list as a part of its identity.
+                true => format!("{key}/{index}"),
+                false => key.clone(),
             });
-            envelopes.push(envelope);
+            let delivery = envelope.delivery(SOURCE, now);
+            let delivery = delivery.map_err(|unusable| Problem::from(unusable).in_envelope(place))?;
+            recipients += delivery.recipients();
+            if recipients > MAX_RECIPIENTS {
+                let detail = format!("at most {MAX_RECIPIENTS} recipients in all");
+                return Err(Problem::too_large(detail).in_envelope(place));
+            }
+            deliveries.push(delivery);
         }
-        Ok(Self { envelopes, is_list })
+        Ok(Self { deliveries, is_list })
     }
 
-    fn items(&self, node: &Node, index: usize) -> Result<impl Iterator<Item = Placed> + use<>, Problem> {
-        let place = self.is_list.then_some(index);
-        let items = self.envelopes[index].items(node, SOURCE, None);
-        let items = items.map_err(|unusable| Problem::from(unusable).in_envelope(place))?;
-        Ok(items.into_iter().map(move |item| (place, item)))
+    fn placed(&self) -> impl Iterator<Item = (Option<usize>, &Delivery)> {
+        self.deliveries.iter().enumerate().map(|(index, delivery)| (self.is_list.then_some(index), delivery))
+    }
+
+    /// What it takes until it is answered, beside the body and what was made of it here.
+    fn bytes(&self) -> usize {
+        let all = self.deliveries.iter().map(|delivery| delivery.recipients() * delivery.bytes_each()).sum::<usize>();
+        let recipients = self.deliveries.iter().map(Delivery::recipients).sum::<usize>();
+        all.min(PIECE) + recipients * RESULT
     }
 }
 
@@ -131,20 +192,22 @@ fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, Problem> {
     if key.is_empty() { Err(Problem::bad("the Idempotency-Key is empty")) } else { Ok(Some(key.to_owned())) }
 }
 
-/// Finds what is wrong with any of it, and returns how many items it is.
-async fn check(node: &Node, published: &Published) -> Result<usize, Problem> {
-    let mut count = 0;
-    let mut rooms: HashMap<String, Option<usize>> = HashMap::new();
+/// Finds what is wrong with all of it together.
+async fn check(node: &Node, published: &Published) -> Result<(), Problem> {
+    let mut rooms: HashMap<&str, Option<usize>> = HashMap::new();
     let mut contents: HashMap<[u8; 32], [u8; 32]> = HashMap::new();
-    for index in 0..published.envelopes.len() {
-        for (place, item) in published.items(node, index)? {
-            count += 1;
-            let What::Store(append) = &item.what else { continue };
-            if let Stream::Room(room) = &append.stream {
-                rooms.entry(room.clone()).or_insert(place);
+    for (place, delivery) in published.placed() {
+        let Some(content) = delivery.content() else { continue };
+        let (content, [source, id]) = (digest(content), delivery.identity());
+        for to in delivery.names() {
+            if let Some(room) = envelope::room_of(to) {
+                rooms.entry(room).or_insert(place);
             }
-            let (identity, content) = digests(&item.to, append);
-            match contents.entry(identity) {
+            // The recipients of one envelope get the same.
+            if !published.is_list {
+                continue;
+            }
+            match contents.entry(digest([source, id, to])) {
                 Entry::Occupied(known) if *known.get() != content => {
                     return Err(Problem::from(AppendError::KeyReused).in_envelope(place));
                 }
@@ -154,32 +217,28 @@ async fn check(node: &Node, published: &Published) -> Result<usize, Problem> {
         }
     }
     if !rooms.is_empty() {
-        let names: Vec<String> = rooms.keys().cloned().collect();
+        let names: Vec<String> = rooms.keys().map(|room| (*room).to_owned()).collect();
         let known = node.store.room_heads(&names).await?;
-        let missing = rooms.iter().filter(|(room, _)| !known.contains_key(*room)).map(|(_, place)| *place).min();
+        let missing = rooms.iter().filter(|(room, _)| !known.contains_key(**room)).map(|(_, place)| *place).min();
         if let Some(place) = missing {
             return Err(Problem::no_room().in_envelope(place));
         }
     }
-    Ok(count)
+    Ok(())
 }
 
 /// Of what makes a repeat, and of what must be the same in a repeat.
-fn digests(to: &str, append: &Append) -> ([u8; 32], [u8; 32]) {
-    let digest = |parts: [&str; 3]| {
-        let mut hash = Sha256::new();
-        for part in parts {
-            hash.update((part.len() as u64).to_be_bytes());
-            hash.update(part.as_bytes());
-        }
-        hash.finalize().into()
-    };
-    let (source, id) = append.origin.as_ref().map_or(("", ""), |(source, id)| (source, id));
-    (digest([source, id, to]), digest([&append.from_user, &append.message, ""]))
+fn digest<const PARTS: usize>(parts: [&str; PARTS]) -> [u8; 32] {
+    let mut hash = Sha256::new();
+    for part in parts {
+        hash.update((part.len() as u64).to_be_bytes());
+        hash.update(part.as_bytes());
+    }
+    hash.finalize().into()
 }
 
-/// Stores what is to be stored, all or nothing, then sends what is to be sent.
-async fn store(node: &Node, items: Vec<Placed>) -> Result<Vec<Value>, Problem> {
+/// Stores what is to be stored, all or nothing, then sends what is to be sent. The results go behind those before.
+async fn store(node: &Node, items: Vec<Placed>, answer: &mut String) -> Result<(), Problem> {
     let (mut appends, mut places) = (Vec::new(), Vec::new());
     let mut rest = Vec::new();
     let mut results: Vec<Value> = items.iter().map(|(_, item)| json!({"to": item.to})).collect();
@@ -196,7 +255,7 @@ async fn store(node: &Node, items: Vec<Placed>) -> Result<Vec<Value>, Problem> {
         // Into the transaction of others that come at the same time.
         1 => node.writer.write(appends.remove(0)).await.map(|stored| vec![stored]).map_err(|error| match error {
             WriteError::Refused(error) => WholeError::Refused(Refused { index: 0, error }),
-            WriteError::Unavailable => WholeError::Unavailable,
+            WriteError::Unavailable | WriteError::Failed => WholeError::Unavailable,
         }),
         _ => node.writer.write_whole(appends).await,
     };
@@ -219,7 +278,14 @@ async fn store(node: &Node, items: Vec<Placed>) -> Result<Vec<Value>, Problem> {
             Err(failed) => return Err(Problem::from(failed).in_envelope(place)),
         }
     }
-    Ok(results)
+    for result in results {
+        if !answer.ends_with('[') {
+            answer.push(',');
+        }
+        // Writing to a string does not fail.
+        let _ = write!(answer, "{result}");
+    }
+    Ok(())
 }
 
 fn fill(result: &mut Value, stored: &Appended) {

@@ -2,11 +2,13 @@
 
 mod dead;
 mod events;
+mod keys;
 mod operations;
 mod problem;
 mod rooms;
 mod users;
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,18 +16,19 @@ use bytes::{Buf, Bytes, BytesMut};
 use futures_util::{Stream, StreamExt, pin_mut};
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE, EXPECT};
 use http::{HeaderMap, Method, StatusCode};
-use secrecy::ExposeSecret;
 use serde::Deserialize;
-use serde::de::DeserializeOwned;
+use serde::de::{DeserializeOwned, IgnoredAny};
+use serde_json::error::Category;
 use serde_json::{Value, json};
-use subtle::ConstantTimeEq;
 use warp::Filter;
 use warp::filters::BoxedFilter;
 
-use crate::auth;
+use crate::budget::{Budget, Share};
+use crate::metrics::ByReason;
 use crate::node::Node;
 use crate::pages;
-use crate::server::{Answer, answer, with};
+use crate::server::{Answer, Arrival, answer, with};
+pub(crate) use keys::WrongKeys;
 use operations::Operation;
 pub(crate) use problem::Problem;
 
@@ -34,6 +37,12 @@ const MAX_BODY: usize = 8 * 1024 * 1024;
 
 /// How long a body may take to come.
 const BODY_TIME: Duration = Duration::from_secs(30);
+
+/// How long a call waits for memory that others use. Then it is answered 503.
+const TURN: Duration = Duration::from_secs(20);
+
+/// What is made of a body takes about as much again.
+const BODY_FACTOR: usize = 2;
 
 /// How much of a refused body is read all the same, and for how long.
 const MAX_DISCARDED: usize = 4 * MAX_BODY;
@@ -54,22 +63,32 @@ pub(crate) fn routes(node: &Arc<Node>) -> BoxedFilter<(Answer,)> {
         .and(warp::path::tail())
         .and(warp::query::raw().or(warp::any().map(String::new)).unify())
         .and(warp::header::headers_cloned())
+        .and(warp::ext::optional::<Arrival>())
         .and(warp::body::stream())
-        .then(|node: Arc<Node>, method, tail: warp::path::Tail, query, headers: HeaderMap, body| async move {
-            let body = StreamExt::fuse(body);
-            pin_mut!(body);
-            let waits = headers.contains_key(EXPECT);
-            match serve(&node, method, tail.as_str(), query, headers, body.as_mut()).await {
-                Ok(value) => answer(StatusCode::OK, "application/json", value.to_string()),
-                Err(problem) => {
-                    // A client that is still sending would see a broken connection instead of the answer.
-                    if !waits {
-                        discard(body).await;
+        .then(
+            |node: Arc<Node>,
+             method,
+             tail: warp::path::Tail,
+             query,
+             headers: HeaderMap,
+             arrival: Option<Arrival>,
+             body| async move {
+                let peer = arrival.map(|arrival| arrival.peer);
+                let body = StreamExt::fuse(body);
+                pin_mut!(body);
+                let waits = headers.contains_key(EXPECT);
+                match serve(&node, method, tail.as_str(), query, headers, peer, body.as_mut()).await {
+                    Ok(text) => answer(StatusCode::OK, "application/json", text),
+                    Err(problem) => {
+                        // A client that is still sending would see a broken connection instead of the answer.
+                        if !waits {
+                            discard(body).await;
+                        }
+                        problem.answer()
                     }
-                    problem.answer()
                 }
-            }
-        });
+            },
+        );
     metrics.or(api).unify().boxed()
 }
 
@@ -89,17 +108,20 @@ async fn serve(
     path: &str,
     query: String,
     headers: HeaderMap,
+    peer: Option<SocketAddr>,
     body: impl Stream<Item = Result<impl Buf, warp::Error>> + Unpin,
-) -> ApiResult {
+) -> Result<String, Problem> {
     let path: Option<Vec<String>> = path.split('/').map(decode).collect();
     let found = path.as_deref().map(|path| Operation::find(method.as_str(), path));
     if matches!(found, Some(Ok((Operation::Document, _)))) {
-        return serde_json::from_str(OPENAPI)
-            .map_err(|_| Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "the document is broken"));
+        return Ok(OPENAPI.to_owned());
     }
-    authorize(&headers, node)?;
+    keys::authorize(&headers, peer, node).await?;
     let (operation, names) = found.ok_or_else(|| Problem::bad("the path is not UTF-8"))??;
-    let body = if operation.takes_body() { read(&headers, body).await? } else { Bytes::new() };
+    let (body, _share) = match operation.takes_body() {
+        true => read(node, &headers, body).await.map(|(body, share)| (body, Some(share)))?,
+        false => (Bytes::new(), None),
+    };
     Call { query, headers, body }.run(node, operation, &names).await
 }
 
@@ -107,31 +129,20 @@ fn decode(part: &str) -> Option<String> {
     percent_encoding::percent_decode_str(part).decode_utf8().ok().map(|part| part.into_owned())
 }
 
-fn authorize(headers: &HeaderMap, node: &Node) -> Result<(), Problem> {
-    match &node.config.api_key {
-        // With --dev both listeners are on loopback.
-        None if node.config.dev => Ok(()),
-        None => Err(Problem::unauthorized("no API key is configured")),
-        Some(key) => {
-            let given = auth::bearer(headers).unwrap_or_default();
-            let equal: bool = given.as_bytes().ct_eq(key.expose_secret().as_bytes()).into();
-            if equal { Ok(()) } else { Err(Problem::unauthorized("the API key is missing or wrong")) }
-        }
-    }
-}
-
 /// The body, within its bounds.
-async fn read(
+async fn read<'a>(
+    node: &'a Node,
     headers: &HeaderMap,
     mut body: impl Stream<Item = Result<impl Buf, warp::Error>> + Unpin,
-) -> Result<Bytes, Problem> {
+) -> Result<(Bytes, Share<'a>), Problem> {
     let too_large = || Problem::too_large(format!("a body may have {MAX_BODY} bytes"));
     let announced = headers.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<usize>().ok());
     if announced.is_some_and(|length| length > MAX_BODY) {
         return Err(too_large());
     }
+    let mut reserved = share(node, &node.bodies, announced.unwrap_or(MAX_BODY) * BODY_FACTOR).await?;
     let reading = async {
-        let mut whole = BytesMut::new();
+        let mut whole = BytesMut::with_capacity(announced.unwrap_or_default());
         while let Some(part) = body.next().await {
             let mut part = part.map_err(|_| Problem::bad("the body ended too early"))?;
             if whole.len() + part.remaining() > MAX_BODY {
@@ -150,7 +161,19 @@ async fn read(
     if !body.is_empty() && !kind.is_some_and(|kind| kind.trim().eq_ignore_ascii_case("application/json")) {
         return Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "the Content-Type must be application/json"));
     }
-    Ok(body)
+    // Of a body whose length was not said, the rest is for others now.
+    let used = (body.len() * BODY_FACTOR).min(reserved.num_permits());
+    let share = reserved.split(used).unwrap_or(reserved);
+    Ok((body, share))
+}
+
+/// Waits its turn for so many bytes, but not for ever.
+async fn share<'a>(node: &Node, budget: &'a Budget, bytes: usize) -> Result<Share<'a>, Problem> {
+    if let Ok(Some(share)) = tokio::time::timeout(TURN, budget.take(bytes)).await {
+        return Ok(share);
+    }
+    node.metrics.api_refused.get_or_create(&ByReason { reason: "busy" }).inc();
+    Err(Problem::unavailable("too much is being published at the same time"))
 }
 
 /// Reads on and forgets, within bounds.
@@ -169,14 +192,14 @@ async fn discard(mut body: impl Stream<Item = Result<impl Buf, warp::Error>> + U
 }
 
 impl Call {
-    async fn run(&self, node: &Arc<Node>, operation: Operation, names: &[&str]) -> ApiResult {
+    async fn run(&self, node: &Arc<Node>, operation: Operation, names: &[&str]) -> Result<String, Problem> {
         let name = |index: usize| names.get(index).copied().unwrap_or_default();
         let room = || valid("the room", name(0));
         let user = |index| valid("the user", name(index));
-        match operation {
+        let value = match operation {
             // Answered before.
             Operation::Document => Ok(Value::Null),
-            Operation::Publish => events::publish(self, node).await,
+            Operation::Publish => return events::publish(self, node).await,
             Operation::ListRooms => rooms::list(self, node).await,
             Operation::ShowRoom => rooms::show(node, room()?).await,
             Operation::CreateRoom => rooms::create(self, node, room()?).await,
@@ -192,16 +215,17 @@ impl Call {
             Operation::ShowDead => dead::show(node, name(0)).await,
             Operation::RetryDead => dead::retry(node, name(0)).await,
             Operation::DropDead => dead::drop_one(node, name(0)).await,
-        }
+        };
+        Ok(value?.to_string())
     }
 
-    fn json(&self) -> ApiResult {
-        serde_json::from_slice(&self.body).map_err(|_| Problem::bad("the body is not JSON"))
+    fn text(&self) -> Result<&str, Problem> {
+        std::str::from_utf8(&self.body).map_err(|_| not_json())
     }
 
     /// The body as one object.
     fn body<T: DeserializeOwned>(&self) -> Result<T, Problem> {
-        object("the body", &self.json()?)
+        object("the body", self.text()?)
     }
 
     fn query<T: std::str::FromStr>(&self, name: &str) -> Result<Option<T>, Problem> {
@@ -229,12 +253,21 @@ impl Call {
     }
 }
 
-fn object<'a, T: Deserialize<'a>>(what: &str, value: &'a Value) -> Result<T, Problem> {
+fn object<'a, T: Deserialize<'a>>(what: &str, json: &'a str) -> Result<T, Problem> {
+    let malformed = |error: serde_json::Error| match error.classify() {
+        Category::Data => Problem::bad(format!("{what} is malformed: {error}")),
+        _ => not_json(),
+    };
     // A derived reader would take a list of the fields' values as well.
-    if !value.is_object() {
+    if !json.trim_start().starts_with('{') {
+        serde_json::from_str::<IgnoredAny>(json).map_err(malformed)?;
         return Err(Problem::bad(format!("{what} is not a JSON object")));
     }
-    T::deserialize(value).map_err(|error| Problem::bad(format!("{what} is malformed: {error}")))
+    serde_json::from_str(json).map_err(malformed)
+}
+
+fn not_json() -> Problem {
+    Problem::bad("the body is not JSON")
 }
 
 /// The name, if it can be one.

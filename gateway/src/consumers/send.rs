@@ -195,9 +195,10 @@ async fn share_a_room(ctx: &Context, user: &str) -> Result<bool, StoreError> {
 /// Hands over to the writer. The answer goes to the socket from there, so the next frame of this
 /// client need not wait for this one's commit, and many share one transaction.
 async fn store(ctx: &Context, stream: Stream, message: String, client_id: Option<String>) -> Outcome {
-    let username = ctx.username().to_string();
-    let key = client_id.clone().map(|client_id| Key::Client { user: username.clone(), client_id });
-    let append = Append { stream, from_user: username, message, key, create_inbox: false, origin: None };
+    let username = Arc::clone(ctx.username());
+    let key = client_id.clone().map(|client_id| Key::Client { user: Arc::clone(&username), client_id });
+    let append =
+        Append { stream, from_user: username, message: message.into(), key, create_inbox: false, origin: None };
     let (node, socket) = (Arc::clone(ctx.node()), Arc::clone(ctx.socket()));
     let done = move |result: Result<Appended, WriteError>| {
         let (kind, text) = match result {
@@ -237,7 +238,7 @@ fn write_error(error: &WriteError, client_id: Option<String>) -> ErrorFrame {
             (ErrorCode::Invalid, "client_id was used before with other content".to_owned())
         }
         WriteError::Refused(AppendError::Invalid(field)) => (ErrorCode::Invalid, format!("{field} cannot be stored")),
-        WriteError::Unavailable => (ErrorCode::Unavailable, "try again".to_owned()),
+        WriteError::Unavailable | WriteError::Failed => (ErrorCode::Unavailable, "try again".to_owned()),
     };
     ErrorFrame::new(code, detail, client_id)
 }

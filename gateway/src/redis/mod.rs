@@ -1,7 +1,9 @@
 //! What a node does in Redis beside the channel layer: it notes which deployment it belongs to, and reads
 //! the stream of durable events.
 
+mod connection;
 mod dead;
+mod entry;
 mod hint;
 mod pool;
 mod server;
@@ -10,7 +12,7 @@ mod stream;
 use std::sync::Arc;
 use std::time::Duration;
 
-use redis::{AsyncCommands, RedisError};
+use redis::RedisError;
 use uuid::Uuid;
 
 use crate::config::Config;
@@ -67,8 +69,8 @@ impl Deployment {
             let mut redis = self.server.open(key).await?;
             let ours = self.id.to_string();
             let theirs: String = async {
-                let _: bool = redis.set_nx(key, &ours).await?;
-                redis.get(key).await
+                redis::cmd("SETNX").arg(key).arg(&ours).query_async::<()>(&mut *redis).await?;
+                redis::cmd("GET").arg(key).query_async(&mut *redis).await
             }
             .await
             .map_err(|error: RedisError| RedisFailed::from(error))?;

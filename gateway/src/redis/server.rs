@@ -10,12 +10,11 @@ use std::time::Duration;
 
 use channel_layer::{Connector, Host, LayerError};
 use parking_lot::Mutex;
-use redis::aio::MultiplexedConnection;
-use redis::{AsyncConnectionConfig, RedisConnectionInfo, RedisError};
+use redis::RedisError;
 use time::OffsetDateTime;
-use tokio::task::JoinSet;
 use tokio::time::timeout;
 
+use super::connection::Connection;
 use super::pool::{self, Lent, Pool};
 use crate::config::Config;
 
@@ -59,13 +58,6 @@ impl RedisFailed {
     }
 }
 
-/// An open connection; it ends when this is dropped.
-pub(crate) struct Redis {
-    pub(super) connection: MultiplexedConnection,
-    /// Moves the bytes.
-    _driver: JoinSet<()>,
-}
-
 impl Server {
     /// The first host of the settings; none with the in-memory layer.
     pub(crate) fn of(config: &Config) -> Result<Option<Self>, LayerError> {
@@ -93,8 +85,8 @@ impl Server {
     }
 
     /// A connection of the caller's own to the server that has this key.
-    pub(super) async fn open_own(&self, key: &str, answer: Duration) -> Result<Redis, RedisFailed> {
-        Redis::open(&self.connector, key, answer).await
+    pub(super) async fn open_own(&self, key: &str, answer: Duration) -> Result<Connection, RedisFailed> {
+        connect(&self.connector, key, answer).await
     }
 
     /// What time it is there.
@@ -117,17 +109,7 @@ impl std::fmt::Debug for Server {
     }
 }
 
-impl Redis {
-    /// Connects to the server that has this key; `answer` is the limit for each answer.
-    pub(super) async fn open(connector: &Connector, key: &str, answer: Duration) -> Result<Self, RedisFailed> {
-        let stream = connector.open(CLIENT_NAME, key.as_bytes()).await?;
-        let settings = AsyncConnectionConfig::new().set_response_timeout(Some(answer));
-        // Signed in already.
-        let info = RedisConnectionInfo::default();
-        let opening = MultiplexedConnection::new_with_config(&info, stream, settings);
-        let (connection, driver) = timeout(PATIENCE, opening).await.map_err(|_late| LayerError::Timeout)??;
-        let mut tasks = JoinSet::new();
-        tasks.spawn(driver);
-        Ok(Self { connection, _driver: tasks })
-    }
+/// Connects to the server that has this key; `answer` is the limit for each answer, or for each part of a long one.
+pub(super) async fn connect(connector: &Connector, key: &str, answer: Duration) -> Result<Connection, RedisFailed> {
+    Ok(Connection::new(connector.open(CLIENT_NAME, key.as_bytes()).await?, answer))
 }

@@ -2,30 +2,48 @@
 //! is delivered, at least once; the identity of an entry makes that once.
 //!
 //! An entry is acknowledged and deleted after its commit, so the stream's length is the true backlog.
-//! What a dead node had taken is claimed by others; what can never work goes to the dead letters.
+//! What a dead node had taken is taken up by others; what can never work goes to the dead letters.
+//!
+//! An entry may be of any size, and may be what killed the node that took it. So it is read within bounds, and done in
+//! pieces for which there is a share of the node's budget. What was taken before is taken up one by one, and after
+//! [`MAX_TAKEN`] times without an outcome not at all. Times in which the database was away do not count.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
+use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use futures_util::future::{join, join_all};
-use redis::aio::MultiplexedConnection;
 use redis::{self, Cmd, Value};
-use serde_json::Map;
+use time::OffsetDateTime;
+use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::RedisFailed;
+use super::connection::{ANSWER, Connection, Move, move_fields};
+use super::entry::{Entry, entries, entries_of_read};
 use super::server::Server;
-use crate::envelope::{self, Envelope, Failed, Outcome, Recipients, Unusable};
+use crate::envelope::{self, Delivery, Envelope, Failed, Outcome, Recipients, Unusable, unusable};
 use crate::events::rfc3339;
 use crate::metrics::{ByReason, ByResult};
 use crate::node::Node;
+use crate::seldom::Seldom;
 
 /// The one consumer group.
 const GROUP: &str = "gateway";
 
-/// Entries taken at a time.
+/// Entries taken at a time, fewer while they are large.
 const BATCH: usize = 200;
+
+/// Bytes of the fields of an entry, at most; of the known ones each has a bound of its own.
+const MAX_ENTRY: usize = ANSWER - 512 * 1024;
+
+/// How often an entry is taken. Then it is given up, unread.
+const MAX_TAKEN: i64 = 5;
+
+/// How often it is tried while it is taken, if the database answers and does not store it.
+const TRIES: usize = 3;
 
 /// How long the server waits for a new entry. Shorter than the answer's time-out, so that an answer
 /// that is given up is none that carries entries.
@@ -35,31 +53,49 @@ const ANSWER_TIME: Duration = Duration::from_secs(5);
 /// Entries that nobody has finished for so long are taken over.
 const IDLE_MS: usize = 30_000;
 
+/// How often a node that works on entries says so, lest others take them over.
+const KEEP_EVERY: Duration = Duration::from_secs(10);
+
 /// How often that is looked for, and how often the backlog is measured.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 
 /// Pause after an error, and between two tries to write.
 const RETRY_EVERY: Duration = Duration::from_secs(1);
 
-/// What a dead letter has beside its original fields.
+/// What a dead letter has behind its original fields.
 pub(super) const ADDED: [&str; 3] = ["reason", "deliveries", "at"];
 
-/// An entry of the stream.
-pub(super) struct Entry {
-    pub(super) id: String,
-    pub(super) fields: Vec<(String, Vec<u8>)>,
+/// An entry that this node has taken.
+struct Taken {
+    entry: Entry,
+    /// How often it was taken, this time included.
+    times: i64,
+    /// The database was away, so this time does not count.
+    is_excused: AtomicBool,
+}
+
+/// How far an entry has come.
+struct Progress {
+    /// The first recipient that has nothing yet.
+    next: usize,
+    result: &'static str,
+    unusable: Option<Unusable>,
 }
 
 /// What became of an entry.
 enum Verdict {
     Done(&'static str),
     Dead(Unusable),
+    /// It stays where it is, and is taken up again when it was idle for long.
+    Later,
 }
 
 /// Reads the stream until the node stops.
 pub(crate) async fn ingest(node: Arc<Node>, server: Server) {
     let stream = format!("{}:events", node.config.namespace);
-    let reader = Reader { dead: format!("{stream}:dead"), stream, node, server };
+    let dead = format!("{stream}:dead");
+    let (batch, excuses) = (AtomicUsize::new(BATCH), Notify::new());
+    let reader = Reader { node, server, stream, dead, batch, excuses, refusals: Seldom::default() };
     let read = async {
         loop {
             if let Err(error) = reader.read().await {
@@ -85,36 +121,45 @@ struct Reader {
     server: Server,
     stream: String,
     dead: String,
+    /// Entries to take at a time.
+    batch: AtomicUsize,
+    /// An entry waits for the database.
+    excuses: Notify,
+    /// Dead letters that could not be written.
+    refusals: Seldom,
 }
 
 impl Reader {
     async fn read(&self) -> Result<(), RedisFailed> {
         let mut redis = self.server.open_own(&self.stream, ANSWER_TIME).await?;
-        let redis = &mut redis.connection;
-        self.make_group(redis).await?;
+        self.make_group(&mut redis).await?;
         // What this node took before the connection broke comes first.
-        while self.take(redis, "0").await? > 0 {}
+        self.take_up(&mut redis, true).await?;
         let mut looked: Option<Instant> = None;
         loop {
-            // A node that cannot write takes nothing: others may be able to.
-            while self.node.store.ping().await.is_err() {
-                tokio::time::sleep(RETRY_EVERY).await;
-            }
+            self.until_database_answers().await;
             if looked.is_none_or(|at| at.elapsed() >= LOOK_EVERY) {
-                self.claim(redis).await?;
+                self.take_up(&mut redis, false).await?;
                 looked = Some(Instant::now());
             }
-            if let Err(error) = self.take(redis, ">").await {
+            if let Err(error) = self.take(&mut redis).await {
                 // Somebody flushed Redis; whatever is written from now on is there from the beginning.
                 if error.code() != Some("NOGROUP") {
                     return Err(error);
                 }
-                self.make_group(redis).await?;
+                self.make_group(&mut redis).await?;
             }
         }
     }
 
-    async fn make_group(&self, redis: &mut MultiplexedConnection) -> Result<(), RedisFailed> {
+    /// A node that cannot write takes nothing: others may be able to.
+    async fn until_database_answers(&self) {
+        while self.node.store.ping().await.is_err() {
+            tokio::time::sleep(RETRY_EVERY).await;
+        }
+    }
+
+    async fn make_group(&self, redis: &mut Connection) -> Result<(), RedisFailed> {
         let made: Result<(), redis::RedisError> = redis::cmd("XGROUP")
             .arg("CREATE")
             .arg(&self.stream)
@@ -129,42 +174,79 @@ impl Reader {
         }
     }
 
-    /// Takes new entries (`>`), or those this node already has (`0`). Returns how many.
-    async fn take(&self, redis: &mut MultiplexedConnection, from: &str) -> Result<usize, RedisFailed> {
-        let mut command = redis::cmd("XREADGROUP");
-        command.arg("GROUP").arg(GROUP).arg(&self.node.config.node_id).arg("COUNT").arg(BATCH);
-        if from == ">" {
-            command.arg("BLOCK").arg(BLOCK_MS);
-        }
-        let answer: Value = command.arg("STREAMS").arg(&self.stream).arg(from).query_async(redis).await?;
-        let entries = entries_of_read(answer);
-        let count = entries.len();
-        self.serve(redis, entries).await?;
-        Ok(count)
+    /// A command about entries that are taken, up to its consumer.
+    fn claim(&self) -> Cmd {
+        let mut command = redis::cmd("XCLAIM");
+        command.arg(&self.stream).arg(GROUP).arg(&self.node.config.node_id);
+        command
     }
 
-    /// Takes over what other nodes have not finished for long.
-    async fn claim(&self, redis: &mut MultiplexedConnection) -> Result<(), RedisFailed> {
-        let mut from = "0-0".to_owned();
+    /// Takes new entries.
+    async fn take(&self, redis: &mut Connection) -> Result<(), RedisFailed> {
+        let batch = self.batch.load(Ordering::Relaxed);
+        let mut command = redis::cmd("XREADGROUP");
+        command.arg("GROUP").arg(GROUP).arg(&self.node.config.node_id).arg("COUNT").arg(batch);
+        let answer: Value =
+            command.arg("BLOCK").arg(BLOCK_MS).arg("STREAMS").arg(&self.stream).arg(">").query_async(redis).await?;
+        let taken: Vec<_> = entries_of_read(answer).into_iter().map(|entry| Taken::new(entry, 1)).collect();
+        let whole = taken.iter().filter(|taken| taken.entry.is_whole()).count();
+        let next = if whole < taken.len() { whole.max(1) } else { (batch * 2).min(BATCH) };
+        self.batch.store(next, Ordering::Relaxed);
+        self.serve(redis, &taken).await
+    }
+
+    /// Takes up what was taken before and not finished: by this node, before its connection broke (`mine`), or by
+    /// anybody long ago. One by one, as one of them may be what ended whoever had it.
+    async fn take_up(&self, redis: &mut Connection, mine: bool) -> Result<(), RedisFailed> {
+        let mut from = "-".to_owned();
         loop {
-            let mut command = redis::cmd("XAUTOCLAIM");
-            command
-                .arg(&self.stream)
-                .arg(GROUP)
-                .arg(&self.node.config.node_id)
-                .arg(IDLE_MS)
-                .arg(&from)
-                .arg("COUNT")
-                .arg(BATCH);
-            let Value::Array(answer) = command.query_async(redis).await? else { return Ok(()) };
-            let mut answer = answer.into_iter();
-            from = answer.next().and_then(text).unwrap_or_else(|| "0-0".to_owned());
-            let entries = answer.next().map(entries).unwrap_or_default();
-            self.serve(redis, entries).await?;
-            if from == "0-0" {
-                return Ok(());
+            let mut command = redis::cmd("XPENDING");
+            command.arg(&self.stream).arg(GROUP);
+            if !mine {
+                command.arg("IDLE").arg(IDLE_MS);
+            }
+            command.arg(&from).arg("+").arg(BATCH);
+            if mine {
+                command.arg(&self.node.config.node_id);
+            }
+            let mut pending: Vec<(String, String, i64, i64)> = command.query_async(redis).await?;
+            let Some((last, ..)) = pending.last() else { return Ok(()) };
+            from = format!("({last}");
+            // What was taken least is least suspicious, and does not have to wait for the others.
+            pending.sort_by_key(|(.., times)| *times);
+            for (id, _, _, times) in pending {
+                self.until_database_answers().await;
+                self.take_up_one(redis, &id, times, if mine { 0 } else { IDLE_MS }).await?;
             }
         }
+    }
+
+    async fn take_up_one(&self, redis: &mut Connection, id: &str, times: i64, idle: usize) -> Result<(), RedisFailed> {
+        let mut claim = self.claim();
+        claim.arg(idle).arg(id);
+        if times >= MAX_TAKEN {
+            let ours: Vec<String> = claim.arg("JUSTID").query_async(redis).await?;
+            if ours.is_empty() {
+                return Ok(());
+            }
+            let detail = format!("taken {times} times without an outcome while the database answered");
+            return self.bury(redis, id, times, &unusable("gave_up", detail)).await;
+        }
+        let taken: Vec<_> =
+            entries(claim.query_async(redis).await?).into_iter().map(|entry| Taken::new(entry, times + 1)).collect();
+        if taken.is_empty() && self.read_again(id).await?.is_none() {
+            // It was deleted while it was pending, by hand or by a publisher that trims.
+            self.forget(redis, &[id]).await?;
+            self.count("deleted");
+        }
+        self.serve(redis, &taken).await
+    }
+
+    /// Reads an entry that is taken.
+    async fn read_again(&self, id: &str) -> Result<Option<Entry>, RedisFailed> {
+        let mut redis = self.server.open(&self.stream).await?;
+        let answer: Value = redis::cmd("XRANGE").arg(&self.stream).arg(id).arg(id).query_async(&mut *redis).await?;
+        Ok(entries(answer).into_iter().next())
     }
 
     async fn measure(&self) -> Result<(), RedisFailed> {
@@ -183,189 +265,261 @@ impl Reader {
     }
 
     /// Stores what the entries say, then acknowledges and deletes them together.
-    async fn serve(&self, redis: &mut MultiplexedConnection, entries: Vec<Entry>) -> Result<(), RedisFailed> {
-        if entries.is_empty() {
+    async fn serve(&self, redis: &mut Connection, taken: &[Taken]) -> Result<(), RedisFailed> {
+        if taken.is_empty() {
             return Ok(());
         }
-        let verdicts = join_all(entries.iter().map(|entry| self.finish(entry))).await;
-        let mut done = redis::pipe();
-        done.atomic();
-        for (entry, verdict) in entries.iter().zip(&verdicts) {
-            if let Verdict::Dead(unusable) = verdict {
-                let burial = self.burial(redis, entry, unusable).await?;
-                if self.server.is_cluster {
-                    // The two streams may be on two servers: first one, then the other.
-                    let mut graveyard = self.server.open(&self.dead).await?;
-                    burial.query_async::<()>(&mut *graveyard).await?;
-                } else {
-                    done.add_command(burial).ignore();
-                }
+        let mut finished = pin!(join_all(taken.iter().map(|taken| self.finish(taken))));
+        let verdicts = loop {
+            tokio::select! {
+                verdicts = &mut finished => break verdicts,
+                () = self.excuses.notified() => {}
+                () = tokio::time::sleep(KEEP_EVERY) => {}
             }
-            done.cmd("XACK").arg(&self.stream).arg(GROUP).arg(&entry.id).ignore();
-            done.cmd("XDEL").arg(&self.stream).arg(&entry.id).ignore();
+            if let Err(error) = self.keep(redis, taken).await {
+                tracing::debug!(error = &error as &dyn std::error::Error, "taken entries could not be kept");
+            }
+        };
+        let settled = taken.iter().zip(verdicts);
+        let (done, others): (Vec<_>, Vec<_>) = settled.partition(|(_, verdict)| matches!(verdict, Verdict::Done(_)));
+        if !done.is_empty() {
+            let ids: Vec<&str> = done.iter().map(|(taken, _)| &*taken.entry.id).collect();
+            self.forget(redis, &ids).await?;
         }
-        done.query_async::<()>(redis).await?;
-        for verdict in verdicts {
-            let result = match verdict {
-                Verdict::Done(result) => result,
-                Verdict::Dead(unusable) => {
-                    tracing::warn!(
-                        reason = unusable.reason,
-                        detail = unusable.detail,
-                        "an event went to the dead letters"
-                    );
-                    self.node.metrics.stream_dead.get_or_create(&ByReason { reason: unusable.reason }).inc();
-                    "dead"
-                }
-            };
-            self.node.metrics.stream_events.get_or_create(&ByResult { result }).inc();
+        for (_, verdict) in done {
+            if let Verdict::Done(result) = verdict {
+                self.count(result);
+            }
+        }
+        for (Taken { entry, times, .. }, verdict) in others {
+            match verdict {
+                Verdict::Done(_) => {}
+                Verdict::Dead(unusable) => self.bury(redis, &entry.id, *times, &unusable).await?,
+                Verdict::Later => self.postponed("not_stored"),
+            }
         }
         Ok(())
     }
 
-    /// Writes an entry to the dead letters.
-    async fn burial(
-        &self,
-        redis: &mut MultiplexedConnection,
-        entry: &Entry,
-        unusable: &Unusable,
-    ) -> Result<Cmd, RedisFailed> {
-        let deliveries = self.deliveries(redis, &entry.id).await?;
-        let mut bury = redis::cmd("XADD");
-        bury.arg(&self.dead).arg("*");
-        for (name, value) in &entry.fields {
-            bury.arg(name).arg(value);
+    /// Says that this node is still at it. Where the database is away, this time is taken back.
+    async fn keep(&self, redis: &mut Connection, taken: &[Taken]) -> Result<(), RedisFailed> {
+        let mut by_times: BTreeMap<Option<i64>, Vec<&str>> = BTreeMap::new();
+        for Taken { entry, times, is_excused } in taken {
+            let times = is_excused.load(Ordering::Relaxed).then_some(times - 1);
+            by_times.entry(times).or_default().push(&entry.id);
         }
-        bury.arg("reason").arg(format!("{}: {}", unusable.reason, unusable.detail));
-        bury.arg("deliveries").arg(deliveries).arg("at").arg(rfc3339(self.node.clock.database()));
-        Ok(bury)
+        for (times, ids) in by_times {
+            self.hold(redis, &ids, times).await?;
+        }
+        Ok(())
     }
 
-    async fn deliveries(&self, redis: &mut MultiplexedConnection, id: &str) -> Result<i64, RedisFailed> {
-        let answer: Vec<(String, String, i64, i64)> =
-            redis::cmd("XPENDING").arg(&self.stream).arg(GROUP).arg(id).arg(id).arg(1).query_async(redis).await?;
-        Ok(answer.first().map_or(1, |(_, _, _, deliveries)| *deliveries))
+    /// Keeps entries, which then have been taken so many times.
+    async fn hold(&self, redis: &mut Connection, ids: &[&str], times: Option<i64>) -> Result<(), RedisFailed> {
+        let mut claim = self.claim();
+        claim.arg(0).arg(ids);
+        if let Some(times) = times {
+            claim.arg("RETRYCOUNT").arg(times);
+        }
+        Ok(claim.arg("JUSTID").query_async(redis).await?)
+    }
+
+    /// Acknowledges and deletes entries.
+    async fn forget(&self, redis: &mut Connection, ids: &[&str]) -> Result<(), RedisFailed> {
+        let mut forget = redis::pipe();
+        forget.atomic();
+        forget.cmd("XACK").arg(&self.stream).arg(GROUP).arg(ids).ignore();
+        forget.cmd("XDEL").arg(&self.stream).arg(ids).ignore();
+        Ok(forget.query_async(redis).await?)
+    }
+
+    fn count(&self, result: &'static str) {
+        self.node.metrics.stream_events.get_or_create(&ByResult { result }).inc();
+    }
+
+    fn postponed(&self, reason: &'static str) {
+        self.node.metrics.stream_postponed.get_or_create(&ByReason { reason }).inc();
+    }
+
+    /// Makes an entry a dead letter. Until that is written, the entry stays in the stream.
+    async fn bury(&self, redis: &mut Connection, id: &str, times: i64, unusable: &Unusable) -> Result<(), RedisFailed> {
+        let Unusable { reason, detail } = unusable;
+        let written = match self.write_dead_letter(redis, id, times, unusable).await {
+            Ok(written) => written,
+            Err(error) => {
+                self.postponed("no_dead_letter");
+                if let Some(times) = self.refusals.again() {
+                    let error = &error as &dyn std::error::Error;
+                    tracing::error!(
+                        error,
+                        key = self.dead,
+                        reason,
+                        times,
+                        "a dead letter could not be written, its event stays in the stream; the key must be a stream or \
+                         none, and Redis must have memory for it"
+                    );
+                }
+                // It is not the entry's fault, and it is to keep its reason.
+                return self.hold(redis, &[id], Some(times - 1)).await;
+            }
+        };
+        self.forget(redis, &[id]).await?;
+        if !written {
+            self.count("deleted");
+            return Ok(());
+        }
+        tracing::warn!(reason, detail, "an event went to the dead letters");
+        self.node.metrics.stream_dead.get_or_create(&ByReason { reason }).inc();
+        self.count("dead");
+        Ok(())
+    }
+
+    /// `false` if the entry is gone.
+    async fn write_dead_letter(
+        &self,
+        redis: &mut Connection,
+        id: &str,
+        times: i64,
+        Unusable { reason, detail }: &Unusable,
+    ) -> Result<bool, RedisFailed> {
+        let values = [format!("{reason}: {detail}"), times.to_string(), rfc3339(self.node.clock.database())];
+        let added: Vec<_> = ADDED.into_iter().zip(values).collect();
+        let mut graveyard = self.server.open(&self.dead).await?;
+        let what = Move { from: &self.stream, id, without_last: 0, to: &self.dead, added: &added };
+        Ok(move_fields(redis, &mut graveyard, &what).await?)
     }
 
     /// Does what an entry says. A database that is away is not the entry's fault: it waits.
-    async fn finish(&self, entry: &Entry) -> Verdict {
+    async fn finish(&self, taken: &Taken) -> Verdict {
+        let mut progress = Progress { next: 0, result: "repeated", unusable: None };
+        let mut tries = 0;
         loop {
-            match self.attempt(entry).await {
-                Ok(result) => return Verdict::Done(result),
+            match self.attempt(&taken.entry, &mut progress).await {
+                Ok(()) => return progress.unusable.map_or(Verdict::Done(progress.result), Verdict::Dead),
                 Err(Failed::Unusable(unusable)) => return Verdict::Dead(unusable),
-                Err(Failed::Unavailable(_)) => tokio::time::sleep(RETRY_EVERY).await,
+                Err(Failed::Unavailable(_)) => {
+                    if !taken.is_excused.swap(true, Ordering::Relaxed) {
+                        self.excuses.notify_one();
+                    }
+                }
+                Err(Failed::NotStored) => {
+                    tries += 1;
+                    if tries == TRIES {
+                        return Verdict::Later;
+                    }
+                }
             }
+            tokio::time::sleep(RETRY_EVERY).await;
         }
     }
 
-    async fn attempt(&self, entry: &Entry) -> Result<&'static str, Failed> {
-        if entry.fields.is_empty() {
-            return Ok("deleted");
+    /// Goes on with an entry where it has come to, with a share of the node's budget.
+    async fn attempt(&self, entry: &Entry, progress: &mut Progress) -> Result<(), Failed> {
+        if entry.is_gone() {
+            progress.result = "deleted";
+            return Ok(());
         }
-        let items = envelope(&entry.fields)
-            .and_then(|envelope| envelope.items(&self.node, "", None))
-            .map_err(Failed::Unusable)?;
-        let outcomes = join_all(items.into_iter().map(|item| envelope::run(&self.node, item.what))).await;
-        let mut result = "repeated";
-        let mut unusable = None;
-        for outcome in outcomes {
-            match outcome {
-                Ok(Outcome::Stored(stored)) if !stored.repeated => result = "stored",
-                Ok(Outcome::Stored(_) | Outcome::Reused) => {}
-                Ok(Outcome::Sent) => result = "sent",
-                Ok(Outcome::Expired) => result = "expired",
-                // Repeating is harmless for the recipients that worked.
-                Err(Failed::Unavailable(what)) => return Err(Failed::Unavailable(what)),
-                Err(Failed::Unusable(why)) => unusable = Some(why),
+        let bytes = check_lengths(entry).map_err(Failed::Unusable)?;
+        let _share = self.node.publishing.take(bytes + expansion(entry)).await;
+        let read_again;
+        let entry = if entry.is_whole() {
+            entry
+        } else {
+            let read = self.read_again(&entry.id).await;
+            read_again = read.map_err(|_| Failed::Unavailable("Redis is unavailable"))?;
+            let Some(read_again) = &read_again else {
+                progress.result = "deleted";
+                return Ok(());
+            };
+            check_lengths(read_again).map_err(Failed::Unusable)?;
+            if !read_again.is_whole() {
+                let detail = "a field is too large, or there are too many";
+                return Err(Failed::Unusable(unusable("too_large", detail)));
             }
+            read_again
+        };
+        let delivery = delivery(entry, self.node.clock.database()).map_err(Failed::Unusable)?;
+        while progress.next < delivery.recipients() {
+            let piece = delivery.piece(progress.next);
+            let end = piece.end;
+            let items: Result<Vec<_>, _> = piece.map(|index| delivery.item(&self.node, index)).collect();
+            let items = items.map_err(Failed::Unusable)?;
+            for outcome in join_all(items.into_iter().map(|item| envelope::run(&self.node, item.what))).await {
+                match outcome {
+                    Ok(Outcome::Stored(stored)) if !stored.repeated => progress.result = "stored",
+                    Ok(Outcome::Stored(_) | Outcome::Reused) => {}
+                    Ok(Outcome::Sent) => progress.result = "sent",
+                    Ok(Outcome::Expired) => progress.result = "expired",
+                    Err(Failed::Unusable(why)) => progress.unusable = Some(why),
+                    // Repeating is harmless for the recipients that worked.
+                    Err(failed) => return Err(failed),
+                }
+            }
+            progress.next = end;
         }
-        unusable.map_or(Ok(result), |why| Err(Failed::Unusable(why)))
+        Ok(())
     }
 }
 
-/// The envelope of an entry's fields.
-fn envelope(fields: &[(String, Vec<u8>)]) -> Result<Envelope, Unusable> {
-    let malformed = |reason, detail: String| Unusable { reason, detail };
+impl Taken {
+    fn new(entry: Entry, times: i64) -> Self {
+        Self { entry, times, is_excused: AtomicBool::new(false) }
+    }
+}
+
+/// Bytes of an entry, if it is one that can work, before anything of it is looked into.
+fn check_lengths(entry: &Entry) -> Result<usize, Unusable> {
+    let too_large = |what: &str, bytes: usize, most: usize| {
+        Err(unusable("too_large", format!("{what} has {bytes} bytes, {most} are allowed")))
+    };
+    for (name, most) in [("data", envelope::MAX_DATA), ("to", envelope::MAX_TO)] {
+        if let Some(value) = entry.field(name).filter(|value| value.len > most) {
+            return too_large(name, value.len, most);
+        }
+    }
+    match entry.bytes() {
+        bytes if bytes > MAX_ENTRY => too_large("the entry", bytes, MAX_ENTRY),
+        bytes => Ok(bytes),
+    }
+}
+
+/// What an entry may become while it is worked on, beside its own bytes.
+fn expansion(entry: &Entry) -> usize {
+    let len = |name| entry.field(name).map_or(0, |value| value.len);
+    // `"user:a",` is a recipient.
+    let recipients = (len("to") / 9 + 1).min(envelope::MAX_RECIPIENTS);
+    (recipients * (len("data") + 512)).min(envelope::PIECE)
+}
+
+/// What an entry's fields say.
+fn delivery(entry: &Entry, now: OffsetDateTime) -> Result<Delivery, Unusable> {
     let mut texts = HashMap::new();
-    for (name, value) in fields {
-        let value = std::str::from_utf8(value).map_err(|_| malformed("malformed", format!("{name} is not UTF-8")))?;
-        texts.insert(name.as_str(), value);
+    for (name, value) in &entry.fields {
+        let name = String::from_utf8_lossy(&name.bytes);
+        let value =
+            std::str::from_utf8(&value.bytes).map_err(|_| unusable("malformed", format!("{name} is not UTF-8")))?;
+        texts.insert(name, value);
     }
-    let must = |name: &str| {
-        texts
-            .get(name)
-            .map(|text| (*text).to_owned())
-            .ok_or_else(|| malformed("missing_field", format!("{name} is missing")))
-    };
-    let data = must("data")?;
-    if data.len() > envelope::MAX_DATA {
-        return Err(malformed("too_large", "data is over 64 KiB".to_owned()));
-    }
-    let data: Map<String, serde_json::Value> =
-        serde_json::from_str(&data).map_err(|_| malformed("not_json", "data is not a JSON object".to_owned()))?;
-    let to = must("to")?;
+    let must =
+        |name: &str| texts.get(name).copied().ok_or_else(|| unusable("missing_field", format!("{name} is missing")));
+    let (data, to) = (must("data")?, must("to")?);
+    let data = serde_json::from_str(data).map_err(|_| unusable("not_json", "data is not a JSON object"))?;
     let to = if to.starts_with('[') {
-        let list = serde_json::from_str(&to)
-            .map_err(|_| malformed("not_json", "to is not a JSON list of names".to_owned()))?;
-        Recipients::Many(list)
+        serde_json::from_str(to).map_err(|error| match error.classify() {
+            serde_json::error::Category::Data => unusable("malformed", format!("to is malformed: {error}")),
+            _ => unusable("not_json", "to is not a JSON list of names"),
+        })?
     } else {
-        Recipients::One(to)
+        Recipients(vec![to.to_owned()])
     };
-    Ok(Envelope {
-        r#type: must("type")?,
+    let envelope = Envelope {
+        r#type: must("type")?.to_owned(),
         to,
         data,
-        id: Some(must("id")?),
-        source: Some(must("source")?),
+        id: Some(must("id")?.to_owned()),
+        source: Some(must("source")?.to_owned()),
         expires_at: texts.get("expires_at").map(|text| (*text).to_owned()),
         time: None,
-        _traceparent: None,
-    })
-}
-
-fn entries_of_read(answer: Value) -> Vec<Entry> {
-    // [[stream, entries]], or nil when nothing came.
-    let Value::Array(streams) = answer else { return Vec::new() };
-    streams
-        .into_iter()
-        .filter_map(|stream| match stream {
-            Value::Array(parts) => parts.into_iter().nth(1),
-            _ => None,
-        })
-        .flat_map(entries)
-        .collect()
-}
-
-pub(super) fn entries(list: Value) -> Vec<Entry> {
-    let Value::Array(list) = list else { return Vec::new() };
-    list.into_iter()
-        .filter_map(|entry| {
-            let Value::Array(parts) = entry else { return None };
-            let mut parts = parts.into_iter();
-            let id = text(parts.next()?)?;
-            // Deleted while it was pending, by hand or by a publisher that trims: nothing left but its id.
-            let fields = match parts.next()? {
-                Value::Array(fields) => fields,
-                _ => Vec::new(),
-            };
-            let mut fields = fields.into_iter();
-            let mut pairs = Vec::new();
-            while let (Some(name), Some(value)) = (fields.next(), fields.next()) {
-                pairs.push((text(name)?, bytes(value)?));
-            }
-            Some(Entry { id, fields: pairs })
-        })
-        .collect()
-}
-
-fn bytes(value: Value) -> Option<Vec<u8>> {
-    match value {
-        Value::BulkString(bytes) => Some(bytes),
-        Value::SimpleString(text) => Some(text.into_bytes()),
-        _ => None,
-    }
-}
-
-fn text(value: Value) -> Option<String> {
-    bytes(value).map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+    };
+    envelope.delivery("", now)
 }

@@ -219,9 +219,9 @@ mod tests {
     fn append((room, key, text): (usize, Option<u8>, u8)) -> Append {
         Append {
             stream: Stream::Room(["a", "b", "missing"][room].to_owned()),
-            from_user: "alice".to_owned(),
-            message: text.to_string(),
-            key: key.map(|key| Key::Client { user: "alice".to_owned(), client_id: key.to_string() }),
+            from_user: "alice".into(),
+            message: text.to_string().into(),
+            key: key.map(|key| Key::Client { user: "alice".into(), client_id: key.to_string() }),
             create_inbox: false,
             origin: None,
         }

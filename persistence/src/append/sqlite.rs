@@ -171,9 +171,16 @@ fn place(connection: &Connection, new: &New<'_>, date: i64) -> rusqlite::Result<
     let Some((head, seq, epoch, display_name)): Option<(Uuid, i64, i64, _)> = head else { return Ok(None) };
     connection.prepare_cached(steps.move_head)?.execute(params![seq, id, head])?;
     let (source, event_id) = new.origin();
-    connection
-        .prepare_cached(steps.row)?
-        .execute(params![head, seq, id, from_user, message, date, source, event_id])?;
+    connection.prepare_cached(steps.row)?.execute(params![
+        head,
+        seq,
+        id,
+        &**from_user,
+        &**message,
+        date,
+        source,
+        event_id
+    ])?;
     if let Some(identity) = identity {
         let receipt = params![&identity.key[..], &identity.content[..], id, seq, epoch, date];
         connection.prepare_cached(RECEIPT)?.execute(receipt)?;
