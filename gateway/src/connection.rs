@@ -42,6 +42,9 @@ const FIRST_FRAME_TIME: Duration = Duration::from_secs(2);
 /// Characters of a path that are logged: anybody may send a long one.
 const LOGGED_PATH: usize = 256;
 
+/// Pings that are answered each for itself, of those that come together.
+const PONGS: usize = 16;
+
 /// Bytes read from a socket at a time, into a buffer that its thread's sockets share.
 const READ_BYTES: usize = 16 * 1024;
 
@@ -271,10 +274,10 @@ impl Connection {
         }
     }
 
-    /// What is next in the bytes that have been read. All pings up to there have one answer, the newest's, as
-    /// RFC 6455 has it.
+    /// What is next in the bytes that have been read. Pings up to there are answered in one write, and of very many
+    /// only the newest, as RFC 6455 has it.
     fn decoded(&mut self) -> Option<Step> {
-        let mut ping = None;
+        let mut pongs = Vec::new();
         let step = loop {
             let message = match self.decoder.next_message() {
                 Ok(Some(message)) => message,
@@ -289,14 +292,17 @@ impl Connection {
                 (_, Message::Close(code)) => break Some(Step::Close(CloseReason::ByClient(code.unwrap_or(1005)))),
                 (Verdict::Warn, _) => break Some(Step::TooMany),
                 (Verdict::Ignore, _) | (_, Message::Pong | Message::Piece) => {}
-                (Verdict::Serve, Message::Ping(payload)) => ping = Some(payload),
+                (Verdict::Serve, Message::Ping(payload)) => {
+                    pongs.truncate(PONGS - 1);
+                    pongs.push(WireFrame::pong(&payload));
+                }
                 (Verdict::Serve, Message::Text(text)) => break Some(Step::Frame(Frame::Text(text))),
                 (Verdict::Serve, Message::Binary(bytes)) => break Some(Step::Frame(Frame::Binary(bytes))),
             }
         };
-        if let Some(payload) = ping {
-            // Pongs count as frames written: who does not read them fills its own outbox.
-            self.ctx.node().send_to(self.ctx.socket(), &WireFrame::pong(&payload), "pong");
+        if !pongs.is_empty() {
+            // They count as written: who does not read them fills its own outbox.
+            self.ctx.node().send_to(self.ctx.socket(), &WireFrame::join(&pongs.iter().collect::<Vec<_>>()), "pong");
         }
         step
     }

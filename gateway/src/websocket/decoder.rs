@@ -304,7 +304,7 @@ mod tests {
         assert_eq!(decoder.next_message(), Err(ProtocolError::TooLarge));
         let mut decoder = Decoder::new(10);
         decoder.feed(&[masked(0x01, b"12345"), masked(0x80, b"678901")].concat());
-        assert_eq!(decoder.next_message(), Err(ProtocolError::TooLarge));
+        assert_eq!(decode_all(&mut decoder), Err(ProtocolError::TooLarge));
         let mut decoder = Decoder::new(0);
         decoder.feed(&[0x81, 0xff, 0xff, 0, 0, 0, 0, 0, 0, 0]);
         assert_eq!(decoder.next_message().map_err(close_code), Err(1002));
