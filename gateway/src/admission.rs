@@ -33,20 +33,42 @@ pub(crate) struct Ask {
 /// What a user may hear.
 #[derive(Debug)]
 pub(crate) struct Admitted {
+    /// The oldest, as many as one may hear.
     pub(crate) rooms: Vec<Room>,
-    /// Version of the stored memberships among them.
+    /// Rooms that are the user's beyond that.
+    pub(crate) unheard: Vec<String>,
+    /// Version of the stored memberships, heard or not.
     pub(crate) version: u64,
     /// Entering has made the user a member: the user's other sockets do not know it yet.
     pub(crate) joined: bool,
 }
 
+/// Why a user is not admitted.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum NotAdmitted {
+    /// Entering would join one room more than a user may hear. Nothing was stored.
+    #[error("the user is in as many rooms as limits.rooms_per_user allows")]
+    TooManyRooms,
+    /// The database is away, or the node is stopping.
+    #[error("memberships could not be loaded")]
+    Unavailable(#[from] BatchError<StoreError>),
+}
+
 /// Loads memberships, batched.
 #[derive(Debug)]
-pub(crate) struct Admissions(Batcher<Ask, Admitted, StoreError>);
+pub(crate) struct Admissions(Batcher<Ask, Option<Admitted>, StoreError>);
 
 impl Admissions {
-    pub(crate) fn start(store: &Store, metrics: &Arc<Metrics>, tasks: &TaskTracker, stop: &CancellationToken) -> Self {
-        let desk = Arc::new(Desk { store: store.clone(), known: Mutex::default() });
+    /// `most` is how many rooms a user may hear; 0 is any number.
+    pub(crate) fn start(
+        store: &Store,
+        most: usize,
+        metrics: &Arc<Metrics>,
+        tasks: &TaskTracker,
+        stop: &CancellationToken,
+    ) -> Self {
+        let most = if most == 0 { usize::MAX } else { most };
+        let desk = Arc::new(Desk { store: store.clone(), most, known: Mutex::default() });
         let metrics = Arc::clone(metrics);
         Self(Batcher::spawn(tasks, stop, BATCH, move |asks| {
             let (desk, metrics) = (Arc::clone(&desk), Arc::clone(&metrics));
@@ -54,71 +76,112 @@ impl Admissions {
         }))
     }
 
-    pub(crate) async fn admit(&self, ask: Ask) -> Result<Admitted, BatchError<StoreError>> {
-        self.0.load(ask).await
+    pub(crate) async fn admit(&self, ask: Ask) -> Result<Admitted, NotAdmitted> {
+        self.0.load(ask).await?.ok_or(NotAdmitted::TooManyRooms)
     }
 }
 
 struct Desk {
     store: Store,
+    most: usize,
     known: Mutex<HashSet<Arc<str>>>,
 }
 
+/// Rooms of the path that users are to become members of, by user.
+type Joining = HashMap<Arc<str>, HashSet<String>>;
+
 impl Desk {
-    async fn admit(&self, asks: Vec<Ask>) -> Result<Vec<Admitted>, StoreError> {
-        self.see_users(&asks).await?;
-        let users: Vec<String> = unique(asks.iter().map(|ask| ask.user.to_string()));
+    /// `None` for who is refused.
+    async fn admit(&self, asks: Vec<Ask>) -> Result<Vec<Option<Admitted>>, StoreError> {
+        let users = unique(asks.iter().map(|ask| ask.user.to_string()));
         let mut rooms_of = self.store.rooms_of(&users).await?;
-        let is_member = |rooms_of: &HashMap<String, Vec<Room>>, user: &str, room: &str| {
-            rooms_of.get(user).is_some_and(|rooms| rooms.iter().any(|known| known.name == room))
-        };
-        let joining: HashSet<(String, String)> = asks
+        let mut joining = Joining::new();
+        let admitted: Vec<bool> = asks.iter().map(|ask| self.has_room_for(ask, &rooms_of, &mut joining)).collect();
+        let of_admitted = || asks.iter().zip(&admitted).filter(|(_, admitted)| **admitted).map(|(ask, _)| ask);
+        self.see_users(of_admitted()).await?;
+        let pairs: Vec<Membership> = joining
             .iter()
-            .filter(|ask| ask.open)
-            .filter_map(|ask| Some((ask.enter.clone()?, ask.user.to_string())))
-            .filter(|(room, user)| !is_member(&rooms_of, user, room))
+            .flat_map(|(user, rooms)| rooms.iter().map(move |room| (user, room)))
+            .map(|(user, room)| Membership { room: room.clone(), user: user.to_string(), create_room: true })
             .collect();
-        if !joining.is_empty() {
-            let pairs: Vec<Membership> = joining
-                .iter()
-                .map(|(room, user)| Membership { room: room.clone(), user: user.clone(), create_room: true })
-                .collect();
+        if !pairs.is_empty() {
             self.store.add_members(&pairs).await?;
         }
-        let named =
-            unique(joining.iter().map(|(room, _)| room.clone()).chain(asks.iter().flat_map(|ask| ask.named.clone())));
+        let named = unique(
+            pairs.iter().map(|pair| pair.room.clone()).chain(of_admitted().flat_map(|ask| ask.named.iter().cloned())),
+        );
         let mut heads = if named.is_empty() { HashMap::new() } else { self.store.room_heads(&named).await? };
-        for room in asks.iter().flat_map(|ask| &ask.named) {
-            if !heads.contains_key(room) {
-                heads.insert(room.clone(), self.store.create_room(room, None).await?);
+        for pair in &pairs {
+            if let Some(head) = heads.get(&pair.room) {
+                rooms_of.entry(pair.user.clone()).or_default().push(head.clone());
             }
         }
-        for (room, user) in &joining {
-            if let Some(head) = heads.get(room) {
-                rooms_of.entry(user.clone()).or_default().push(head.clone());
-            }
+        let mut answers = Vec::with_capacity(asks.len());
+        for (ask, admitted) in asks.iter().zip(&admitted) {
+            answers.push(match admitted {
+                false => None,
+                true => Some(self.admitted(ask, rooms_of.get(&*ask.user), &mut heads, &joining).await?),
+            });
         }
-        Ok(asks
-            .iter()
-            .map(|ask| {
-                let mut rooms = rooms_of.get(&*ask.user).cloned().unwrap_or_default();
-                let version = memberships::version(&rooms);
-                for room in &ask.named {
-                    if !rooms.iter().any(|known| known.name == *room) {
-                        rooms.extend(heads.get(room).cloned());
-                    }
-                }
-                let enters = |(room, user): &(String, String)| ask.enter.as_ref() == Some(room) && **user == *ask.user;
-                Admitted { rooms, version, joined: joining.iter().any(enters) }
-            })
-            .collect())
+        Ok(answers)
+    }
+
+    /// Whether the user may enter: the room is theirs already, or is not too much. Who enters for good is noted.
+    fn has_room_for(&self, ask: &Ask, rooms_of: &HashMap<String, Vec<Room>>, joining: &mut Joining) -> bool {
+        let Some(room) = ask.enter.as_ref().filter(|_| ask.open) else { return true };
+        let stored = rooms_of.get(&*ask.user).map_or(&[][..], Vec::as_slice);
+        let joins = joining.get(&ask.user);
+        let is_member = |room: &str| {
+            stored.iter().any(|known| known.name == room) || joins.is_some_and(|joins| joins.contains(room))
+        };
+        if is_member(room) {
+            return true;
+        }
+        let named = ask.named.iter().filter(|named| *named != room && !is_member(named)).collect::<HashSet<_>>().len();
+        if stored.len() + joins.map_or(0, HashSet::len) + named >= self.most {
+            return false;
+        }
+        joining.entry(Arc::clone(&ask.user)).or_default().insert(room.clone());
+        true
+    }
+
+    /// The stored memberships, the oldest first, then what the token names; of the latter, what is heard and missing
+    /// is made.
+    async fn admitted(
+        &self,
+        ask: &Ask,
+        stored: Option<&Vec<Room>>,
+        heads: &mut HashMap<String, Room>,
+        joining: &Joining,
+    ) -> Result<Admitted, StoreError> {
+        let mut rooms = stored.cloned().unwrap_or_default();
+        let version = memberships::version(&rooms);
+        let mut unheard: Vec<String> = rooms.drain(self.most.min(rooms.len())..).map(|room| room.name).collect();
+        for name in &ask.named {
+            if rooms.iter().map(|room| &room.name).chain(&unheard).any(|known| known == name) {
+                continue;
+            }
+            if rooms.len() >= self.most {
+                unheard.push(name.clone());
+                continue;
+            }
+            let room = match heads.get(name) {
+                Some(room) => room.clone(),
+                None => self.store.create_room(name, None).await?,
+            };
+            heads.insert(name.clone(), room.clone());
+            rooms.push(room);
+        }
+        let joins = joining.get(&ask.user).zip(ask.enter.as_ref());
+        let joined = joins.is_some_and(|(rooms, room)| rooms.contains(room));
+        Ok(Admitted { rooms, unheard, version, joined })
     }
 
     /// Inserts users on first sight; who has been seen by this node costs nothing.
-    async fn see_users(&self, asks: &[Ask]) -> Result<(), StoreError> {
+    async fn see_users(&self, asks: impl Iterator<Item = &Ask>) -> Result<(), StoreError> {
         let new: Vec<Arc<str>> = {
             let known = self.known.lock();
-            asks.iter().map(|ask| Arc::clone(&ask.user)).filter(|user| !known.contains(user)).collect()
+            asks.map(|ask| Arc::clone(&ask.user)).filter(|user| !known.contains(user)).collect()
         };
         if new.is_empty() {
             return Ok(());

@@ -8,6 +8,7 @@ use clap::{Arg, ArgAction, ArgMatches, Command};
 use serde_json::{Value, json};
 
 use crate::config::{Collected, Config, ConfigErrors, SETTINGS, Source, collect};
+use crate::names;
 
 /// The whole command line.
 pub fn command() -> Command {
@@ -219,6 +220,9 @@ pub enum ApiError {
     /// An answer that no node gives.
     #[error("{0} answered {1}, but not as the API does: is that the internal listener?")]
     Foreign(String, reqwest::StatusCode),
+    /// What was given cannot be a name, and must not become part of a path.
+    #[error("{0:?} is not valid: {1}")]
+    Name(String, &'static str),
     /// An answer that says no.
     #[error("{0}")]
     Refused(String),
@@ -240,8 +244,10 @@ impl ApiClient {
     /// Runs `notify`, a `room` or a `dead` command and returns what to print.
     pub async fn run(&self, command: &str, matches: &ArgMatches) -> Result<String, ApiError> {
         let text = |matches: &ArgMatches, name: &str| matches.get_one::<String>(name).cloned().unwrap_or_default();
+        // Clients of HTTP fold a segment of dots, encoded or not, and then mean another path.
+        let segment = |matches: &ArgMatches, name: &str| valid(text(matches, name)).map(|name| encode(&name));
         if command == "notify" {
-            let (user, from) = (text(matches, "user"), text(matches, "from"));
+            let (user, from) = (valid(text(matches, "user"))?, text(matches, "from"));
             let mut body = json!({
                 "type": "notification", "to": format!("user:{user}"), "source": "cli",
                 "data": {"message": text(matches, "text"), "from_user": from},
@@ -253,31 +259,31 @@ impl ApiClient {
         }
         let Some((action, matches)) = matches.subcommand() else { return Ok(String::new()) };
         if command == "dead" {
-            let one = || format!("/api/dead/{}", encode(&text(matches, "dead")));
+            let one = || Ok::<_, ApiError>(format!("/api/dead/{}", segment(matches, "dead")?));
             let (method, path) = match action {
                 "list" => {
                     let limit = matches.get_one::<u64>("limit").copied().unwrap_or_default();
                     let before = matches.get_one::<String>("before").map(|id| format!("&before={}", encode(id)));
                     (reqwest::Method::GET, format!("/api/dead?limit={limit}{}", before.unwrap_or_default()))
                 }
-                "show" => (reqwest::Method::GET, one()),
-                "retry" => (reqwest::Method::POST, format!("{}/retry", one())),
-                _ => (reqwest::Method::DELETE, one()),
+                "show" => (reqwest::Method::GET, one()?),
+                "retry" => (reqwest::Method::POST, format!("{}/retry", one()?)),
+                _ => (reqwest::Method::DELETE, one()?),
             };
             return Ok(self.call(method, &path, None).await?.to_string());
         }
-        let path = |name: &str| format!("/api/rooms/{}", encode(&text(matches, name)));
-        let member = || format!("{}/members/{}", path("room"), encode(&text(matches, "user")));
+        let room = || Ok::<_, ApiError>(format!("/api/rooms/{}", segment(matches, "room")?));
+        let member = || Ok::<_, ApiError>(format!("{}/members/{}", room()?, segment(matches, "user")?));
         let answer = match action {
             "list" => self.all_rooms().await?,
             "create" => {
                 let body = matches.get_one::<String>("display-name").map(|name| json!({"display_name": name}));
-                self.call(reqwest::Method::PUT, &path("room"), body).await?
+                self.call(reqwest::Method::PUT, &room()?, body).await?
             }
-            "delete" => self.call(reqwest::Method::DELETE, &path("room"), None).await?,
-            "show" => self.call(reqwest::Method::GET, &path("room"), None).await?,
-            "add" => self.call(reqwest::Method::PUT, &member(), None).await?,
-            _ => self.call(reqwest::Method::DELETE, &member(), None).await?,
+            "delete" => self.call(reqwest::Method::DELETE, &room()?, None).await?,
+            "show" => self.call(reqwest::Method::GET, &room()?, None).await?,
+            "add" => self.call(reqwest::Method::PUT, &member()?, None).await?,
+            _ => self.call(reqwest::Method::DELETE, &member()?, None).await?,
         };
         Ok(answer.to_string())
     }
@@ -338,6 +344,13 @@ fn reachable(address: std::net::SocketAddr) -> std::net::SocketAddr {
         });
     }
     address
+}
+
+fn valid(name: String) -> Result<String, ApiError> {
+    match names::check(&name) {
+        Ok(()) => Ok(name),
+        Err(rule) => Err(ApiError::Name(name, rule)),
+    }
 }
 
 fn encode(name: &str) -> String {

@@ -8,7 +8,7 @@ use std::io::{ErrorKind, Read};
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::task::{self, Context as TaskContext, Poll};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use channel_layer::Event;
 use futures_util::FutureExt;
@@ -22,8 +22,10 @@ use tokio::time::timeout;
 
 use crate::close::CloseReason;
 use crate::consumer::{AnyConsumer, Context, Frame, Outcome, Refusal, Streams};
+use crate::head::Rewound;
 use crate::metrics::{ByCode, ByReason};
 use crate::node::Node;
+use crate::rate::{FrameRate, Verdict};
 use crate::scope::Scope;
 use crate::socket::Socket;
 use crate::websocket::{Decoder, Message, ProtocolError, WireFrame};
@@ -37,8 +39,11 @@ const DISCONNECT_TIME: Duration = Duration::from_secs(10);
 /// How long a client of `gateway.v1` may take to say that it wants to resume.
 const FIRST_FRAME_TIME: Duration = Duration::from_secs(2);
 
-/// Characters of a path that are logged.
+/// Characters of a path that are logged: anybody may send a long one.
 const LOGGED_PATH: usize = 256;
+
+/// Pings that are answered each for itself, of those that come together.
+const PONGS: usize = 16;
 
 /// Bytes read from a socket at a time, into a buffer that its thread's sockets share.
 const READ_BYTES: usize = 16 * 1024;
@@ -86,12 +91,12 @@ impl Handshake {
         let patience = self.ctx.node().config.limits.handshake.max(Duration::from_secs(1));
         // A client that left between request and answer is none; dropping `self` cleans up.
         let upgraded = timeout(patience, on_upgrade).await.ok()?.ok()?;
-        let Ok(parts) = upgraded.downcast::<TokioIo<TcpStream>>() else {
+        let Ok(parts) = upgraded.downcast::<TokioIo<Rewound>>() else {
             tracing::error!("the upgraded connection is not a TCP stream");
             return None;
         };
-        let (io, early) = (parts.io.into_inner(), parts.read_buf);
-        let connection = Box::new(Connection::new(self, &early));
+        let (io, unread) = parts.io.into_inner().into_parts();
+        let connection = Box::new(Connection::new(self, &[&parts.read_buf[..], &unread]));
         connection.ctx.socket().attach(io);
         Some(connection)
     }
@@ -102,25 +107,30 @@ struct Connection {
     consumer: Box<dyn AnyConsumer>,
     ctx: Context,
     decoder: Decoder,
+    /// Made with the first frame: most sockets only listen.
+    rate: Option<Box<FrameRate>>,
+    /// The answer to a ping of ours has not come yet; it is free.
+    pong_is_due: bool,
     /// Whose turn it is when client and layer both have something.
     layer_first: bool,
 }
 
 /// What happens next to a connection.
 enum Step {
-    Message(Message),
+    Frame(Frame),
+    /// The client has begun to send more than it may.
+    TooMany,
     Event(Arc<Event>),
     Close(CloseReason),
 }
 
 impl Connection {
-    fn new(handshake: Handshake, early: &[u8]) -> Self {
+    /// `early` is what came with the request.
+    fn new(handshake: Handshake, early: &[&[u8]]) -> Self {
         let Handshake { consumer, ctx } = handshake;
         let mut decoder = Decoder::new(ctx.node().config.limits.frame_bytes);
-        if !early.is_empty() {
-            decoder.feed(early);
-        }
-        Self { consumer, ctx, decoder, layer_first: false }
+        early.iter().filter(|bytes| !bytes.is_empty()).for_each(|bytes| decoder.feed(bytes));
+        Self { consumer, ctx, decoder, rate: None, pong_is_due: false, layer_first: false }
     }
 
     async fn run(mut self: Box<Self>) {
@@ -173,7 +183,7 @@ impl Connection {
                 self.ctx.release_streams();
                 break;
             };
-            let is_frame = matches!(step, Step::Message(Message::Text(_) | Message::Binary(_)));
+            let is_frame = matches!(step, Step::Frame(_));
             if let Err(reason) = self.attend(step).await {
                 return Some(reason);
             }
@@ -214,17 +224,9 @@ impl Connection {
     /// Does what is to be done. A panic in a handler ends this connection with 1011 and touches nothing else.
     fn take(&mut self, step: Step) -> impl Future<Output = Outcome> + Send {
         let handler: BoxFuture<'_, Outcome> = match step {
-            Step::Message(Message::Text(text)) => self.consumer.receive(&mut self.ctx, Frame::Text(text)),
-            Step::Message(Message::Binary(bytes)) => self.consumer.receive(&mut self.ctx, Frame::Binary(bytes)),
+            Step::Frame(frame) => self.consumer.receive(&mut self.ctx, frame),
+            Step::TooMany => Box::pin(async move { self.consumer.rate_limited(&mut self.ctx) }),
             Step::Event(event) => Box::pin(async move { self.consumer.handle(&mut self.ctx, &event).await }),
-            Step::Message(Message::Ping(payload)) => {
-                // Pings count as frames written: who floods them without reading fills its own outbox.
-                self.ctx.node().send_to(self.ctx.socket(), &WireFrame::pong(&payload), "pong");
-                ready(Ok(())).boxed()
-            }
-            Step::Message(Message::Pong) => ready(Ok(())).boxed(),
-            Step::Message(Message::Close(None)) => ready(Err(CloseReason::ByClient(1005))).boxed(),
-            Step::Message(Message::Close(Some((code, _)))) => ready(Err(CloseReason::ByClient(code))).boxed(),
             Step::Close(reason) => ready(Err(reason)).boxed(),
         };
         AssertUnwindSafe(handler).catch_unwind().map(|done| done.unwrap_or(Err(CloseReason::InternalError)))
@@ -261,17 +263,65 @@ impl Connection {
 
     fn poll_message(&mut self, socket: &Socket, task: &mut TaskContext<'_>) -> Poll<Step> {
         loop {
-            match self.decoder.next_message() {
-                Ok(Some(message)) => return Poll::Ready(Step::Message(message)),
-                Ok(None) => {}
-                Err(error) => return Poll::Ready(Step::Close(close_reason(error))),
+            if let Some(step) = self.decoded() {
+                return Poll::Ready(step);
             }
             match task::ready!(poll_read(socket, task, &mut self.decoder)) {
                 Ok(0) => return Poll::Ready(Step::Close(CloseReason::Lost)),
-                Ok(_) => socket.heard(self.ctx.node().clock.seconds()),
+                Ok(_) => self.pong_is_due |= socket.heard(self.ctx.node().clock.seconds()),
                 Err(_) => return Poll::Ready(Step::Close(CloseReason::Lost)),
             }
         }
+    }
+
+    /// What is next in the bytes that have been read. Pings up to there are answered in one write, and of very many
+    /// only the newest, as RFC 6455 has it.
+    fn decoded(&mut self) -> Option<Step> {
+        let mut pongs = Vec::new();
+        let step = loop {
+            let message = match self.decoder.next_message() {
+                Ok(Some(message)) => message,
+                Ok(None) => break None,
+                Err(error) => break Some(Step::Close(close_reason(error))),
+            };
+            let verdict = match self.count(&message) {
+                Ok(verdict) => verdict,
+                Err(reason) => break Some(Step::Close(reason)),
+            };
+            match (verdict, message) {
+                (_, Message::Close(code)) => break Some(Step::Close(CloseReason::ByClient(code.unwrap_or(1005)))),
+                (Verdict::Warn, _) => break Some(Step::TooMany),
+                (Verdict::Ignore, _) | (_, Message::Pong | Message::Piece) => {}
+                (Verdict::Serve, Message::Ping(payload)) => {
+                    pongs.truncate(PONGS - 1);
+                    pongs.push(WireFrame::pong(&payload));
+                }
+                (Verdict::Serve, Message::Text(text)) => break Some(Step::Frame(Frame::Text(text))),
+                (Verdict::Serve, Message::Binary(bytes)) => break Some(Step::Frame(Frame::Binary(bytes))),
+            }
+        };
+        if !pongs.is_empty() {
+            // They count as written: who does not read them fills its own outbox.
+            self.ctx.node().send_to(self.ctx.socket(), &WireFrame::join(&pongs.iter().collect::<Vec<_>>()), "pong");
+        }
+        step
+    }
+
+    /// Takes a token for a frame of the client's, whatever it is.
+    fn count(&mut self, message: &Message) -> Result<Verdict, CloseReason> {
+        let node = self.ctx.node();
+        let limits = &node.config.limits;
+        let is_answer = matches!(message, Message::Pong) && std::mem::take(&mut self.pong_is_due);
+        if limits.frames_per_second == 0 || is_answer {
+            return Ok(Verdict::Serve);
+        }
+        let now = Instant::now();
+        let rate = self.rate.get_or_insert_with(|| Box::new(FrameRate::new(limits, now)));
+        let verdict = rate.frame(limits, now)?;
+        if verdict != Verdict::Serve {
+            node.metrics.frames_bad.get_or_create(&ByReason { reason: "rate_limited" }).inc();
+        }
+        Ok(verdict)
     }
 
     /// Closes with a close frame, waits shortly for the client's, and lets the kernel send the rest.
@@ -385,9 +435,16 @@ fn code_label(code: u16) -> u16 {
     }
 }
 
-/// What the log shows of a path: anybody may send a long one.
-fn logged(path: &str) -> &str {
-    path.char_indices().nth(LOGGED_PATH).map_or(path, |(at, _)| &path[..at])
+/// What the log shows of a path: what was sent, in ASCII.
+fn logged(path: &str) -> impl std::fmt::Display {
+    let mut left = LOGGED_PATH;
+    let pieces = percent_encoding::utf8_percent_encode(path, percent_encoding::CONTROLS);
+    let cut = pieces.map_while(move |piece| {
+        let piece = &piece[..piece.len().min(left)];
+        left -= piece.len();
+        (!piece.is_empty()).then_some(piece)
+    });
+    cut.collect::<String>()
 }
 
 /// The label of a refused handshake.

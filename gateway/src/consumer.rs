@@ -72,6 +72,12 @@ pub trait Consumer: Sized + Send + 'static {
         async { Ok(()) }
     }
 
+    /// The client has begun to send more than `limits.frames_per_second`: this frame and those that follow are
+    /// dropped until it keeps to the limit, and if it goes on it is closed with 1008. The default says nothing.
+    fn rate_limited(&mut self, _ctx: &mut Context) -> Outcome {
+        Ok(())
+    }
+
     /// The connection has ended with this code. Groups are left by themselves.
     fn disconnect(&mut self, _ctx: &mut Context, _code: u16) -> impl Future<Output = ()> + Send {
         async {}
@@ -245,6 +251,7 @@ impl std::fmt::Debug for ConsumerClass {
 pub(crate) trait AnyConsumer: Send {
     fn connect<'a>(&'a mut self, ctx: &'a mut Context) -> BoxFuture<'a, Result<(), Refusal>>;
     fn receive<'a>(&'a mut self, ctx: &'a mut Context, frame: Frame) -> BoxFuture<'a, Outcome>;
+    fn rate_limited(&mut self, ctx: &mut Context) -> Outcome;
     fn handle<'a>(&'a mut self, ctx: &'a mut Context, event: &'a Event) -> BoxFuture<'a, Outcome>;
     fn disconnect<'a>(&'a mut self, ctx: &'a mut Context, code: u16) -> BoxFuture<'a, ()>;
 }
@@ -261,6 +268,10 @@ impl<C: Consumer> AnyConsumer for Instance<C> {
 
     fn receive<'a>(&'a mut self, ctx: &'a mut Context, frame: Frame) -> BoxFuture<'a, Outcome> {
         Box::pin(self.consumer.receive(ctx, frame))
+    }
+
+    fn rate_limited(&mut self, ctx: &mut Context) -> Outcome {
+        self.consumer.rate_limited(ctx)
     }
 
     fn handle<'a>(&'a mut self, ctx: &'a mut Context, event: &'a Event) -> BoxFuture<'a, Outcome> {

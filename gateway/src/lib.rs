@@ -14,6 +14,7 @@
 //!
 //! To write a consumer of your own, see [`Consumer`] and `examples/`.
 
+mod addresses;
 mod admission;
 mod api;
 mod auth;
@@ -31,6 +32,7 @@ mod envelope;
 mod events;
 mod files;
 mod frames;
+mod head;
 mod health;
 mod hub;
 mod layer;
@@ -43,6 +45,7 @@ mod page;
 mod pages;
 mod peers;
 mod position;
+mod rate;
 mod recent;
 mod redis;
 mod registry;
@@ -56,6 +59,7 @@ mod seldom;
 mod server;
 mod skew;
 mod socket;
+mod visitors;
 mod watch;
 mod websocket;
 mod writer;
@@ -65,7 +69,7 @@ pub use close::CloseReason;
 pub use config::Config;
 pub use consumer::{Consumer, Context, Frame, Handlers, Outcome, OwnHandler, Refusal, Rendering, SharedHandler};
 pub use layer::SharedLayer;
-pub use names::{GroupNames, is_valid_name};
+pub use names::{GroupNames, check as check_name, is_valid_name};
 pub use node::{Node, NodeError, RunningNode, check_layer, store_options};
 pub use redis::{DeploymentError, RedisFailed};
 pub use routing::Router;

@@ -1,9 +1,13 @@
-//! The log of the process: lines to standard error, which may hang without holding up anybody.
+//! The log of the process: lines to standard error, which may hang without holding up anybody. What cannot be seen, or
+//! changes how the rest is seen, is written as its number: names may come from anybody.
 
 use std::backtrace::{Backtrace, BacktraceStatus};
+use std::borrow::Cow;
+use std::fmt::Write as _;
+use std::io::{self, Write};
 use std::time::Duration;
 
-use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGuard};
+use tracing_appender::non_blocking::{ErrorCounter, NonBlocking, NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::EnvFilter;
 
 /// Lines that wait for standard error to take them; more are dropped, and counted.
@@ -43,7 +47,7 @@ pub(crate) fn start(json: bool) -> Log {
         EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info,warp=off,sea_orm_migration=warn"));
     let subscriber = tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(lines)
+        .with_writer(move || Visible { lines: lines.clone(), json })
         .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()));
     // A second subscriber in this process would be a mistake of ours, not the user's.
     let _ = if json { subscriber.json().try_init() } else { subscriber.with_target(false).try_init() };
@@ -58,6 +62,48 @@ pub(crate) fn start(json: bool) -> Log {
     Log { writer: Some(writer), dropped }
 }
 
+/// Writes lines in which everything can be seen.
+struct Visible {
+    lines: NonBlocking,
+    json: bool,
+}
+
+impl Write for Visible {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        self.lines.write_all(&visible(line, self.json))?;
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.lines.flush()
+    }
+}
+
+/// Directions, separators, marks without width, tags and the like as JSON or Rust would escape them.
+fn visible(line: &[u8], json: bool) -> Cow<'_, [u8]> {
+    if line.is_ascii() {
+        return Cow::Borrowed(line);
+    }
+    let mut shown = String::with_capacity(line.len());
+    for character in String::from_utf8_lossy(line).chars() {
+        // Writing to a string does not fail.
+        let _ = match character {
+            seen if is_visible(seen) => shown.write_char(seen),
+            hidden if json => {
+                hidden.encode_utf16(&mut [0; 2]).iter().try_for_each(|unit| write!(shown, "\\u{unit:04x}"))
+            }
+            hidden => write!(shown, "{}", hidden.escape_unicode()),
+        };
+    }
+    Cow::Owned(shown.into_bytes())
+}
+
+/// Whether the character shows in a text; one that combines with a letter does. Those of ASCII are seen to by who formats.
+fn is_visible(character: char) -> bool {
+    let behind_a_letter: String = ['a', character].into_iter().collect();
+    character.is_ascii() || behind_a_letter.escape_debug().count() == 2
+}
+
 impl Log {
     /// Tells how many lines have been dropped so far, again and again. Never returns.
     pub(crate) async fn count_dropped(&self, tell: impl Fn(u64)) {
@@ -65,5 +111,20 @@ impl Log {
             tokio::time::sleep(EVERY).await;
             tell(self.dropped.dropped_lines() as u64);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_cannot_be_seen_is_written_as_its_number() {
+        let line = "Łódź नमस्ते a\u{301} 🦀 \u{202e}x\u{2028}\u{feff}\u{e0041}\u{85}\n";
+        let text = String::from_utf8(visible(line.as_bytes(), false).into_owned()).unwrap();
+        assert_eq!(text, "Łódź नमस्ते a\u{301} 🦀 \\u{202e}x\\u{2028}\\u{feff}\\u{e0041}\\u{85}\n");
+        let json = String::from_utf8(visible(b"\"\xe2\x80\xae\xf3\xa0\x81\x81\"", true).into_owned()).unwrap();
+        assert_eq!(json, r#""\u202e\udb40\udc41""#);
+        assert!(matches!(visible(b"plain", false), Cow::Borrowed(_)));
     }
 }

@@ -168,9 +168,11 @@ fn token(config: &Config, arguments: &clap::ArgMatches) -> anyhow::Result<ExitCo
     let auth =
         JwtAuth::new(&config.jwt_secrets, &config.jwt_user_claim, &config.jwt_audience, config.jwt_issuer.as_deref());
     let user = arguments.get_one::<String>("user").cloned().unwrap_or_default();
-    anyhow::ensure!(gateway::is_valid_name(&user), "{user:?} is not a valid username");
     let rooms =
         arguments.get_one::<String>("rooms").map(|rooms| rooms.split(',').map(str::to_owned).collect::<Vec<_>>());
+    for name in rooms.iter().flatten().chain([&user]) {
+        gateway::check_name(name).map_err(|rule| anyhow::anyhow!("{name:?} is not valid: {rule}"))?;
+    }
     let seconds = arguments.get_one::<u64>("seconds").copied().unwrap_or(3600);
     println!("{}", auth.sign(&user, rooms.as_deref(), seconds)?);
     Ok(ExitCode::SUCCESS)

@@ -57,6 +57,7 @@ pub struct Metrics {
     pub frames_bad: Family<ByReason, Counter>,
     pub outbox_full: Counter,
     pub inbox_full: Counter,
+    pub rooms_unheard: Counter,
     pub handler_errors: Counter,
     pub groups: Gauge,
     pub layer_events_published: Gauge<u64, AtomicU64>,
@@ -121,6 +122,10 @@ impl Metrics {
             "inbox_full", "Events dropped because a consumer does not keep up", Counter::default();
             "handler_errors", "Consumers ended by an error or a panic", Counter::default();
         };
+        let rooms_unheard = Counter::default();
+        let help =
+            "Times that somebody was let in who is in more rooms than limits.rooms_per_user, and hears the oldest";
+        registry.register("rooms_unheard", help, rooms_unheard.clone());
         let (groups, layer_events_published, layer_events_received, layer_events_undecodable) = register! {
             "groups", "Layer groups this node has joined", Gauge::default();
             "layer_events_published_total", "Events this node wrote to the layer", Gauge::<u64, AtomicU64>::default();
@@ -188,6 +193,7 @@ impl Metrics {
             frames_bad,
             outbox_full,
             inbox_full,
+            rooms_unheard,
             handler_errors,
             groups,
             layer_events_published,

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use persistence::{Backend, Store, StoreError, StoreOptions};
 use secrecy::{ExposeSecret as _, SecretString};
@@ -25,11 +25,12 @@ use crate::layer::{self, SharedLayer};
 use crate::metrics::Metrics;
 use crate::names::GroupNames;
 use crate::peers::Peers;
+use crate::rate::Bucket;
 use crate::redis::{self, Deployment};
 use crate::registry::Registry;
 use crate::routing::Router;
 use crate::writer::Writer;
-use crate::{drain, memberships, server, skew, watch};
+use crate::{drain, memberships, server, skew, visitors, watch};
 
 /// How long a node waits for Redis and the database when it starts.
 const START_PATIENCE: Duration = Duration::from_secs(30);
@@ -77,6 +78,8 @@ pub struct Node {
     pub(crate) hub: Arc<Hub>,
     pub(crate) writer: Writer,
     pub(crate) admissions: Admissions,
+    /// What `limits.handshakes_per_second` allows just now.
+    pub(crate) handshakes: parking_lot::Mutex<Bucket>,
     pub(crate) auth: JwtAuth,
     pub(crate) origins: Origins,
     pub(crate) peers: Peers,
@@ -143,7 +146,8 @@ impl Node {
         let addresses = (public.local_addr(), internal.local_addr());
         let node = Arc::new(Self {
             writer: Writer::start(&store, &layer, &names, &metrics, &background, &stop),
-            admissions: Admissions::start(&store, &metrics, &background, &stop),
+            admissions: Admissions::start(&store, config.limits.rooms_per_user, &metrics, &background, &stop),
+            handshakes: parking_lot::Mutex::new(Bucket::full(config.limits.handshakes_per_second, Instant::now())),
             auth: jwt(&config),
             origins: Origins::new(&config.allowed_origins),
             peers: Peers::new(&config, &layer),
@@ -181,8 +185,8 @@ impl Node {
             background.spawn(stop.clone().run_until_cancelled_owned(ingest));
         }
         background.spawn(crate::retention::run(Arc::clone(&node), accepting.clone()));
-        background.spawn(server::serve_public(Arc::clone(&node), public, files.connections, accepting.clone()));
-        background.spawn(server::serve_internal(Arc::clone(&node), internal, files.internal, stop.clone()));
+        background.spawn(visitors::serve_public(Arc::clone(&node), public, files.connections, accepting.clone()));
+        background.spawn(visitors::serve_internal(Arc::clone(&node), internal, files.internal, stop.clone()));
         let listen = |error| NodeError::Listen(node.config.listen, error);
         let (public, internal) = (addresses.0.map_err(listen)?, addresses.1.map_err(listen)?);
         Ok(RunningNode { node, public, internal, accepting, stop, _stop_on_drop: stop_on_drop, background })

@@ -71,8 +71,7 @@ fn login(node: &Arc<Node>) -> BoxedFilter<(Answer,)> {
             let Ok(Login { username }) = serde_json::from_slice(&body) else {
                 return json(StatusCode::BAD_REQUEST, &serde_json::json!({"detail": "username is missing"}));
             };
-            if !names::is_valid_name(&username) {
-                let detail = "a username has 1 to 150 characters, no / and no control characters";
+            if let Err(detail) = names::check(&username) {
                 return json(StatusCode::BAD_REQUEST, &serde_json::json!({"detail": detail}));
             }
             match node.auth.sign(&username, None, DEV_TOKEN_SECONDS) {

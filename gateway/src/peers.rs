@@ -212,7 +212,7 @@ impl Node {
         let info = |socket: &Arc<crate::socket::Socket>| SocketInfo {
             node: self.config.node_id.clone(),
             channel_name: socket.channel_name.to_string(),
-            path: socket.path.to_string(),
+            path: percent_encoding::percent_decode_str(&socket.path).decode_utf8_lossy().into_owned(),
             since: crate::events::rfc3339(socket.since),
         };
         self.registry.of_user(username).iter().map(info).collect()

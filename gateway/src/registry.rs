@@ -6,13 +6,13 @@
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use channel_layer::ChannelName;
 use parking_lot::Mutex;
 
+use crate::addresses::{Addresses, Visitor};
 use crate::config::Limits;
 use crate::socket::Socket;
 
@@ -25,8 +25,7 @@ type Users = HashMap<Arc<str>, Vec<Arc<Socket>>>;
 pub struct Registry {
     by_channel: [Mutex<HashMap<ChannelName, Arc<Socket>>>; SHARDS],
     by_user: [Mutex<Users>; SHARDS],
-    /// Kept only where addresses are limited.
-    by_address: Mutex<HashMap<IpAddr, usize>>,
+    pub(crate) addresses: Arc<Addresses>,
     count: AtomicUsize,
     hasher: RandomState,
 }
@@ -44,20 +43,26 @@ impl Registry {
         Self {
             by_channel: std::array::from_fn(|_| Mutex::default()),
             by_user: std::array::from_fn(|_| Mutex::default()),
-            by_address: Mutex::default(),
+            addresses: Arc::default(),
             count: AtomicUsize::new(0),
             hasher: RandomState::new(),
         }
     }
 
-    /// Links a user to a socket, if the limits allow; a limit of 0 is none.
-    pub(crate) fn add(&self, socket: &Arc<Socket>, limits: &Limits) -> Result<(), LimitReached> {
-        self.count_in(socket, limits)?;
+    /// Links a user to a socket, if the limits allow; a limit of 0 is none. The visitor is who becomes the socket.
+    pub(crate) fn add(
+        &self,
+        socket: &Arc<Socket>,
+        limits: &Limits,
+        visitor: Option<&Visitor>,
+    ) -> Result<(), LimitReached> {
+        self.count_in(socket, limits, visitor)?;
         let mut users = self.by_user[self.shard(&socket.user)].lock();
         let sockets = users.entry(Arc::clone(&socket.user)).or_default();
         if limits.connections_per_user > 0 && sockets.len() >= limits.connections_per_user {
             drop(users);
             self.count_out(socket);
+            visitor.inspect(|visitor| visitor.stays());
             return Err(LimitReached::PerUser);
         }
         sockets.reserve_exact(1);
@@ -68,31 +73,23 @@ impl Registry {
         Ok(())
     }
 
-    fn count_in(&self, socket: &Socket, limits: &Limits) -> Result<(), LimitReached> {
+    fn count_in(&self, socket: &Socket, limits: &Limits, visitor: Option<&Visitor>) -> Result<(), LimitReached> {
         if self.count.fetch_add(1, Ordering::Relaxed) >= limits.connections && limits.connections > 0 {
             self.count.fetch_sub(1, Ordering::Relaxed);
             return Err(LimitReached::Connections);
         }
         let Some(address) = socket.counted_address else { return Ok(()) };
-        let mut addresses = self.by_address.lock();
-        let sockets = addresses.entry(address).or_default();
-        if *sockets >= limits.connections_per_address {
+        if !self.addresses.seat(address, limits.connections_per_address, visitor) {
             self.count.fetch_sub(1, Ordering::Relaxed);
             return Err(LimitReached::PerAddress);
         }
-        *sockets += 1;
         Ok(())
     }
 
     fn count_out(&self, socket: &Socket) {
         self.count.fetch_sub(1, Ordering::Relaxed);
-        let Some(address) = socket.counted_address else { return };
-        let mut addresses = self.by_address.lock();
-        if let Some(sockets) = addresses.get_mut(&address) {
-            *sockets -= 1;
-            if *sockets == 0 {
-                addresses.remove(&address);
-            }
+        if let Some(address) = socket.counted_address {
+            self.addresses.leave(address);
         }
     }
 

@@ -1,28 +1,24 @@
-//! The front door: listeners, our own accept loop round warp, the public routes, and the handshake.
+//! The front door: listeners, the public routes, and the handshake. `visitors.rs` accepts and serves them.
 //!
-//! Only this file and `api.rs` know warp. It routes and answers; an upgraded connection is taken out
+//! Only this file, `page.rs` and `api/` know warp. It routes and answers; an upgraded connection is taken out
 //! of it (`connection.rs`), because warp's own websocket type costs 137 KB per idle socket.
 
 use std::convert::Infallible;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use http::header::{CACHE_CONTROL, HOST, ORIGIN, RETRY_AFTER};
-use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version};
-use hyper::body::Incoming;
-use hyper::server::conn::http1;
+use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, Version};
 use hyper::upgrade::OnUpgrade;
-use hyper_util::rt::{TokioIo, TokioTimer};
-use parking_lot::Mutex;
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use hyper_util::rt::TokioIo;
+use tokio::net::TcpListener;
 use tokio::time::timeout;
-use tokio_util::sync::CancellationToken;
 use warp::Filter;
 use warp::filters::BoxedFilter;
 
-use crate::auth::{self, TokenSource};
+use crate::addresses::{self, Visitor};
+use crate::auth::{self, TokenError, TokenSource};
 use crate::clock::NEVER;
 use crate::close::CloseReason;
 use crate::connection::{Handshake, refused};
@@ -38,20 +34,6 @@ use crate::{api, page};
 /// overflow it: clients would wait for TCP's retries.
 const BACKLOG: i32 = 4096;
 
-/// How long nothing is accepted when there are no more files for it.
-const PAUSE: Duration = Duration::from_millis(50);
-
-/// Connections that are answered at the same time. A request costs some 25 KB until it is answered, the
-/// socket that it becomes a tenth of that: of a storm, the others wait for their turn.
-const AT_ONCE: usize = 512;
-
-/// How long a connection waits for its turn. Then it goes on all the same: whoever keeps a request
-/// unfinished must not keep others out.
-const TURN: Duration = Duration::from_millis(500);
-
-/// Bytes of a request's head.
-const MAX_HEAD: usize = 16 * 1024;
-
 /// An answer of a route.
 pub(crate) type Answer = Response<String>;
 
@@ -59,7 +41,9 @@ pub(crate) type Answer = Response<String>;
 #[derive(Clone)]
 pub(crate) struct Arrival {
     pub(crate) peer: SocketAddr,
-    version: Version,
+    pub(crate) version: Version,
+    /// On the public listener.
+    pub(crate) visitor: Option<Arc<Visitor>>,
 }
 
 /// Opens a listener.
@@ -77,21 +61,12 @@ pub(crate) fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
     TcpListener::from_std(socket.into())
 }
 
-/// Serves browsers until `stop`, on so many connections at once.
-pub(crate) async fn serve_public(node: Arc<Node>, listener: TcpListener, most: usize, stop: CancellationToken) {
-    let (routes, sockets) = (public_routes(&node), node.tasks.clone());
-    // Those that become a socket just now count twice, which does no harm.
-    accept(node, listener, routes, |visitors| visitors + sockets.len() < most, stop).await;
-}
-
-/// Serves operators and publishers until `stop`, on so many connections at once.
-pub(crate) async fn serve_internal(node: Arc<Node>, listener: TcpListener, most: usize, stop: CancellationToken) {
-    let routes = health_routes(&node).or(api::routes(&node)).unify().or(not_found()).unify().boxed();
-    accept(node, listener, routes, |visitors| visitors < most, stop).await;
-}
-
-fn public_routes(node: &Arc<Node>) -> BoxedFilter<(Answer,)> {
+pub(crate) fn public_routes(node: &Arc<Node>) -> BoxedFilter<(Answer,)> {
     health_routes(node).or(page::routes(node)).unify().or(websocket_routes(node)).unify().boxed()
+}
+
+pub(crate) fn internal_routes(node: &Arc<Node>) -> BoxedFilter<(Answer,)> {
+    health_routes(node).or(api::routes(node)).unify().or(not_found()).unify().boxed()
 }
 
 fn health_routes(node: &Arc<Node>) -> BoxedFilter<(Answer,)> {
@@ -142,6 +117,13 @@ pub(crate) fn plain(status: StatusCode, text: &str) -> Answer {
     answer(status, "text/plain; charset=utf-8", text.to_owned())
 }
 
+/// 503 for now.
+pub(crate) fn try_later() -> Answer {
+    let mut response = plain(StatusCode::SERVICE_UNAVAILABLE, "try again later");
+    response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("5"));
+    response
+}
+
 pub(crate) fn answer(status: StatusCode, content_type: &'static str, body: String) -> Answer {
     let mut response = Response::new(body);
     *response.status_mut() = status;
@@ -184,6 +166,9 @@ impl Visit {
         if self.node.is_draining() {
             return refuse(Refusal::Unavailable, "draining");
         }
+        if !self.is_within_rate() {
+            return refuse(Refusal::Unavailable, "handshakes_per_second");
+        }
         let cookies = parse_cookies(&self.headers);
         let token = auth::find_token(&self.headers, &subprotocols, &self.query, &cookies);
         if !self.origin_is_allowed(token.as_ref().map(|(_, source)| *source)) {
@@ -192,6 +177,10 @@ impl Visit {
         let chosen = v1.then_some(auth::V1);
         let user = match token.map(|(token, _)| self.node.auth.check(&token)) {
             Some(Ok(claims)) => User::from(claims),
+            Some(Err(error @ TokenError::Name(_))) => {
+                tracing::warn!(error = &error as &dyn std::error::Error, "a signed token is of no use here");
+                return self.refuse_or_close(Refusal::Unauthorized, "name", v1, accept, upgrade);
+            }
             Some(Err(error)) => {
                 tracing::debug!(error = &error as &dyn std::error::Error, "token refused");
                 return self.refuse_or_close(Refusal::Unauthorized, "token", v1, accept, upgrade);
@@ -199,26 +188,26 @@ impl Visit {
             None => return self.refuse_or_close(Refusal::Unauthorized, "no_token", v1, accept, upgrade),
         };
         let Some(channel_name) = self.node.hub.new_channel() else { return refuse(Refusal::Unavailable, "layer") };
-        let path: Arc<str> = percent_encoding::percent_decode_str(&self.path).decode_utf8_lossy().into();
         let limits = &self.node.config.limits;
         let client = self.client_address();
         let identity = Identity {
             channel_name,
             user: Arc::clone(&user.name),
-            path: Arc::clone(&path),
+            path: self.path.as_str().into(),
             v1,
             expires_at: user.expires_at.map_or(NEVER, |unix| self.node.clock.deadline(unix)),
-            counted_address: (limits.connections_per_address > 0).then_some(client),
+            counted_address: (limits.connections_per_address > 0).then(|| addresses::network(client)),
         };
         let socket = Arc::new(Socket::new(identity, class, limits.outbox_bytes, self.node.clock.seconds()));
-        match self.node.registry.add(&socket, limits) {
+        let visitor = self.arrival.visitor.as_deref();
+        match self.node.registry.add(&socket, limits, visitor) {
             Ok(()) => {}
             Err(LimitReached::Connections) => return refuse(Refusal::Unavailable, "connections"),
             Err(LimitReached::PerUser) => return refuse(Refusal::TooMany, "connections_per_user"),
             Err(LimitReached::PerAddress) => return refuse(Refusal::TooMany, "connections_per_address"),
         }
         let scope = Scope {
-            path,
+            path: percent_encoding::percent_decode_str(&self.path).decode_utf8_lossy().into(),
             query_string: self.query.clone(),
             client,
             subprotocols: subprotocols.into_iter().filter(|entry| !entry.starts_with("bearer.")).collect(),
@@ -233,6 +222,9 @@ impl Visit {
                 handshake::switching_protocols(accept, chosen).map(|()| String::new())
             }
             Err(refusal) => {
+                if let Some(visitor) = visitor {
+                    visitor.stays();
+                }
                 let reason = match refusal {
                     Refusal::Unauthorized => "consumer_unauthorized",
                     Refusal::Forbidden => "consumer_forbidden",
@@ -265,7 +257,13 @@ impl Visit {
     }
 
     fn is_trusted(&self, address: IpAddr) -> bool {
-        self.node.config.trusted_proxies.contains(&address.to_canonical())
+        self.node.config.trusts(address)
+    }
+
+    /// Takes one of this second's handshakes.
+    fn is_within_rate(&self) -> bool {
+        let rate = self.node.config.limits.handshakes_per_second;
+        rate == 0 || self.node.handshakes.lock().take(1, rate, rate, Instant::now()) == 1
     }
 
     /// The right-most hop that is no proxy of ours.
@@ -347,89 +345,4 @@ async fn close_after_upgrade(upgrade: OnUpgrade, reason: CloseReason) {
     };
     // Whoever does not close within the time is left.
     let _ = timeout(Duration::from_secs(2), goodbye).await;
-}
-
-/// Accepts until `stop`, while `may` says of so many visitors that there may be one more. Each connection gets its
-/// time for the request, and no more.
-async fn accept(
-    node: Arc<Node>,
-    listener: TcpListener,
-    routes: BoxedFilter<(Answer,)>,
-    may: impl Fn(usize) -> bool,
-    stop: CancellationToken,
-) {
-    let visitors = tokio_util::task::TaskTracker::new();
-    let turns = Arc::new(Semaphore::new(AT_ONCE));
-    let next = async || {
-        while !may(visitors.len()) {
-            node.metrics.accept_pauses.inc();
-            tokio::time::sleep(PAUSE).await;
-        }
-        listener.accept().await
-    };
-    while let Some(accepted) = stop.run_until_cancelled(next()).await {
-        match accepted {
-            Ok((stream, peer)) => {
-                let patience = node.config.limits.handshake;
-                let visitor = Visitor { stream, peer, turns: Arc::clone(&turns), routes: routes.clone() };
-                visitors.spawn(stop.clone().run_until_cancelled_owned(visitor.serve(patience)));
-            }
-            Err(error) => {
-                // No free file descriptor, mostly: some sockets have to go first.
-                node.metrics.accept_errors.inc();
-                tracing::warn!(error = &error as &dyn std::error::Error, "accept failed");
-                tokio::time::sleep(PAUSE).await;
-            }
-        }
-    }
-}
-
-/// A connection before anything is known of it.
-struct Visitor {
-    stream: TcpStream,
-    peer: SocketAddr,
-    turns: Arc<Semaphore>,
-    routes: BoxedFilter<(Answer,)>,
-}
-
-impl Visitor {
-    /// Waits for the first byte and for a turn, then answers. Only the answering needs much room.
-    async fn serve(self, patience: Duration) {
-        let patience = if patience.is_zero() { Duration::from_secs(3600) } else { patience };
-        // hyper's header time-out begins with the first byte; this is for peers that never send one.
-        if !matches!(timeout(patience, self.stream.readable()).await, Ok(Ok(()))) {
-            return;
-        }
-        let turn = timeout(TURN, Arc::clone(&self.turns).acquire_owned()).await;
-        Box::pin(self.answer(patience, turn.ok().and_then(Result::ok))).await;
-    }
-
-    /// Serves HTTP; the turn ends with the first answer.
-    async fn answer(self, patience: Duration, turn: Option<OwnedSemaphorePermit>) {
-        let Self { stream, peer, routes, .. } = self;
-        let turn = Mutex::new(turn);
-        let service = warp::service(routes);
-        let service = hyper::service::service_fn(move |mut request: Request<Incoming>| {
-            let version = request.version();
-            request.extensions_mut().insert(Arrival { peer, version });
-            let (mut service, turn) = (service.clone(), turn.lock().take());
-            async move {
-                let answer = tower_service::Service::call(&mut service, request).await;
-                drop(turn);
-                answer
-            }
-        });
-        let served = http1::Builder::new()
-            .timer(TokioTimer::new())
-            .header_read_timeout(patience)
-            .max_buf_size(MAX_HEAD)
-            // Without it hyper keeps a second buffer ready, to hear of a client that leaves before the answer.
-            .half_close(true)
-            .serve_connection(TokioIo::new(stream), service)
-            .with_upgrades()
-            .await;
-        if let Err(error) = served {
-            tracing::debug!(error = &error as &dyn std::error::Error, %peer, "HTTP connection ended");
-        }
-    }
 }

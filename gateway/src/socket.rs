@@ -42,7 +42,7 @@ pub struct Socket {
     pub channel_name: ChannelName,
     /// The signed-in user.
     pub user: Arc<str>,
-    /// Percent-decoded path of the request.
+    /// Path of the request as it was sent, percent-encoded.
     pub path: Arc<str>,
     /// When it connected.
     pub since: OffsetDateTime,
@@ -337,10 +337,14 @@ impl Socket {
         self.waker.register(waker);
     }
 
-    /// Notes that the client was heard of, at this second of the node's clock.
-    pub(crate) fn heard(&self, now: u32) {
+    /// Notes that the client was heard of, at this second of the node's clock. Tells whether a ping was out.
+    pub(crate) fn heard(&self, now: u32) -> bool {
         self.heard_at.store(now, Ordering::Relaxed);
-        self.pinged.store(false, Ordering::Relaxed);
+        let pinged = self.pinged.load(Ordering::Relaxed);
+        if pinged {
+            self.pinged.store(false, Ordering::Relaxed);
+        }
+        pinged
     }
 
     /// Notes that from now on nothing the client sends is read.

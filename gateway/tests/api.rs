@@ -194,6 +194,43 @@ async fn raw(door: Door, request: String) -> (String, Value) {
     (head.to_lowercase(), serde_json::from_str(body).unwrap_or_default())
 }
 
+/// A path is matched as it was sent: what other servers would fold or skip is no such path, and does nothing.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_path_with_dots_or_empty_segments_does_nothing() {
+    let node = TestNode::start(&[("room-policy", "members")]).await;
+    let door = node.at();
+    assert_eq!(door.api("PUT", "/api/rooms/lobby", None).await.0, 200);
+    assert_eq!(door.api("PUT", "/api/rooms/lobby/members/alice", None).await.0, 200);
+    for path in [
+        "/api/rooms/lobby/members/..",
+        "/api/rooms/lobby/members/%2E%2E",
+        "/api/rooms/lobby/members/.%2e",
+        "/api/rooms/lobby/members/.",
+        "/api/rooms/lobby/members/alice/",
+        "/api/rooms/lobby/",
+        "/api/rooms//lobby",
+        "/api//rooms/lobby",
+        "//api/rooms/lobby",
+        "/api/./rooms/lobby",
+        "/api/rooms/other/../lobby",
+        "/api/rooms/other/%2e%2E/lobby",
+        "/healthz/../api/rooms/lobby",
+        "/api/rooms/..",
+    ] {
+        let request =
+            format!("DELETE {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer key\r\nConnection: close\r\n\r\n");
+        let (head, _) = raw(door, request).await;
+        assert!(head.starts_with("http/1.1 404"), "{path}: {head}");
+    }
+    let (status, room) = door.api("GET", "/api/rooms/lobby", None).await;
+    assert_eq!((status, &room["members"][0]), (200, &json!("alice")));
+    // Recipients have the same rule.
+    for to in ["user:..", "user:.", "room:..", "room:"] {
+        let event = json!({"type": "notification", "to": to, "data": {"message": "hello", "from_user": "ops"}});
+        assert_eq!(door.api("POST", "/api/events", Some(event)).await.0, 400, "{to}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn every_refusal_is_a_problem_document() {
     let node = TestNode::start(&[]).await;
@@ -218,8 +255,8 @@ async fn every_refusal_is_a_problem_document() {
         ("OPTIONS /api/events", key.into(), 405, "allow: post\r\n"),
         ("GET /api/rooms/%FF", key.into(), 400, ""),
         ("GET /api/rooms/a%2Fb", key.into(), 400, ""),
-        ("GET /api/rooms//history", key.into(), 400, ""),
-        ("DELETE /api/rooms//", key.into(), 400, ""),
+        ("GET /api/rooms//history", key.into(), 404, ""),
+        ("DELETE /api/rooms//", key.into(), 404, ""),
         ("GET /api/rooms?limit=many", key.into(), 400, ""),
         ("GET /api/rooms/a/history?before=1&after=1", key.into(), 400, ""),
         ("GET /api/dead/-", key.into(), 400, ""),
@@ -263,7 +300,7 @@ async fn rooms_are_shown_listed_by_page_and_their_members_are_online() {
     let node = TestNode::start(&[("room-policy", "members")]).await;
     let door = node.at();
     for room in ["a", "b", "c"] {
-        let (status, answer) = door.api("PUT", &format!("/api/rooms/{room}/"), None).await;
+        let (status, answer) = door.api("PUT", &format!("/api/rooms/{room}"), None).await;
         assert_eq!((status, answer), (200, json!({"name": room, "display_name": room, "seq": 0})));
     }
     door.api("PUT", "/api/rooms/a", Some(json!({"display_name": "A!"}))).await;

@@ -139,6 +139,41 @@ async fn rooms_and_notifications_from_the_command_line() {
     .await;
 }
 
+/// Clients of HTTP fold dots in a path, encoded or not: `members/..` would be the room itself.
+#[tokio::test]
+async fn dots_are_no_name_and_never_a_step_up_in_a_path() {
+    let node = TestNode::start(&[("room-policy", "members")]).await;
+    let door = node.at();
+    assert_eq!(door.api("PUT", "/api/rooms/lobby/members/alice", None).await.0, 404);
+    assert_eq!(door.api("PUT", "/api/rooms/lobby", None).await.0, 200);
+    assert_eq!(door.api("PUT", "/api/rooms/lobby/members/alice", None).await.0, 200);
+    let url = format!("http://{}", door.internal);
+    let env = [("GATEWAY_API_URL", url.as_str()), ("GATEWAY_API_KEY", "key"), ("GATEWAY_JWT_SECRET", common::SECRET)];
+    for name in ["..", ".", "", "a/b", "a\u{85}"] {
+        for command in [
+            &["room", "remove", "lobby", name][..],
+            &["room", "add", "lobby", name],
+            &["room", "delete", name],
+            &["room", "show", name],
+            &["room", "create", name],
+            &["notify", name, "hello"],
+            &["dead", "show", name],
+            &["dead", "drop", name],
+            &["dead", "retry", name],
+            &["token", name],
+            &["token", "alice", "--rooms", name],
+        ] {
+            let output = gateway(command, &env).await;
+            assert!(output.code == 1 && output.err.contains("is not valid"), "{command:?}: {}", output.err);
+        }
+    }
+    let (status, room) = door.api("GET", "/api/rooms/lobby", None).await;
+    assert_eq!((status, &room["members"][0]), (200, &Value::from("alice")));
+    // A name that only begins like that is one.
+    assert_eq!(gateway(&["room", "create", "..."], &env).await.code, 0);
+    assert_eq!(gateway(&["room", "delete", "..."], &env).await.code, 0);
+}
+
 #[tokio::test]
 async fn the_default_address_is_the_internal_listener_and_dev_needs_no_key() {
     let node = TestNode::start(&[("dev", "true"), ("api-key", "")]).await;

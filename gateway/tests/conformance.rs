@@ -44,7 +44,7 @@ impl Consumer for Mirror {
 }
 
 async fn mirror() -> TestNode {
-    let settings = [("limits.frame_bytes", "0"), ("limits.outbox_bytes", "0")];
+    let settings = [("limits.frame_bytes", "0"), ("limits.outbox_bytes", "0"), ("limits.frames_per_second", "0")];
     TestNode::start_with(&settings, Router::new().route("/echo/", Mirror::default)).await
 }
 

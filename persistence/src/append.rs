@@ -21,7 +21,7 @@ use crate::{
     receipts::{self, Identity},
     rooms::{RoomRow, head_lock, select_rooms},
     types::{MAX_EVENT_ID_BYTES, MAX_MESSAGE_BYTES, MAX_NAME_CHARS},
-    values::{MAX_LIST, distinct, storable},
+    values::{distinct, is_valid_name, MAX_LIST},
 };
 
 impl Store {
@@ -172,7 +172,7 @@ fn checked(batch: &[Append]) -> Vec<Result<Option<Identity>, AppendError>> {
 /// Refuses what not all databases can store. One bad item must not fail the whole insert.
 fn check(append: &Append) -> Result<(), AppendError> {
     // A name that cannot exist is like one that does not; but none is made of it.
-    if !storable(append.stream.name()) {
+    if !is_valid_name(append.stream.name()) {
         return Err(match &append.stream {
             Stream::Room(_) => AppendError::RoomNotFound,
             Stream::Inbox(_) if append.create_inbox => AppendError::Invalid("user name"),

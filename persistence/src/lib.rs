@@ -67,3 +67,4 @@ pub use types::{
     MAX_MESSAGE_BYTES, MAX_NAME_CHARS, Membership, Message, Notification, Range, Refused, Retention, Room, Seen,
     Stream,
 };
+pub use values::is_valid_name;

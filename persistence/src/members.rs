@@ -14,7 +14,7 @@ use crate::{
     entity::{memberships, rooms},
     error::Fault,
     rooms::{COLUMNS, RoomRow, select_rooms},
-    values::{MAX_LIST, builder, check_name, distinct, padded, storable},
+    values::{builder, check_name, distinct, is_valid_name, padded, MAX_LIST},
 };
 
 /// Most pairs looked up at once: all these rooms with all these users are read.
@@ -31,10 +31,11 @@ struct Pair {
     user_name: String,
 }
 
-/// A room beside the user it was asked for.
+/// A room beside the user it was asked for, and since when it is that user's.
 #[derive(FromQueryResult)]
 struct UserRoom {
     user_name: String,
+    member_since: i64,
     #[sea_orm(nested)]
     room: RoomRow,
 }
@@ -61,7 +62,7 @@ impl Store {
         let present = self.present(pairs).await?;
         let missing: Vec<_> = pairs
             .iter()
-            .filter(|pair| storable(&pair.room) && !present.contains(&(&*pair.room, &*pair.user)))
+            .filter(|pair| is_valid_name(&pair.room) && !present.contains(&(&*pair.room, &*pair.user)))
             .collect();
         let mut joined = HashSet::new();
         if !missing.is_empty() {
@@ -145,7 +146,7 @@ impl Store {
 
     /// Takes a user out of a room; `false` when they were not in it.
     pub async fn remove_member(&self, room: &str, user: &str) -> Result<bool, StoreError> {
-        if !storable(room) || !storable(user) {
+        if !is_valid_name(room) || !is_valid_name(user) {
             return Ok(false);
         }
         let id = Query::select()
@@ -164,7 +165,7 @@ impl Store {
 
     /// All members of a room, in the order of their names' bytes; none when there is no such room.
     pub async fn members(&self, room: &str) -> Result<Vec<String>, StoreError> {
-        if !storable(room) {
+        if !is_valid_name(room) {
             return Ok(Vec::new());
         }
         let select = Query::select()
@@ -181,13 +182,15 @@ impl Store {
         Ok(self.db.select::<Member>(&select).await?.into_iter().map(|member| member.user_name).collect())
     }
 
-    /// The rooms of each of these users, by user; one statement for up to 1,000 users. Users
-    /// without a room are left out.
+    /// The rooms of each of these users, by user, the oldest membership first; one statement for up to 1,000 users.
+    /// Users without a room are left out.
     pub async fn rooms_of(&self, users: &[String]) -> Result<HashMap<String, Vec<Room>>, StoreError> {
-        let mut rooms_of: HashMap<String, Vec<Room>> = HashMap::new();
+        let mut rooms_of: HashMap<String, Vec<(i64, Room)>> = HashMap::new();
         for users in distinct(users.iter().map(String::as_str)).chunks(MAX_LIST) {
             let mut select = Query::select();
             select.column((memberships::Entity, memberships::Column::UserName));
+            let since = Expr::col((memberships::Entity, memberships::Column::CreatedAt));
+            select.expr_as(since, "member_since");
             for column in COLUMNS {
                 select.column((rooms::Entity, column));
             }
@@ -200,18 +203,20 @@ impl Store {
                 )
                 .and_where(Expr::col((memberships::Entity, memberships::Column::UserName)).is_in(padded(users)));
             for row in self.db.select::<UserRoom>(&select).await? {
-                rooms_of.entry(row.user_name).or_default().push(row.room.into());
+                rooms_of.entry(row.user_name).or_default().push((row.member_since, row.room.into()));
             }
         }
-        for rooms in rooms_of.values_mut() {
-            rooms.sort_unstable_by(|a, b| a.name.cmp(&b.name));
-        }
-        Ok(rooms_of)
+        let in_order = |(user, mut rooms): (String, Vec<(i64, Room)>)| {
+            // Those of one moment by name: the order is the same whoever asks.
+            rooms.sort_unstable_by(|(since, a), (other, b)| since.cmp(other).then_with(|| a.name.cmp(&b.name)));
+            (user, rooms.into_iter().map(|(_, room)| room).collect())
+        };
+        Ok(rooms_of.into_iter().map(in_order).collect())
     }
 
     /// Whether two users are members of a room together.
     pub async fn share_room(&self, one: &str, other: &str) -> Result<bool, StoreError> {
-        if !storable(one) || !storable(other) {
+        if !is_valid_name(one) || !is_valid_name(other) {
             return Ok(false);
         }
         let rooms_of = |user: &str| {

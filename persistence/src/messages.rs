@@ -9,7 +9,7 @@ use uuid::Uuid;
 use crate::{
     Message, Range, Store, StoreError,
     entity::{messages, rooms},
-    values::{date, signed, storable, unsigned},
+    values::{date, is_valid_name, signed, unsigned},
 };
 
 /// What is read of a message, beside the epoch of its room.
@@ -54,7 +54,7 @@ impl Store {
     /// Up to `limit` messages of a room, ascending; none when there is no such room. When the first
     /// of `After(n)` is not n + 1, older messages have been deleted.
     pub async fn messages(&self, room: &str, range: Range, limit: u64) -> Result<Vec<Message>, StoreError> {
-        if !storable(room) {
+        if !is_valid_name(room) {
             return Ok(Vec::new());
         }
         let mut select = Query::select();

@@ -10,7 +10,7 @@ use uuid::Uuid;
 use crate::{
     Head, Message, Notification, Room, Store, StoreError,
     entity::{inboxes, messages, notifications, rooms},
-    values::{date, signed, storable, unsigned},
+    values::{date, is_valid_name, signed, unsigned},
 };
 
 /// A row of the stream beside its head; nothing but the head when nothing comes after the place.
@@ -51,7 +51,7 @@ impl Store {
         seq: u64,
         limit: u64,
     ) -> Result<Option<(Room, Vec<Message>)>, StoreError> {
-        if !storable(room) {
+        if !is_valid_name(room) {
             return Ok(None);
         }
         let column = |column| (messages::Entity, column);
@@ -99,7 +99,7 @@ impl Store {
         seq: u64,
         limit: u64,
     ) -> Result<Option<(Head, Vec<Notification>)>, StoreError> {
-        if !storable(user) {
+        if !is_valid_name(user) {
             return Ok(None);
         }
         let column = |column| (notifications::Entity, column);

@@ -10,7 +10,7 @@ use crate::{
     Notification, Range, Seen, Store, StoreError, clock,
     entity::{inboxes, notifications},
     messages::{ascending, limit_to},
-    values::{MAX_LIST, date, padded, signed, storable, unsigned},
+    values::{date, is_valid_name, padded, signed, unsigned, MAX_LIST},
 };
 
 /// What is read of a notification, beside the epoch of its inbox.
@@ -62,7 +62,7 @@ impl Store {
         unseen_only: bool,
         limit: u64,
     ) -> Result<Vec<Notification>, StoreError> {
-        if !storable(user) {
+        if !is_valid_name(user) {
             return Ok(Vec::new());
         }
         let mut select = Query::select();
@@ -99,7 +99,7 @@ impl Store {
 
     /// How many notifications a user has not seen.
     pub async fn unseen(&self, user: &str) -> Result<u64, StoreError> {
-        if !storable(user) {
+        if !is_valid_name(user) {
             return Ok(0);
         }
         let select = Query::select()
@@ -114,7 +114,7 @@ impl Store {
     /// Marks notifications of a user as seen and returns how many are still unseen. Ids of other
     /// users' notifications, and what is seen already, are left alone.
     pub async fn mark_seen(&self, user: &str, which: Seen) -> Result<u64, StoreError> {
-        if !storable(user) {
+        if !is_valid_name(user) {
             return Ok(0);
         }
         let mut update = Query::update();

@@ -14,7 +14,7 @@ use crate::{
     entity::{memberships, messages, rooms},
     error::Fault,
     types::MAX_DISPLAY_NAME_CHARS,
-    values::{MAX_LIST, builder, check_name, distinct, new_epoch, padded, signed, storable, unsigned},
+    values::{builder, check_name, distinct, is_valid_name, new_epoch, padded, signed, unsigned, MAX_LIST},
 };
 use sea_orm::ConnectionTrait;
 
@@ -133,7 +133,7 @@ impl Store {
 
     /// The room of this name.
     pub async fn room(&self, name: &str) -> Result<Option<Room>, StoreError> {
-        if !storable(name) {
+        if !is_valid_name(name) {
             return Ok(None);
         }
         Ok(self.db.select::<RoomRow>(&select_rooms(&[name])).await?.pop().map(Room::from))
@@ -142,7 +142,7 @@ impl Store {
     /// Deletes a room with its members and messages; `false` when there was none. Made again, it
     /// has a new epoch and starts at 1.
     pub async fn delete_room(&self, name: &str) -> Result<bool, StoreError> {
-        if !storable(name) {
+        if !is_valid_name(name) {
             return Ok(false);
         }
         self.db.run(|| self.try_delete_room(name)).await

@@ -37,22 +37,27 @@ pub(crate) fn new_epoch() -> i64 {
     rand::rng().random_range(1..(1 << 53))
 }
 
-/// Whether a name can be stored on all three databases.
-pub(crate) fn storable(name: &str) -> bool {
-    !name.is_empty() && !name.contains('\0') && (name.len() <= MAX_NAME_CHARS || name.chars().count() <= MAX_NAME_CHARS)
+/// Whether this can be the name of a room or a user, the one rule for all who take names: 1 to 150 characters, no
+/// control character, no `/`, and neither `.` nor `..`, which no URL can carry: clients of HTTP fold them.
+pub fn is_valid_name(name: &str) -> bool {
+    !matches!(name, "" | "." | "..")
+        && !name.chars().any(|character| character.is_control() || character == '/')
+        && (name.len() <= MAX_NAME_CHARS || name.chars().count() <= MAX_NAME_CHARS)
 }
 
-/// Refuses a name that cannot be stored on all three databases.
+/// Refuses what cannot be a name.
 pub(crate) fn check_name(what: &'static str, name: &str) -> Result<(), StoreError> {
-    if storable(name) {
+    if is_valid_name(name) {
         return Ok(());
     }
-    Err(StoreError::Invalid(format!("{what}: 1 to {MAX_NAME_CHARS} characters and no NUL character are allowed")))
+    Err(StoreError::Invalid(format!(
+        "{what}: 1 to {MAX_NAME_CHARS} characters, no control character and no /, and neither . nor .. are allowed"
+    )))
 }
 
 /// Sorted, without doubles and without names that cannot exist.
 pub(crate) fn distinct<'a>(names: impl IntoIterator<Item = &'a str>) -> Vec<&'a str> {
-    let mut names: Vec<_> = names.into_iter().filter(|name| storable(name)).collect();
+    let mut names: Vec<_> = names.into_iter().filter(|name| is_valid_name(name)).collect();
     names.sort_unstable();
     names.dedup();
     names
@@ -88,5 +93,15 @@ mod tests {
         assert_eq!(padded(&[1, 2, 3, 4, 5]), [1, 2, 3, 4, 5, 5, 5, 5]);
         assert_eq!(padded::<i32>(&[]), [0; 0]);
         assert_eq!(distinct(["b", "a", "b", "", "x\0"]), ["a", "b"]);
+    }
+
+    #[test]
+    fn names_have_a_rule() {
+        for good in ["Łódź 1", "...", ".x", "a..", "\u{202e}", &"é".repeat(150)] {
+            assert!(is_valid_name(good), "{good:?}");
+        }
+        for bad in ["", "a/b", "/", "a\nb", "\u{7f}", "\u{85}", ".", "..", &"x".repeat(151)] {
+            assert!(!is_valid_name(bad), "{bad:?}");
+        }
     }
 }

@@ -15,7 +15,6 @@ use serde_json::value::RawValue;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use time::OffsetDateTime;
-use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::{Call, Problem, not_json, object, share};

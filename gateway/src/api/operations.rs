@@ -51,13 +51,13 @@ impl Operation {
         matches!(self, Self::Publish | Self::CreateRoom | Self::Seen)
     }
 
-    /// Finds what is asked, and the names in the path. `path` is what follows `/api/`, decoded; a trailing
-    /// slash may be there.
+    /// Finds what is asked, and the names in the path. `path` is what follows `/api/`, decoded. It is matched as it
+    /// was sent: who takes a segment for none, or for a step up, means another path.
     pub(super) fn find<'a>(method: &str, path: &'a [String]) -> Result<(Self, Vec<&'a str>), Problem> {
-        let path = match path {
-            [path @ .., last] if last.is_empty() => path,
-            path => path,
-        };
+        let no_such_path = || Problem::new(http::StatusCode::NOT_FOUND, "no such path");
+        if path.iter().any(|segment| matches!(segment.as_str(), "" | "." | "..")) {
+            return Err(no_such_path());
+        }
         // Whoever may GET may ask for the head of it; the server leaves out the body.
         let method = if method == "HEAD" { "GET" } else { method };
         let mut allowed = Vec::new();
@@ -69,7 +69,7 @@ impl Operation {
             }
         }
         if allowed.is_empty() {
-            return Err(Problem::new(http::StatusCode::NOT_FOUND, "no such path"));
+            return Err(no_such_path());
         }
         Err(Problem::method_not_allowed(&allowed))
     }
@@ -107,11 +107,20 @@ mod tests {
     }
 
     #[test]
-    fn paths_are_found_and_an_empty_segment_is_not_skipped() {
+    fn paths_are_found_as_they_were_sent() {
         assert_eq!(find("GET", "rooms/lobby/history").unwrap(), (Operation::History, vec!["lobby".to_owned()]));
-        assert_eq!(find("HEAD", "rooms/").unwrap().0, Operation::ListRooms);
-        assert_eq!(find("GET", "rooms//history").unwrap(), (Operation::History, vec![String::new()]));
-        assert!(find("DELETE", "rooms//").unwrap().1[0].is_empty());
+        assert_eq!(find("HEAD", "rooms").unwrap().0, Operation::ListRooms);
+        for (method, path) in [
+            ("GET", "rooms/"),
+            ("GET", "rooms//history"),
+            ("DELETE", "rooms/lobby/"),
+            ("DELETE", "rooms/lobby/members/.."),
+            ("DELETE", "rooms/./lobby"),
+            ("DELETE", "rooms/../rooms/lobby"),
+            ("GET", "/rooms"),
+        ] {
+            assert!(find(method, path).unwrap_err().starts_with("404"), "{method} {path}");
+        }
         assert!(find("GET", "rooms/a/b").unwrap_err().starts_with("404"));
         assert!(find("GET", "").unwrap_err().starts_with("404"));
         assert!(find("DELETE", "rooms").unwrap_err().starts_with("405"));

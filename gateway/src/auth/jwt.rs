@@ -41,6 +41,11 @@ pub enum TokenError {
     /// A claim is missing or has the wrong form.
     #[error("claim {0} is missing or malformed")]
     Claim(String),
+    /// Signed in by a name that nobody can have here.
+    #[error(
+        "claim {0} holds a name that cannot be a user's: 1 to 150 characters, no / and no control characters, neither . nor .."
+    )]
+    Name(String),
     /// Longer than any real token.
     #[error("the token is too long")]
     TooLong,
@@ -127,7 +132,7 @@ impl JwtAuth {
             _ => return Err(malformed(&self.user_claim)),
         };
         if !names::is_valid_name(&username) {
-            return Err(malformed(&self.user_claim));
+            return Err(TokenError::Name(self.user_claim.clone()));
         }
         // simplejwt: a refresh token is not for signing in.
         if claims.get("token_type").is_some_and(|kind| kind != "access") {
@@ -246,6 +251,8 @@ mod tests {
             token(Algorithm::HS256, json!({"sub": "alice"})),
             token(Algorithm::HS256, json!({"exp": soon()})),
             token(Algorithm::HS256, json!({"sub": "a/b", "exp": soon()})),
+            token(Algorithm::HS256, json!({"sub": "..", "exp": soon()})),
+            token(Algorithm::HS256, json!({"sub": "alice", "exp": soon(), "rooms": ["lobby", "."]})),
             token(Algorithm::HS256, json!({"sub": ["alice"], "exp": soon()})),
             token(Algorithm::HS256, json!({"sub": "alice", "exp": soon(), "rooms": "lobby"})),
             token(Algorithm::HS256, json!({"sub": "alice", "exp": soon(), "token_type": "refresh"})),

@@ -7,7 +7,7 @@ use http::HeaderMap;
 use http::header::AUTHORIZATION;
 
 pub use jwt::{Claims, JwtAuth, TokenError};
-pub(crate) use origin::Origins;
+pub(crate) use origin::{Origins, split_port};
 
 use crate::scope::{self, User};
 

@@ -109,7 +109,7 @@ fn host_matches(pattern: &str, host: &str) -> bool {
 }
 
 /// Splits `host[:port]`; `[::1]:80` too. `None` for a port that is no number.
-fn split_port(text: &str) -> Option<(&str, Option<u16>)> {
+pub(crate) fn split_port(text: &str) -> Option<(&str, Option<u16>)> {
     if let Some(end) = text.strip_prefix('[').and(text.find(']')) {
         let (host, rest) = text.split_at(end + 1);
         return match rest.strip_prefix(':') {

@@ -55,6 +55,7 @@ pub struct Limits {
     pub rooms_per_user: usize,
     pub resume_frames: u64,
     pub recent_bytes: usize,
+    pub handshakes_per_second: u32,
     pub handshake: Duration,
     pub ping: Duration,
     pub pong: Duration,
@@ -73,6 +74,7 @@ impl Default for Limits {
             rooms_per_user: 1000,
             resume_frames: 1000,
             recent_bytes: 33_554_432,
+            handshakes_per_second: 0,
             handshake: Duration::from_secs(10),
             ping: Duration::from_secs(25),
             pong: Duration::from_secs(10),
@@ -147,6 +149,11 @@ impl Config {
         }
     }
 
+    /// Whether this is a proxy of ours.
+    pub(crate) fn trusts(&self, address: IpAddr) -> bool {
+        self.trusted_proxies.contains(&address.to_canonical())
+    }
+
     /// What `serve` needs beyond well-formed settings.
     pub fn check_serve(&self) -> Result<(), ConfigErrors> {
         let mut errors = Vec::new();
@@ -206,6 +213,7 @@ impl Reader<'_> {
             rooms_per_user: self.number("limits.rooms_per_user"),
             resume_frames: self.number("limits.resume_frames"),
             recent_bytes: self.number("limits.recent_bytes"),
+            handshakes_per_second: self.number("limits.handshakes_per_second"),
             handshake: seconds(self, "limits.handshake_seconds"),
             ping: seconds(self, "limits.ping_seconds"),
             pong: seconds(self, "limits.pong_seconds"),

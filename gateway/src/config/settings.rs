@@ -138,17 +138,25 @@ pub const SETTINGS: &[Setting] = &[
     text(
         "limits.connections_per_address",
         Some("0"),
-        "Sockets of one client address on this node; over it 429. Needs trusted proxies behind a balancer",
+        "Connections of one client address (of IPv6, a /64) on this node, also those that are no sockets yet; over it 429. Needs trusted proxies behind a balancer",
     ),
     text("limits.frame_bytes", Some("65536"), "Bytes of a client's frame or message; over it close 1009"),
     text("limits.outbox_bytes", Some("1048576"), "Bytes that may wait for a slow client; over it close 4008"),
-    text("limits.frames_per_second", Some("50"), "Frames a socket may send per second, on average"),
+    text(
+        "limits.frames_per_second",
+        Some("50"),
+        "Frames a socket may send per second, on average; pings, pongs and the pieces of a message are frames too",
+    ),
     text(
         "limits.frames_burst",
         Some("100"),
         "Frames a socket may send at once; after as many more it is closed with 1008",
     ),
-    text("limits.rooms_per_user", Some("1000"), "Rooms a user may hear; over it 429"),
+    text(
+        "limits.rooms_per_user",
+        Some("1000"),
+        "Rooms a user may hear; over it 429 for who would join one more, and who was given more hears the oldest. Less saves memory: a room costs each of its sockets some hundred bytes",
+    ),
     text(
         "limits.resume_frames",
         Some("1000"),
@@ -159,7 +167,16 @@ pub const SETTINGS: &[Setting] = &[
         Some("33554432"),
         "Bytes of recent messages that the node keeps for clients that come back; 0: they are read from the database",
     ),
-    text("limits.handshake_seconds", Some("10"), "Seconds until a connection must have sent its request"),
+    text(
+        "limits.handshake_seconds",
+        Some("10"),
+        "Seconds until a connection must have sent its request, got its answer and taken it. More where a storm of reconnects takes longer",
+    ),
+    text(
+        "limits.handshakes_per_second",
+        Some("0"),
+        "Handshakes this node takes in a second; over it 503. Set it to what the database stands when everybody comes back",
+    ),
     text(
         "limits.ping_seconds",
         Some("25"),

@@ -7,9 +7,8 @@ use futures_util::FutureExt;
 use persistence::{Range, Room, Stream};
 use serde::Serialize;
 
-use super::limits::Guard;
 use super::send;
-use crate::admission::{Admitted, Ask};
+use crate::admission::{Admitted, Ask, NotAdmitted};
 use crate::close::CloseReason;
 use crate::config::RoomPolicy;
 use crate::consumer::{Consumer, Context, Frame, Handlers, Outcome, Refusal};
@@ -17,6 +16,7 @@ use crate::events;
 use crate::frames::{ClientFrame, ErrorCode, ErrorFrame};
 use crate::names;
 use crate::pages;
+use crate::rate::Seldom;
 
 /// The event that tells a user's sockets to look at their memberships again.
 pub(crate) const ROOMS_CHANGED: &str = "gateway_rooms_changed";
@@ -30,7 +30,8 @@ pub struct ChatConsumer {
     named: Vec<String>,
     /// Rooms that this socket has heard and hears no more. Nearly always there are none.
     left: Option<Box<Left>>,
-    guard: Option<Guard>,
+    /// Bad frames in a row.
+    bad: u8,
 }
 
 /// Names of rooms.
@@ -60,16 +61,11 @@ impl Consumer for ChatConsumer {
             return Err(Refusal::NotFound);
         }
         self.named = scope.user.rooms.clone();
-        let limit = ctx.node().config.limits.rooms_per_user;
-        if limit > 0 && self.named.len() > limit {
-            return Err(Refusal::TooMany);
-        }
-        let Admitted { rooms, version, joined } = self.load_rooms(ctx, enter.clone()).await?;
-        if enter.is_some_and(|enter| !rooms.iter().any(|room| room.name == enter)) {
+        let Admitted { rooms, unheard, version, joined } = self.load_rooms(ctx, enter.clone()).await?;
+        // Who is in too many rooms to hear this one is let in all the same: the others are theirs.
+        let is_theirs = |enter: &String| rooms.iter().any(|room| room.name == *enter) || unheard.contains(enter);
+        if enter.is_some_and(|enter| !is_theirs(&enter)) {
             return Err(Refusal::NotFound);
-        }
-        if limit > 0 && rooms.len() > limit {
-            return Err(Refusal::TooMany);
         }
         self.join(ctx, &rooms, true).await?;
         ctx.socket().memberships.store(version, Ordering::Relaxed);
@@ -79,8 +75,12 @@ impl Consumer for ChatConsumer {
         Ok(())
     }
 
+    fn rate_limited(&mut self, ctx: &mut Context) -> Outcome {
+        send::rate_limited(ctx)
+    }
+
     async fn receive(&mut self, ctx: &mut Context, frame: Frame) -> Outcome {
-        match send::read(ctx, &mut self.guard, frame)? {
+        match send::read(ctx, &mut self.bad, frame)? {
             Some(ClientFrame::Chat { group_name, message, client_id }) => {
                 if !self.hears_or_says(ctx, &group_name, client_id.as_deref()) {
                     return Ok(());
@@ -110,6 +110,16 @@ impl Consumer for ChatConsumer {
             },
             None => Ok(()),
         }
+    }
+}
+
+fn tell_of_unheard(ctx: &Context, admitted: &Admitted) {
+    static LINE: Seldom = Seldom::new();
+    ctx.node().metrics.rooms_unheard.inc();
+    if let Some(times) = LINE.due() {
+        let (heard, unheard) = (admitted.rooms.len(), admitted.unheard.len());
+        tracing::warn!(user = ?ctx.username(), heard, unheard, times,
+            "a user is in more rooms than limits.rooms_per_user and hears the oldest: raise it, or take the user out of some");
     }
 }
 
@@ -193,10 +203,19 @@ impl ChatConsumer {
     async fn load_rooms(&self, ctx: &Context, enter: Option<String>) -> Result<Admitted, Refusal> {
         let open = ctx.node().config.room_policy == RoomPolicy::Open;
         let ask = Ask { user: ctx.username().clone(), enter, named: self.named.clone(), open };
-        ctx.node().admissions.admit(ask).await.map_err(|error| {
-            tracing::warn!(error = &error as &dyn std::error::Error, "memberships could not be loaded");
-            Refusal::Unavailable
-        })
+        match ctx.node().admissions.admit(ask).await {
+            Ok(admitted) => {
+                if !admitted.unheard.is_empty() {
+                    tell_of_unheard(ctx, &admitted);
+                }
+                Ok(admitted)
+            }
+            Err(NotAdmitted::TooManyRooms) => Err(Refusal::TooMany),
+            Err(error) => {
+                tracing::warn!(error = &error as &dyn std::error::Error, "memberships could not be loaded");
+                Err(Refusal::Unavailable)
+            }
+        }
     }
 
     async fn join(&mut self, ctx: &mut Context, rooms: &[Room], with_inbox: bool) -> Result<(), Refusal> {

@@ -1,7 +1,6 @@
 //! The built-in consumers, written with the framework and nothing else, and their routes.
 
 mod chat;
-mod limits;
 mod notification;
 mod send;
 

@@ -2,7 +2,6 @@
 
 use persistence::Stream;
 
-use super::limits::Guard;
 use super::send;
 use crate::admission::Ask;
 use crate::consumer::{Consumer, Context, Frame, Handlers, Outcome, Refusal};
@@ -12,7 +11,8 @@ use crate::frames::{ClientFrame, ErrorCode, ErrorFrame};
 /// Serves one notification connection.
 #[derive(Default)]
 pub struct NotificationConsumer {
-    guard: Option<Guard>,
+    /// Bad frames in a row.
+    bad: u8,
 }
 
 impl Consumer for NotificationConsumer {
@@ -38,8 +38,12 @@ impl Consumer for NotificationConsumer {
         ctx.join_streams(vec![(group, stream)]).await
     }
 
+    fn rate_limited(&mut self, ctx: &mut Context) -> Outcome {
+        send::rate_limited(ctx)
+    }
+
     async fn receive(&mut self, ctx: &mut Context, frame: Frame) -> Outcome {
-        match send::read(ctx, &mut self.guard, frame)? {
+        match send::read(ctx, &mut self.bad, frame)? {
             Some(ClientFrame::Notification { user_name, message, client_id }) => {
                 send::notification(ctx, user_name, message, client_id).await
             }

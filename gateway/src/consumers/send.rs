@@ -2,11 +2,10 @@
 //! messages, and answer with `ack` or `error`.
 
 use std::sync::Arc;
-use std::time::Instant;
 
 use persistence::{Append, AppendError, Appended, Key, Range, Seen, StoreError, Stream};
 
-use super::limits::{Guard, Verdict};
+use crate::close::CloseReason;
 use crate::config::ClientNotifications;
 use crate::consumer::{Context, Frame, Outcome, Streams};
 use crate::events;
@@ -16,53 +15,40 @@ use crate::pages;
 use crate::resume::Place;
 use crate::writer::WriteError;
 
-/// Reads a frame, within the limits. `None` when it has been answered already.
-pub(super) fn read(
-    ctx: &Context,
-    guard: &mut Option<Guard>,
-    frame: Frame,
-) -> Result<Option<ClientFrame>, crate::CloseReason> {
-    let limits = &ctx.node().config.limits;
-    let guard = guard.get_or_insert_with(|| Guard::new(limits));
-    match guard.frame(limits, Instant::now())? {
-        Verdict::Serve => {}
-        Verdict::Warn => {
-            answer_error(ctx, &ErrorFrame::new(ErrorCode::RateLimited, "too many frames", None));
-            return Ok(None);
-        }
-        Verdict::Ignore => {
-            count_bad(ctx, ErrorCode::RateLimited.as_str());
-            return Ok(None);
-        }
-    }
+/// Bad frames in a row that end a connection.
+const BAD_FRAMES: u8 = 20;
+
+/// Reads a frame. `None` when it has been answered already; `bad` counts bad ones in a row.
+pub(super) fn read(ctx: &Context, bad: &mut u8, frame: Frame) -> Result<Option<ClientFrame>, crate::CloseReason> {
     let parsed = match frame {
         Frame::Text(text) => ClientFrame::parse(&text),
         Frame::Binary(_) => Err(ErrorFrame::new(ErrorCode::Invalid, "binary frames mean nothing here", None)),
     };
     match parsed {
         Ok(frame) => {
-            guard.good();
+            *bad = 0;
             ctx.node().metrics.frames_received.get_or_create(&ByCate { cate: frame.cate() }).inc();
             Ok(Some(frame))
         }
         Err(error) => {
             ctx.node().metrics.frames_received.get_or_create(&ByCate { cate: "bad" }).inc();
             answer_error(ctx, &error);
-            guard.bad()?;
-            Ok(None)
+            *bad += 1;
+            if *bad < BAD_FRAMES { Ok(None) } else { Err(CloseReason::PolicyViolation("too many bad frames")) }
         }
     }
 }
 
-/// Sends an `error` frame and counts it.
-pub(super) fn answer_error(ctx: &Context, error: &ErrorFrame) {
-    count_bad(ctx, error.code());
-    // An error frame of ours always serializes.
-    let _ = ctx.send_frame("error", error);
+/// Says that frames are dropped; they are counted already.
+pub(super) fn rate_limited(ctx: &Context) -> Outcome {
+    ctx.send_frame("error", &ErrorFrame::new(ErrorCode::RateLimited, "too many frames", None))
 }
 
-fn count_bad(ctx: &Context, reason: &'static str) {
-    ctx.node().metrics.frames_bad.get_or_create(&ByReason { reason }).inc();
+/// Sends an `error` frame and counts it.
+pub(super) fn answer_error(ctx: &Context, error: &ErrorFrame) {
+    ctx.node().metrics.frames_bad.get_or_create(&ByReason { reason: error.code() }).inc();
+    // An error frame of ours always serializes.
+    let _ = ctx.send_frame("error", error);
 }
 
 /// Says that the database is away, and why to the operator.

@@ -4,7 +4,7 @@ use persistence::{Range, StoreError};
 
 use crate::common::*;
 
-on_all_databases!(names_are_compared_by_bytes, hostile_names, nul_is_refused);
+on_all_databases!(names_are_compared_by_bytes, hostile_names, names_that_cannot_be_are_refused);
 
 const ALIKE: [&str; 7] = ["a", "A", "a ", " a", "\u{e1}", "a\u{301}", "ａ"];
 
@@ -55,9 +55,9 @@ async fn hostile_names(database: Database) {
     assert_eq!(store.rooms(None, 100).await.unwrap().len(), 7);
 }
 
-async fn nul_is_refused(database: Database) {
+async fn names_that_cannot_be_are_refused(database: Database) {
     let store = database.store().await;
-    for name in ["x\0y", "", &"x".repeat(151)] {
+    for name in ["x\0y", "", ".", "..", "a/b", "a\nb", "\u{85}", &"x".repeat(151)] {
         assert!(matches!(store.create_room(name, None).await, Err(StoreError::Invalid(_))));
         assert!(matches!(store.see_users(&names(&[name])).await, Err(StoreError::Invalid(_))));
         assert!(matches!(store.add_members(&[member("room", name, true)]).await, Err(StoreError::Invalid(_))));

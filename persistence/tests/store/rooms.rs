@@ -9,6 +9,7 @@ on_all_databases!(
     a_room_made_again_starts_afresh,
     members_come_and_go,
     rooms_of_many_users_are_one_statement,
+    rooms_of_a_user_are_in_the_order_in_which_they_became_theirs,
     users_become_known,
 );
 
@@ -82,6 +83,21 @@ async fn rooms_of_many_users_are_one_statement(database: Database) {
     let heads = store.room_heads(&names(&["room3"])).await.unwrap();
     assert!(rooms_of["user1"].contains(&heads["room3"]));
     assert_eq!(heads["room3"].last_seq, 1);
+}
+
+async fn rooms_of_a_user_are_in_the_order_in_which_they_became_theirs(database: Database) {
+    let store = database.store().await;
+    for room in ["c", "a", "b"] {
+        store.add_members(&[member(room, "alice", true)]).await.unwrap();
+    }
+    let of_alice = async || {
+        let rooms_of = store.rooms_of(&names(&["alice"])).await.unwrap();
+        rooms_of["alice"].iter().map(|room| room.name.clone()).collect::<Vec<_>>()
+    };
+    assert_eq!(of_alice().await, ["c", "a", "b"]);
+    store.remove_member("c", "alice").await.unwrap();
+    store.add_members(&[member("c", "alice", true)]).await.unwrap();
+    assert_eq!(of_alice().await, ["a", "b", "c"]);
 }
 
 async fn users_become_known(database: Database) {

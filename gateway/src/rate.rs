@@ -1,0 +1,135 @@
+//! How often something may happen: frames of a client, handshakes of a node, lines of a log.
+
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+
+use crate::close::CloseReason;
+use crate::config::Limits;
+
+/// A token bucket: so many at once, and refilled at a rate.
+#[derive(Debug)]
+pub(crate) struct Bucket {
+    tokens: f64,
+    refilled: Instant,
+}
+
+impl Bucket {
+    pub(crate) fn full(burst: u32, now: Instant) -> Self {
+        Self { tokens: f64::from(burst.max(1)), refilled: now }
+    }
+
+    /// Takes up to `wanted` tokens and returns how many there were.
+    pub(crate) fn take(&mut self, wanted: u32, per_second: u32, burst: u32, now: Instant) -> u32 {
+        let refill = now.duration_since(self.refilled).as_secs_f64() * f64::from(per_second);
+        self.tokens = (self.tokens + refill).min(f64::from(burst.max(1)));
+        self.refilled = now;
+        let taken = wanted.min(self.tokens as u32);
+        self.tokens -= f64::from(taken);
+        taken
+    }
+}
+
+/// What one client may send: every frame takes a token, control frames and pieces of a message too.
+#[derive(Debug)]
+pub(crate) struct FrameRate {
+    bucket: Bucket,
+    /// Frames over the limit since the client last kept it.
+    excess: u32,
+}
+
+/// What is to be done with a frame.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    Serve,
+    /// The first one over the limit: say so.
+    Warn,
+    /// Over the limit after the warning: not served, not answered.
+    Ignore,
+}
+
+impl FrameRate {
+    pub(crate) fn new(limits: &Limits, now: Instant) -> Self {
+        Self { bucket: Bucket::full(limits.frames_burst, now), excess: 0 }
+    }
+
+    /// Takes a token for a frame. Who goes on for another burst after the warning is flooding.
+    pub(crate) fn frame(&mut self, limits: &Limits, now: Instant) -> Result<Verdict, CloseReason> {
+        let burst = limits.frames_burst.max(1);
+        if self.bucket.take(1, limits.frames_per_second, burst, now) == 1 {
+            if self.bucket.tokens >= f64::from(burst) / 2.0 {
+                self.excess = 0;
+            }
+            return Ok(Verdict::Serve);
+        }
+        self.excess += 1;
+        match self.excess {
+            1 => Ok(Verdict::Warn),
+            excess if excess > burst => Err(CloseReason::PolicyViolation("flooding")),
+            _ => Ok(Verdict::Ignore),
+        }
+    }
+}
+
+/// How often a line is written about something that may happen thousands of times a second.
+const SELDOM: Duration = Duration::from_secs(10);
+
+/// Lets a line through now and then.
+#[derive(Debug)]
+pub(crate) struct Seldom(Mutex<(Option<Instant>, u64)>);
+
+impl Seldom {
+    pub(crate) const fn new() -> Self {
+        Self(Mutex::new((None, 0)))
+    }
+
+    /// How often it has happened since the last line, if it is time for another one.
+    pub(crate) fn due(&self) -> Option<u64> {
+        let (last, times) = &mut *self.0.lock();
+        *times += 1;
+        if last.is_some_and(|last| last.elapsed() < SELDOM) {
+            return None;
+        }
+        *last = Some(Instant::now());
+        Some(std::mem::take(times))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn limits() -> Limits {
+        Limits { frames_per_second: 10, frames_burst: 5, ..Limits::default() }
+    }
+
+    #[test]
+    fn a_burst_passes_then_a_warning_then_the_end() {
+        let (limits, now) = (limits(), Instant::now());
+        let mut rate = FrameRate::new(&limits, now);
+        for _ in 0..5 {
+            assert_eq!(rate.frame(&limits, now), Ok(Verdict::Serve));
+        }
+        assert_eq!(rate.frame(&limits, now), Ok(Verdict::Warn));
+        for _ in 0..4 {
+            assert_eq!(rate.frame(&limits, now), Ok(Verdict::Ignore));
+        }
+        assert_eq!(rate.frame(&limits, now).map_err(|reason| reason.code()), Err(1008));
+    }
+
+    #[test]
+    fn keeping_the_rate_is_forgiven() {
+        let (limits, mut now) = (limits(), Instant::now());
+        let mut rate = FrameRate::new(&limits, now);
+        for _ in 0..100 {
+            now += Duration::from_millis(101);
+            assert_eq!(rate.frame(&limits, now), Ok(Verdict::Serve));
+        }
+    }
+
+    #[test]
+    fn a_line_is_written_now_and_then() {
+        let seldom = Seldom::new();
+        assert_eq!((seldom.due(), seldom.due(), seldom.due()), (Some(1), None, None));
+    }
+}
