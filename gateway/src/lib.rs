@@ -31,6 +31,7 @@ mod events;
 mod files;
 mod frames;
 mod hub;
+mod json;
 mod layer;
 mod lossy;
 mod memberships;

@@ -70,10 +70,8 @@ pub(crate) async fn mark_seen(node: &Node, user: &str, which: Seen, by: Option<&
 fn cut<T>(rows: &mut Vec<T>, range: Range, limit: u64) -> bool {
     let has_more = rows.len() as u64 > limit;
     if has_more {
-        match range {
-            Range::After(_) => drop(rows.pop()),
-            _ => drop(rows.remove(0)),
-        }
+        let far_end = if range.is_forward() { rows.len() - 1 } else { 0 };
+        rows.remove(far_end);
     }
     has_more
 }

@@ -1,12 +1,15 @@
 //! What one client may send: a token bucket for frames, and patience with bad ones.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::close::CloseReason;
 use crate::config::Limits;
 
 /// Bad frames in a row that end a connection.
 const BAD_FRAMES: u8 = 20;
+
+/// Between two pings that cost no token.
+const PING: Duration = Duration::from_secs(5);
 
 /// Per connection, some bytes of state.
 #[derive(Debug)]
@@ -16,6 +19,7 @@ pub(super) struct Guard {
     /// Frames over the limit since the client last kept it.
     excess: u16,
     bad: u8,
+    pinged: Option<Instant>,
 }
 
 /// What is to be done with a frame.
@@ -30,7 +34,17 @@ pub(super) enum Verdict {
 
 impl Guard {
     pub(super) fn new(limits: &Limits) -> Self {
-        Self { tokens: limits.frames_burst as f32, refilled: Instant::now(), excess: 0, bad: 0 }
+        Self { tokens: limits.frames_burst as f32, refilled: Instant::now(), excess: 0, bad: 0, pinged: None }
+    }
+
+    /// Whether a `ping` is one that costs no token. It shows a client that is refused everything else that
+    /// its connection lives.
+    pub(super) fn ping_is_free(&mut self, now: Instant) -> bool {
+        let free = self.pinged.is_none_or(|last| now.duration_since(last) >= PING);
+        if free {
+            self.pinged = Some(now);
+        }
+        free
     }
 
     /// Takes a token for a frame. Who goes on for another burst after the warning is flooding.
@@ -70,7 +84,6 @@ impl Guard {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::Duration;
 
     fn limits() -> Limits {
         Limits { frames_per_second: 10, frames_burst: 5, ..Limits::default() }
@@ -88,6 +101,15 @@ mod tests {
             assert_eq!(guard.frame(&limits, now), Ok(Verdict::Ignore));
         }
         assert_eq!(guard.frame(&limits, now).map_err(|reason| reason.code()), Err(1008));
+    }
+
+    #[test]
+    fn one_ping_in_five_seconds_costs_nothing() {
+        let (limits, now) = (limits(), Instant::now());
+        let mut guard = Guard::new(&limits);
+        assert!(guard.ping_is_free(now) && !guard.ping_is_free(now + Duration::from_secs(4)));
+        assert!(guard.ping_is_free(now + Duration::from_secs(5)));
+        assert!(!guard.ping_is_free(now + Duration::from_secs(9)));
     }
 
     #[test]
