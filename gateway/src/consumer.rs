@@ -73,8 +73,9 @@ pub trait Consumer: Sized + Send + 'static {
     }
 
     /// The client has begun to send more than `limits.frames_per_second`: this frame and those that follow are
-    /// dropped until it keeps to the limit, and if it goes on it is closed with 1008. The default says nothing.
-    fn rate_limited(&mut self, _ctx: &mut Context) -> Outcome {
+    /// dropped until it keeps to the limit, and if it goes on it is closed with 1008. `dropped` is none where it was
+    /// a control frame, or a piece of one that has not ended. The default says nothing.
+    fn rate_limited(&mut self, _ctx: &mut Context, _dropped: Option<&Frame>) -> Outcome {
         Ok(())
     }
 
@@ -251,7 +252,7 @@ impl std::fmt::Debug for ConsumerClass {
 pub(crate) trait AnyConsumer: Send {
     fn connect<'a>(&'a mut self, ctx: &'a mut Context) -> BoxFuture<'a, Result<(), Refusal>>;
     fn receive<'a>(&'a mut self, ctx: &'a mut Context, frame: Frame) -> BoxFuture<'a, Outcome>;
-    fn rate_limited(&mut self, ctx: &mut Context) -> Outcome;
+    fn rate_limited(&mut self, ctx: &mut Context, dropped: Option<&Frame>) -> Outcome;
     fn handle<'a>(&'a mut self, ctx: &'a mut Context, event: &'a Event) -> BoxFuture<'a, Outcome>;
     fn disconnect<'a>(&'a mut self, ctx: &'a mut Context, code: u16) -> BoxFuture<'a, ()>;
 }
@@ -270,8 +271,8 @@ impl<C: Consumer> AnyConsumer for Instance<C> {
         Box::pin(self.consumer.receive(ctx, frame))
     }
 
-    fn rate_limited(&mut self, ctx: &mut Context) -> Outcome {
-        self.consumer.rate_limited(ctx)
+    fn rate_limited(&mut self, ctx: &mut Context, dropped: Option<&Frame>) -> Outcome {
+        self.consumer.rate_limited(ctx, dropped)
     }
 
     fn handle<'a>(&'a mut self, ctx: &'a mut Context, event: &'a Event) -> BoxFuture<'a, Outcome> {

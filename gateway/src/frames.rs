@@ -1,9 +1,10 @@
-//! Client frames (contract, section 4), read strictly, and the answers that are not events.
+//! Client frames (contract, section 4), and the answers that are not events.
 
 use persistence::{Range, Seen};
 use serde::Serialize;
 use serde_json::{Map, Value};
 
+use crate::json;
 use crate::pages;
 use crate::resume::Place;
 
@@ -87,8 +88,6 @@ pub(crate) enum ClientFrame {
         group_name: String,
         /// What to say.
         message: String,
-        /// Asks for an ack.
-        client_id: Option<String>,
     },
     /// Notify a user.
     Notification {
@@ -96,8 +95,6 @@ pub(crate) enum ClientFrame {
         user_name: String,
         /// What to say.
         message: String,
-        /// Asks for an ack.
-        client_id: Option<String>,
     },
     /// Which rooms may be heard.
     Rooms,
@@ -143,6 +140,16 @@ pub(crate) enum ClientFrame {
         /// The token.
         token: String,
     },
+    /// Is anybody there?
+    Ping,
+}
+
+/// A frame, and the id that its answer repeats.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Asked {
+    pub(crate) frame: ClientFrame,
+    /// Asks for an ack, of a frame that is stored.
+    pub(crate) client_id: Option<String>,
 }
 
 impl ClientFrame {
@@ -159,17 +166,33 @@ impl ClientFrame {
             Self::Presence { .. } => "presence",
             Self::Resume { .. } => "resume",
             Self::Auth { .. } => "auth",
+            Self::Ping => "ping",
         }
     }
 
     /// Reads a text frame. The error says which field is wrong.
-    pub(crate) fn parse(text: &str) -> Result<Self, ErrorFrame> {
-        let invalid = |detail: &str| ErrorFrame::new(ErrorCode::Invalid, detail, None);
-        let value: Value = serde_json::from_str(text).map_err(|_| invalid("the frame is not JSON"))?;
-        let Value::Object(object) = value else {
-            return Err(invalid("the frame is not a JSON object"));
+    pub(crate) fn parse(text: &str) -> Result<Asked, ErrorFrame> {
+        let invalid = |detail: &str, client_id| Err(ErrorFrame::new(ErrorCode::Invalid, detail, client_id));
+        let object = match json::read(text.as_bytes()) {
+            Ok(Value::Object(object)) => object,
+            Ok(_) => return invalid("the frame is not a JSON object", None),
+            Err(_) => return invalid("the frame is not JSON", client_id(text)),
         };
         let fields = Fields { client_id: readable_client_id(&object), object };
+        let frame = Self::of(&fields)?;
+        Ok(Asked { frame, client_id: fields.client_id()? })
+    }
+
+    /// Whether a text is a `ping`; looks closer only at what may be one.
+    pub(crate) fn is_ping(text: &str) -> bool {
+        /// Longer than any that makes sense.
+        const MOST: usize = 256;
+        text.len() <= MOST
+            && text.contains("ping")
+            && Self::parse(text).is_ok_and(|asked| asked.frame == ClientFrame::Ping)
+    }
+
+    fn of(fields: &Fields) -> Result<Self, ErrorFrame> {
         let Some(cate) = fields.first(&["cate", "type"]) else {
             return Err(fields.invalid("cate is missing"));
         };
@@ -177,16 +200,10 @@ impl ClientFrame {
             return Err(fields.invalid("cate must be text"));
         };
         match cate {
-            "chat" => Ok(Self::Chat {
-                group_name: fields.room()?,
-                message: fields.message()?,
-                client_id: fields.client_id()?,
-            }),
-            "notification" => Ok(Self::Notification {
-                user_name: fields.name(&["user_name"])?,
-                message: fields.message()?,
-                client_id: fields.client_id()?,
-            }),
+            "chat" => Ok(Self::Chat { group_name: fields.room()?, message: fields.message()? }),
+            "notification" => {
+                Ok(Self::Notification { user_name: fields.name(&["user_name"])?, message: fields.message()? })
+            }
             "rooms" => Ok(Self::Rooms),
             "history" => {
                 Ok(Self::History { group_name: fields.room()?, range: fields.range()?, limit: fields.limit()? })
@@ -204,7 +221,8 @@ impl ClientFrame {
                 Some(Value::String(token)) => Ok(Self::Auth { token: token.clone() }),
                 _ => Err(fields.invalid("token must be text")),
             },
-            _ => Err(ErrorFrame::new(ErrorCode::UnknownCate, "no such cate", fields.client_id)),
+            "ping" => Ok(Self::Ping),
+            _ => Err(ErrorFrame::new(ErrorCode::UnknownCate, "no such cate", fields.client_id.clone())),
         }
     }
 }
@@ -221,7 +239,7 @@ impl Fields {
     }
 
     fn first(&self, names: &[&str]) -> Option<&Value> {
-        names.iter().find_map(|name| self.object.get(*name)).filter(|value| !value.is_null())
+        names.iter().filter_map(|name| self.object.get(*name)).find(|value| !value.is_null())
     }
 
     fn name(&self, names: &[&str]) -> Result<String, ErrorFrame> {
@@ -241,25 +259,24 @@ impl Fields {
     fn seq(&self, field: &str) -> Result<Option<u64>, ErrorFrame> {
         match self.first(&[field]) {
             None => Ok(None),
-            // Databases count in signed 64 bits.
-            Some(value) => match value.as_u64().filter(|seq| i64::try_from(*seq).is_ok()) {
+            Some(value) => match json::whole(value) {
                 Some(seq) => Ok(Some(seq)),
-                None => Err(self.invalid(&format!("{field} must be a number, 0 or more"))),
+                None => Err(self.invalid(&format!("{field} must be a whole number, 0 or more"))),
             },
         }
     }
 
     fn range(&self) -> Result<Range, ErrorFrame> {
-        match (self.seq("before")?, self.seq("after")?) {
-            (None, None) => Ok(Range::Latest),
-            (Some(seq), None) => Ok(Range::Before(seq)),
-            (None, Some(seq)) => Ok(Range::After(seq)),
-            (Some(_), Some(_)) => Err(self.invalid("before and after exclude each other")),
-        }
+        Ok(Range::of(self.seq("after")?, self.seq("before")?))
     }
 
     fn limit(&self) -> Result<u64, ErrorFrame> {
-        Ok(self.seq("limit")?.unwrap_or(pages::DEFAULT_LIMIT).clamp(1, pages::MAX_LIMIT))
+        match self.first(&["limit"]).map(Value::as_f64) {
+            None => Ok(pages::DEFAULT_LIMIT),
+            // Of any size: a conversion ends at the largest.
+            Some(Some(limit)) if limit >= 0.0 && limit.fract() == 0.0 => Ok((limit as u64).clamp(1, pages::MAX_LIMIT)),
+            Some(_) => Err(self.invalid("limit must be a whole number, 0 or more")),
+        }
     }
 
     fn flag(&self, field: &str) -> Result<bool, ErrorFrame> {
@@ -320,18 +337,22 @@ impl Fields {
 
 /// `{"seq":N,"id":UUID?}`, or a bare N.
 fn read_place(value: &Value) -> Option<Place> {
-    let seq = |value: &Value| value.as_u64().filter(|seq| i64::try_from(*seq).is_ok());
     match value {
-        Value::Number(_) => Some(Place { seq: seq(value)?, id: None }),
+        Value::Number(_) => Some(Place { seq: json::whole(value)?, id: None }),
         Value::Object(place) => {
             let id = match place.get("id") {
                 None | Some(Value::Null) => None,
                 Some(id) => Some(id.as_str()?.parse().ok()?),
             };
-            Some(Place { seq: seq(place.get("seq")?)?, id })
+            Some(Place { seq: json::whole(place.get("seq")?)?, id })
         }
         _ => None,
     }
+}
+
+/// The `client_id` of a frame that is not served, if there is one to be found.
+pub(crate) fn client_id(text: &str) -> Option<String> {
+    json::salvage(text, "client_id").filter(|id| is_client_id(id))
 }
 
 fn is_client_id(id: &str) -> bool {
@@ -348,15 +369,18 @@ mod tests {
     use proptest::prelude::*;
 
     fn code(text: &str) -> &'static str {
-        ClientFrame::parse(text).map_or_else(|error| error.code(), |frame| frame.cate())
+        ClientFrame::parse(text).map_or_else(|error| error.code(), |asked| asked.frame.cate())
     }
 
     #[test]
     fn frames_and_their_other_spellings() {
-        let chat = ClientFrame::Chat { group_name: "lobby".into(), message: "hi".into(), client_id: Some("1".into()) };
+        let frame = ClientFrame::Chat { group_name: "lobby".into(), message: "hi".into() };
+        let chat = Asked { frame, client_id: Some("1".into()) };
         for text in [
             r#"{"cate":"chat","group_name":"lobby","message":"hi","client_id":"1"}"#,
             r#"{"type":"chat","groupname":"lobby","message":"hi","client_id":"1","from_user":"mallory","seq":9}"#,
+            r#"{"cate":null,"type":"chat","group_name":null,"groupname":"lobby","message":"hi","client_id":"1"}"#,
+            "\u{feff}{\"cate\":\"chat\",\"group_name\":\"lobby\",\"message\":\"hi\",\"client_id\":\"1\",\"x\":[NaN,1e400,1180591620717411303424]}",
         ] {
             assert_eq!(ClientFrame::parse(text), Ok(chat.clone()));
         }
@@ -380,7 +404,6 @@ mod tests {
             r#"{"cate":"chat","group_name":"a","message":"\u0000"}"#,
             r#"{"cate":"chat","group_name":"a","message":"x","client_id":""}"#,
             r#"{"cate":"chat","group_name":"a","message":"x","client_id":7}"#,
-            r#"{"cate":"chat","group_name":"a","message":"\ud800"}"#,
             &"[".repeat(10_000),
         ] {
             assert_eq!(code(text), "invalid", "{text}");
@@ -390,7 +413,12 @@ mod tests {
             (r#"{"cate":"history","group_name":"a","limit":1000000}"#, "history"),
             (r#"{"cate":"history","group_name":"a","before":-1}"#, "invalid"),
             (r#"{"cate":"history","group_name":"a","before":18446744073709551615}"#, "invalid"),
-            (r#"{"cate":"history","group_name":"a","before":1,"after":1}"#, "invalid"),
+            (r#"{"cate":"history","group_name":"a","before":2.0,"after":1}"#, "history"),
+            (r#"{"cate":"history","group_name":"a","before":2.5}"#, "invalid"),
+            (r#"{"cate":"history","group_name":"a","limit":-1}"#, "invalid"),
+            (r#"{"cate":"history","group_name":"a","limit":1.5}"#, "invalid"),
+            (r#"{"cate":"rooms","client_id":7}"#, "invalid"),
+            (r#"{"cate":"ping"}"#, "ping"),
             (r#"{"cate":"notifications","unseen":true}"#, "notifications"),
             (r#"{"cate":"notifications","unseen":"yes"}"#, "invalid"),
             (r#"{"cate":"seen","up_to":3}"#, "seen"),
@@ -405,8 +433,65 @@ mod tests {
         ] {
             assert_eq!(code(text), answer, "{text}");
         }
-        let error = ClientFrame::parse(r#"{"cate":"chat","client_id":"7"}"#).unwrap_err();
-        assert_eq!(error.client_id.as_deref(), Some("7"));
+    }
+
+    #[test]
+    fn every_error_repeats_the_client_id_that_can_be_found() {
+        for text in [
+            r#"{"cate":"chat","client_id":"7"}"#,
+            r#"{"client_id":"7"}"#,
+            r#"{"cate":"nope","client_id":"7"}"#,
+            r#"{"cate":"history","group_name":"a","before":-1,"client_id":"7"}"#,
+            r#"{"cate":"chat","client_id":"7","message":"cut o"#,
+            r#"{"cate":"chat","client_id":"7",}"#,
+        ] {
+            assert_eq!(ClientFrame::parse(text).unwrap_err().client_id.as_deref(), Some("7"), "{text}");
+        }
+        let long = format!(r#"{{"client_id":"{}","#, "x".repeat(65));
+        for text in [r#"{"cate":"chat","client_id":7}"#, "nonsense", &long] {
+            assert_eq!(ClientFrame::parse(text).unwrap_err().client_id, None, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_text_that_was_cut_in_an_emoji_is_a_message() {
+        for (sent, read) in [(r"\ud83d", "\u{fffd}"), (r"a\ude00b", "a\u{fffd}b"), (r"\ud83d\ude00", "\u{1f600}")] {
+            let asked =
+                ClientFrame::parse(&format!(r#"{{"cate":"chat","group_name":"a","message":"{sent}"}}"#)).unwrap();
+            assert_eq!(asked.frame, ClientFrame::Chat { group_name: "a".into(), message: read.into() });
+        }
+    }
+
+    #[test]
+    fn numbers_are_whole_however_they_are_written() {
+        let history =
+            |fields: &str| match ClientFrame::parse(&format!(r#"{{"cate":"history","group_name":"a",{fields}}}"#)) {
+                Ok(Asked { frame: ClientFrame::History { range, limit, .. }, .. }) => (range, limit),
+                other => panic!("{fields}: {other:?}"),
+            };
+        assert_eq!(history(r#""before":2.0,"limit":3.0"#), (Range::Before(2), 3));
+        assert_eq!(history(r#""before":9,"after":2"#), (Range::Between(2, 9), 50));
+        for limit in ["101", "1000000", "18446744073709551616", "1e300"] {
+            assert_eq!(history(&format!(r#""limit":{limit}"#)), (Range::Latest, 100), "{limit}");
+        }
+        let seen = ClientFrame::parse(r#"{"cate":"seen","up_to":3.0}"#).unwrap();
+        assert_eq!(seen.frame, ClientFrame::Seen(Seen::UpTo(3)));
+        let resume = ClientFrame::parse(r#"{"cate":"resume","rooms":{"a":5.0},"notifications":{"seq":1.0}}"#).unwrap();
+        let (rooms, notifications) = (vec![("a".into(), Place { seq: 5, id: None })], Some(Place { seq: 1, id: None }));
+        assert_eq!(resume.frame, ClientFrame::Resume { rooms, notifications });
+    }
+
+    #[test]
+    fn a_ping_is_told_from_what_only_looks_like_one() {
+        for (text, is_ping) in [
+            (r#"{"cate":"ping"}"#, true),
+            (r#"{"type":"ping","client_id":"1"}"#, true),
+            (r#"{"cate":"chat","group_name":"a","message":"ping"}"#, false),
+            ("ping", false),
+        ] {
+            assert_eq!(ClientFrame::is_ping(text), is_ping, "{text}");
+        }
+        assert!(!ClientFrame::is_ping(&format!(r#"{{"cate":"ping","x":"{}"}}"#, "x".repeat(300))));
     }
 
     proptest! {

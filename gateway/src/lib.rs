@@ -35,6 +35,7 @@ mod frames;
 mod head;
 mod health;
 mod hub;
+mod json;
 mod layer;
 mod lossy;
 mod memberships;

@@ -3,21 +3,28 @@
 use std::sync::Arc;
 
 use http::StatusCode;
-use http::header::{CONTENT_SECURITY_POLICY, HeaderValue, X_CONTENT_TYPE_OPTIONS};
+use http::header::{ACCESS_CONTROL_ALLOW_ORIGIN, CONTENT_SECURITY_POLICY, HeaderValue, X_CONTENT_TYPE_OPTIONS};
 use serde::Deserialize;
 use warp::Filter;
 use warp::filters::BoxedFilter;
 
 use crate::names;
 use crate::node::Node;
-use crate::server::{Answer, answer, json, with};
+use crate::server::{Answer, answer, with};
+use crate::{json, server};
 
 /// How long a sign-in on the demo page lasts.
 const DEV_TOKEN_SECONDS: u64 = 12 * 3600;
 
 /// `/client.js` always; the page and its sign-in only with `--dev`.
 pub(crate) fn routes(node: &Arc<Node>) -> BoxedFilter<(Answer,)> {
-    let client = asset("client.js", "text/javascript; charset=utf-8", include_str!("../../clients/js/client.js"));
+    let client = asset("client.js", "text/javascript; charset=utf-8", include_str!("../../clients/js/client.js"))
+        .map(|mut file: Answer| {
+            // Pages of the site are often of another origin, and a module is only imported from there if it may be.
+            file.headers_mut().insert(ACCESS_CONTROL_ALLOW_ORIGIN, HeaderValue::from_static("*"));
+            file
+        })
+        .boxed();
     if !node.config.dev {
         return client;
     }
@@ -68,15 +75,15 @@ fn login(node: &Arc<Node>) -> BoxedFilter<(Answer,)> {
         .and(warp::body::content_length_limit(4096))
         .and(warp::body::bytes())
         .map(|node: Arc<Node>, body: bytes::Bytes| {
-            let Ok(Login { username }) = serde_json::from_slice(&body) else {
-                return json(StatusCode::BAD_REQUEST, &serde_json::json!({"detail": "username is missing"}));
+            let Ok(Login { username }) = json::read(&body) else {
+                return server::json(StatusCode::BAD_REQUEST, &serde_json::json!({"detail": "username is missing"}));
             };
             if let Err(detail) = names::check(&username) {
-                return json(StatusCode::BAD_REQUEST, &serde_json::json!({"detail": detail}));
+                return server::json(StatusCode::BAD_REQUEST, &serde_json::json!({"detail": detail}));
             }
             match node.auth.sign(&username, None, DEV_TOKEN_SECONDS) {
-                Ok(token) => json(StatusCode::OK, &serde_json::json!({"username": username, "token": token})),
-                Err(_) => json(StatusCode::INTERNAL_SERVER_ERROR, &serde_json::json!({"detail": "no token"})),
+                Ok(token) => server::json(StatusCode::OK, &serde_json::json!({"username": username, "token": token})),
+                Err(_) => server::json(StatusCode::INTERNAL_SERVER_ERROR, &serde_json::json!({"detail": "no token"})),
             }
         })
         .boxed()

@@ -119,7 +119,7 @@ where
         bytes => bytes.clamp(MAX_DATA, MAX_MESSAGE_BYTES),
     };
     let most = (READ / longest) as u64;
-    let is_ascending = matches!(range, Range::After(_));
+    let is_ascending = range.is_forward();
     let (mut rows, mut bytes, mut place) = (Vec::new(), 0, range);
     let has_more = 'page: loop {
         // One more than is wanted tells whether there are more.
@@ -134,7 +134,7 @@ where
             if rows.len() as u64 == limit || (!rows.is_empty() && bytes > PAGE) {
                 break 'page true;
             }
-            place = if is_ascending { Range::After(row.seq()) } else { Range::Before(row.seq()) };
+            place = range.continued(row.seq());
             rows.push(row);
         }
         if is_last {

@@ -1,11 +1,12 @@
-//! How often something may happen: frames of a client, handshakes of a node, lines of a log.
+//! How often something may happen: frames of a client, handshakes of a node.
 
 use std::time::{Duration, Instant};
 
-use parking_lot::Mutex;
-
 use crate::close::CloseReason;
 use crate::config::Limits;
+
+/// Between two pings of a page that cost no token.
+const PING: Duration = Duration::from_secs(5);
 
 /// A token bucket: so many at once, and refilled at a rate.
 #[derive(Debug)]
@@ -36,6 +37,8 @@ pub(crate) struct FrameRate {
     bucket: Bucket,
     /// Frames over the limit since the client last kept it.
     excess: u32,
+    /// When a `ping` was last free.
+    pinged: Option<Instant>,
 }
 
 /// What is to be done with a frame.
@@ -50,7 +53,17 @@ pub(crate) enum Verdict {
 
 impl FrameRate {
     pub(crate) fn new(limits: &Limits, now: Instant) -> Self {
-        Self { bucket: Bucket::full(limits.frames_burst, now), excess: 0 }
+        Self { bucket: Bucket::full(limits.frames_burst, now), excess: 0, pinged: None }
+    }
+
+    /// Whether a `ping` of the page is one that costs no token. It shows a client that is refused everything else that
+    /// its connection lives.
+    pub(crate) fn ping_is_free(&mut self, now: Instant) -> bool {
+        let free = self.pinged.is_none_or(|last| now.duration_since(last) >= PING);
+        if free {
+            self.pinged = Some(now);
+        }
+        free
     }
 
     /// Takes a token for a frame. Who goes on for another burst after the warning is flooding.
@@ -68,30 +81,6 @@ impl FrameRate {
             excess if excess > burst => Err(CloseReason::PolicyViolation("flooding")),
             _ => Ok(Verdict::Ignore),
         }
-    }
-}
-
-/// How often a line is written about something that may happen thousands of times a second.
-const SELDOM: Duration = Duration::from_secs(10);
-
-/// Lets a line through now and then.
-#[derive(Debug)]
-pub(crate) struct Seldom(Mutex<(Option<Instant>, u64)>);
-
-impl Seldom {
-    pub(crate) const fn new() -> Self {
-        Self(Mutex::new((None, 0)))
-    }
-
-    /// How often it has happened since the last line, if it is time for another one.
-    pub(crate) fn due(&self) -> Option<u64> {
-        let (last, times) = &mut *self.0.lock();
-        *times += 1;
-        if last.is_some_and(|last| last.elapsed() < SELDOM) {
-            return None;
-        }
-        *last = Some(Instant::now());
-        Some(std::mem::take(times))
     }
 }
 
@@ -128,8 +117,11 @@ mod tests {
     }
 
     #[test]
-    fn a_line_is_written_now_and_then() {
-        let seldom = Seldom::new();
-        assert_eq!((seldom.due(), seldom.due(), seldom.due()), (Some(1), None, None));
+    fn one_ping_in_five_seconds_costs_nothing() {
+        let (limits, now) = (limits(), Instant::now());
+        let mut rate = FrameRate::new(&limits, now);
+        assert!(rate.ping_is_free(now) && !rate.ping_is_free(now + Duration::from_secs(4)));
+        assert!(rate.ping_is_free(now + Duration::from_secs(5)));
+        assert!(!rate.ping_is_free(now + Duration::from_secs(9)));
     }
 }

@@ -18,6 +18,10 @@ struct State {
 }
 
 impl Seldom {
+    pub(crate) const fn new() -> Self {
+        Self(Mutex::new(State { last: None, times: 0 }))
+    }
+
     /// One more time. If a line is due: how often it has happened since the last one.
     pub(crate) fn again(&self) -> Option<u64> {
         let mut state = self.0.lock();

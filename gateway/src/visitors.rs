@@ -29,7 +29,7 @@ use crate::auth::split_port;
 use crate::head::{Head, MAX_HEAD};
 use crate::metrics::ByReason;
 use crate::node::Node;
-use crate::rate::Seldom;
+use crate::seldom::Seldom;
 use crate::server::{Answer, Arrival, internal_routes, plain, public_routes, try_later};
 
 /// How long nothing is accepted when there are no more files for it.
@@ -64,7 +64,7 @@ fn reject(node: &Node, reason: &'static str) {
 fn displaced(node: &Node) {
     static LINE: Seldom = Seldom::new();
     reject(node, "displaced");
-    if let Some(times) = LINE.due() {
+    if let Some(times) = LINE.again() {
         tracing::warn!(
             times,
             "all places are taken, many by connections that do not finish a request or take its answer: the oldest \
@@ -256,7 +256,7 @@ impl Caller<'_> {
             Some((_, deadline)) => timeout_at(deadline, answer).await.unwrap_or_else(|_| {
                 static LINE: Seldom = Seldom::new();
                 reject(&self.entrance.node, "too_slow");
-                if let Some(times) = LINE.due() {
+                if let Some(times) = LINE.again() {
                     tracing::warn!(times, "requests were not answered within limits.handshake_seconds, but with 503");
                 }
                 Ok(try_later().into_response())
@@ -277,7 +277,7 @@ impl Caller<'_> {
         if self.entrance.node.config.dev && !host.is_some_and(is_loopback) {
             static LINE: Seldom = Seldom::new();
             let text = "with --dev only localhost is answered, by that name or as 127.0.0.1 or [::1]";
-            if LINE.due().is_some() {
+            if LINE.again().is_some() {
                 tracing::warn!(?host, "{text}");
             }
             return Some((StatusCode::FORBIDDEN, "host", text));

@@ -38,13 +38,17 @@ pub(crate) fn limit_to(select: &mut SelectStatement, seq: impl IntoColumnRef + C
         Range::Latest => select.order_by(column, Order::Desc),
         Range::Before(end) => select.and_where(Expr::col(seq).lt(signed(end))).order_by(column, Order::Desc),
         Range::After(start) => select.and_where(Expr::col(seq).gt(signed(start))).order_by(column, Order::Asc),
+        Range::Between(start, end) => select
+            .and_where(Expr::col(seq.clone()).gt(signed(start)))
+            .and_where(Expr::col(seq).lt(signed(end)))
+            .order_by(column, Order::Asc),
     }
     .limit(signed(limit).unsigned_abs());
 }
 
 /// The rows were read from the near end; results always ascend.
 pub(crate) fn ascending<T>(mut rows: Vec<T>, range: Range) -> Vec<T> {
-    if !matches!(range, Range::After(_)) {
+    if !range.is_forward() {
         rows.reverse();
     }
     rows

@@ -190,6 +190,34 @@ pub enum Range {
     Before(u64),
     /// The oldest of those with a larger `seq`.
     After(u64),
+    /// The oldest of those with a larger `seq` than the first and a smaller one than the second.
+    Between(u64, u64),
+}
+
+impl Range {
+    /// The range that optional bounds ask for.
+    pub fn of(after: Option<u64>, before: Option<u64>) -> Self {
+        match (after, before) {
+            (None, None) => Self::Latest,
+            (None, Some(end)) => Self::Before(end),
+            (Some(start), None) => Self::After(start),
+            (Some(start), Some(end)) => Self::Between(start, end),
+        }
+    }
+
+    /// What is left of it behind a row that has been read.
+    pub fn continued(self, seq: u64) -> Self {
+        match self {
+            Self::Latest | Self::Before(_) => Self::Before(seq),
+            Self::After(_) => Self::After(seq),
+            Self::Between(_, end) => Self::Between(seq, end),
+        }
+    }
+
+    /// Whether it is read from its oldest row on.
+    pub fn is_forward(self) -> bool {
+        matches!(self, Self::After(_) | Self::Between(..))
+    }
 }
 
 /// Which notifications have been seen.

@@ -7,7 +7,7 @@ use std::io::Write;
 use super::{Text, Value};
 use crate::EventError;
 
-pub(super) use self::read::decode;
+pub(super) use self::read::{decode, read};
 
 /// The caller has checked depth and number of values.
 pub(super) fn encode(entries: &[(Text, Value)]) -> Result<Vec<u8>, EventError> {

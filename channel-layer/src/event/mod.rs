@@ -159,9 +159,11 @@ impl Event {
         json::encode(&self.0)
     }
 
-    /// Reads a JSON object. Stricter than Python's reader: `NaN`, `Infinity` and lone surrogates are
-    /// refused, as are integers beyond 64 bits, more than [`MAX_DEPTH`] levels or [`MAX_VALUES`] values,
-    /// and encodings other than UTF-8. The last of equal keys counts.
+    /// Reads a JSON object as Python's `json.loads` does: a byte order mark is skipped, the last of equal
+    /// keys counts, and `NaN`, `Infinity` and numbers too large for a float are floats. What has no form
+    /// here does not cost the event: half of a surrogate pair becomes U+FFFD, an integer beyond 64 bits the
+    /// nearest float. Refused are more than [`MAX_DEPTH`] levels or [`MAX_VALUES`] values, and encodings
+    /// other than UTF-8.
     pub fn from_json(payload: &[u8]) -> Result<Self, EventError> {
         json::decode(payload).map(Self::of)
     }

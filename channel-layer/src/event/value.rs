@@ -35,6 +35,11 @@ pub enum Value {
 }
 
 impl Value {
+    /// Reads any JSON value by the rules of [`Event::from_json`](crate::Event::from_json).
+    pub fn from_json(json: &[u8]) -> Result<Self, crate::EventError> {
+        super::json::read(json)
+    }
+
     /// The text, if it is text.
     pub fn as_str(&self) -> Option<&str> {
         match self {

@@ -1,7 +1,8 @@
 import assert from "node:assert/strict";
+import { readFileSync } from "node:fs";
 import { afterEach, test } from "node:test";
 import { WebSocket } from "ws";
-import { connect, GatewayError } from "../client.js";
+import { connect, Gateway, GatewayError } from "../client.js";
 import { ack, chat, serve } from "./server.mjs";
 
 const cleanups = [];
@@ -111,7 +112,8 @@ test("after rate_limited nothing is sent until the pause is over, then everythin
     if (frame.cate !== "chat") return;
     if (!limited) {
       limited = true;
-      socket.reply({ type: "error", code: "rate_limited", detail: "slow down" }); // names no message
+      // Names the first; the gateway does not answer those behind it at all.
+      socket.reply({ type: "error", code: "rate_limited", detail: "slow down", client_id: frame.client_id });
     } else if (ofCate("chat")(server).length > 2) socket.reply(ack(frame));
   });
   const gateway = client(server);
@@ -147,21 +149,38 @@ test("refuses what the gateway would close the socket for, and more than it may 
   await assert.rejects(gateway.chat("lobby", "one too many"), { code: "queue_full" });
 });
 
-test("requests get their own answers and errors; an error without client_id goes to the oldest", async () => {
+test("a5: a request is settled by its own answer and by nothing else", async () => {
+  const asked = [];
   const server = await start((frame, socket) => {
-    if (frame.cate === "rooms") socket.reply({ type: "rooms", rooms: [] });
-    if (frame.cate === "presence") socket.reply({ type: "error", code: "unknown_cate", detail: "", client_id: frame.client_id });
-    if (frame.cate !== "history" || frame.group_name === "silent") return;
-    if (frame.group_name === "no") socket.reply({ type: "error", code: "room_not_found", detail: "" });
-    else socket.reply({ type: "history", group_name: frame.group_name, messages: [], has_more: false });
+    if (frame.cate === "rooms") socket.reply({ type: "rooms", rooms: [], client_id: frame.client_id });
+    else asked.push(frame);
   });
   const gateway = client(server);
-  const ask = (room) => gateway.request({ cate: "history", group_name: room });
-  const [a, b] = await Promise.all([ask("a"), ask("b")]);
-  assert.deepEqual([a.group_name, b.group_name], ["a", "b"]);
-  await assert.rejects(ask("no"), { code: "room_not_found" });
-  ask("silent").catch(() => {});
-  await assert.rejects(gateway.request({ cate: "presence", group_name: "a" }), { code: "unknown_cate" });
+  const outcomes = [];
+  const ask = (frame, name) => gateway.request(frame).then((answer) => outcomes.push([name, answer.n]), (error) => outcomes.push([name, error.code]));
+  ask({ cate: "history", group_name: "a" }, "first");
+  ask({ cate: "history", group_name: "a" }, "second");
+  ask({ cate: "seen", up_to: 5 }, "seen");
+  ask({ cate: "presence", group_name: "a" }, "presence");
+  await server.until(() => asked.length === 4);
+  const [socket] = server.sockets;
+  const heard = next(gateway, "typing");
+  // Another tab's, an error of nobody knows which frame, an answer of another kind, and frames that only look right.
+  socket.reply({ type: "seen", up_to: 5, unseen: 0, n: "another tab's" });
+  socket.reply({ type: "error", code: "invalid", detail: "" });
+  socket.reply({ type: "error", code: "room_not_found", detail: "", client_id: "of a frame that was only posted" });
+  socket.reply({ type: "history", group_name: "a", messages: [], n: "no id" });
+  socket.reply({ type: "site", client_id: asked[2].client_id });
+  socket.reply({ type: "typing" });
+  await heard;
+  assert.deepEqual(outcomes, []);
+  socket.reply({ type: "history", group_name: "a", client_id: asked[1].client_id, n: 2 });
+  socket.reply({ type: "error", code: "unknown_cate", detail: "", client_id: asked[3].client_id });
+  socket.reply({ type: "seen", client_id: asked[2].client_id, n: 3 });
+  socket.reply({ type: "history", group_name: "a", client_id: asked[0].client_id, n: 1 });
+  socket.reply({ type: "typing" });
+  await next(gateway, "typing");
+  assert.deepEqual(outcomes, [["second", 2], ["presence", "unknown_cate"], ["seen", 3], ["first", 1]]);
   assert.throws(() => gateway.request({ cate: "typing" }), TypeError);
 });
 
@@ -242,7 +261,7 @@ test("without a token from getToken the client is signed out; an error in it is 
 
 test("renews the sign-in in place before the token expires", async () => {
   const token = (seconds) => `h.${Buffer.from(JSON.stringify({ exp: Math.floor(Date.now() / 1000) + seconds })).toString("base64url")}.s`;
-  const server = await start((frame, socket) => frame.cate === "auth" && socket.reply({ type: "auth", expires_at: "" }));
+  const server = await start((frame, socket) => frame.cate === "auth" && socket.reply({ type: "auth", expires_at: "", client_id: frame.client_id }));
   const next = token(3600);
   const gateway = client(server, { token: token(2), getToken: async () => next });
   const frame = await server.until((server) => ofCate("auth")(server)[0]);
@@ -286,7 +305,7 @@ test("resume is the first frame after a reconnect; a stream it cannot continue i
     if (frame.cate === "rooms") socket.reply({ type: "rooms", rooms: [{ group_name: "lobby", seq: 4, id: "c4" }, { group_name: "quiet", seq: 9, id: "q9" }] });
     if (frame.cate !== "resume") return;
     for (const n of [5, 6, 7]) socket.reply(chat(n));
-    socket.reply({ type: "resumed", rooms: { lobby: true, quiet: false }, notifications: true });
+    socket.reply({ type: "resumed", rooms: { lobby: true, quiet: false }, notifications: true, client_id: frame.client_id });
   });
   const gateway = client(server);
   const seen = [];
@@ -298,7 +317,9 @@ test("resume is the first frame after a reconnect; a stream it cannot continue i
   gateway.on("reload", (event) => reloads.push(event));
   server.sockets[0].terminate();
   await next(gateway, "resumed");
-  assert.deepEqual(server.frames[1], { cate: "resume", rooms: { lobby: { seq: 5, id: "c5" }, quiet: { seq: 9, id: "q9" } } });
+  const { client_id, ...resume } = server.frames[1];
+  assert.ok(client_id);
+  assert.deepEqual(resume, { cate: "resume", rooms: { lobby: { seq: 5, id: "c5" }, quiet: { seq: 9, id: "q9" } } });
   assert.deepEqual(seen, [5, 6, 7]);
   assert.deepEqual(reloads, [{ group_name: "quiet" }]);
   assert.equal(gateway.positions.rooms.lobby.seq, 7);
@@ -308,30 +329,266 @@ test("a resume that meets an absent database is repeated; positions survive a pa
   let asked = 0;
   const server = await start((frame, socket) => {
     if (frame.cate !== "resume") return;
-    if (++asked === 1) socket.reply({ type: "error", code: "unavailable", detail: "" });
-    else socket.reply({ type: "resumed", rooms: { lobby: true }, notifications: true });
+    if (++asked === 1) socket.reply({ type: "error", code: "unavailable", detail: "", client_id: frame.client_id });
+    else socket.reply({ type: "resumed", rooms: { lobby: true }, notifications: true, client_id: frame.client_id });
   });
   const positions = { rooms: { lobby: { seq: 5, id: "c5" } }, notifications: { seq: 2, id: "n2" } };
   const gateway = client(server, { positions });
   await next(gateway, "resumed");
-  assert.deepEqual(ofCate("resume")(server), [{ cate: "resume", ...positions }, { cate: "resume", ...positions }]);
+  const sent = ofCate("resume")(server).map(({ client_id, ...frame }) => frame);
+  assert.deepEqual(sent, [{ cate: "resume", ...positions }, { cate: "resume", ...positions }]);
 });
 
-test("online and offline events of the browser: retry at once, let go at once", async () => {
-  const page = new EventTarget();
-  for (const name of ["addEventListener", "removeEventListener"]) globalThis[name] = page[name].bind(page);
-  cleanups.push(() => {
-    delete globalThis.addEventListener;
-    delete globalThis.removeEventListener;
+test("a resume that is refused is one whose streams are read anew", async () => {
+  const server = await start((frame, socket) => {
+    if (frame.cate === "resume") socket.reply({ type: "error", code: "invalid", detail: "", client_id: frame.client_id });
   });
+  const gateway = client(server, { positions: { rooms: { lobby: { seq: "x" } } } });
+  assert.deepEqual(await next(gateway, "reload"), { group_name: "lobby" });
+  assert.deepEqual(gateway.positions, { rooms: {} });
+});
+
+/** A page, as far as the client looks at it. */
+function page() {
+  const window = new EventTarget();
+  const document = Object.assign(new EventTarget(), { visibilityState: "visible" });
+  for (const name of ["addEventListener", "removeEventListener"]) globalThis[name] = window[name].bind(window);
+  globalThis.document = document;
+  cleanups.unshift(() => {
+    for (const name of ["addEventListener", "removeEventListener", "document"]) delete globalThis[name];
+  });
+  return {
+    tell: (name, target = window) => target.dispatchEvent(new Event(name)),
+    freeze: () => document.dispatchEvent(new Event("freeze")),
+    resume: () => document.dispatchEvent(new Event("resume")),
+    show(visibilityState) {
+      document.visibilityState = visibilityState;
+      document.dispatchEvent(new Event("visibilitychange"));
+    },
+  };
+}
+const NEVER = { baseDelay: 1e9, maxDelay: 1e9 }; // by itself it would not come back
+const pong = (frame, socket) => frame.cate === "ping" && socket.reply({ type: "pong", client_id: frame.client_id });
+
+test("online and offline events of the browser: retry at once, let go at once", async () => {
+  const { tell } = page();
   const server = await start();
-  const gateway = client(server, { baseDelay: 1e9, maxDelay: 1e9 }); // by itself it would not come back
+  const gateway = client(server, NEVER);
   await state(gateway, "open");
-  page.dispatchEvent(new Event("offline"));
+  tell("offline");
   assert.equal(gateway.state, "waiting");
-  page.dispatchEvent(new Event("online"));
+  tell("online");
   await state(gateway, "open");
   assert.equal(server.sockets.length, 2);
+});
+
+test("c12: a gateway that has been silent is asked, and given up when it stays so", async () => {
+  let alive = true;
+  const server = await start((frame, socket) => alive && pong(frame, socket));
+  const gateway = client(server, { pingAfter: 60, pingTimeout: 100 });
+  const seen = [];
+  gateway.on("frame", (frame) => seen.push(frame.type));
+  await server.until(() => ofCate("ping")(server).length >= 2);
+  assert.equal(gateway.state, "open");
+  assert.equal(server.sockets.length, 1);
+  alive = false;
+  const { code, reason } = await state(gateway, "waiting");
+  assert.deepEqual([code, reason], [1006, "no answer to a ping"]);
+  await state(gateway, "open");
+  assert.equal(server.sockets.length, 2);
+  assert.deepEqual(seen, [], "its own pings are nobody's business");
+});
+
+test("c12: whoever talks is not asked, and what was under way for long is a sign of life", async () => {
+  const server = await start((frame, socket) => frame.client_id && frame.cate === "chat" && socket.reply(ack(frame)));
+  const gateway = client(server, { pingAfter: 200, pingTimeout: 400 });
+  await server.until(() => server.sockets.length === 1);
+  const told = setInterval(() => server.sockets[0].reply({ type: "typing" }), 20);
+  cleanups.push(() => clearInterval(told));
+  for (let n = 0; n < 20; n += 1) await next(gateway, "typing");
+  assert.equal(ofCate("ping")(server).length, 0);
+  clearInterval(told);
+  await server.until(() => ofCate("ping")(server).length === 1);
+  // Frames that keep coming in while the pong is behind them.
+  for (let n = 0; n < 4; n += 1) {
+    await new Promise((resolve) => setTimeout(resolve, 200));
+    server.sockets[0].reply({ type: "typing" });
+  }
+  assert.equal(gateway.state, "open");
+  assert.equal((await state(gateway, "waiting")).reason, "no answer to a ping");
+});
+
+test("c12: it asks at once when a message's answer is late, and when the page or the network is back", async () => {
+  const { tell, show, resume } = page();
+  for (const [name, happens] of [
+    ["late", (gateway) => void gateway.chat("lobby", "x").catch(() => {})],
+    ["visible", () => show("visible")],
+    ["pageshow", () => tell("pageshow")],
+    ["online", () => tell("online")],
+    ["resume", () => resume()],
+  ]) {
+    const server = await start(pong);
+    const gateway = client(server, { lateAfter: 20 });
+    await server.until(() => ofCate("rooms")(server).length > 0);
+    server.sockets[0].reply({ type: "rooms", rooms: [], client_id: server.frames[0].client_id });
+    await next(gateway, "rooms");
+    happens(gateway);
+    await server.until(() => ofCate("ping")(server).length === 1, `a ping after "${name}"`);
+    gateway.close();
+  }
+});
+
+test("c12: a gateway that knows no ping is not asked again", async () => {
+  const server = await start((frame, socket) => frame.cate === "ping" && socket.reply({ type: "error", code: "unknown_cate", detail: "", client_id: frame.client_id }));
+  const gateway = client(server, { pingAfter: 30, pingTimeout: 50 });
+  await server.until(() => ofCate("ping")(server).length === 1);
+  await new Promise((resolve) => setTimeout(resolve, 150));
+  assert.equal(ofCate("ping")(server).length, 1);
+  assert.deepEqual([gateway.state, server.sockets.length], ["open", 1]);
+});
+
+for (const [name, getToken] of [
+  ["never settles", () => new Promise(() => {})],
+  ["throws", () => { throw new Error("broken"); }],
+  ["rejects with nothing", () => Promise.reject()],
+  ["gives a page", () => "<!doctype html><title>Sign in</title>"],
+  ["gives JSON", () => '{"token": "a.b.c"}'],
+  ["gives an object", () => ({ token: "a.b.c" })],
+  ["gives a line break", () => "\n"],
+  ["gives two lines", () => "a.b.c\nd.e.f"],
+]) {
+  test(`c13: a getToken that ${name} is one failed attempt`, async () => {
+    const server = await start();
+    let calls = 0;
+    const gateway = client(server, { tokenTimeout: 50, getToken: () => (++calls === 1 ? getToken() : "a.b.c\n") });
+    const { reason, retryAt } = await state(gateway, "waiting");
+    assert.match(reason, /^no token: /);
+    assert.ok(!reason.includes("a.b.c") && retryAt > 0);
+    await state(gateway, "open");
+    assert.deepEqual(server.offers, [["gateway.v1", "bearer.a.b.c"]]);
+  });
+}
+
+test("c13: a token that cannot be one is replaced, or the end until another one is given", async () => {
+  const server = await start();
+  const asking = client(server, { token: "<html>", getToken: async () => "a.b.c" });
+  await state(asking, "open");
+  const gateway = client(server, { token: "<html>" });
+  assert.equal(gateway.state, "closed");
+  assert.deepEqual([gateway.states.length, server.sockets.length], [0, 1]);
+  gateway.open("d.e.f");
+  await state(gateway, "open");
+  assert.deepEqual(server.offers.map((offer) => offer[1]), ["bearer.a.b.c", "bearer.d.e.f"]);
+});
+
+test("c13: open(token) uses the token, whatever the client is doing", async () => {
+  const server = await start();
+  let settle;
+  const gateway = client(server, { getToken: () => new Promise((resolve) => (settle = resolve)) });
+  assert.equal(gateway.state, "connecting");
+  gateway.open("one");
+  await state(gateway, "open");
+  settle("late");
+  gateway.open("one"); // nothing new
+  assert.equal(gateway.state, "open");
+  gateway.open("two");
+  assert.equal(gateway.state, "connecting");
+  await state(gateway, "open");
+  await server.until(() => server.sockets[0].readyState === WebSocket.CLOSED);
+  gateway.close();
+  gateway.open("three");
+  await state(gateway, "open");
+  assert.deepEqual(server.offers.map((offer) => offer[1]), ["bearer.one", "bearer.two", "bearer.three"]);
+});
+
+test("c13: one failed renewal is not the last", async () => {
+  const token = (seconds) => `h.${Buffer.from(JSON.stringify({ exp: Math.floor(Date.now() / 1000) + seconds })).toString("base64url")}.s`;
+  const renewed = token(3600);
+  const server = await start((frame, socket) => {
+    if (frame.cate !== "auth") return;
+    if (ofCate("auth")(server).length === 1) socket.reply({ type: "error", code: "invalid", detail: "", client_id: frame.client_id });
+    else socket.reply({ type: "auth", expires_at: "", client_id: frame.client_id });
+  });
+  let calls = 0;
+  const gateway = client(server, { token: token(4), getToken: async () => { if (++calls === 1) throw new Error("broken"); return calls === 2 ? token(3) : renewed; } });
+  await server.until(() => ofCate("auth")(server).some((frame) => frame.token === renewed), "the renewal");
+  assert.deepEqual([gateway.state, calls, server.sockets.length], ["open", 3, 1]);
+});
+
+test("c13: a clock that is wrong does not renew all the time", async () => {
+  const past = `h.${Buffer.from(JSON.stringify({ exp: Math.floor(Date.now() / 1000) - 3600 })).toString("base64url")}.s`;
+  const server = await start((frame, socket) => frame.cate === "auth" && socket.reply({ type: "auth", expires_at: "", client_id: frame.client_id }));
+  let calls = 0;
+  const gateway = client(server, { token: past, getToken: async () => (++calls, past), renewBefore: 1_000 });
+  await server.until(() => ofCate("auth")(server).length === 1);
+  await next(gateway, "auth");
+  await new Promise((resolve) => setTimeout(resolve, 300));
+  assert.equal(calls, 1);
+});
+
+test("c14: a page that is hidden for long makes no attempts, and one at once when it is shown", async () => {
+  const { show } = page();
+  const server = await start(undefined, { onConnect: (socket, number) => number === 1 && socket.close(1013, "") });
+  show("hidden");
+  const gateway = client(server, { hiddenAfter: 0 });
+  const rest = await state(gateway, "waiting");
+  assert.ok(rest.retryAt);
+  assert.deepEqual(await state(gateway, "waiting"), { state: "waiting", code: 1013, reason: "hidden" });
+  globalThis.document.dispatchEvent(new Event("resume")); // thawed, and still hidden
+  assert.equal(gateway.state, "waiting");
+  show("visible");
+  await state(gateway, "open");
+  assert.equal(server.sockets.length, 2);
+});
+
+test("c14: a page hidden for a moment goes on trying", async () => {
+  const { show } = page();
+  const server = await start(undefined, { onConnect: (socket, number) => number < 3 && socket.close(1013, "") });
+  show("hidden");
+  client(server);
+  await server.until(() => server.sockets.length === 3);
+});
+
+test("c14: what leaves for the back/forward cache or is frozen lets go, and is back at once", async () => {
+  const { tell, freeze, resume } = page();
+  const server = await start();
+  const gateway = client(server, NEVER);
+  await state(gateway, "open");
+  tell("pagehide");
+  freeze();
+  assert.deepEqual(gateway.states.at(-1), { state: "waiting", code: 0, reason: "hidden" });
+  await server.until(() => server.sockets[0].readyState === WebSocket.CLOSED);
+  const kept = gateway.chat("lobby", "said meanwhile").catch(() => {});
+  resume();
+  await state(gateway, "open");
+  tell("pageshow");
+  await server.until(() => ofCate("chat")(server).length === 1);
+  assert.deepEqual([server.sockets.length, gateway.states.filter((event) => event.state === "waiting").length], [2, 1]);
+  gateway.close();
+  await kept;
+  tell("pageshow");
+  assert.equal(gateway.state, "closed");
+});
+
+test("b8: the third handshake in a row that never opens is said to be refused", async () => {
+  let refuse = true;
+  const http = await import("node:http");
+  const server = await start();
+  const door = http.createServer();
+  door.on("upgrade", (request, socket, head) => {
+    if (refuse) return socket.end("HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n");
+    server.wss.handleUpgrade(request, socket, head, (ws) => server.wss.emit("connection", ws, request));
+  });
+  await new Promise((resolve) => door.listen(0, "127.0.0.1", resolve));
+  cleanups.push(() => door.close());
+  const gateway = client({ url: `ws://127.0.0.1:${door.address().port}/ws/chat/` });
+  const waits = () => gateway.states.filter((event) => event.state === "waiting");
+  while (waits().length < 4) await state(gateway, "waiting");
+  assert.deepEqual(waits().map((event) => event.reason === "handshake"), [false, false, true, true]);
+  refuse = false;
+  await state(gateway, "open");
+  server.sockets[0].close(1013, "busy");
+  assert.equal((await state(gateway, "waiting")).reason, "busy");
 });
 
 test("close leaves for good, and a broken listener keeps no frame from the others", async () => {
@@ -352,4 +609,15 @@ test("close leaves for good, and a broken listener keeps no frame from the other
   await assert.rejects(waiting, { code: "closed" });
   assert.equal(gateway.state, "closed");
   assert.equal(gateway.states.at(-1).code, 1000);
+});
+
+test("the types name every option and every method", () => {
+  const text = (name) => readFileSync(new URL(`../${name}`, import.meta.url), "utf8");
+  const [code, types] = [text("client.js"), text("client.d.ts")];
+  const names = (text, pattern) => [...text.matchAll(pattern)].map(([, name]) => name).sort();
+  const defaults = /const DEFAULTS = {(.*?)^};/ms.exec(code)[1];
+  const options = /interface Options {(.*?)^}/ms.exec(types)[1];
+  assert.deepEqual(names(options, /^  (\w+)\?:/gm), names(defaults, /^  (\w+):/gm));
+  const methods = Object.getOwnPropertyNames(Gateway.prototype).filter((name) => name !== "constructor");
+  for (const name of methods) assert.match(types, new RegExp(`^  (get )?${name}[<(]`, "m"), name);
 });

@@ -45,6 +45,7 @@ export async function serve(onFrame = () => {}, { port = 0, onConnect = () => {}
       server.changed();
     });
     socket.on("error", () => {});
+    socket.on("close", () => server.changed());
     onConnect(socket, number);
     server.changed();
   });

@@ -241,15 +241,8 @@ impl Call {
 
     /// `before`, `after` and `limit` of a listing.
     fn range(&self) -> Result<(persistence::Range, u64), Problem> {
-        use persistence::Range;
         let limit = self.limit(pages::DEFAULT_LIMIT, pages::MAX_LIMIT)?;
-        let range = match (self.query("before")?, self.query("after")?) {
-            (None, None) => Range::Latest,
-            (Some(seq), None) => Range::Before(seq),
-            (None, Some(seq)) => Range::After(seq),
-            (Some(_), Some(_)) => return Err(Problem::bad("before and after exclude each other")),
-        };
-        Ok((range, limit))
+        Ok((persistence::Range::of(self.query("after")?, self.query("before")?), limit))
     }
 }
 

@@ -87,8 +87,10 @@ impl Default for Limits {
 pub struct Drain {
     /// Between "not ready" and the first close, so that balancers notice.
     pub delay: Duration,
-    /// Over which sockets are closed and waited for.
+    /// Over which sockets are closed and waited for, at most.
     pub window: Duration,
+    /// Sockets that the other nodes can take in a second; 0 is no limit of theirs, and takes the whole window.
+    pub reconnects_per_second: u32,
 }
 
 /// How long stored things are kept; 0 keeps.
@@ -218,8 +220,11 @@ impl Reader<'_> {
             ping: seconds(self, "limits.ping_seconds"),
             pong: seconds(self, "limits.pong_seconds"),
         };
-        let drain =
-            Drain { delay: seconds(self, "drain.delay_seconds"), window: seconds(self, "drain.window_seconds") };
+        let drain = Drain {
+            delay: seconds(self, "drain.delay_seconds"),
+            window: seconds(self, "drain.window_seconds"),
+            reconnects_per_second: self.number("drain.reconnects_per_second"),
+        };
         let retention = Retention {
             messages_days: self.number("retention.messages_days"),
             messages_per_room: self.number("retention.messages_per_room"),
@@ -358,7 +363,8 @@ mod tests {
         assert_eq!(config.layer.kind, LayerKind::Memory);
         assert_eq!(config.database_url.expose_secret(), "sqlite://gateway.db?mode=rwc");
         assert_eq!(config.limits, Limits::default());
-        assert_eq!(config.drain, Drain { delay: Duration::from_secs(5), window: Duration::from_secs(20) });
+        let (delay, window) = (Duration::from_secs(5), Duration::from_secs(20));
+        assert_eq!(config.drain, Drain { delay, window, reconnects_per_second: 500 });
         assert_eq!(config.retention, Retention::default());
         assert_eq!(config.room_policy, RoomPolicy::Members);
         assert!(config.check_serve().unwrap_err().to_string().contains("--jwt-secret"));

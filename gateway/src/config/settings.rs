@@ -188,7 +188,16 @@ pub const SETTINGS: &[Setting] = &[
         Some("5"),
         "Seconds between 'not ready' and the first close, so that the balancer notices",
     ),
-    text("drain.window_seconds", Some("20"), "Seconds over which sockets are closed; clients come back spread over it"),
+    text(
+        "drain.window_seconds",
+        Some("20"),
+        "Seconds over which sockets are closed and clients come back, at most; with few sockets it is less",
+    ),
+    text(
+        "drain.reconnects_per_second",
+        Some("500"),
+        "Sockets that the nodes which stay can take per second, more where there are many; 0: always the whole window",
+    ),
     text(
         "retention.messages_days",
         Some("0"),

@@ -13,10 +13,10 @@ use crate::close::CloseReason;
 use crate::config::RoomPolicy;
 use crate::consumer::{Consumer, Context, Frame, Handlers, Outcome, Refusal};
 use crate::events;
-use crate::frames::{ClientFrame, ErrorCode, ErrorFrame};
+use crate::frames::{Asked, ClientFrame, ErrorCode, ErrorFrame};
 use crate::names;
 use crate::pages;
-use crate::rate::Seldom;
+use crate::seldom::Seldom;
 
 /// The event that tells a user's sockets to look at their memberships again.
 pub(crate) const ROOMS_CHANGED: &str = "gateway_rooms_changed";
@@ -75,40 +75,43 @@ impl Consumer for ChatConsumer {
         Ok(())
     }
 
-    fn rate_limited(&mut self, ctx: &mut Context) -> Outcome {
-        send::rate_limited(ctx)
+    fn rate_limited(&mut self, ctx: &mut Context, dropped: Option<&Frame>) -> Outcome {
+        send::rate_limited(ctx, dropped)
     }
 
     async fn receive(&mut self, ctx: &mut Context, frame: Frame) -> Outcome {
-        match send::read(ctx, &mut self.bad, frame)? {
-            Some(ClientFrame::Chat { group_name, message, client_id }) => {
+        let Some(Asked { frame, client_id }) = send::read(ctx, &mut self.bad, frame)? else { return Ok(()) };
+        match frame {
+            ClientFrame::Chat { group_name, message } => {
                 if !self.hears_or_says(ctx, &group_name, client_id.as_deref()) {
                     return Ok(());
                 }
                 send::chat(ctx, group_name, message, client_id).await
             }
-            Some(ClientFrame::Notification { user_name, message, client_id }) => {
+            ClientFrame::Notification { user_name, message } => {
                 send::notification(ctx, user_name, message, client_id).await
             }
-            Some(ClientFrame::Rooms) => self.answer_rooms(ctx).await,
-            Some(ClientFrame::History { group_name, range, limit }) => {
-                self.answer_history(ctx, &group_name, range, limit).await
+            ClientFrame::Rooms => self.answer_rooms(ctx, client_id).await,
+            ClientFrame::History { group_name, range, limit } => {
+                self.answer_history(ctx, &group_name, range, limit, client_id).await
             }
-            Some(ClientFrame::Notifications { range, limit, unseen }) => send::inbox(ctx, range, unseen, limit).await,
-            Some(ClientFrame::Seen(which)) => send::seen(ctx, which).await,
-            Some(ClientFrame::Typing { group_name }) => self.typing(ctx, &group_name),
-            Some(ClientFrame::Presence { group_name }) => self.answer_presence(ctx, &group_name).await,
-            Some(ClientFrame::Resume { rooms, notifications }) => {
-                send::resume(ctx, rooms, notifications, |room| self.hears(room)).await
+            ClientFrame::Notifications { range, limit, unseen } => {
+                send::inbox(ctx, range, unseen, limit, client_id).await
             }
-            Some(ClientFrame::Auth { token }) => match send::renew(ctx, &token)? {
+            ClientFrame::Seen(which) => send::seen(ctx, which, client_id).await,
+            ClientFrame::Typing { group_name } => self.typing(ctx, &group_name, client_id),
+            ClientFrame::Presence { group_name } => self.answer_presence(ctx, &group_name, client_id).await,
+            ClientFrame::Resume { rooms, notifications } => {
+                send::resume(ctx, rooms, notifications, |room| self.hears(room), client_id).await
+            }
+            ClientFrame::Ping => send::pong(ctx, client_id),
+            ClientFrame::Auth { token } => match send::renew(ctx, &token, client_id)? {
                 Some(rooms) => {
                     self.named = rooms;
                     self.refresh(ctx).await
                 }
                 None => Ok(()),
             },
-            None => Ok(()),
         }
     }
 }
@@ -116,7 +119,7 @@ impl Consumer for ChatConsumer {
 fn tell_of_unheard(ctx: &Context, admitted: &Admitted) {
     static LINE: Seldom = Seldom::new();
     ctx.node().metrics.rooms_unheard.inc();
-    if let Some(times) = LINE.due() {
+    if let Some(times) = LINE.again() {
         let (heard, unheard) = (admitted.rooms.len(), admitted.unheard.len());
         tracing::warn!(user = ?ctx.username(), heard, unheard, times,
             "a user is in more rooms than limits.rooms_per_user and hears the oldest: raise it, or take the user out of some");
@@ -153,8 +156,15 @@ impl ChatConsumer {
         hears
     }
 
-    async fn answer_history(&self, ctx: &Context, room: &str, range: Range, limit: u64) -> Outcome {
-        if !self.hears_or_says(ctx, room, None) {
+    async fn answer_history(
+        &self,
+        ctx: &Context,
+        room: &str,
+        range: Range,
+        limit: u64,
+        client_id: Option<String>,
+    ) -> Outcome {
+        if !self.hears_or_says(ctx, room, client_id.as_deref()) {
             return Ok(());
         }
         let page = async {
@@ -164,17 +174,17 @@ impl ChatConsumer {
             }
         };
         match page.await.transpose() {
-            Some(page) => send::answer_page(ctx, "history", page),
+            Some(page) => send::answer_page(ctx, "history", page, client_id),
             // Deleted this very moment.
             None => {
-                send::answer_error(ctx, &ErrorFrame::new(ErrorCode::RoomNotFound, "no such room", None));
+                send::answer_error(ctx, &ErrorFrame::new(ErrorCode::RoomNotFound, "no such room", client_id));
                 Ok(())
             }
         }
     }
 
-    fn typing(&self, ctx: &Context, room: &str) -> Outcome {
-        if self.hears_or_says(ctx, room, None)
+    fn typing(&self, ctx: &Context, room: &str, client_id: Option<String>) -> Outcome {
+        if self.hears_or_says(ctx, room, client_id.as_deref())
             && let Ok(group) = ctx.node().names.room(room)
             && ctx.layer().group_send_later(&group, &events::typing_event(room, ctx.username())).is_err()
         {
@@ -183,21 +193,22 @@ impl ChatConsumer {
         Ok(())
     }
 
-    async fn answer_presence(&self, ctx: &Context, room: &str) -> Outcome {
-        if !self.hears_or_says(ctx, room, None) {
+    async fn answer_presence(&self, ctx: &Context, room: &str, client_id: Option<String>) -> Outcome {
+        if !self.hears_or_says(ctx, room, client_id.as_deref()) {
             return Ok(());
         }
         let members = match ctx.store().members(room).await {
             Ok(members) => members,
             Err(error) => {
-                send::answer_unavailable(ctx, &error);
+                send::answer_unavailable(ctx, &error, client_id);
                 return Ok(());
             }
         };
         let group = ctx.node().names.room(room).ok();
         let mut users: Vec<String> = ctx.node().peers.online(ctx.node(), &members, group).await.into_iter().collect();
         users.sort();
-        ctx.send_frame("presence", &serde_json::json!({"type": "presence", "group_name": room, "users": users}))
+        let frame = serde_json::json!({"type": "presence", "group_name": room, "users": users});
+        send::answer(ctx, "presence", &frame, client_id)
     }
 
     async fn load_rooms(&self, ctx: &Context, enter: Option<String>) -> Result<Admitted, Refusal> {
@@ -307,12 +318,12 @@ impl ChatConsumer {
         Ok(())
     }
 
-    async fn answer_rooms(&self, ctx: &Context) -> Outcome {
+    async fn answer_rooms(&self, ctx: &Context, client_id: Option<String>) -> Outcome {
         let names: Vec<String> = self.rooms.iter().map(|room| room.to_string()).collect();
         let heads = match ctx.store().room_heads(&names).await {
             Ok(heads) => heads,
             Err(error) => {
-                send::answer_unavailable(ctx, &error);
+                send::answer_unavailable(ctx, &error, client_id);
                 return Ok(());
             }
         };
@@ -323,6 +334,6 @@ impl ChatConsumer {
             let id = id.map(|id| id.to_string());
             Some(RoomEntry { group_name: name, display_name: &head.display_name, seq, id })
         });
-        ctx.send_frame("rooms", &RoomsFrame { r#type: "rooms", rooms: entries.collect() })
+        send::answer(ctx, "rooms", &RoomsFrame { r#type: "rooms", rooms: entries.collect() }, client_id)
     }
 }

@@ -6,7 +6,7 @@ use super::send;
 use crate::admission::Ask;
 use crate::consumer::{Consumer, Context, Frame, Handlers, Outcome, Refusal};
 use crate::events;
-use crate::frames::{ClientFrame, ErrorCode, ErrorFrame};
+use crate::frames::{Asked, ClientFrame, ErrorCode, ErrorFrame};
 
 /// Serves one notification connection.
 #[derive(Default)]
@@ -38,28 +38,33 @@ impl Consumer for NotificationConsumer {
         ctx.join_streams(vec![(group, stream)]).await
     }
 
-    fn rate_limited(&mut self, ctx: &mut Context) -> Outcome {
-        send::rate_limited(ctx)
+    fn rate_limited(&mut self, ctx: &mut Context, dropped: Option<&Frame>) -> Outcome {
+        send::rate_limited(ctx, dropped)
     }
 
     async fn receive(&mut self, ctx: &mut Context, frame: Frame) -> Outcome {
-        match send::read(ctx, &mut self.bad, frame)? {
-            Some(ClientFrame::Notification { user_name, message, client_id }) => {
+        let Some(Asked { frame, client_id }) = send::read(ctx, &mut self.bad, frame)? else { return Ok(()) };
+        match frame {
+            ClientFrame::Notification { user_name, message } => {
                 send::notification(ctx, user_name, message, client_id).await
             }
-            Some(ClientFrame::Notifications { range, limit, unseen }) => send::inbox(ctx, range, unseen, limit).await,
-            Some(ClientFrame::Seen(which)) => send::seen(ctx, which).await,
-            Some(ClientFrame::Resume { rooms, notifications }) => {
-                send::resume(ctx, rooms, notifications, |_| false).await
+            ClientFrame::Notifications { range, limit, unseen } => {
+                send::inbox(ctx, range, unseen, limit, client_id).await
             }
-            Some(ClientFrame::Auth { token }) => send::renew(ctx, &token).map(|_| ()),
+            ClientFrame::Seen(which) => send::seen(ctx, which, client_id).await,
+            ClientFrame::Resume { rooms, notifications } => {
+                send::resume(ctx, rooms, notifications, |_| false, client_id).await
+            }
+            ClientFrame::Auth { token } => send::renew(ctx, &token, client_id).map(|_| ()),
+            ClientFrame::Ping => send::pong(ctx, client_id),
             // This socket hears no rooms, so none is its own.
-            Some(ClientFrame::Chat { client_id, .. }) => no_room(ctx, client_id),
-            Some(ClientFrame::History { .. } | ClientFrame::Typing { .. } | ClientFrame::Presence { .. }) => {
-                no_room(ctx, None)
+            ClientFrame::Chat { .. }
+            | ClientFrame::History { .. }
+            | ClientFrame::Typing { .. }
+            | ClientFrame::Presence { .. } => no_room(ctx, client_id),
+            ClientFrame::Rooms => {
+                send::answer(ctx, "rooms", &serde_json::json!({"type": "rooms", "rooms": []}), client_id)
             }
-            Some(ClientFrame::Rooms) => ctx.send_frame("rooms", &serde_json::json!({"type": "rooms", "rooms": []})),
-            None => Ok(()),
         }
     }
 }

@@ -4,12 +4,13 @@
 use std::sync::Arc;
 
 use persistence::{Append, AppendError, Appended, Key, Range, Seen, StoreError, Stream};
+use serde::Serialize;
 
 use crate::close::CloseReason;
 use crate::config::ClientNotifications;
 use crate::consumer::{Context, Frame, Outcome, Streams};
 use crate::events;
-use crate::frames::{Ack, ClientFrame, ErrorCode, ErrorFrame};
+use crate::frames::{self, Ack, Asked, ClientFrame, ErrorCode, ErrorFrame};
 use crate::metrics::{ByCate, ByReason};
 use crate::pages;
 use crate::resume::Place;
@@ -19,16 +20,18 @@ use crate::writer::WriteError;
 const BAD_FRAMES: u8 = 20;
 
 /// Reads a frame. `None` when it has been answered already; `bad` counts bad ones in a row.
-pub(super) fn read(ctx: &Context, bad: &mut u8, frame: Frame) -> Result<Option<ClientFrame>, crate::CloseReason> {
-    let parsed = match frame {
-        Frame::Text(text) => ClientFrame::parse(&text),
-        Frame::Binary(_) => Err(ErrorFrame::new(ErrorCode::Invalid, "binary frames mean nothing here", None)),
+pub(super) fn read(ctx: &Context, bad: &mut u8, frame: Frame) -> Result<Option<Asked>, CloseReason> {
+    let parsed = match &frame {
+        Frame::Text(text) => ClientFrame::parse(text),
+        Frame::Binary(_) => {
+            Err(ErrorFrame::new(ErrorCode::Invalid, "binary frames mean nothing here", client_id(&frame)))
+        }
     };
     match parsed {
-        Ok(frame) => {
+        Ok(asked) => {
             *bad = 0;
-            ctx.node().metrics.frames_received.get_or_create(&ByCate { cate: frame.cate() }).inc();
-            Ok(Some(frame))
+            ctx.node().metrics.frames_received.get_or_create(&ByCate { cate: asked.frame.cate() }).inc();
+            Ok(Some(asked))
         }
         Err(error) => {
             ctx.node().metrics.frames_received.get_or_create(&ByCate { cate: "bad" }).inc();
@@ -40,8 +43,28 @@ pub(super) fn read(ctx: &Context, bad: &mut u8, frame: Frame) -> Result<Option<C
 }
 
 /// Says that frames are dropped; they are counted already.
-pub(super) fn rate_limited(ctx: &Context) -> Outcome {
-    ctx.send_frame("error", &ErrorFrame::new(ErrorCode::RateLimited, "too many frames", None))
+pub(super) fn rate_limited(ctx: &Context, dropped: Option<&Frame>) -> Outcome {
+    ctx.send_frame("error", &ErrorFrame::new(ErrorCode::RateLimited, "too many frames", dropped.and_then(client_id)))
+}
+
+/// The `client_id` of a frame that is not served.
+fn client_id(frame: &Frame) -> Option<String> {
+    match frame {
+        Frame::Text(text) => frames::client_id(text),
+        Frame::Binary(bytes) => frames::client_id(std::str::from_utf8(bytes).ok()?),
+    }
+}
+
+/// Answers a frame: what it asked for, and its `client_id`.
+pub(super) fn answer(ctx: &Context, kind: &'static str, frame: &impl Serialize, client_id: Option<String>) -> Outcome {
+    #[derive(Serialize)]
+    struct Answer<'a, T> {
+        #[serde(flatten)]
+        frame: &'a T,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        client_id: Option<String>,
+    }
+    ctx.send_frame(kind, &Answer { frame, client_id })
 }
 
 /// Sends an `error` frame and counts it.
@@ -52,32 +75,37 @@ pub(super) fn answer_error(ctx: &Context, error: &ErrorFrame) {
 }
 
 /// Says that the database is away, and why to the operator.
-pub(super) fn answer_unavailable(ctx: &Context, error: &(dyn std::error::Error + 'static)) {
+pub(super) fn answer_unavailable(ctx: &Context, error: &(dyn std::error::Error + 'static), client_id: Option<String>) {
     tracing::warn!(error, "a frame could not be served");
-    answer_error(ctx, &ErrorFrame::new(ErrorCode::Unavailable, "try again", None));
+    answer_error(ctx, &ErrorFrame::new(ErrorCode::Unavailable, "try again", client_id));
 }
 
 /// Sends a page, or says that the database is away.
-pub(super) fn answer_page(ctx: &Context, kind: &'static str, page: Result<serde_json::Value, StoreError>) -> Outcome {
+pub(super) fn answer_page(
+    ctx: &Context,
+    kind: &'static str,
+    page: Result<serde_json::Value, StoreError>,
+    client_id: Option<String>,
+) -> Outcome {
     match page {
-        Ok(frame) => ctx.send_frame(kind, &frame),
+        Ok(frame) => answer(ctx, kind, &frame, client_id),
         Err(error) => {
-            answer_unavailable(ctx, &error);
+            answer_unavailable(ctx, &error, client_id);
             Ok(())
         }
     }
 }
 
 /// A page of the user's inbox.
-pub(super) async fn inbox(ctx: &Context, range: Range, unseen: bool, limit: u64) -> Outcome {
+pub(super) async fn inbox(ctx: &Context, range: Range, unseen: bool, limit: u64, client_id: Option<String>) -> Outcome {
     let page = pages::notifications(ctx.node(), ctx.username(), range, unseen, limit).await;
-    answer_page(ctx, "notifications", page)
+    answer_page(ctx, "notifications", page, client_id)
 }
 
-/// Marks notifications as seen.
-pub(super) async fn seen(ctx: &Context, which: Seen) -> Outcome {
+/// Marks notifications as seen. Only who asked is answered; the user's other sockets are told.
+pub(super) async fn seen(ctx: &Context, which: Seen, client_id: Option<String>) -> Outcome {
     let frame = pages::mark_seen(ctx.node(), ctx.username(), which, Some(ctx.channel_name().as_str())).await;
-    answer_page(ctx, "seen", frame)
+    answer_page(ctx, "seen", frame, client_id)
 }
 
 /// Catches up in all streams that the client names, then says where that worked. `heard` tells which
@@ -87,16 +115,17 @@ pub(super) async fn resume(
     rooms: Vec<(String, Place)>,
     inbox: Option<Place>,
     heard: impl Fn(&str) -> bool,
+    client_id: Option<String>,
 ) -> Outcome {
     ctx.set_streams(Streams::Resuming);
     match catch_up(ctx, rooms, inbox, heard).await {
         Ok(frame) => {
             // Streams that the client did not name go on too.
             ctx.release_streams();
-            ctx.send_frame("resumed", &frame)
+            answer(ctx, "resumed", &frame, client_id)
         }
         Err(error) => {
-            answer_unavailable(ctx, &error);
+            answer_unavailable(ctx, &error, client_id);
             Ok(())
         }
     }
@@ -127,25 +156,35 @@ async fn catch_up(
 }
 
 /// Renews the sign-in in place. Returns the rooms that the new token names, or `None` when it was refused.
-pub(super) fn renew(ctx: &Context, token: &str) -> Result<Option<Vec<String>>, crate::CloseReason> {
+pub(super) fn renew(
+    ctx: &Context,
+    token: &str,
+    client_id: Option<String>,
+) -> Result<Option<Vec<String>>, crate::CloseReason> {
     let claims = match ctx.node().auth.check(token) {
         Ok(claims) => claims,
         Err(error) => {
             tracing::debug!(error = &error as &dyn std::error::Error, "token refused");
-            answer_error(ctx, &ErrorFrame::new(ErrorCode::Invalid, "the token is not valid", None));
+            answer_error(ctx, &ErrorFrame::new(ErrorCode::Invalid, "the token is not valid", client_id));
             return Ok(None);
         }
     };
     if claims.username != **ctx.username() {
-        answer_error(ctx, &ErrorFrame::new(ErrorCode::Forbidden, "the token is another user's", None));
+        answer_error(ctx, &ErrorFrame::new(ErrorCode::Forbidden, "the token is another user's", client_id));
         return Ok(None);
     }
     let end = ctx.node().clock.deadline(claims.expires_at);
     ctx.socket().expires_at.store(end, std::sync::atomic::Ordering::Relaxed);
     let expires_at = time::OffsetDateTime::from_unix_timestamp(claims.expires_at)
         .unwrap_or(time::macros::datetime!(9999-12-31 23:59:59 UTC));
-    ctx.send_frame("auth", &serde_json::json!({"type": "auth", "expires_at": events::rfc3339(expires_at)}))?;
+    let frame = serde_json::json!({"type": "auth", "expires_at": events::rfc3339(expires_at)});
+    answer(ctx, "auth", &frame, client_id)?;
     Ok(Some(claims.rooms))
+}
+
+/// Says that somebody is there.
+pub(super) fn pong(ctx: &Context, client_id: Option<String>) -> Outcome {
+    answer(ctx, "pong", &serde_json::json!({"type": "pong"}), client_id)
 }
 
 /// Stores a chat message; it reaches the room when it is committed.

@@ -104,6 +104,9 @@ async fn ranges_ascend(database: Database) {
     assert_eq!(seqs(Range::Latest, 3).await, [7, 8, 9]);
     assert_eq!(seqs(Range::Before(5), 3).await, [2, 3, 4]);
     assert_eq!(seqs(Range::After(5), 3).await, [6, 7, 8]);
+    assert_eq!(seqs(Range::Between(2, 7), 3).await, [3, 4, 5]);
+    assert_eq!(seqs(Range::Between(2, 5), 3).await, [3, 4]);
+    assert!(seqs(Range::Between(5, 5), 3).await.is_empty());
     assert!(seqs(Range::After(9), 3).await.is_empty());
     assert!(seqs(Range::After(u64::MAX), 3).await.is_empty());
     assert_eq!(seqs(Range::Before(u64::MAX), u64::MAX).await.len(), 9);

@@ -1,6 +1,7 @@
-//! The reader: serde_json, with the limits of [`Event`](crate::Event) kept while reading.
-
-use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visitor};
+//! The reader: what Python's `json.loads` reads, which is more than JSON allows.
+//!
+//! It is our own because the usual ones refuse a whole event for a value that nobody may ever look at:
+//! `NaN`, `1e400`, an integer beyond 64 bits, or half of a surrogate pair from a text that was cut in an emoji.
 
 use crate::{
     EventError,
@@ -10,161 +11,261 @@ use crate::{
 /// What some editors and writers put in front of UTF-8; Python's reader skips it too.
 const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
+const NOT_JSON: EventError = EventError::Malformed("not JSON");
+const TOO_SHORT: EventError = EventError::Malformed("JSON ends too early");
+
 pub(in crate::event) fn decode(payload: &[u8]) -> Result<Vec<(Text, Value)>, EventError> {
-    let payload = payload.strip_prefix(BYTE_ORDER_MARK).unwrap_or(payload);
-    let mut limits = Limits::default();
-    let mut reader = serde_json::Deserializer::from_slice(payload);
-    // `Limits` counts levels as the msgpack reader does; the library's own count is one short of it.
-    reader.disable_recursion_limit();
-    let read = Reader { limits: &mut limits, depth: 0 }.deserialize(&mut reader);
-    let value = read.and_then(|value| reader.end().map(|()| value)).map_err(|error| match limits.refused.take() {
-        Some(refused) => refused,
-        None if error.is_eof() => EventError::Malformed("JSON ends too early"),
-        None => EventError::Malformed("not JSON"),
-    })?;
-    let Value::Map(entries) = value else { return Err(EventError::NotAMap) };
-    if limits.huge_number && has_huge_integer(payload) {
-        return Err(EventError::Unsupported("an integer beyond 64 bits"));
-    }
-    Ok(entries)
-}
-
-#[derive(Default)]
-struct Limits {
-    values: usize,
-    /// The library reads an integer beyond 64 bits as a float. It only shows in the text.
-    huge_number: bool,
-    /// Why reading was stopped, if we stopped it.
-    refused: Option<EventError>,
-}
-
-impl Limits {
-    fn refuse<E: Error>(&mut self, why: EventError) -> E {
-        let error = E::custom(&why);
-        self.refused = Some(why);
-        error
+    match read(payload)? {
+        Value::Map(entries) => Ok(entries),
+        _ => Err(EventError::NotAMap),
     }
 }
 
-/// Reads one value at a given depth, the event itself being at depth 1.
+/// Reads one value of any kind.
+pub(in crate::event) fn read(payload: &[u8]) -> Result<Value, EventError> {
+    let mut reader = Reader { rest: payload.strip_prefix(BYTE_ORDER_MARK).unwrap_or(payload), values: 0 };
+    let value = reader.value(0)?;
+    match reader.next() {
+        None => Ok(value),
+        Some(_) => Err(NOT_JSON),
+    }
+}
+
 struct Reader<'a> {
-    limits: &'a mut Limits,
-    depth: usize,
+    rest: &'a [u8],
+    /// Values read, without the outermost.
+    values: usize,
 }
 
-impl Reader<'_> {
-    fn inner(&mut self) -> Reader<'_> {
-        Reader { limits: self.limits, depth: self.depth + 1 }
+impl<'a> Reader<'a> {
+    /// The next byte that is not white space. It stays where it is.
+    fn next(&mut self) -> Option<u8> {
+        while let [b' ' | b'\t' | b'\n' | b'\r', rest @ ..] = self.rest {
+            self.rest = rest;
+        }
+        self.rest.first().copied()
     }
 
-    fn enter<E: Error>(&mut self) -> Result<(), E> {
-        match self.depth < MAX_DEPTH {
-            true => Ok(()),
-            false => Err(self.limits.refuse(EventError::TooDeep)),
+    /// Takes the byte that must come next.
+    fn take(&mut self, wanted: u8) -> Result<(), EventError> {
+        match self.next() {
+            Some(byte) if byte == wanted => {
+                self.rest = &self.rest[1..];
+                Ok(())
+            }
+            Some(_) => Err(NOT_JSON),
+            None => Err(TOO_SHORT),
         }
     }
-}
 
-impl<'de> DeserializeSeed<'de> for Reader<'_> {
-    type Value = Value;
+    /// Takes the byte if it comes next.
+    fn took(&mut self, wanted: u8) -> bool {
+        self.take(wanted).is_ok()
+    }
 
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Value, D::Error> {
-        // The event itself is not one of its values.
-        if self.depth > 0 {
-            self.limits.values += 1;
-            if self.limits.values > MAX_VALUES {
-                return Err(self.limits.refuse(EventError::TooLarge));
+    /// One value at a given depth, the outermost being at depth 0.
+    fn value(&mut self, depth: usize) -> Result<Value, EventError> {
+        if depth > 0 {
+            self.values += 1;
+            if self.values > MAX_VALUES {
+                return Err(EventError::TooLarge);
             }
         }
-        deserializer.deserialize_any(self)
-    }
-}
-
-impl<'de> Visitor<'de> for Reader<'_> {
-    type Value = Value;
-
-    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("a JSON value")
-    }
-    fn visit_unit<E>(self) -> Result<Value, E> {
-        Ok(Value::Null)
-    }
-    fn visit_bool<E>(self, v: bool) -> Result<Value, E> {
-        Ok(v.into())
-    }
-    fn visit_i64<E>(self, v: i64) -> Result<Value, E> {
-        Ok(v.into())
-    }
-    fn visit_u64<E>(self, v: u64) -> Result<Value, E> {
-        Ok(v.into())
-    }
-    fn visit_f64<E>(self, v: f64) -> Result<Value, E> {
-        // 2^63 as a float; no integer of 64 bits comes as a float, and none beyond is less.
-        self.limits.huge_number |= v.abs() >= i64::MAX as f64;
-        Ok(v.into())
-    }
-    fn visit_str<E>(self, v: &str) -> Result<Value, E> {
-        Ok(v.into())
-    }
-    fn visit_string<E>(self, v: String) -> Result<Value, E> {
-        Ok(v.into())
-    }
-    fn visit_seq<A: SeqAccess<'de>>(mut self, mut seq: A) -> Result<Value, A::Error> {
-        self.enter()?;
-        let mut items = Vec::new();
-        while let Some(item) = seq.next_element_seed(self.inner())? {
-            items.push(item);
+        match self.next().ok_or(TOO_SHORT)? {
+            b'"' => self.text().map(Value::Text),
+            b'-' | b'0'..=b'9' => self.number(),
+            b'{' | b'[' if depth >= MAX_DEPTH => Err(EventError::TooDeep),
+            b'{' => self.map(depth),
+            b'[' => self.list(depth),
+            _ => self.word(),
         }
-        Ok(Value::List(items))
     }
-    fn visit_map<A: MapAccess<'de>>(mut self, mut map: A) -> Result<Value, A::Error> {
-        self.enter()?;
+
+    fn map(&mut self, depth: usize) -> Result<Value, EventError> {
+        self.take(b'{')?;
         let mut entries = Vec::new();
-        while let Some(key) = map.next_key::<Text>()? {
-            entries.push((key, map.next_value_seed(self.inner())?));
+        if self.took(b'}') {
+            return Ok(Value::Map(entries));
         }
-        Ok(Value::Map(last_wins(entries)))
-    }
-}
-
-/// Whether valid JSON holds an integer that fits neither 64-bit form. Called only when it holds a
-/// number of that size at all, which may also be a float.
-fn has_huge_integer(json: &[u8]) -> bool {
-    let mut rest = json;
-    while let [first, tail @ ..] = rest {
-        rest = tail;
-        match first {
-            b'"' => loop {
-                match rest {
-                    [b'\\', _, tail @ ..] => rest = tail,
-                    [b'"', tail @ ..] => break rest = tail,
-                    [_, tail @ ..] => rest = tail,
-                    [] => break,
-                }
-            },
-            b'-' | b'0'..=b'9' => {
-                let length =
-                    rest.iter().take_while(|byte| matches!(byte, b'0'..=b'9' | b'.' | b'e' | b'E' | b'+' | b'-'));
-                let (tail, after) = rest.split_at(length.count());
-                rest = after;
-                if tail.iter().all(u8::is_ascii_digit) && !fits(*first, tail) {
-                    return true;
-                }
+        loop {
+            // `text` expects to stand at its quote.
+            self.next();
+            let key = self.text()?;
+            self.take(b':')?;
+            entries.push((key, self.value(depth + 1)?));
+            if !self.took(b',') {
+                self.take(b'}')?;
+                return Ok(Value::Map(last_wins(entries)));
             }
-            _ => {}
         }
     }
-    false
+
+    fn list(&mut self, depth: usize) -> Result<Value, EventError> {
+        self.take(b'[')?;
+        let mut items = Vec::new();
+        if self.took(b']') {
+            return Ok(Value::List(items));
+        }
+        loop {
+            items.push(self.value(depth + 1)?);
+            if !self.took(b',') {
+                self.take(b']')?;
+                return Ok(Value::List(items));
+            }
+        }
+    }
+
+    fn word(&mut self) -> Result<Value, EventError> {
+        for (word, value) in [
+            (&b"null"[..], Value::Null),
+            (b"true", Value::Bool(true)),
+            (b"false", Value::Bool(false)),
+            (b"NaN", Value::Float(f64::NAN)),
+            (b"Infinity", Value::Float(f64::INFINITY)),
+            (b"-Infinity", Value::Float(f64::NEG_INFINITY)),
+        ] {
+            if let Some(rest) = self.rest.strip_prefix(word) {
+                self.rest = rest;
+                return Ok(value);
+            }
+            if word.starts_with(self.rest) {
+                return Err(TOO_SHORT);
+            }
+        }
+        Err(NOT_JSON)
+    }
+
+    fn number(&mut self) -> Result<Value, EventError> {
+        let start = self.rest;
+        let mut whole = true;
+        if let [b'-', rest @ ..] = self.rest {
+            self.rest = rest;
+        }
+        match self.rest {
+            [b'0', rest @ ..] => self.rest = rest,
+            [b'1'..=b'9', ..] => self.digits()?,
+            [b'I', ..] => {
+                self.rest = start;
+                return self.word();
+            }
+            [] => return Err(TOO_SHORT),
+            _ => return Err(NOT_JSON),
+        }
+        if let [b'.', rest @ ..] = self.rest {
+            (self.rest, whole) = (rest, false);
+            self.digits()?;
+        }
+        if let [b'e' | b'E', rest @ ..] = self.rest {
+            (self.rest, whole) = (rest, false);
+            if let [b'+' | b'-', rest @ ..] = self.rest {
+                self.rest = rest;
+            }
+            self.digits()?;
+        }
+        let number = std::str::from_utf8(&start[..start.len() - self.rest.len()]).map_err(|_| NOT_JSON)?;
+        if whole {
+            if let Ok(number) = number.parse::<i64>() {
+                return Ok(Value::Int(number));
+            }
+            if let Ok(number) = number.parse::<u64>() {
+                return Ok(Value::UInt(number));
+            }
+        }
+        // What is too large for a float is an infinity, as in Python. An integer beyond 64 bits, which Python
+        // keeps as it is, becomes the float that a browser would make of it.
+        number.parse().map(Value::Float).map_err(|_| NOT_JSON)
+    }
+
+    /// Skips digits, at least one.
+    fn digits(&mut self) -> Result<(), EventError> {
+        let count = self.rest.iter().take_while(|byte| byte.is_ascii_digit()).count();
+        self.rest = &self.rest[count..];
+        match count {
+            0 if self.rest.is_empty() => Err(TOO_SHORT),
+            0 => Err(NOT_JSON),
+            _ => Ok(()),
+        }
+    }
+
+    /// Text from its quote on.
+    fn text(&mut self) -> Result<Text, EventError> {
+        self.take(b'"')?;
+        let plain = self.plain()?;
+        if self.rest.first() == Some(&b'"') {
+            self.rest = &self.rest[1..];
+            return Ok(Text::new(plain));
+        }
+        let mut text = Text::with_capacity(plain.len() + 16);
+        text.push_str(plain);
+        while let [b'\\', rest @ ..] = self.rest {
+            self.rest = rest;
+            text.push(self.escaped()?);
+            text.push_str(self.plain()?);
+        }
+        self.take(b'"')?;
+        Ok(text)
+    }
+
+    /// Text up to the next quote or escape.
+    fn plain(&mut self) -> Result<&'a str, EventError> {
+        // By blocks without a branch inside, of which the compiler makes vector instructions.
+        let (blocks, _) = self.rest.as_chunks::<16>();
+        let plain = blocks.iter().take_while(|block| !block.iter().fold(false, |ends, byte| ends | ends_plain(*byte)));
+        let skipped = plain.count() * 16;
+        let end = self.rest[skipped..].iter().position(|byte| ends_plain(*byte)).ok_or(TOO_SHORT)? + skipped;
+        let (plain, rest) = self.rest.split_at(end);
+        if rest[0] < 0x20 {
+            return Err(NOT_JSON);
+        }
+        self.rest = rest;
+        std::str::from_utf8(plain).map_err(|_| NOT_JSON)
+    }
+
+    /// The character behind a backslash.
+    fn escaped(&mut self) -> Result<char, EventError> {
+        let [kind, rest @ ..] = self.rest else { return Err(TOO_SHORT) };
+        self.rest = rest;
+        Ok(match kind {
+            b'"' | b'\\' | b'/' => char::from(*kind),
+            b'b' => '\u{8}',
+            b'f' => '\u{c}',
+            b'n' => '\n',
+            b'r' => '\r',
+            b't' => '\t',
+            b'u' => {
+                let first = self.unit()?;
+                let behind = self.rest;
+                if (0xd800..0xdc00).contains(&first)
+                    && let [b'\\', b'u', rest @ ..] = self.rest
+                {
+                    self.rest = rest;
+                    let pair = [first, self.unit()?];
+                    if let Some(Ok(whole)) = char::decode_utf16(pair).next() {
+                        return Ok(whole);
+                    }
+                    // What follows is no other half, so it stands for itself.
+                    self.rest = behind;
+                }
+                char::from_u32(first.into()).unwrap_or(char::REPLACEMENT_CHARACTER)
+            }
+            _ => return Err(NOT_JSON),
+        })
+    }
+
+    /// Four hex digits.
+    fn unit(&mut self) -> Result<u16, EventError> {
+        let [a, b, c, d, rest @ ..] = self.rest else { return Err(TOO_SHORT) };
+        let mut unit = 0;
+        for digit in [a, b, c, d] {
+            let digit = char::from(*digit).to_digit(16).ok_or(NOT_JSON)?;
+            unit = unit << 4 | digit as u16;
+        }
+        self.rest = rest;
+        Ok(unit)
+    }
 }
 
-fn fits(first: u8, tail: &[u8]) -> bool {
-    // The longest of 64 bits is 20 digits or a sign and 19.
-    if tail.len() > 19 {
-        return false;
-    }
-    let mut number = [first; 20];
-    let number = &mut number[..=tail.len()];
-    number[1..].copy_from_slice(tail);
-    let Ok(text) = std::str::from_utf8(number) else { return false };
-    text.parse::<i64>().is_ok() || text.parse::<u64>().is_ok()
+/// Quotes and backslashes, and control characters, which no text may contain.
+fn ends_plain(byte: u8) -> bool {
+    (byte == b'"') | (byte == b'\\') | (byte < 0x20)
 }

@@ -1,0 +1,181 @@
+//! JSON as browsers and Python write it. Both let through what the standard does not: `"\ud83d"` for a
+//! text that was cut in an emoji, a byte order mark, and Python `NaN`, `Infinity` and integers of any size.
+
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+use serde_json::error::Category;
+
+/// Reads JSON. What the strict reader refuses is read as Python would: half of a surrogate pair is U+FFFD,
+/// a byte order mark is skipped, a number that JSON cannot write is null, as in `JSON.stringify`.
+pub(crate) fn read<T: DeserializeOwned>(json: &[u8]) -> serde_json::Result<T> {
+    serde_json::from_slice(json).or_else(|error| match error.classify() {
+        Category::Syntax => mended(json).map_or(Err(error), |json| serde_json::from_slice(&json)),
+        Category::Data | Category::Eof | Category::Io => Err(error),
+    })
+}
+
+/// The same written by the standard's rules, if Python could read it.
+fn mended(json: &[u8]) -> Option<Vec<u8>> {
+    serde_json::to_vec(&channel_layer::Value::from_json(json).ok()?).ok()
+}
+
+/// A whole number, 0 or more, that a database can count to: `2` and `2.0` alike.
+pub(crate) fn whole(value: &Value) -> Option<u64> {
+    // 2^63 as a float, which is the first that is too large.
+    const END: f64 = i64::MAX as f64;
+    match (value.as_u64(), value.as_f64()) {
+        (Some(number), _) => Some(number).filter(|number| i64::try_from(*number).is_ok()),
+        (None, Some(number)) => ((0.0..END).contains(&number) && number.fract() == 0.0).then_some(number as u64),
+        (None, None) => None,
+    }
+}
+
+/// The text of a field of the outermost object, as far as that can be told, of what is no JSON: cut off,
+/// with a comma too many, with quotes inside a text, or as a program prints its own objects.
+pub(crate) fn salvage(broken: &str, field: &str) -> Option<String> {
+    let (mut rest, mut depth) = (broken.trim_start_matches('\u{feff}'), 0_usize);
+    let (mut is_key, mut is_value, mut found) = (false, false, None);
+    while let Some(first) = rest.chars().next() {
+        let (token, behind) = match first {
+            '"' | '\'' => {
+                // Without an end there is nothing behind it either.
+                let Some(end) = closing_quote(rest, first) else { break };
+                rest.split_at(end + 1)
+            }
+            '_' | 'a'..='z' | 'A'..='Z' => {
+                rest.split_at(rest.find(|c: char| c != '_' && !c.is_ascii_alphanumeric()).unwrap_or(rest.len()))
+            }
+            _ => rest.split_at(first.len_utf8()),
+        };
+        rest = behind;
+        match first {
+            '{' | '[' => depth += 1,
+            '}' | ']' => depth = depth.saturating_sub(1),
+            ':' if is_key => {
+                (is_key, is_value) = (false, true);
+                continue;
+            }
+            _ if first.is_whitespace() => continue,
+            '"' | '\'' if is_value => found = text_of(token),
+            _ => {}
+        }
+        is_value = false;
+        is_key = depth == 1 && token.trim_matches(['"', '\'']) == field;
+    }
+    found
+}
+
+/// Where the text that begins `rest` ends: at a quote behind which something else begins.
+fn closing_quote(rest: &str, quote: char) -> Option<usize> {
+    let mut escaped = true; // the opening quote
+    for (at, c) in rest.char_indices() {
+        if c == quote && !escaped {
+            let behind = rest[at + 1..].trim_start().chars().next();
+            if behind.is_none_or(|next| matches!(next, ',' | ':' | '}' | ']')) {
+                return Some(at);
+            }
+        }
+        escaped = c == '\\' && !escaped;
+    }
+    None
+}
+
+fn text_of(quoted: &str) -> Option<String> {
+    match quoted.strip_prefix('\'').and_then(|text| text.strip_suffix('\'')) {
+        Some(text) => (!text.contains('\\')).then(|| text.to_owned()),
+        None => read(quoted.as_bytes()).ok(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn what_browsers_and_python_write_is_read() {
+        for (text, value) in [
+            (r#"{"a":"\ud83d"}"#, json!({"a": "\u{fffd}"})),
+            (r#"{"a":"\ud83d\ude00"}"#, json!({"a": "\u{1f600}"})),
+            ("\u{feff}[1]", json!([1])),
+            (r#"{"a":NaN,"b":[-Infinity,1e400],"c":2}"#, json!({"a": null, "b": [null, null], "c": 2})),
+        ] {
+            assert_eq!(read::<Value>(text.as_bytes()).unwrap(), value, "{text}");
+        }
+        let large: Value = read(b"[1180591620717411303424]").unwrap();
+        assert_eq!(large[0].as_f64(), Some(1_180_591_620_717_411_303_424.0));
+        for text in ["", "{", "nope", "{'a':1}", "[1,]", "\u{feff}", "\"\u{1}\""] {
+            assert!(read::<Value>(text.as_bytes()).is_err(), "{text}");
+        }
+        let raw: Box<serde_json::value::RawValue> = read("\u{feff}{\"a\":\"\\ud83d\"}".as_bytes()).unwrap();
+        assert_eq!(raw.get(), "{\"a\":\"\u{fffd}\"}");
+    }
+
+    #[test]
+    fn a_whole_number_may_have_a_point() {
+        for (number, seq) in [
+            ("2", Some(2)),
+            ("2.0", Some(2)),
+            ("2e0", Some(2)),
+            ("-0", Some(0)),
+            ("-0.0", Some(0)),
+            ("9223372036854775807", Some(i64::MAX as u64)),
+            ("9223372036854775808", None),
+            ("1e19", None),
+            ("2.5", None),
+            ("-1", None),
+            ("-1.0", None),
+            ("\"2\"", None),
+            ("null", None),
+        ] {
+            assert_eq!(whole(&serde_json::from_str(number).unwrap()), seq, "{number}");
+        }
+    }
+
+    #[test]
+    fn a_field_is_found_in_what_is_no_json() {
+        for (broken, id) in [
+            (r#"{"cate":"chat","client_id":"7","message":"cut o"#, Some("7")),
+            (r#"{"client_id" : "7" , "cate":"chat",}"#, Some("7")),
+            (r#"{"message":"say "hi", or 5" tall","client_id":"7"}"#, Some("7")),
+            ("{\"message\":\"two\nlines\",\"client_id\":\"7\"}", Some("7")),
+            (r#"{'cate': 'chat', 'client_id': '7', 'message': None}"#, Some("7")),
+            (r#"{cate:"chat",client_id:"7"}"#, Some("7")),
+            (r#"{"data":{"client_id":"inner"},"list":["client_id","x"],"client_id":"7","#, Some("7")),
+            (r#"{"client_id":"a\u00e9\"\ud83d","#, Some("aé\"\u{fffd}")),
+            ("\u{feff}{\"client_id\":\"7\",", Some("7")),
+            // Nothing that is not the whole id of the frame itself.
+            (r#"{"data":{"client_id":"inner","#, None),
+            (r#"{"message":"\"client_id\":\"told\",","#, None),
+            (r#"{"message":"client_id","x":"7","#, None),
+            (r#"{"cate":"chat","client_id":"cut o"#, None),
+            (r#"{"cate":"chat","client_id":7,"x":"y","#, None),
+            (r#"[{"client_id":"7"},"#, None),
+            (r#""client_id":"7""#, None),
+            ("nonsense", None),
+            ("", None),
+        ] {
+            assert_eq!(salvage(broken, "client_id").as_deref(), id, "{broken}");
+        }
+    }
+
+    #[test]
+    fn the_longest_nonsense_is_gone_through_once() {
+        for part in ["\"", "{\"a\" ", "'\\", "\" ", "{", "client_id:"] {
+            salvage(&part.repeat(100_000), "client_id");
+        }
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn any_text_can_be_searched(text in "[\\PC\"'{}\\[\\]:,\\\\]*") {
+            salvage(&text, "client_id");
+        }
+
+        #[test]
+        fn in_good_json_it_is_what_the_reader_finds(id in "\\PC*", message in "\\PC*") {
+            let text = json!({"cate": "chat", "data": {"client_id": "other"}, "message": message, "client_id": id}).to_string();
+            proptest::prop_assert_eq!(salvage(&text, "client_id"), Some(id));
+        }
+    }
+}

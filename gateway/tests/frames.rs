@@ -1,0 +1,168 @@
+//! Frames as browsers and Python write them, and answers that name their question.
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+mod common;
+
+use common::{Client, TestNode, token};
+use serde_json::{Value, json};
+
+/// Sends a frame with a `client_id` of its own; the answer is the next frame that carries it.
+async fn answer(client: &mut Client, mut frame: Value, id: &str) -> Value {
+    frame["client_id"] = id.into();
+    client.send(frame).await;
+    client.until(|frame| frame["client_id"] == id).await
+}
+
+#[tokio::test]
+async fn a5_every_answer_repeats_the_client_id_of_its_question() {
+    let node = TestNode::start(&[]).await;
+    let door = node.at();
+    let mut alice = door.v1("/ws/chat/lobby/", "alice").await;
+    let mut inbox = door.v1("/ws/notifications/", "alice").await;
+    for (frame, kind) in [
+        (json!({"cate": "rooms"}), "rooms"),
+        (json!({"cate": "history", "group_name": "lobby"}), "history"),
+        (json!({"cate": "notifications"}), "notifications"),
+        (json!({"cate": "presence", "group_name": "lobby"}), "presence"),
+        (json!({"cate": "resume", "rooms": {"lobby": 0}, "notifications": 0}), "resumed"),
+        (json!({"cate": "auth", "token": token("alice")}), "auth"),
+        (json!({"cate": "ping"}), "pong"),
+        (json!({"cate": "seen", "up_to": 0}), "seen"),
+        // Errors.
+        (json!({"cate": "history", "group_name": "elsewhere"}), "room_not_found"),
+        (json!({"cate": "history"}), "invalid"),
+        (json!({"cate": "presence", "group_name": "elsewhere"}), "room_not_found"),
+        (json!({"cate": "typing", "group_name": "elsewhere"}), "room_not_found"),
+        (json!({"cate": "chat", "group_name": "elsewhere", "message": "x"}), "room_not_found"),
+        (json!({"cate": "notification", "user_name": "nobody", "message": "x"}), "user_not_found"),
+        (json!({"cate": "resume", "rooms": 5}), "invalid"),
+        (json!({"cate": "auth", "token": "nonsense"}), "invalid"),
+        (json!({"cate": "auth", "token": token("bob")}), "forbidden"),
+        (json!({"cate": "seen"}), "invalid"),
+        (json!({"cate": "nonsense"}), "unknown_cate"),
+    ] {
+        let heard = answer(&mut alice, frame.clone(), "of the chat socket").await;
+        let what = |heard: &Value| heard[if heard["type"] == "error" { "code" } else { "type" }].clone();
+        assert_eq!(what(&heard), kind, "{frame}");
+        // On the other consumer rooms are nobody's, and everything else is the same.
+        let kind = if frame.get("group_name").is_some() && kind != "invalid" { "room_not_found" } else { kind };
+        let heard = answer(&mut inbox, frame.clone(), "of the inbox").await;
+        assert_eq!(what(&heard), kind, "{frame}");
+    }
+    // What the other socket has seen is news here and no answer.
+    let mut news = door.v1("/ws/notifications/", "alice").await;
+    answer(&mut news, json!({"cate": "ping"}), "streams go on").await;
+    answer(&mut alice, json!({"cate": "seen", "up_to": 1}), "mine").await;
+    let told = news.until(|frame| frame["type"] == "seen").await;
+    assert_eq!(told, json!({"type": "seen", "up_to": 1, "unseen": 0}));
+}
+
+#[tokio::test]
+async fn a5_who_gives_no_client_id_sees_none() {
+    let node = TestNode::start(&[]).await;
+    let mut alice = node.at().v1("/ws/chat/lobby/", "alice").await;
+    for frame in [
+        json!({"cate": "rooms"}),
+        json!({"cate": "history", "group_name": "lobby"}),
+        json!({"cate": "notifications"}),
+        json!({"cate": "seen", "up_to": 0}),
+        json!({"cate": "presence", "group_name": "lobby"}),
+        json!({"cate": "resume"}),
+        json!({"cate": "auth", "token": token("alice")}),
+        json!({"cate": "ping"}),
+        json!({"cate": "nonsense"}),
+    ] {
+        alice.send(frame.clone()).await;
+        assert_eq!(alice.frame().await.get("client_id"), None, "{frame}");
+    }
+}
+
+#[tokio::test]
+async fn a4_what_browsers_and_python_write_is_read() {
+    let node = TestNode::start(&[("limits.frames_per_second", "0")]).await;
+    let mut alice = node.join("alice", "lobby").await;
+    let chat =
+        |message: &str| format!(r#"{{"cate":"chat","group_name":"lobby","message":{message},"x":NaN,"y":1e400}}"#);
+    for (sent, heard) in
+        [(r#""cut in an \ud83d""#, "cut in an \u{fffd}"), (r#""\ude00""#, "\u{fffd}"), (r#""\ud83d\ude00""#, "😀")]
+    {
+        alice.send_text(&chat(sent)).await;
+        assert_eq!(alice.hears().await, heard);
+    }
+    alice.send_text(&format!("\u{feff}{}", chat(r#""behind a mark""#))).await;
+    assert_eq!(alice.hears().await, "behind a mark");
+    alice.send_text(r#"{"type":"history","groupname":"lobby","limit":2.0,"before":4.0}"#).await;
+    let history = alice.until(|frame| frame["type"] == "history").await;
+    assert_eq!(history["messages"].as_array().unwrap().len(), 2);
+    assert_eq!(history["messages"][1]["seq"], 3);
+}
+
+#[tokio::test]
+async fn a4_of_a_frame_that_is_no_json_the_client_id_is_found() {
+    let node = TestNode::start(&[]).await;
+    let mut alice = node.join("alice", "lobby").await;
+    for (frame, id) in [
+        (r#"{"cate":"chat","client_id":"1","message":"cut o"#, json!("1")),
+        (r#"{"cate":"chat","message":"5" tall","client_id":"2"}"#, json!("2")),
+        ("nonsense", Value::Null),
+    ] {
+        alice.send_text(frame).await;
+        let error = alice.frame().await;
+        assert_eq!((&error["code"], &error["client_id"]), (&json!("invalid"), &id), "{frame}");
+    }
+    alice.send_binary(br#"{"cate":"ping","client_id":"3"}"#).await;
+    let error = alice.frame().await;
+    assert_eq!((&error["code"], &error["client_id"]), (&json!("invalid"), &json!("3")));
+    alice.say("lobby", "still here").await;
+    assert_eq!(alice.hears().await, "still here");
+}
+
+#[tokio::test]
+async fn history_between_two_messages_begins_at_the_older() {
+    let node = TestNode::start(&[("limits.frames_per_second", "0")]).await;
+    let mut alice = node.join("alice", "lobby").await;
+    for n in 1..=9 {
+        alice.say_acked("lobby", &n.to_string(), &n.to_string()).await;
+    }
+    for (after, before, limit, seqs, has_more) in [
+        (2, 8, json!(3), vec![3, 4, 5], true),
+        (2, 6, json!(3), vec![3, 4, 5], false),
+        (2, 4, json!(1000), vec![3], false),
+        (5, 5, json!(3), vec![], false),
+        (7, 100, json!(3), vec![8, 9], false),
+    ] {
+        let page = json!({"cate": "history", "group_name": "lobby", "after": after, "before": before, "limit": limit});
+        let page = alice.ask(page).await;
+        let found: Vec<i64> =
+            page["messages"].as_array().unwrap().iter().map(|row| row["seq"].as_i64().unwrap()).collect();
+        assert_eq!((found, page["has_more"].as_bool()), (seqs, Some(has_more)), "{after} {before}");
+    }
+    let (status, page) = node.at().api("GET", "/api/rooms/lobby/history?after=2&before=8&limit=2", None).await;
+    assert_eq!((status, &page["messages"][0]["seq"], &page["has_more"]), (200, &json!(3), &json!(true)));
+}
+
+#[tokio::test]
+async fn c12_a_ping_is_answered_though_the_rate_is_used_up() {
+    let node = TestNode::start(&[("limits.frames_per_second", "1"), ("limits.frames_burst", "5")]).await;
+    let mut alice = node.join("alice", "lobby").await;
+    for _ in 0..6 {
+        alice.send(json!({"cate": "rooms", "client_id": "r"})).await;
+    }
+    let refused = alice.until(|frame| frame["type"] == "error").await;
+    assert_eq!((&refused["code"], &refused["client_id"]), (&json!("rate_limited"), &json!("r")));
+    assert_eq!(answer(&mut alice, json!({"cate": "ping"}), "there?").await["type"], "pong");
+}
+
+#[tokio::test]
+async fn c15_pages_of_any_origin_may_import_the_client_and_nothing_else() {
+    let node = TestNode::start(&[]).await;
+    let at = node.at().public;
+    let allowed = async |path: &str| {
+        let answer = common::http_client().get(format!("http://{at}{path}")).send().await.unwrap();
+        answer.headers().get("access-control-allow-origin").map(|value| value.to_str().unwrap().to_owned())
+    };
+    assert_eq!(allowed("/client.js").await.as_deref(), Some("*"));
+    for path in ["/healthz", "/readyz", "/", "/nothing", "/ws/chat/"] {
+        assert_eq!(allowed(path).await, None, "{path}");
+    }
+}
