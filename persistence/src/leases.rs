@@ -87,13 +87,13 @@ impl Store {
         OffsetDateTime::from_unix_timestamp(now).map_err(|error| StoreError::Other(error.into()))
     }
 
-    async fn changes_a_row(&self, update: &UpdateStatement) -> Result<bool, StoreError> {
+    pub(crate) async fn changes_a_row(&self, update: &UpdateStatement) -> Result<bool, StoreError> {
         let done = self.db.run(|| async { Ok(self.db.writes().execute(update).await?) }).await?;
         Ok(done.rows_affected() > 0)
     }
 
     /// Seconds since 1970, as the database counts them.
-    fn now(&self) -> SimpleExpr {
+    pub(crate) fn now(&self) -> SimpleExpr {
         Expr::cust(match self.backend() {
             Backend::Sqlite => "CAST(strftime('%s', 'now') AS INTEGER)",
             Backend::Postgres => "CAST(EXTRACT(EPOCH FROM clock_timestamp()) AS BIGINT)",
@@ -110,6 +110,6 @@ fn of_holder(name: &str, holder: Uuid) -> UpdateStatement {
         .to_owned()
 }
 
-fn seconds(time: Duration) -> i64 {
+pub(crate) fn seconds(time: Duration) -> i64 {
     i64::try_from(time.as_secs()).unwrap_or(i64::MAX / 4)
 }
