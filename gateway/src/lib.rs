@@ -50,6 +50,8 @@ mod retention;
 mod ring;
 mod routing;
 mod scope;
+mod seal;
+mod seldom;
 mod server;
 mod socket;
 mod watch;

@@ -72,7 +72,11 @@ pub(super) fn answer_unavailable(ctx: &Context, error: &(dyn std::error::Error +
 }
 
 /// Sends a page, or says that the database is away.
-pub(super) fn answer_page(ctx: &Context, kind: &'static str, page: Result<serde_json::Value, StoreError>) -> Outcome {
+pub(super) fn answer_page(
+    ctx: &Context,
+    kind: &'static str,
+    page: Result<impl serde::Serialize, StoreError>,
+) -> Outcome {
     match page {
         Ok(frame) => ctx.send_frame(kind, &frame),
         Err(error) => {
