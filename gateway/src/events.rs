@@ -1,11 +1,12 @@
 //! Events on the channel layer (contract, section 5), and what they look like to a browser (section 4).
 
-use channel_layer::Event;
-use persistence::{Message, Notification};
+use channel_layer::{Event, Value};
+use persistence::{Message, Notification, Seen};
 use serde::Serialize;
 use serde_json::value::RawValue;
 use time::OffsetDateTime;
 use time::macros::format_description;
+use uuid::Uuid;
 
 use crate::consumer::Rendering;
 
@@ -22,6 +23,16 @@ pub(crate) const SEND: &str = "gateway_send";
 pub(crate) const SEEN: &str = "gateway_seen";
 /// Somebody is typing.
 pub(crate) const TYPING: &str = "gateway_typing";
+/// Memberships of the user, or the room itself, are not what they were.
+pub(crate) const ROOMS_CHANGED: &str = "gateway_rooms_changed";
+
+/// What takes a place in a stream when it was stored; anybody may send the same without a place.
+pub(crate) const STORED: [&str; 2] = [CHAT_MESSAGE, NOTIFICATION_MESSAGE];
+/// What only nodes may say (`seal.rs`).
+pub(crate) const WORDS: [&str; 3] = [SEEN, TYPING, ROOMS_CHANGED];
+
+/// Notifications that are marked as seen at a time, at most.
+pub(crate) const MAX_SEEN: usize = 1000;
 
 /// `type` values of our own frames, which `gateway.send` must not fake.
 const OWN_FRAME_TYPES: [&str; 13] = [
@@ -72,18 +83,27 @@ pub(crate) fn notification_event(notification: &Notification) -> Event {
         .with("date", rfc3339(notification.date))
 }
 
-/// The position an event takes in its stream: `(epoch, seq)`, if it was stored by a gateway.
+/// The position an event takes in its stream: `(epoch, seq)`, if it was stored by a gateway. What comes from
+/// the layer can be trusted here once its seal has been checked; without a good one it has none.
 pub(crate) fn position(event: &Event) -> Option<(i64, u64)> {
     let epoch = event.get("epoch")?.as_i64()?;
     let seq = event.get("seq")?.as_u64()?;
     (seq > 0).then_some((epoch, seq))
 }
 
+/// The same event as one that was not stored.
+pub(crate) fn without_place(event: &Event) -> Event {
+    let mut plain = event.clone();
+    plain.remove("seq");
+    plain.remove("epoch");
+    plain
+}
+
 #[derive(Serialize)]
 struct ChatFrame<'a> {
     r#type: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
-    id: Option<&'a channel_layer::Value>,
+    id: Option<&'a Value>,
     #[serde(skip_serializing_if = "Option::is_none")]
     seq: Option<u64>,
     group_name: &'a str,
@@ -97,7 +117,7 @@ struct ChatFrame<'a> {
 struct NotificationFrame<'a> {
     r#type: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
-    id: Option<&'a channel_layer::Value>,
+    id: Option<&'a Value>,
     #[serde(skip_serializing_if = "Option::is_none")]
     seq: Option<u64>,
     message: &'a str,
@@ -148,17 +168,55 @@ pub(crate) fn gateway_send(event: &Event) -> Option<Rendering> {
 }
 
 /// Tells a user's other sockets what has been seen; `by` is the channel that already knows.
-pub(crate) fn seen_event(frame: &serde_json::Value, by: Option<&str>) -> Event {
-    let event = Event::new(SEEN).with("frame", frame.to_string());
+pub(crate) fn seen_event(which: &Seen, unseen: u64, by: Option<&str>) -> Event {
+    let event = match which {
+        Seen::Ids(ids) => {
+            Event::new(SEEN).with("ids", Value::List(ids.iter().map(|id| Value::from(id.to_string())).collect()))
+        }
+        Seen::UpTo(seq) => Event::new(SEEN).with("up_to", *seq),
+    };
+    let event = event.with("unseen", unseen);
     match by {
         Some(by) => event.with("by", by),
         None => event,
     }
 }
 
+/// The `seen` frame.
+#[derive(Serialize)]
+pub(crate) struct SeenFrame {
+    r#type: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ids: Option<Vec<Uuid>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    up_to: Option<u64>,
+    unseen: u64,
+}
+
+impl SeenFrame {
+    pub(crate) fn new(which: Seen, unseen: u64) -> Self {
+        let (ids, up_to) = match which {
+            Seen::Ids(ids) => (Some(ids), None),
+            Seen::UpTo(seq) => (None, Some(seq)),
+        };
+        Self { r#type: "seen", ids, up_to, unseen }
+    }
+
+    fn of(event: &Event) -> Option<Self> {
+        let which = match (event.get("ids"), event.get("up_to")) {
+            (Some(Value::List(ids)), None) if ids.len() <= MAX_SEEN => {
+                Seen::Ids(ids.iter().map(|id| id.as_str()?.parse().ok()).collect::<Option<_>>()?)
+            }
+            (None, Some(seq)) => Seen::UpTo(seq.as_u64()?),
+            _ => return None,
+        };
+        Some(Self::new(which, event.get("unseen")?.as_u64()?))
+    }
+}
+
 /// `gateway.seen` → the `seen` frame, for clients that know it.
 pub(crate) fn seen(event: &Event) -> Option<Rendering> {
-    let rendering = Rendering::text("seen", event.text("frame")?).v1_only();
+    let rendering = Rendering::json("seen", &SeenFrame::of(event)?)?.v1_only();
     Some(match event.text("by") {
         Some(by) => rendering.except_channel(by),
         None => rendering,
@@ -177,8 +235,21 @@ pub(crate) fn typing(event: &Event) -> Option<Rendering> {
     Some(Rendering::json("typing", &frame)?.v1_only().except_user(from_user))
 }
 
+/// What an event of a type that anybody may send lacks to be shown, with that type.
+pub(crate) fn lack(event: &Event) -> Option<(&'static str, &'static str)> {
+    let name = event.handler_name().ok()?;
+    let (name, needs): (_, &[&str]) = match &*name {
+        CHAT_MESSAGE => (CHAT_MESSAGE, &["message", "group_name"]),
+        NOTIFICATION_MESSAGE => (NOTIFICATION_MESSAGE, &["message"]),
+        SEND if event.text("text").is_some() => return Some((SEND, "text that is a JSON object and no frame of ours")),
+        SEND => (SEND, &["text"]),
+        _ => return None,
+    };
+    needs.iter().find(|field| event.text(field).is_none()).map(|field| (name, *field))
+}
+
 /// Whatever a site has as id, if it is anything in JSON.
-fn id(event: &Event) -> Option<&channel_layer::Value> {
+fn id(event: &Event) -> Option<&Value> {
     event.get("id").filter(|id| !id.is_null() && id.as_f64().is_none_or(f64::is_finite))
 }
 
@@ -186,7 +257,6 @@ fn id(event: &Event) -> Option<&channel_layer::Value> {
 mod tests {
     use super::*;
     use time::macros::datetime;
-    use uuid::Uuid;
 
     fn rendered(event: &Event, handler: fn(&Event) -> Option<Rendering>) -> serde_json::Value {
         let frame = handler(event).unwrap().frame;
@@ -225,6 +295,45 @@ mod tests {
         let event = Event::new("notification_message").with("message", "hi").with("id", 17).with("from_user", "shop");
         assert_eq!(rendered(&event, notification_message)["id"], 17);
         assert!(chat_message(&Event::new("chat.message").with("message", 5).with("group_name", "x")).is_none());
+    }
+
+    #[test]
+    fn what_was_seen_becomes_a_frame_of_its_fields_and_nothing_else() {
+        let ids = vec![Uuid::from_u128(1), Uuid::from_u128(2)];
+        let event = seen_event(&Seen::Ids(ids.clone()), 3, Some("specific.x"));
+        assert_eq!(rendered(&event, seen), serde_json::json!({"type": "seen", "ids": ids, "unseen": 3}));
+        assert!(
+            seen(&event).is_some_and(|shown| shown.v1_only && shown.except_channel.as_deref() == Some("specific.x"))
+        );
+        let event = seen_event(&Seen::UpTo(7), 0, None).with("frame", r#"{"type":"chat"}"#).with("more", 1);
+        assert_eq!(rendered(&event, seen), serde_json::json!({"type": "seen", "up_to": 7, "unseen": 0}));
+        let list = |count: usize, id: &str| Value::List(vec![Value::from(id); count]);
+        let nil = Uuid::nil().to_string();
+        let good = Event::new(SEEN).with("unseen", 1);
+        assert!(seen(&good.clone().with("ids", list(MAX_SEEN, &nil))).is_some());
+        for bad in [
+            good.clone(),
+            good.clone().with("ids", list(MAX_SEEN + 1, &nil)),
+            good.clone().with("ids", list(1, "no id")),
+            good.clone().with("up_to", -1),
+            good.clone().with("up_to", 1).with("ids", list(1, &nil)),
+            Event::new(SEEN).with("up_to", 1),
+            Event::new(SEEN).with("frame", "{}"),
+        ] {
+            assert!(seen(&bad).is_none(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn what_an_event_lacks_is_named() {
+        let chat = Event::new("chat.message").with("message", "hi");
+        assert_eq!(lack(&chat), Some((CHAT_MESSAGE, "group_name")));
+        assert_eq!(lack(&chat.clone().with("message", 5)), Some((CHAT_MESSAGE, "message")));
+        assert_eq!(lack(&chat.with("group_name", "lobby")), None);
+        assert_eq!(lack(&Event::new("notification.message")), Some((NOTIFICATION_MESSAGE, "message")));
+        assert_eq!(lack(&Event::new("gateway.send")), Some((SEND, "text")));
+        assert!(lack(&Event::new("gateway.send").with("text", "[1]")).is_some());
+        assert_eq!(lack(&Event::new("own.type")), None);
     }
 
     #[test]

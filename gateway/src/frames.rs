@@ -289,7 +289,7 @@ impl Fields {
     fn seen(&self) -> Result<Seen, ErrorFrame> {
         match (self.first(&["ids"]), self.seq("up_to")?) {
             (None, Some(seq)) => Ok(Seen::UpTo(seq)),
-            (Some(Value::Array(ids)), None) if ids.len() <= 1000 => ids
+            (Some(Value::Array(ids)), None) if ids.len() <= crate::events::MAX_SEEN => ids
                 .iter()
                 .map(|id| id.as_str().and_then(|id| id.parse().ok()))
                 .collect::<Option<_>>()

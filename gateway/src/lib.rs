@@ -56,6 +56,7 @@ mod retention;
 mod ring;
 mod routing;
 mod scope;
+mod seal;
 mod seldom;
 mod server;
 mod skew;

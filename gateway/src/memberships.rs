@@ -12,7 +12,7 @@ use std::time::Duration;
 use channel_layer::Event;
 use persistence::{Room, StoreError};
 
-use crate::consumers::ROOMS_CHANGED;
+use crate::events::ROOMS_CHANGED;
 use crate::node::Node;
 
 /// How often: while the layer works, and while it is away.

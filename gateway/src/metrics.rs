@@ -69,6 +69,7 @@ pub struct Metrics {
     pub layer_probes_missed: Gauge<u64, AtomicU64>,
     pub layer_events_unhandled: Counter,
     pub layer_events_dropped: Family<ByReason, Counter>,
+    pub layer_events_forged: Family<ByReason, Counter>,
     pub layer_publish_failures: Gauge<u64, AtomicU64>,
     pub layer_delivery_seconds: Histogram,
     pub layer_reconnects: Gauge<u64, AtomicU64>,
@@ -138,6 +139,12 @@ impl Metrics {
             "layer_over_capacity_total", "Times a reader's queue was full when this node sent to its group (core layer)", Gauge::<u64, AtomicU64>::default();
             "layer_probes_missed_total", "Messages of the layer to itself that did not come back; it then connects anew", Gauge::<u64, AtomicU64>::default();
         };
+        let layer_events_forged = Family::<ByReason, Counter>::default();
+        registry.register(
+            "layer_events_forged",
+            "Events that said what only nodes may say, without a good seal: ignored, or delivered as not stored",
+            layer_events_forged.clone(),
+        );
         let (layer_events_unhandled, layer_events_dropped, layer_publish_failures, layer_delivery_seconds) = register! {
             "layer_events_unhandled", "Events of a type that no handler knows", Counter::default();
             "layer_events_dropped", "Events not delivered, by reason", Family::<ByReason, Counter>::default();
@@ -205,6 +212,7 @@ impl Metrics {
             layer_probes_missed,
             layer_events_unhandled,
             layer_events_dropped,
+            layer_events_forged,
             layer_publish_failures,
             layer_delivery_seconds,
             layer_reconnects,

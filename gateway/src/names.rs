@@ -42,6 +42,11 @@ impl GroupNames {
         self.plain(&format!("chat_{room}")).or_else(|_| GroupName::parse(&hashed("r.", room)))
     }
 
+    /// The room of a group, where the name shows it.
+    pub(crate) fn room_of<'a>(&self, group: &'a GroupName) -> Option<&'a str> {
+        group.as_str().strip_prefix("chat_").filter(|room| is_valid_name(room))
+    }
+
     fn plain(&self, name: &str) -> Result<GroupName, NameError> {
         if self.raw { GroupName::parse_any(name) } else { GroupName::parse(name) }
     }
@@ -73,6 +78,9 @@ mod tests {
         assert!(names.user("r.x").unwrap().as_str().starts_with("u."));
         assert!(names.room(&"x".repeat(95)).unwrap().as_str().starts_with("r."));
         assert_eq!(names.room(&"x".repeat(94)).unwrap().as_str().len(), 99);
+        let room_of = |group| names.room_of(&GroupName::parse(group).unwrap()).map(str::to_owned);
+        assert_eq!(room_of("chat_lobby"), Some("lobby".to_owned()));
+        assert_eq!([room_of("alice"), room_of("r.d648b243a3"), room_of("chat_")], [None, None, None]);
     }
 
     #[test]

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use persistence::{Backend, Store, StoreError, StoreOptions};
+use channel_layer::{Event, GroupName, LayerError};
+use persistence::{Backend, Secrets, Store, StoreError, StoreOptions};
 use secrecy::{ExposeSecret as _, SecretString};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
@@ -29,6 +30,7 @@ use crate::rate::Bucket;
 use crate::redis::{self, Deployment};
 use crate::registry::Registry;
 use crate::routing::Router;
+use crate::seal::{self, Seals};
 use crate::writer::Writer;
 use crate::{drain, memberships, server, skew, visitors, watch};
 
@@ -83,6 +85,7 @@ pub struct Node {
     pub(crate) auth: JwtAuth,
     pub(crate) origins: Origins,
     pub(crate) peers: Peers,
+    pub(crate) seals: Arc<Seals>,
     pub(crate) redis: Option<redis::Server>,
     /// How many streams are read at once for clients that catch up.
     pub(crate) resumes: Semaphore,
@@ -116,7 +119,7 @@ impl Node {
     pub async fn start(mut config: Config, router: Router) -> Result<RunningNode, NodeError> {
         let files = Files::of(&config);
         config.limits.connections = files.limit(config.limits.connections);
-        let (store, deployment) =
+        let (store, deployment, secrets) =
             patiently("the database", || open_store(&config), |error| error.is_retryable()).await?;
         let stop = CancellationToken::new();
         let stop_on_drop = stop.clone().drop_guard();
@@ -136,8 +139,18 @@ impl Node {
         let names = GroupNames::new(&config.user_group, config.layer.raw_group_names);
         let (metrics, registry) = (Arc::new(Metrics::new()), Arc::new(Registry::new()));
         let health = Arc::new(Health::new(&metrics));
+        let seals = Arc::new(Seals::new(&secrets, &metrics));
         let start_hub = || {
-            Hub::start(Arc::clone(&layer), store.clone(), Arc::clone(&registry), &health, &config, &background, &stop)
+            Hub::start(
+                Arc::clone(&layer),
+                store.clone(),
+                Arc::clone(&registry),
+                &health,
+                Arc::clone(&seals),
+                &config,
+                &background,
+                &stop,
+            )
         };
         let hub = patiently("the channel layer", start_hub, retryable).await?;
         let public = server::listen(config.listen).map_err(|error| NodeError::Listen(config.listen, error))?;
@@ -145,12 +158,13 @@ impl Node {
             server::listen(config.internal_listen).map_err(|error| NodeError::Listen(config.internal_listen, error))?;
         let addresses = (public.local_addr(), internal.local_addr());
         let node = Arc::new(Self {
-            writer: Writer::start(&store, &layer, &names, &metrics, &background, &stop),
+            writer: Writer::start(&store, &layer, &names, &seals, &metrics, &background, &stop),
             admissions: Admissions::start(&store, config.limits.rooms_per_user, &metrics, &background, &stop),
             handshakes: parking_lot::Mutex::new(Bucket::full(config.limits.handshakes_per_second, Instant::now())),
             auth: jwt(&config),
             origins: Origins::new(&config.allowed_origins),
-            peers: Peers::new(&config, &layer),
+            peers: Peers::new(&config, &layer, &seals),
+            seals,
             resumes: Semaphore::new(16),
             clock: health.clock.clone(),
             health,
@@ -178,6 +192,7 @@ impl Node {
         }
         background.spawn(stop.clone().run_until_cancelled_owned(watch::watch(Arc::clone(&node))));
         background.spawn(stop.clone().run_until_cancelled_owned(memberships::watch(Arc::clone(&node))));
+        background.spawn(stop.clone().run_until_cancelled_owned(seal::keep_reading(Arc::clone(&node))));
         background.spawn(stop.clone().run_until_cancelled_owned(crate::peers::answer(Arc::clone(&node))));
         background.spawn(stop.clone().run_until_cancelled_owned(crate::peers::tell_of_losses(Arc::clone(&node))));
         if let Some(server) = server {
@@ -190,6 +205,17 @@ impl Node {
         let listen = |error| NodeError::Listen(node.config.listen, error);
         let (public, internal) = (addresses.0.map_err(listen)?, addresses.1.map_err(listen)?);
         Ok(RunningNode { node, public, internal, accepting, stop, _stop_on_drop: stop_on_drop, background })
+    }
+
+    /// The event as only nodes of this deployment can send it to this group: a place in the group's stream that
+    /// it names is believed. For who stores messages by other ways than a node's, and tests.
+    pub fn sealed(&self, group: &GroupName, event: Event) -> Event {
+        self.seals.keys().seal(event, group.as_str())
+    }
+
+    /// Queues a word to all nodes that have joined the group.
+    pub(crate) fn tell(&self, group: &GroupName, word: Event) -> Result<(), LayerError> {
+        self.layer.group_send_later(group, &self.seals.word(word, group.as_str()))
     }
 
     /// Whether the node is leaving.
@@ -238,8 +264,8 @@ pub fn store_options(config: &Config) -> StoreOptions {
     options
 }
 
-/// The store with the id of the deployment. It may be tried again after a failure anywhere in between.
-async fn open_store(config: &Config) -> Result<(Store, Uuid), StoreError> {
+/// The store with the id and the secrets of the deployment. It may be tried again after a failure anywhere in between.
+async fn open_store(config: &Config) -> Result<(Store, Uuid, Secrets), StoreError> {
     let store = Store::connect(store_options(config)).await?;
     // SQLite belongs to this node, and an empty database to nobody yet; another one is the operator's
     // to change, with `gateway migrate`.
@@ -250,8 +276,8 @@ async fn open_store(config: &Config) -> Result<(Store, Uuid), StoreError> {
         }
     }
     store.check_schema().await?;
-    let deployment = store.deployment_id().await?;
-    Ok((store, deployment))
+    let (deployment, secrets) = (store.deployment_id().await?, store.secrets(seal::LIFETIME).await?);
+    Ok((store, deployment, secrets))
 }
 
 /// Whether the channel layer of these settings answers. Returns what looks odd about it.

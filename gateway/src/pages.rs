@@ -63,18 +63,18 @@ pub(crate) async fn notifications(
 }
 
 /// Marks notifications as seen, tells the user's sockets on all nodes except the one `by` whom it was asked, and returns the `seen` frame.
-pub(crate) async fn mark_seen(node: &Node, user: &str, which: Seen, by: Option<&str>) -> Result<Value, StoreError> {
-    let mut frame = match &which {
-        Seen::Ids(ids) => json!({"type": "seen", "ids": ids.iter().map(ToString::to_string).collect::<Vec<_>>()}),
-        Seen::UpTo(seq) => json!({"type": "seen", "up_to": seq}),
-    };
-    frame["unseen"] = json!(node.metrics.time_store("seen", node.store.mark_seen(user, which)).await?);
-    let event = events::seen_event(&frame, by);
-    let told = node.names.user(user).map(|group| node.layer.group_send_later(&group, &event));
-    if !matches!(told, Ok(Ok(()))) {
+pub(crate) async fn mark_seen(
+    node: &Node,
+    user: &str,
+    which: Seen,
+    by: Option<&str>,
+) -> Result<events::SeenFrame, StoreError> {
+    let unseen = node.metrics.time_store("seen", node.store.mark_seen(user, which.clone())).await?;
+    let event = events::seen_event(&which, unseen, by);
+    if !node.names.user(user).is_ok_and(|group| node.tell(&group, event).is_ok()) {
         tracing::debug!("other sockets could not be told what is seen");
     }
-    Ok(frame)
+    Ok(events::SeenFrame::new(which, unseen))
 }
 
 /// A row of a page.

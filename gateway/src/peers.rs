@@ -15,6 +15,7 @@ use tokio::sync::mpsc;
 use crate::config::Config;
 use crate::layer::SharedLayer;
 use crate::node::Node;
+use crate::seal::Seals;
 
 const ASK: &str = "gateway.ask";
 const ANSWER: &str = "gateway.answer";
@@ -35,6 +36,7 @@ const TELL_AGAIN: Duration = Duration::from_secs(30);
 /// The other nodes, as far as this one has heard of them.
 pub(crate) struct Peers {
     layer: SharedLayer,
+    seals: Arc<Seals>,
     node_id: String,
     group: Option<GroupName>,
     seen: Mutex<HashMap<String, Instant>>,
@@ -53,11 +55,12 @@ pub(crate) struct SocketInfo {
 }
 
 impl Peers {
-    pub(crate) fn new(config: &Config, layer: &SharedLayer) -> Self {
+    pub(crate) fn new(config: &Config, layer: &SharedLayer, seals: &Arc<Seals>) -> Self {
         // `r.` and not 40 hex digits: neither a user's group nor a room's.
         let group = GroupName::parse(&format!("r.{}.nodes", config.namespace)).ok();
         Self {
             layer: layer.clone(),
+            seals: Arc::clone(seals),
             node_id: config.node_id.clone(),
             group,
             seen: Mutex::default(),
@@ -119,7 +122,7 @@ impl Peers {
         let question =
             question.with("id", id.as_str()).with("reply_to", mailbox.as_str()).with("from", self.node_id.as_str());
         let mut collected = Vec::new();
-        if let Err(error) = self.layer.group_send(group, &question).await {
+        if let Err(error) = self.tell(group, question).await {
             tracing::debug!(error = &error as &dyn std::error::Error, "the other nodes cannot be asked");
         } else {
             // Past the time the answers that came are all there are.
@@ -139,12 +142,27 @@ impl Peers {
 
     async fn say_hello(&self, back: bool) -> Result<(), LayerError> {
         let Some(group) = &self.group else { return Ok(()) };
-        self.layer.group_send(group, &Event::new(HELLO).with("node", self.node_id.as_str()).with("back", back)).await
+        self.tell(group, Event::new(HELLO).with("node", self.node_id.as_str()).with("back", back)).await
+    }
+
+    async fn tell(&self, group: &GroupName, word: Event) -> Result<(), LayerError> {
+        self.layer.group_send(group, &self.seals.word(word, group.as_str())).await
     }
 
     /// One event of the mailbox.
-    async fn handle(&self, node: &Node, event: Event) -> Result<(), LayerError> {
-        match event.event_type() {
+    async fn handle(
+        &self,
+        node: &Node,
+        group: &GroupName,
+        mailbox: &ChannelName,
+        event: Event,
+    ) -> Result<(), LayerError> {
+        let known = [HELLO, ASK, ANSWER, LOST].into_iter().find(|known| event.event_type() == Some(known));
+        let target = if known == Some(ANSWER) { mailbox.as_str() } else { group.as_str() };
+        if !self.seals.hears(&self.seals.keys(), known.unwrap_or("unknown"), &event, target) {
+            return Ok(());
+        }
+        match known {
             Some(HELLO) => {
                 let Some(name) = event.text("node").filter(|name| *name != self.node_id) else { return Ok(()) };
                 let new = self.seen.lock().insert(name.to_owned(), Instant::now()).is_none();
@@ -186,6 +204,7 @@ impl Peers {
             }
             _ => return Ok(()),
         };
+        let answer = self.seals.word(answer, reply_to.as_str());
         self.layer.send(&reply_to, &answer).await
     }
 }
@@ -240,7 +259,7 @@ pub(crate) async fn tell_of_losses(node: Arc<Node>) {
         tokio::time::sleep(wait).await;
         if lost() == told {
             wait = TELL_OF_LOSSES;
-        } else if node.layer.group_send(group, &Event::new(LOST)).await.is_ok() {
+        } else if node.peers.tell(group, Event::new(LOST)).await.is_ok() {
             told = lost();
             wait = (wait * 2).min(TELL_AGAIN);
         }
@@ -260,7 +279,7 @@ async fn read_mailbox(node: &Node) -> Result<(), LayerError> {
         hello.tick().await;
         loop {
             tokio::select! {
-                event = peers.layer.receive(&mailbox) => peers.handle(node, event?).await?,
+                event = peers.layer.receive(&mailbox) => peers.handle(node, group, &mailbox, event?).await?,
                 _ = hello.tick() => peers.say_hello(true).await?,
             }
         }

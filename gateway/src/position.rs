@@ -35,6 +35,17 @@ pub(crate) struct Position {
     recent: Recent,
     /// The stream may have another history by now: clients' places are the database's to judge.
     doubtful: bool,
+    /// Where another message than the one that was delivered has shown itself, and the id of that one.
+    disputed: Option<(u64, Uuid)>,
+}
+
+/// What the database is asked about a stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Question {
+    /// Where the node stands.
+    pub(crate) at: u64,
+    /// The rows after this place are wanted.
+    pub(crate) after: u64,
 }
 
 /// What memory has for a client that comes back.
@@ -57,6 +68,8 @@ pub(crate) enum Offer {
     Held,
     /// It has been delivered before.
     Old,
+    /// Another one has been delivered in its place; the database has to be asked.
+    Disputed,
     /// It belongs to another epoch; the database has to be asked.
     OtherEpoch,
 }
@@ -73,6 +86,7 @@ impl Position {
             fruitless: 0,
             recent,
             doubtful: false,
+            disputed: None,
         }
     }
 
@@ -100,9 +114,9 @@ impl Position {
             return Offer::OtherEpoch;
         }
         if seq <= self.seq {
-            return Offer::Old;
+            return self.compare(seq, &event);
         }
-        if seq > self.seq + 1 {
+        if seq > self.seq + 1 || self.disputed.is_some() {
             self.held.insert(seq, event);
             if self.held.len() > MAX_HELD {
                 self.held.pop_last();
@@ -114,9 +128,42 @@ impl Position {
         Offer::Ready
     }
 
-    /// Something is missing before what is held, or another epoch has shown itself.
+    /// Holds an event against the one that was delivered in its place, if that is still known.
+    fn compare(&mut self, seq: u64, event: &Event) -> Offer {
+        let back = self.seq - seq;
+        let recent = || usize::try_from(back).ok().and_then(|back| self.recent.id(back));
+        let delivered = if back == 0 { self.id } else { recent() };
+        match delivered.zip(id_of(event)) {
+            Some((delivered, id)) if delivered != id => {
+                if self.disputed.is_none_or(|(first, _)| seq < first) {
+                    self.disputed = Some((seq, delivered));
+                }
+                self.doubt();
+                Offer::Disputed
+            }
+            _ => Offer::Old,
+        }
+    }
+
+    /// What to ask the database: for what is missing, and for what is disputed.
+    pub(crate) fn question(&self) -> Question {
+        let after = self.disputed.map_or(self.seq, |(seq, _)| seq - 1);
+        Question { at: self.seq, after }
+    }
+
+    /// The answer to a question settles a dispute, if there was one when it was asked. Returns whether
+    /// the database does not have what was delivered: the stream has another history.
+    pub(crate) fn settle(&mut self, question: &Question, rows: &[(i64, u64, Arc<Event>)]) -> bool {
+        let Some((seq, delivered)) = self.disputed.filter(|(seq, _)| *seq > question.after) else { return false };
+        self.disputed = None;
+        let row = rows.iter().find(|(_, of_row, _)| *of_row == seq);
+        row.and_then(|(_, _, event)| id_of(event)) != Some(delivered)
+    }
+
+    /// Something is missing before what is held, or contradicts what was delivered, or another epoch has
+    /// shown itself.
     pub(crate) fn has_hole(&self) -> bool {
-        !self.held.is_empty() || self.foreign.is_some()
+        !self.held.is_empty() || self.foreign.is_some() || self.disputed.is_some()
     }
 
     /// Gives up on what is missing before `seq`: the database does not have it (any more).
@@ -132,16 +179,23 @@ impl Position {
 
     /// The database's head has been read, after the node had stood at `asked_at`. Returns whether the
     /// stream begins afresh: it has another epoch, or it has gone back behind us or has another message
-    /// where we are (a restored backup, or one that somebody on the layer made up).
-    pub(crate) fn check_head(&mut self, head: &Head, asked_at: u64, ready: &mut Vec<Arc<Event>>) -> bool {
+    /// where we are or were (a restored backup). `refuted` is what [`settle`](Self::settle) has said.
+    pub(crate) fn check_head(
+        &mut self,
+        head: &Head,
+        asked_at: u64,
+        refuted: bool,
+        ready: &mut Vec<Arc<Event>>,
+    ) -> bool {
         let foreign = self.foreign.take();
         self.doubtful = false;
-        if head.epoch == self.epoch && head.last_seq >= asked_at && !self.is_another(head) {
+        if head.epoch == self.epoch && head.last_seq >= asked_at && !refuted && !self.is_another(head) {
             return false;
         }
         let afresh = self.epoch != 0;
         self.recent.forget();
         self.held.clear();
+        self.disputed = None;
         self.epoch = head.epoch;
         match foreign {
             Some((epoch, seq, event)) if epoch == head.epoch => {
@@ -220,7 +274,7 @@ impl Position {
     }
 
     /// Called when the database had nothing for a hole. What is held although the database knows of
-    /// nothing like it was made up by somebody on the layer; it is dropped at the third time.
+    /// nothing like it is of a history that is no more; it is dropped at the third time.
     pub(crate) fn give_up_after_a_while(&mut self) {
         self.fruitless += 1;
         if self.fruitless >= 3 {
@@ -229,8 +283,11 @@ impl Position {
         }
     }
 
-    fn deliver_held(&mut self, ready: &mut Vec<Arc<Event>>) {
-        while let Some(event) = self.held.remove(&(self.seq + 1)) {
+    /// What is held and may be delivered now.
+    pub(crate) fn deliver_held(&mut self, ready: &mut Vec<Arc<Event>>) {
+        while self.disputed.is_none()
+            && let Some(event) = self.held.remove(&(self.seq + 1))
+        {
             self.deliver(self.seq + 1, event, ready);
         }
     }
@@ -239,10 +296,14 @@ impl Position {
         self.seq = seq;
         self.fruitless = 0;
         self.doubtful = false;
-        self.id = event.text("id").and_then(|id| id.parse().ok());
+        self.id = id_of(&event);
         self.recent.push(self.id, &event);
         ready.push(event);
     }
+}
+
+fn id_of(event: &Event) -> Option<Uuid> {
+    event.text("id")?.parse().ok()
 }
 
 #[cfg(test)]
@@ -317,17 +378,17 @@ mod tests {
         let (mut position, mut ready) = (start(4), Vec::new());
         assert_eq!(position.offer(2, 1, event(1), &mut ready), Offer::OtherEpoch);
         assert_eq!((position.seq(), ready.len()), (4, 0));
-        assert!(!position.check_head(&Head { epoch: 1, last_seq: 4, last_id: None }, 4, &mut ready));
+        assert!(!position.check_head(&Head { epoch: 1, last_seq: 4, last_id: None }, 4, false, &mut ready));
         assert!(!position.has_hole());
         assert_eq!(position.offer(2, 1, event(1), &mut ready), Offer::OtherEpoch);
-        assert!(position.check_head(&Head { epoch: 2, last_seq: 1, last_id: None }, 4, &mut ready));
+        assert!(position.check_head(&Head { epoch: 2, last_seq: 1, last_id: None }, 4, false, &mut ready));
         assert_eq!((position.epoch(), position.seq(), seqs(&ready)), (2, 1, vec![1]));
     }
 
     #[test]
     fn a_restored_backup_starts_afresh_and_made_up_events_are_dropped() {
         let (mut position, mut ready) = (start(9), Vec::new());
-        assert!(position.check_head(&Head { epoch: 1, last_seq: 5, last_id: None }, 9, &mut ready));
+        assert!(position.check_head(&Head { epoch: 1, last_seq: 5, last_id: None }, 9, false, &mut ready));
         assert_eq!(position.seq(), 5);
         position.offer(1, 1_000_000, event(1_000_000), &mut ready);
         (0..3).for_each(|_| position.give_up_after_a_while());
@@ -372,12 +433,17 @@ mod tests {
             // An event without an id.
             &|position| assert_eq!(position.offer(1, 11, event(11), &mut Vec::new()), Offer::Ready),
             &|position| {
-                assert!(position.check_head(&Head { epoch: 2, last_seq: 10, last_id: None }, 10, &mut Vec::new()));
+                assert!(position.check_head(
+                    &Head { epoch: 2, last_seq: 10, last_id: None },
+                    10,
+                    false,
+                    &mut Vec::new()
+                ));
             },
             // The same place, but another message there.
             &|position| {
                 let head = Head { epoch: 1, last_seq: 10, last_id: Some(id(77)) };
-                assert!(position.check_head(&head, 10, &mut Vec::new()));
+                assert!(position.check_head(&head, 10, false, &mut Vec::new()));
                 assert_eq!(position.id(), Some(id(77)));
             },
         ];
@@ -392,8 +458,53 @@ mod tests {
         assert_eq!(position.offer(1, 11, stored(11), &mut ready), Offer::Ready);
         assert!(matches!(recall(&mut position, place(11)), Recall::Missed(..)), "it has shown itself");
         let mut position = at_ten();
-        assert!(!position.check_head(&Head { epoch: 1, last_seq: 10, last_id: Some(id(10)) }, 10, &mut ready));
+        assert!(!position.check_head(&Head { epoch: 1, last_seq: 10, last_id: Some(id(10)) }, 10, false, &mut ready));
         assert_eq!(missed(recall(&mut position, place(9))), 1);
+    }
+
+    /// A message at `seq` that is not the one that was delivered there.
+    fn other(seq: u64) -> Arc<Event> {
+        Arc::new(Event::clone(&stored(seq)).with("id", id(seq + 100).to_string()))
+    }
+
+    #[test]
+    fn what_contradicts_a_delivered_message_is_the_databases_to_settle() {
+        let head = |seq| Head { epoch: 1, last_seq: seq, last_id: None };
+        let rows = |seqs: std::ops::RangeInclusive<u64>, event: fn(u64) -> Arc<Event>| {
+            seqs.map(|seq| (1, seq, event(seq))).collect::<Vec<_>>()
+        };
+        for disputed in [10, 8] {
+            let (mut position, mut ready) = (at_ten(), Vec::new());
+            assert_eq!(position.offer(1, disputed, stored(disputed), &mut ready), Offer::Old);
+            let before = position.question();
+            assert_eq!(position.offer(1, disputed, other(disputed), &mut ready), Offer::Disputed);
+            assert!(position.has_hole());
+            assert_eq!(recall(&mut position, place(10)), Recall::Unknown);
+            // What comes after it may be of either history.
+            assert_eq!(position.offer(1, 11, stored(11), &mut ready), Offer::Held);
+            assert_eq!(position.question(), Question { at: 10, after: disputed - 1 });
+            // An answer to what was asked before says nothing about it.
+            assert!(!position.settle(&before, &[]) && position.has_hole());
+
+            let question = position.question();
+            assert!(!position.settle(&question, &rows(disputed..=11, stored)));
+            assert!(!position.check_head(&head(11), 10, false, &mut ready));
+            position.deliver_held(&mut ready);
+            assert_eq!((seqs(&ready), position.has_hole()), (vec![11], false), "the database has what was delivered");
+
+            let (mut position, mut ready) = (at_ten(), Vec::new());
+            position.offer(1, disputed, other(disputed), &mut ready);
+            position.offer(1, 11, other(11), &mut ready);
+            assert!(position.settle(&question, &rows(disputed..=11, other)), "the database has the other one");
+            assert!(position.check_head(&head(11), 10, true, &mut ready));
+            assert_eq!((position.seq(), ready.len(), position.has_hole()), (11, 0, false));
+            // Neither: deleted since.
+            let mut position = at_ten();
+            position.offer(1, disputed, other(disputed), &mut ready);
+            assert!(position.settle(&question, &rows(11..=11, stored)));
+        }
+        // Older than what is known.
+        assert_eq!(at_ten().offer(1, 7, other(7), &mut Vec::new()), Offer::Old);
     }
 
     proptest! {

@@ -1,36 +1,53 @@
-//! Lines of the log that others can provoke: one in a while, and how many it stands for.
+//! Lines of the log that others can provoke: one a minute, and how many it stands for.
 
+use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
 /// At most one line in this time.
-const EVERY: Duration = Duration::from_secs(10);
+const EVERY: Duration = Duration::from_secs(60);
 
 /// Says when a line is due.
 #[derive(Debug, Default)]
-pub(crate) struct Seldom(Mutex<State>);
+pub(crate) struct Seldom(Mutex<Times>);
+
+/// Says when a line of each kind is due. Kinds are words of the program, so there are few.
+#[derive(Debug, Default)]
+pub(crate) struct SeldomOfKind(Mutex<HashMap<(&'static str, &'static str), Times>>);
 
 #[derive(Debug, Default)]
-struct State {
+struct Times {
     last: Option<Instant>,
-    times: u64,
+    since: u64,
 }
 
 impl Seldom {
     pub(crate) const fn new() -> Self {
-        Self(Mutex::new(State { last: None, times: 0 }))
+        Self(Mutex::new(Times { last: None, since: 0 }))
     }
 
     /// One more time. If a line is due: how often it has happened since the last one.
     pub(crate) fn again(&self) -> Option<u64> {
-        let mut state = self.0.lock();
-        state.times += 1;
-        if state.last.is_some_and(|last| last.elapsed() < EVERY) {
+        self.0.lock().again(Instant::now())
+    }
+}
+
+impl SeldomOfKind {
+    /// As [`Seldom::again`], of this kind.
+    pub(crate) fn again(&self, of: &'static str, reason: &'static str) -> Option<u64> {
+        self.0.lock().entry((of, reason)).or_default().again(Instant::now())
+    }
+}
+
+impl Times {
+    fn again(&mut self, now: Instant) -> Option<u64> {
+        self.since += 1;
+        if self.last.is_some_and(|last| now.duration_since(last) < EVERY) {
             return None;
         }
-        state.last = Some(Instant::now());
-        Some(std::mem::take(&mut state.times))
+        self.last = Some(now);
+        Some(std::mem::take(&mut self.since))
     }
 }
 
@@ -40,9 +57,17 @@ mod tests {
 
     #[test]
     fn one_line_stands_for_many() {
-        let seldom = Seldom::default();
-        assert_eq!((seldom.again(), seldom.again(), seldom.again()), (Some(1), None, None));
-        seldom.0.lock().last = Instant::now().checked_sub(EVERY);
-        assert_eq!(seldom.again(), Some(3));
+        let (mut times, start) = (Times::default(), Instant::now());
+        assert_eq!([0, 1, 30].map(|seconds| times.again(start + Duration::from_secs(seconds))), [Some(1), None, None]);
+        assert_eq!(times.again(start + EVERY), Some(3));
+        assert_eq!(times.again(start + EVERY), None);
+    }
+
+    #[test]
+    fn each_kind_has_lines_of_its_own() {
+        let seldom = SeldomOfKind::default();
+        assert_eq!(seldom.again("chat_message", "no_seal"), Some(1));
+        assert_eq!(seldom.again("chat_message", "stale"), Some(1));
+        assert_eq!(seldom.again("chat_message", "no_seal"), None);
     }
 }

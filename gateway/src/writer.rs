@@ -13,6 +13,7 @@ use tokio_util::task::TaskTracker;
 use crate::events;
 use crate::metrics::Metrics;
 use crate::names::GroupNames;
+use crate::seal::{Keys, Seals};
 
 /// Rows per transaction, at most.
 const BATCH: usize = 500;
@@ -72,6 +73,7 @@ struct Lane {
     store: Store,
     layer: Arc<dyn ChannelLayer>,
     names: GroupNames,
+    seals: Arc<Seals>,
     metrics: Arc<Metrics>,
 }
 
@@ -82,6 +84,7 @@ impl Writer {
         store: &Store,
         layer: &Arc<dyn ChannelLayer>,
         names: &GroupNames,
+        seals: &Arc<Seals>,
         metrics: &Arc<Metrics>,
         tasks: &TaskTracker,
         stop: &CancellationToken,
@@ -94,6 +97,7 @@ impl Writer {
                     store: store.clone(),
                     layer: Arc::clone(layer),
                     names: names.clone(),
+                    seals: Arc::clone(seals),
                     metrics: Arc::clone(metrics),
                 };
                 tasks.spawn(lane.run(waiting, stop.clone()));
@@ -191,7 +195,9 @@ impl Lane {
     }
 
     fn publish_new<'a>(&self, stored: impl Iterator<Item = (&'a Append, &'a Appended)>) {
-        stored.filter(|(_, appended)| !appended.repeated).for_each(|(append, appended)| self.publish(append, appended));
+        let keys = self.seals.keys();
+        let new = stored.filter(|(_, appended)| !appended.repeated);
+        new.for_each(|(append, appended)| self.publish(append, appended, &keys));
     }
 
     async fn append_all(&self, whole: &[Append]) -> Result<Vec<Appended>, WholeError> {
@@ -224,11 +230,12 @@ impl Lane {
 
     /// Queues the event of what was just committed. If the layer does not take it, nodes find the message by
     /// comparing positions, as soon as they can be told to (`peers.rs`).
-    fn publish(&self, append: &Append, appended: &Appended) {
+    fn publish(&self, append: &Append, appended: &Appended, keys: &Keys) {
         let (group, event) = self.event(append, appended);
-        let sent = group
-            .map_err(|error| error.to_string())
-            .and_then(|group| self.layer.group_send_later(&group, &event).map_err(|error| error.to_string()));
+        let sent = group.map_err(|error| error.to_string()).and_then(|group| {
+            let event = keys.seal(event, group.as_str());
+            self.layer.group_send_later(&group, &event).map_err(|error| error.to_string())
+        });
         if let Err(error) = sent {
             tracing::debug!(error, "a stored message could not be written to the layer");
         }

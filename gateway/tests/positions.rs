@@ -46,10 +46,11 @@ fn event(stream: &Stream, text: &str, stored: &Appended) -> (GroupName, Event) {
     (GroupName::parse(&group).unwrap(), event)
 }
 
-/// All of them in one go.
+/// All of them in one go, sealed as a node does it.
 fn publish(node: &TestNode, events: impl IntoIterator<Item = (GroupName, Event)>) {
+    let node = node.running.node();
     for (group, event) in events {
-        node.running.node().layer.group_send_later(&group, &event).unwrap();
+        node.layer.group_send_later(&group, &node.sealed(&group, event)).unwrap();
     }
 }
 

@@ -100,12 +100,13 @@ impl Store {
         Ok(date(now))
     }
 
-    async fn changes_a_row(&self, update: &UpdateStatement) -> Result<bool, StoreError> {
+    pub(crate) async fn changes_a_row(&self, update: &UpdateStatement) -> Result<bool, StoreError> {
         let done = self.db.run(|| async { Ok(self.db.writes().execute(update).await?) }).await?;
         Ok(done.rows_affected() > 0)
     }
 
-    fn now(&self) -> SimpleExpr {
+    /// Seconds since 1970, as the database counts them.
+    pub(crate) fn now(&self) -> SimpleExpr {
         clock::seconds(self.backend())
     }
 }
@@ -118,6 +119,6 @@ fn of_holder(name: &str, holder: Uuid) -> UpdateStatement {
         .to_owned()
 }
 
-fn seconds(time: Duration) -> i64 {
+pub(crate) fn seconds(time: Duration) -> i64 {
     i64::try_from(time.as_secs()).unwrap_or(i64::MAX / 4)
 }

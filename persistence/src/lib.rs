@@ -55,12 +55,14 @@ mod receipts;
 mod retention;
 mod rooms;
 mod schema;
+mod secrets;
 mod store;
 mod types;
 mod values;
 
 pub use error::{BoxError, StoreError};
 pub use options::StoreOptions;
+pub use secrets::{Secret, Secrets};
 pub use store::Store;
 pub use types::{
     Append, AppendError, Appended, Backend, Deleted, Head, Key, MAX_DISPLAY_NAME_CHARS, MAX_EVENT_ID_BYTES,

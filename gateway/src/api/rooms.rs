@@ -8,7 +8,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::{ApiResult, Call, Problem};
-use crate::consumers::ROOMS_CHANGED;
+use crate::events::ROOMS_CHANGED;
 use crate::node::Node;
 use crate::pages;
 
@@ -80,6 +80,7 @@ pub(super) async fn remove_member(node: &Node, room: &str, user: &str) -> ApiRes
 /// Tells open sockets to look at their rooms again.
 async fn tell(node: &Node, group: Result<GroupName, NameError>, event: Event) {
     let Ok(group) = group else { return };
+    let event = node.seals.word(event, group.as_str());
     if let Err(error) = node.layer.group_send(&group, &event).await {
         // The other nodes find out by themselves, as soon as they compare (`memberships.rs`).
         tracing::warn!(

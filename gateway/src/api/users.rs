@@ -38,5 +38,5 @@ pub(super) async fn seen(call: &Call, node: &Node, user: &str) -> ApiResult {
         Marked { ids: None, up_to: Some(seq) } => Seen::UpTo(seq),
         _ => return Err(Problem::bad("either ids or up_to")),
     };
-    Ok(pages::mark_seen(node, user, which, None).await?)
+    Ok(serde_json::json!(pages::mark_seen(node, user, which, None).await?))
 }

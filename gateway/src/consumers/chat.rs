@@ -18,9 +18,6 @@ use crate::names;
 use crate::pages;
 use crate::seldom::Seldom;
 
-/// The event that tells a user's sockets to look at their memberships again.
-pub(crate) const ROOMS_CHANGED: &str = "gateway_rooms_changed";
-
 /// Serves one chat connection.
 #[derive(Default)]
 pub struct ChatConsumer {
@@ -50,7 +47,7 @@ impl Consumer for ChatConsumer {
             .shared("notification.message", events::notification_message)
             .shared(events::SEEN, events::seen)
             .shared(events::TYPING, events::typing)
-            .own(ROOMS_CHANGED, |consumer, ctx, event| consumer.rooms_changed(ctx, event).boxed());
+            .own(events::ROOMS_CHANGED, |consumer, ctx, event| consumer.rooms_changed(ctx, event).boxed());
     }
 
     /// Joins the user's group and the rooms' groups; from then on everything committed is heard.
@@ -186,7 +183,7 @@ impl ChatConsumer {
     fn typing(&self, ctx: &Context, room: &str, client_id: Option<String>) -> Outcome {
         if self.hears_or_says(ctx, room, client_id.as_deref())
             && let Ok(group) = ctx.node().names.room(room)
-            && ctx.layer().group_send_later(&group, &events::typing_event(room, ctx.username())).is_err()
+            && ctx.node().tell(&group, events::typing_event(room, ctx.username())).is_err()
         {
             tracing::debug!("typing could not be told");
         }
@@ -248,9 +245,8 @@ impl ChatConsumer {
 
     /// All of a user's sockets hear all of the user's rooms, also one that this socket has just joined.
     fn tell_other_sockets(&self, ctx: &Context) {
-        let news = Event::new(ROOMS_CHANGED).with("by", ctx.channel_name().as_str());
-        let told = ctx.node().names.user(ctx.username()).map(|group| ctx.layer().group_send_later(&group, &news));
-        if !matches!(told, Ok(Ok(()))) {
+        let news = Event::new(events::ROOMS_CHANGED).with("by", ctx.channel_name().as_str());
+        if !ctx.node().names.user(ctx.username()).is_ok_and(|group| ctx.node().tell(&group, news).is_ok()) {
             tracing::warn!("other sockets of this user could not be told of a new room");
         }
     }

@@ -5,7 +5,6 @@ mod notification;
 mod send;
 
 pub use chat::ChatConsumer;
-pub(crate) use chat::ROOMS_CHANGED;
 pub use notification::NotificationConsumer;
 
 use crate::routing::Router;

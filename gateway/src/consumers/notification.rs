@@ -22,7 +22,7 @@ impl Consumer for NotificationConsumer {
         // Rooms are of no interest here, so news of them are no unknown events either.
         handlers
             .shared("notification.message", events::notification_message)
-            .shared(super::ROOMS_CHANGED, |_| None)
+            .shared(events::ROOMS_CHANGED, |_| None)
             .shared(events::SEEN, events::seen);
     }
 

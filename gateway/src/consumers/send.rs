@@ -84,7 +84,7 @@ pub(super) fn answer_unavailable(ctx: &Context, error: &(dyn std::error::Error +
 pub(super) fn answer_page(
     ctx: &Context,
     kind: &'static str,
-    page: Result<serde_json::Value, StoreError>,
+    page: Result<impl Serialize, StoreError>,
     client_id: Option<String>,
 ) -> Outcome {
     match page {

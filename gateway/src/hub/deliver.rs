@@ -12,10 +12,10 @@ use super::run::{Kind, Turn};
 use super::twin::Twin;
 use super::{Filled, Hub, Work};
 use crate::consumer::{Lookup, Rendering};
-use crate::consumers::ROOMS_CHANGED;
-use crate::events;
+use crate::events::{self, ROOMS_CHANGED};
 use crate::metrics::ByReason;
 use crate::position::Offer;
+use crate::seal::Keys;
 use crate::socket::Socket;
 
 /// Sockets flushed before other tasks get a turn.
@@ -35,9 +35,10 @@ pub(super) async fn dispatch(hub: Arc<Hub>, shard: usize) {
             shard.ready.notified().await;
             continue;
         }
+        let keys = hub.seals.keys();
         while !taken.is_empty() {
             for work in taken.drain(..taken.len().min(EVENTS_PER_FLUSH)) {
-                hub.deliver(work, &mut turn);
+                hub.deliver(work, &keys, &mut turn);
             }
             hub.fan_out(&mut turn);
             for sockets in turn.dirty.chunks(FLUSHES_PER_TURN) {
@@ -52,21 +53,23 @@ pub(super) async fn dispatch(hub: Arc<Hub>, shard: usize) {
 }
 
 impl Hub {
-    fn deliver(&self, work: Work, turn: &mut Turn) {
+    fn deliver(&self, work: Work, keys: &Keys, turn: &mut Turn) {
         match work {
             Work::Layer(Delivery::Group { group, event }) => {
                 if let Some(group) = self.group(&group) {
-                    self.deliver_to_group(&group, event, turn);
+                    self.deliver_to_group(&group, event, keys, turn);
                 }
             }
-            Work::Layer(Delivery::Channel { channel, event }) => self.deliver_to_channel(&channel, event, turn),
+            Work::Layer(Delivery::Channel { channel, event }) => {
+                self.deliver_to_channel(&channel, event, keys, turn);
+            }
             Work::Layer(Delivery::Disconnected | Delivery::Reconnected(_)) => {}
             Work::Twin(Twin { group, channel, event }) => {
                 // Decided here, where the group's own event is delivered, so that it is sent once.
                 if self.hears(&group, &channel) {
                     self.dropped("twin").inc();
                 } else {
-                    self.deliver_to_channel(&channel, event, turn);
+                    self.deliver_to_channel(&channel, event, keys, turn);
                 }
             }
             Work::Filled(filled) => {
@@ -77,13 +80,15 @@ impl Hub {
         }
     }
 
-    /// Position checked, a hole filled first.
-    fn deliver_to_group(&self, group: &Arc<Group>, event: Arc<Event>, turn: &mut Turn) {
+    /// Seal and position checked, a hole filled first.
+    fn deliver_to_group(&self, group: &Arc<Group>, event: Arc<Event>, keys: &Keys, turn: &mut Turn) {
+        let Some(event) = self.seals.believe(keys, event, group.name.as_str()) else { return };
+        let event = self.with_room(group, event);
         let stored = group.is_inbox().filter(|&inbox| is_stored_type(&event, inbox));
         let Some((_, place)) = stored.zip(events::position(&event)) else {
             let event = self.dated(event);
             turn.add(group, Arc::clone(&event), None);
-            if event.event_type() == Some(ROOMS_CHANGED) {
+            if event.handler_name().is_ok_and(|name| name == ROOMS_CHANGED) {
                 self.fan_out(turn);
                 self.silence(group, &event);
             }
@@ -101,6 +106,14 @@ impl Hub {
             Some(Offer::Held | Offer::OtherEpoch) => self.request_fill(group, Cause::Hole),
             Some(Offer::Old) => {
                 self.dropped("old").inc();
+            }
+            Some(Offer::Disputed) => {
+                self.dropped("disputed").inc();
+                if let Some(times) = self.warnings.again("stream", "disputed") {
+                    let group = group.name.as_str();
+                    tracing::warn!(group, times, "two messages have one place in a stream; the database is asked");
+                }
+                self.request_fill(group, Cause::Hole);
             }
             None => turn.add(group, event, None),
         }
@@ -137,16 +150,18 @@ impl Hub {
     fn deliver_filled(&self, group: &Arc<Group>, filled: Filled, turn: &mut Turn) {
         let mut ready = Vec::new();
         let afresh = group.with_position(|stream, position| {
-            if filled.head.as_ref().is_some_and(|head| position.check_head(head, filled.asked_at, &mut ready)) {
+            let (asked_at, refuted) = (filled.question.at, position.settle(&filled.question, &filled.events));
+            if filled.head.as_ref().is_some_and(|head| position.check_head(head, asked_at, refuted, &mut ready)) {
                 return Some(stream.clone());
             }
             let before = position.seq();
-            for (epoch, seq, event) in filled.events {
+            for (epoch, seq, event) in filled.events.into_iter().filter(|(_, seq, _)| *seq > before) {
                 position.skip_to(seq, &mut ready);
                 if position.offer(epoch, seq, event, &mut ready) == Offer::Ready {
                     self.metrics.layer_gaps_filled.inc();
                 }
             }
+            position.deliver_held(&mut ready);
             if position.seq() == before {
                 position.give_up_after_a_while();
             }
@@ -168,35 +183,48 @@ impl Hub {
     }
 
     /// A `send` to one socket's channel name runs the same handlers for that socket alone.
-    fn deliver_to_channel(&self, channel: &ChannelName, event: Arc<Event>, turn: &mut Turn) {
+    fn deliver_to_channel(&self, channel: &ChannelName, event: Arc<Event>, keys: &Keys, turn: &mut Turn) {
         let Some(socket) = self.registry.by_channel(channel) else {
             self.dropped("no_channel").inc();
             return;
         };
+        // The group in whose stream it says to have a place, as far as this socket may hear that.
+        let stream = events::position(&event).and_then(|_| self.stream_of(&event, &socket));
+        let target = stream.as_ref().map_or(channel.as_str(), GroupName::as_str);
+        let Some(event) = self.seals.believe(keys, event, target) else { return };
         // A stored message that the socket's own stream brings, in its place there.
-        if self.stream_of(&event, &socket).is_some_and(|group| group.has(&socket)) {
+        if events::position(&event).is_some() && stream.is_some_and(|group| self.has(&socket, &group)) {
             self.dropped("twin").inc();
             return;
         }
         let event = self.dated(event);
         // What came for its groups before this comes to the socket before this.
         self.fan_out(turn);
-        let kind = self.kind_of(&event, &socket.class);
+        let kind = self.kind_of(&event, &socket.class, channel.as_str());
         let sent = self.hand_over(&socket, &event, &kind, &mut turn.dirty);
         if let Kind::Frame(rendering) = kind {
             self.count_frames(rendering.kind, sent);
         }
     }
 
-    /// The group in whose stream this event has a place, as far as this socket may hear it.
-    fn stream_of(&self, event: &Event, socket: &Socket) -> Option<Arc<Group>> {
-        events::position(event)?;
-        let name = match &*event.handler_name().ok()? {
-            events::CHAT_MESSAGE => self.names.room(event.text("group_name")?),
-            events::NOTIFICATION_MESSAGE => self.names.user(&socket.user),
-            _ => return None,
-        };
-        self.group(&name.ok()?)
+    fn stream_of(&self, event: &Event, socket: &Socket) -> Option<GroupName> {
+        match &*event.handler_name().ok()? {
+            events::CHAT_MESSAGE => self.names.room(event.text("group_name")?).ok(),
+            events::NOTIFICATION_MESSAGE => self.names.user(&socket.user).ok(),
+            _ => None,
+        }
+    }
+
+    /// A chat message that does not name its room is of the room whose group it has come for.
+    fn with_room(&self, group: &Group, event: Arc<Event>) -> Arc<Event> {
+        let names_none = event.get("group_name").is_none_or(channel_layer::Value::is_null);
+        if !names_none || event.handler_name().is_ok_and(|name| name != events::CHAT_MESSAGE) {
+            return event;
+        }
+        match group.room().or_else(|| self.names.room_of(&group.name).map(str::to_owned)) {
+            Some(room) => Arc::new(Event::clone(&event).with("group_name", room)),
+            None => event,
+        }
     }
 
     /// Whether the socket of this channel is in the group through this node.

@@ -66,12 +66,12 @@ impl Hub {
         if group.is_filled() {
             return;
         }
-        let Some((stream, _, seq)) = group.standing() else { return group.end_fill() };
-        match self.metrics.time_store("fill", self.missing(&stream, seq)).await {
+        let Some((stream, question)) = group.question() else { return group.end_fill() };
+        match self.metrics.time_store("fill", self.missing(&stream, question.after)).await {
             Ok((head, events)) => {
                 let shard = self.shard_of(&name);
                 let more = events.len() as u64 == PAGE;
-                self.push(shard, Work::Filled(Filled { group: name, asked_at: seq, head, events, more }));
+                self.push(shard, Work::Filled(Filled { group: name, question, head, events, more }));
                 shard.ready.notify_one();
             }
             Err(error) => {

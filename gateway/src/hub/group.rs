@@ -8,7 +8,7 @@ use parking_lot::Mutex;
 use persistence::{Head, Stream};
 use uuid::Uuid;
 
-use crate::position::{Offer, Position};
+use crate::position::{Offer, Position, Question};
 use crate::recent::Recent;
 use crate::socket::Socket;
 use crate::websocket::WireFrame;
@@ -195,6 +195,21 @@ impl Group {
         let inner = self.inner.lock();
         let (stream, position) = inner.stream.as_ref()?;
         Some((stream.clone(), position.epoch(), position.seq()))
+    }
+
+    /// The stream, and what the database is to be asked about it.
+    pub(super) fn question(&self) -> Option<(Stream, Question)> {
+        let inner = self.inner.lock();
+        let (stream, position) = inner.stream.as_ref()?;
+        Some((stream.clone(), position.question()))
+    }
+
+    /// The room, if it is the group of one that the node follows.
+    pub(super) fn room(&self) -> Option<String> {
+        match &self.inner.lock().stream {
+            Some((Stream::Room(room), _)) => Some(room.clone()),
+            _ => None,
+        }
     }
 
     /// Whether somebody has to ask; `false` when that is under way.

@@ -27,8 +27,11 @@ use crate::config::Config;
 use crate::health::Health;
 use crate::metrics::{ByReason, Metrics};
 use crate::names::GroupNames;
+use crate::position::Question;
 use crate::recent::Memory;
 use crate::registry::Registry;
+use crate::seal::Seals;
+use crate::seldom::SeldomOfKind;
 use crate::socket::Socket;
 pub(crate) use catch_up::renderer;
 pub(crate) use group::Released;
@@ -46,6 +49,7 @@ pub(crate) struct Hub {
     registry: Arc<Registry>,
     metrics: Arc<Metrics>,
     health: Arc<Health>,
+    seals: Arc<Seals>,
     names: GroupNames,
     relay: OnceLock<Relay>,
     shards: Box<[Shard]>,
@@ -69,6 +73,8 @@ pub(crate) struct Hub {
     started: std::time::Instant,
     /// The second of the last warning about an unknown event.
     warned_at: AtomicU64,
+    /// Of known events that cannot be shown.
+    warnings: SeldomOfKind,
 }
 
 struct Shard {
@@ -89,10 +95,9 @@ enum Work {
 /// The database's answer about a stream.
 struct Filled {
     group: GroupName,
-    /// Where the node stood when it asked.
-    asked_at: u64,
+    question: Question,
     head: Option<Head>,
-    /// Rows after `asked_at`, ascending: epoch, seq, event.
+    /// Rows after `question.after`, ascending: epoch, seq, event.
     events: Vec<(i64, u64, Arc<channel_layer::Event>)>,
     /// There may be more rows after these.
     more: bool,
@@ -100,11 +105,13 @@ struct Filled {
 
 impl Hub {
     /// Makes the hub and starts its tasks. They end with `stop`.
+    #[expect(clippy::too_many_arguments, reason = "the parts of a node that a hub works with")]
     pub(crate) async fn start(
         layer: Arc<dyn ChannelLayer>,
         store: Store,
         registry: Arc<Registry>,
         health: &Arc<Health>,
+        seals: Arc<Seals>,
         config: &Config,
         tasks: &TaskTracker,
         stop: &CancellationToken,
@@ -117,6 +124,7 @@ impl Hub {
             registry,
             metrics: Arc::clone(&health.metrics),
             health: Arc::clone(health),
+            seals,
             names: GroupNames::new(&config.user_group, config.layer.raw_group_names),
             relay: OnceLock::new(),
             shards: (0..shards).map(|_| Shard::new()).collect(),
@@ -133,6 +141,7 @@ impl Hub {
             ring: config.io_uring,
             started: std::time::Instant::now(),
             warned_at: AtomicU64::new(0),
+            warnings: SeldomOfKind::default(),
         });
         let sink: Arc<dyn RelaySink> = Arc::new(Sink(Arc::downgrade(&hub)));
         let relay = hub.layer.relay(sink).await?;

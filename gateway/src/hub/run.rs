@@ -13,7 +13,8 @@ use super::Hub;
 use super::group::{Group, Member};
 use crate::close::{self, CloseReason};
 use crate::consumer::{ConsumerClass, Lookup, Rendering};
-use crate::metrics::ByType;
+use crate::events;
+use crate::metrics::{ByReason, ByType};
 use crate::socket::{Pushed, Socket};
 use crate::websocket::WireFrame;
 
@@ -94,7 +95,8 @@ impl Hub {
 
     fn render_run(&self, run: &Run, member: &Member) -> Rendered {
         let class = &member.socket.class;
-        let kinds: Vec<Kind> = run.events.iter().map(|(event, _)| self.kind_of(event, class)).collect();
+        let kinds: Vec<Kind> =
+            run.events.iter().map(|(event, _)| self.kind_of(event, class, run.group.name.as_str())).collect();
         let joined = join(&kinds, member.socket.outbox_limit());
         let sent = vec![0; kinds.len()];
         Rendered { class: Arc::as_ptr(class), kinds, joined, joined_sent: 0, sent }
@@ -148,14 +150,14 @@ impl Hub {
         1
     }
 
-    /// What the class's handlers make of an event.
-    pub(super) fn kind_of(&self, event: &Event, class: &ConsumerClass) -> Kind {
+    /// What the class's handlers make of an event that has come for a group or channel.
+    pub(super) fn kind_of(&self, event: &Event, class: &ConsumerClass, target: &str) -> Kind {
         let lookup = event.handler_name().map_or(Lookup::Unknown, |name| class.lookup(&name));
         match lookup {
             Lookup::Shared(handler) => match handler(event) {
                 Some(rendering) => Kind::Frame(rendering),
                 None => {
-                    tracing::debug!(event_type = event.event_type(), "the event makes no frame");
+                    self.tell_lack(event, target);
                     Kind::Nothing
                 }
             },
@@ -170,6 +172,21 @@ impl Hub {
                 }
                 Kind::Nothing
             }
+        }
+    }
+
+    /// An event that anybody may send was not made as it has to be.
+    fn tell_lack(&self, event: &Event, group: &str) {
+        let Some((event_type, field)) = events::lack(event) else { return };
+        self.metrics.layer_events_dropped.get_or_create(&ByReason { reason: "incomplete" }).inc();
+        if let Some(times) = self.warnings.again(event_type, field) {
+            tracing::warn!(
+                event_type,
+                group,
+                missing = field,
+                times,
+                "an event is shown to nobody: it lacks a field"
+            );
         }
     }
 

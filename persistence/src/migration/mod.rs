@@ -2,6 +2,7 @@
 
 mod m20261123_000001_init;
 mod m20261124_000002_leases;
+mod m20261129_000003_secrets;
 
 use sea_orm_migration::{
     MigrationTrait, MigratorTrait,
@@ -12,7 +13,11 @@ pub(crate) struct Migrator;
 
 impl MigratorTrait for Migrator {
     fn migrations() -> Vec<Box<dyn MigrationTrait>> {
-        vec![Box::new(m20261123_000001_init::Migration), Box::new(m20261124_000002_leases::Migration)]
+        vec![
+            Box::new(m20261123_000001_init::Migration),
+            Box::new(m20261124_000002_leases::Migration),
+            Box::new(m20261129_000003_secrets::Migration),
+        ]
     }
 
     fn migration_table_name() -> DynIden {

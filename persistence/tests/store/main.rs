@@ -14,4 +14,5 @@ mod notifications;
 mod retention;
 mod rooms;
 mod schema;
+mod secrets;
 mod tls;
