@@ -5,6 +5,7 @@ mod common;
 
 use common::{TestNode, eventually};
 use serde_json::Value;
+use tokio::io::AsyncBufReadExt as _;
 
 struct Output {
     code: i32,
@@ -78,8 +79,46 @@ async fn migrate_tells_what_it_did() {
     assert!(gateway(&["migrate"], &env).await.out.contains("applied"));
     assert!(gateway(&["migrate"], &env).await.out.contains("nothing to do"));
     assert!(!gateway(&["migrate", "status"], &env).await.out.contains("pending"));
+    let mode =
+        std::os::unix::fs::PermissionsExt::mode(&directory.path().join("x.db").metadata().unwrap().permissions());
+    assert_eq!(mode & 0o777, 0o600, "the owner's only");
     let output = gateway(&["check-config", "--live"], &[env[0], ("GATEWAY_JWT_SECRET", common::SECRET)]).await;
     assert_eq!(output.code, 0, "{}", output.err);
+}
+
+/// A file that others may read, and secrets that others may list: told by name, and no secret with it.
+#[tokio::test]
+async fn a_node_says_at_its_start_what_others_may_read() {
+    let directory = tempfile::tempdir().unwrap();
+    let database = directory.path().join("gateway.db");
+    std::fs::write(&database, "").unwrap();
+    std::fs::set_permissions(&database, std::os::unix::fs::PermissionsExt::from_mode(0o644)).unwrap();
+    let url = format!("sqlite://{}?mode=rwc", database.display());
+    let flags = ["serve", "--jwt-secret", "canary-canary-canary", "--api-key", "canary", "--database-url", &url];
+    let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_gateway"));
+    command.args(flags).args(["--listen", "127.0.0.1:0", "--internal-listen", "127.0.0.1:0"]);
+    let mut node = command.kill_on_drop(true).stderr(std::process::Stdio::piped()).spawn().unwrap();
+    let mut lines = tokio::io::BufReader::new(node.stderr.take().unwrap()).lines();
+    let mut log = String::new();
+    while !log.contains("listening") {
+        let line = tokio::time::timeout(common::PATIENCE, lines.next_line()).await.expect("it starts").unwrap();
+        log += &(line.expect("it runs") + "\n");
+    }
+    node.kill().await.unwrap();
+    let warned = |parts: [&str; 2]| {
+        log.lines().any(|line| line.contains("WARN") && parts.iter().all(|part| line.contains(part)))
+    };
+    assert!(
+        warned(["--jwt-secret", "GATEWAY_JWT_SECRET_FILE"]) && warned(["--api-key", "GATEWAY_API_KEY_FILE"]),
+        "{log}"
+    );
+    assert!(warned(["chmod 600", &database.display().to_string()]), "{log}");
+    assert!(!log.contains("canary") && !log.contains("DATABASE_URL"), "{log}");
+    // Given so that nobody can list them, there is nothing to say.
+    let env = [("GATEWAY_JWT_SECRET", "canary-canary-canary"), ("GATEWAY_API_KEY", "canary")];
+    assert!(!gateway(&["check-config"], &env).await.out.contains("warning"));
+    let output = gateway(&["check-config", "--api-key", "canary"], &env).await;
+    assert!(output.out.contains("warning: --api-key") && !output.out.contains("canary"), "{}", output.out);
 }
 
 #[tokio::test]

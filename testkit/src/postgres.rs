@@ -13,6 +13,7 @@ use std::{
 };
 
 use crate::{
+    clock::ShiftedClock,
     disk::Disk,
     net::free_port,
     process::{Guarded, private_dir},
@@ -49,6 +50,8 @@ struct Setup {
     durable: bool,
     /// The size of a disk of its own, in MiB.
     disk: Option<u32>,
+    /// What is put in front of its command.
+    clock: Vec<String>,
 }
 
 impl Postgres {
@@ -66,6 +69,11 @@ impl Postgres {
     /// Starts a server whose files lie on a disk of so many MiB, 48 of which it needs for itself.
     pub fn start_on_small_disk(megabytes: u32) -> Self {
         Self::launch(&Setup { disk: Some(megabytes), ..Setup::default() })
+    }
+
+    /// Starts a server that goes by this clock.
+    pub fn start_with_clock(clock: &ShiftedClock) -> Self {
+        Self::launch(&Setup { clock: clock.command(), ..Setup::default() })
     }
 
     /// The same with PostgreSQL's own settings for buffers and the disk: for measuring.
@@ -99,6 +107,7 @@ impl Postgres {
             command.splice(..0, disk.command());
             disk
         });
+        command.extend(setup.clock.iter().cloned());
         // A shell starts what runs in its background with QUIT ignored, and then nobody can trap it.
         command.extend([
             "env".into(),

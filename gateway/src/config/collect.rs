@@ -54,9 +54,9 @@ pub fn warnings(collected: &Collected) -> Vec<String> {
 
 /// Whether one of these URLs has a password, before its host or as a parameter.
 fn has_password(urls: &str) -> bool {
-    let after_scheme = |url: &str| url.split_once("://").map_or_else(String::new, |(_, rest)| rest.to_owned());
-    urls.split(',').map(after_scheme).any(|rest| {
-        let (place, parameters) = rest.split_once('?').unwrap_or((&rest, ""));
+    // Not cut at commas: one URL may name several hosts.
+    urls.split("://").skip(1).any(|rest| {
+        let (place, parameters) = rest.split_once('?').unwrap_or((rest, ""));
         place.rsplit_once('@').is_some_and(|(user, _)| user.contains(':')) || parameters.contains("password=")
     })
 }

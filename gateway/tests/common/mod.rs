@@ -382,7 +382,7 @@ impl NodeProcess {
     }
 
     /// The same through the command in front.
-    fn spawn_by(mut command: Vec<String>, dir: PathBuf, own: &[(&str, &str)]) -> Self {
+    pub fn spawn_by(mut command: Vec<String>, dir: PathBuf, own: &[(&str, &str)]) -> Self {
         let (public, internal) = (testkit::net::free_port(), testkit::net::free_port());
         let door = Door {
             public: SocketAddr::from(([127, 0, 0, 1], public)),

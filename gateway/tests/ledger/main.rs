@@ -1,5 +1,5 @@
 //! The ledger: what was acknowledged reaches every member, in order, once, whatever happens to nodes,
-//! Redis, PostgreSQL and the clients' network.
+//! Redis, PostgreSQL, the nodes' clocks and the clients' network.
 //!
 //! Publishers write down what was acknowledged, clients what they were shown; faults come by a schedule
 //! that a seed makes. `GATEWAY_LONG=1` runs 200 clients through a minute of them, with several seeds;

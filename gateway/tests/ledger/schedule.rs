@@ -20,6 +20,8 @@ pub(crate) enum What {
     RedisStopped,
     /// `kill -9` of PostgreSQL, which comes back with what was committed.
     PostgresKilled,
+    /// The wall clock of a node is wrong by so many hours, then right again.
+    ClockJumps { node: usize, hours: i64 },
     /// The network of a part of the clients is away. Silently: the nodes are not told, and go on writing
     /// to sockets that nobody reads.
     ClientsCut { part: usize, silently: bool },
@@ -56,6 +58,12 @@ impl Schedule {
             let what = What::ClientsCut { part: n as usize % PARTS, silently: random.one_in(2) };
             Fault { at, lasting: CUT_FOR, what }
         }));
+        let jump = |random: &mut Random| {
+            let (node, hours) = (random.below(nodes), *random.pick(&[1, -1, 48, -48]));
+            (What::ClockJumps { node, hours }, CUT_FOR + random.part_of(CUT_EVERY / 2))
+        };
+        let jumps = (0..2 * times).map(|_| jump(random)).collect();
+        faults.extend(lane(random, length, jumps));
         faults.sort_by_key(|fault| fault.at);
         Self { seed, length, faults }
     }
@@ -96,10 +104,13 @@ fn every_kind_of_fault_is_in_every_schedule_and_those_of_one_server_do_not_overl
     for (seed, seconds) in (0..200).flat_map(|seed| [(seed, 15), (seed, 60)]) {
         let schedule = Schedule::new(seed, Duration::from_secs(seconds), 3);
         let redis = |what| matches!(what, What::RedisEmptied | What::RedisStopped);
-        let servers: [&dyn Fn(What) -> bool; 4] =
-            [&redis, &|what| what == What::PostgresKilled, &|what| matches!(what, What::NodeKilled(_)), &|what| {
-                matches!(what, What::ClientsCut { .. })
-            }];
+        let servers: [&dyn Fn(What) -> bool; 5] = [
+            &redis,
+            &|what| what == What::PostgresKilled,
+            &|what| matches!(what, What::NodeKilled(_)),
+            &|what| matches!(what, What::ClientsCut { .. }),
+            &|what| matches!(what, What::ClockJumps { .. }),
+        ];
         for of_server in servers {
             let faults: Vec<_> = schedule.faults.iter().filter(|fault| of_server(fault.what)).collect();
             assert!(!faults.is_empty(), "{schedule}");

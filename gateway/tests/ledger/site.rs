@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use testkit::clock::ShiftedClock;
 use testkit::postgres::Postgres;
 use testkit::process::{Guarded, private_dir};
 use testkit::proxy::ChaosProxy;
@@ -35,6 +36,8 @@ pub(crate) struct Site {
     pub(crate) nodes: Vec<NodeProcess>,
     /// Each node's link to Redis.
     links: Vec<ChaosProxy>,
+    /// Each node's wall clock.
+    clocks: Vec<ShiftedClock>,
     pub(crate) network: watch::Sender<Cut>,
 }
 
@@ -44,19 +47,24 @@ impl Site {
         let (redis, postgres) = (RedisServer::start(), Postgres::start());
         let database = postgres.fresh_database();
         let links: Vec<_> = (0..nodes).map(|_| ChaosProxy::redis(redis.port())).collect();
+        let clocks: Vec<_> = (0..nodes).map(|_| ShiftedClock::new()).collect();
         let spawn = |(number, link): (usize, &ChaosProxy)| match kind {
-            Kind::Gateway { lossy } => NodeProcess::spawn(&[
-                ("redis-url", &link.url()),
-                ("database-url", &database),
-                ("node-id", &format!("node-{number}")),
-                ("room-policy", "members"),
-                ("limits.frames_per_second", "0"),
-                ("test-lossy", if lossy { "1" } else { "0" }),
-            ]),
+            Kind::Gateway { lossy } => {
+                let settings = [
+                    ("redis-url", &*link.url()),
+                    ("database-url", &database),
+                    ("node-id", &format!("node-{number}")),
+                    ("room-policy", "members"),
+                    ("limits.frames_per_second", "0"),
+                    ("test-lossy", if lossy { "1" } else { "0" }),
+                ];
+                NodeProcess::spawn_by(clocks[number].command(), private_dir("gateway"), &settings)
+            }
             Kind::Channels { layer } => daphne(layer, &link.url()),
         };
         let nodes: Vec<_> = links.iter().enumerate().map(spawn).collect();
-        let site = Self { kind, redis, postgres, nodes, links, network: watch::Sender::new(Cut::default()) };
+        let network = watch::Sender::new(Cut::default());
+        let site = Self { kind, redis, postgres, nodes, links, clocks, network };
         site.ready().await;
         site
     }
@@ -91,7 +99,7 @@ impl Site {
     /// Suffers what the schedule says, each kind of server in a thread of its own; everything runs again
     /// when this returns.
     pub(crate) async fn suffer(self, schedule: &Schedule) -> Self {
-        let Self { kind, redis, postgres, nodes, links, network } = self;
+        let Self { kind, redis, postgres, nodes, links, clocks, network } = self;
         let began = Instant::now();
         links.iter().for_each(|link| link.drop_messages(DROPPED));
         let redis = break_down(schedule, began, redis, |redis, what, wait| match what {
@@ -121,6 +129,13 @@ impl Site {
                 nodes[number].process.start();
             }
         });
+        let clocks = break_down(schedule, began, clocks, |clocks, what, wait| {
+            if let What::ClockJumps { node, hours } = what {
+                clocks[node].set(hours * 3600);
+                wait();
+                clocks[node].set(0);
+            }
+        });
         let network = break_down(schedule, began, network, |network, what, wait| {
             if let What::ClientsCut { part, silently } = what {
                 network.send_replace(Cut { part: Some(part), silently });
@@ -128,10 +143,10 @@ impl Site {
                 network.send_replace(Cut::default());
             }
         });
-        let (redis, postgres, nodes, network) = tokio::join!(redis, postgres, nodes, network);
+        let (redis, postgres, nodes, clocks, network) = tokio::join!(redis, postgres, nodes, clocks, network);
         tokio::time::sleep_until((began + schedule.length).into()).await;
         links.iter().for_each(ChaosProxy::pass);
-        let site = Self { kind, redis, postgres, nodes, links, network };
+        let site = Self { kind, redis, postgres, nodes, links, clocks, network };
         site.ready().await;
         site
     }
