@@ -2,29 +2,28 @@
 //! leaves as one pipeline, in the order of the calls, and every wait has an end.
 
 use std::{
-    collections::VecDeque,
+    pin::pin,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
+    task::Poll,
     time::Duration,
 };
 
 use parking_lot::Mutex;
-
-use bytes::Bytes;
+use redis::{Cmd, Pipeline, Value};
 use tokio::{
-    io::AsyncWriteExt,
     sync::{mpsc, oneshot, watch},
     time::{Instant, sleep, timeout, timeout_at},
 };
 
 use super::{
+    answer::{Answer, command, size, text_of},
     backoff::Backoff,
-    connection::{Connection, Target, fill, is_no_primary},
+    connection::{Connection, Target, is_no_primary, poll_quietly},
     refusal::{ErrorClass, is_failover_error},
     trust::Trust,
-    wire::{self, Answer},
 };
 use crate::{BoxError, LayerError};
 
@@ -83,7 +82,7 @@ impl From<Failure> for LayerError {
 
 /// What becomes of a command's answer: called once, on the commander's task, so it must not block.
 pub(super) trait Ending: Send {
-    fn end(self: Box<Self>, result: Result<Answer, Failure>);
+    fn end(self: Box<Self>, result: Result<Value, Failure>);
 
     /// The ending it was put around, if it was not used.
     fn give_back(self: Box<Self>) -> Option<Box<dyn Ending>> {
@@ -91,8 +90,8 @@ pub(super) trait Ending: Send {
     }
 }
 
-impl<F: FnOnce(Result<Answer, Failure>) + Send> Ending for F {
-    fn end(self: Box<Self>, result: Result<Answer, Failure>) {
+impl<F: FnOnce(Result<Value, Failure>) + Send> Ending for F {
+    fn end(self: Box<Self>, result: Result<Value, Failure>) {
         self(result);
     }
 }
@@ -109,15 +108,15 @@ pub(super) enum Heard {
 pub(super) type Refusal = (Failure, Option<Box<dyn Ending>>);
 
 /// The answer of a command that is under way.
-pub(super) struct Pending(oneshot::Receiver<Result<Answer, Failure>>);
+pub(super) struct Pending(oneshot::Receiver<Result<Value, Failure>>);
 
 impl Pending {
     /// Waits for it, [`PATIENCE`] at most.
-    pub(super) async fn answer(self) -> Result<Answer, Failure> {
+    pub(super) async fn answer(self) -> Result<Value, Failure> {
         self.answer_by(Instant::now() + PATIENCE).await
     }
 
-    pub(super) async fn answer_by(self, deadline: Instant) -> Result<Answer, Failure> {
+    pub(super) async fn answer_by(self, deadline: Instant) -> Result<Value, Failure> {
         match timeout_at(deadline, self.0).await {
             Ok(Ok(result)) => result,
             Ok(Err(_gone)) => Err(Failure::Closed),
@@ -144,19 +143,24 @@ struct Shared {
 }
 
 struct Job {
-    /// One command as it goes over the wire.
-    command: Bytes,
+    command: Cmd,
+    /// About how many bytes it has.
+    size: usize,
     ending: Option<Box<dyn Ending>>,
     heard: Heard,
     /// Whether it has been refused once because the server was no primary.
     again: bool,
-    /// How many answers come before the one that counts.
-    skip: u8,
+    /// Whether a cluster has sent the command here with `ASK`.
+    asking: bool,
 }
 
 impl Job {
-    fn end(self, shared: &Shared, result: Result<Answer, Failure>) {
-        shared.queued_bytes.fetch_sub(self.command.len(), Ordering::Relaxed);
+    fn new(command: Cmd, ending: Option<Box<dyn Ending>>, heard: Heard) -> Self {
+        Self { size: size(&command), command, ending, heard, again: false, asking: false }
+    }
+
+    fn end(self, shared: &Shared, result: Result<Value, Failure>) {
+        shared.queued_bytes.fetch_sub(self.size, Ordering::Relaxed);
         if let Some(ending) = self.ending {
             ending.end(result);
         }
@@ -173,15 +177,8 @@ impl Commander {
             trust: Mutex::default(),
             roleless: AtomicBool::new(false),
         });
-        let worker = Worker {
-            target,
-            name,
-            jobs,
-            shared: shared.clone(),
-            out: Vec::new(),
-            again: Vec::new(),
-            backoff: Backoff::default(),
-        };
+        let worker =
+            Worker { target, name, jobs, shared: shared.clone(), again: Vec::new(), backoff: Backoff::default() };
         (Self { queue, shared }, worker.run())
     }
 
@@ -196,15 +193,16 @@ impl Commander {
 
     /// Runs a command and waits for its answer; fails at once while Redis is away. Waits for room in
     /// the queue.
-    pub(super) async fn call(&self, command: Bytes, limit: Duration) -> Result<Answer, Failure> {
+    pub(super) async fn call(&self, command: Cmd, limit: Duration) -> Result<Value, Failure> {
         let deadline = Instant::now() + limit;
         let (ending, pending) = ending();
         self.admit()?;
         match timeout_at(deadline, self.queue.reserve()).await {
             // The bytes count from here on, so that a cancelled wait leaves nothing counted.
             Ok(Ok(permit)) => {
-                self.shared.queued_bytes.fetch_add(command.len(), Ordering::Relaxed);
-                permit.send(Job { command, ending: Some(ending), heard: Heard::AtOnce, again: false, skip: 0 });
+                let job = Job::new(command, Some(ending), Heard::AtOnce);
+                self.shared.queued_bytes.fetch_add(job.size, Ordering::Relaxed);
+                permit.send(job);
             }
             Ok(Err(_closed)) => return Err(Failure::Closed),
             Err(_late) => return Err(Failure::Timeout),
@@ -216,24 +214,23 @@ impl Commander {
     /// back if nothing was queued.
     pub(super) fn start_with(
         &self,
-        command: Bytes,
+        command: Cmd,
         ending: Option<Box<dyn Ending>>,
         heard: Heard,
     ) -> Result<(), Refusal> {
-        self.queue(Job { command, ending, heard, again: false, skip: 0 })
+        self.queue(Job::new(command, ending, heard))
     }
 
     /// Like [`start_with`](Self::start_with), for a command that a cluster has sent here with `ASK`.
-    pub(super) fn start_asking(&self, command: &[u8], ending: Option<Box<dyn Ending>>) -> Result<(), Refusal> {
-        let both = [&wire::bytes(&[b"ASKING"]), command].concat();
-        self.queue(Job { command: both.into(), ending, heard: Heard::AtOnce, again: false, skip: 1 })
+    pub(super) fn start_asking(&self, command: Cmd, ending: Option<Box<dyn Ending>>) -> Result<(), Refusal> {
+        self.queue(Job { asking: true, ..Job::new(command, ending, Heard::AtOnce) })
     }
 
     fn queue(&self, job: Job) -> Result<(), Refusal> {
         if let Err(failure) = self.admit() {
             return Err((failure, job.ending));
         }
-        let bytes = job.command.len();
+        let bytes = job.size;
         self.shared.queued_bytes.fetch_add(bytes, Ordering::Relaxed);
         self.queue.try_send(job).map_err(|error| {
             self.shared.queued_bytes.fetch_sub(bytes, Ordering::Relaxed);
@@ -246,7 +243,7 @@ impl Commander {
 
     /// Whether Redis answers; everything queued before has been handled when this returns.
     pub(super) async fn ping(&self, limit: Duration) -> Result<(), Failure> {
-        self.call(wire::bytes(&[b"PING"]), limit).await.map(|_| ())
+        self.call(command([&b"PING"[..]]), limit).await.map(|_| ())
     }
 
     /// Makes all connections to the server anew, because they may lead to the wrong one.
@@ -268,13 +265,13 @@ impl Commander {
             _ => {}
         };
         // Whoever has no connection will ask when it makes the next.
-        let _ = self.start_with(wire::bytes(&[b"ROLE"]), Some(Box::new(ending)), Heard::AtOnce);
+        let _ = self.start_with(command([&b"ROLE"[..]]), Some(Box::new(ending)), Heard::AtOnce);
     }
 
     /// The same for a user who may not use ROLE.
     fn check_role_by_info(&self, trust: Trust) {
         let shared = Arc::downgrade(&self.shared);
-        let ending = move |answer: Result<Answer, Failure>| match answer {
+        let ending = move |answer: Result<Value, Failure>| match answer {
             Ok(info) if info.as_text().is_some_and(|info| info.contains("role:slave")) => trust.lose(),
             Err(Failure::Refused(_))
                 if shared.upgrade().is_some_and(|it| !it.roleless.swap(true, Ordering::Relaxed)) =>
@@ -286,7 +283,7 @@ impl Commander {
             }
             _ => {}
         };
-        let _ = self.start_with(wire::bytes(&[b"INFO", b"replication"]), Some(Box::new(ending)), Heard::AtOnce);
+        let _ = self.start_with(command([&b"INFO"[..], b"replication"]), Some(Box::new(ending)), Heard::AtOnce);
     }
 
     fn admit(&self) -> Result<(), Failure> {
@@ -322,7 +319,6 @@ struct Worker {
     name: &'static str,
     jobs: mpsc::Receiver<Job>,
     shared: Arc<Shared>,
-    out: Vec<u8>,
     /// Refused because the server is no primary any more: sent again, once, on the next connection.
     again: Vec<Job>,
     backoff: Backoff,
@@ -407,16 +403,12 @@ impl Worker {
                             return End::Closed;
                         }
                     }
-                    read = fill(&mut connection.stream, &mut connection.buffer) => {
-                        // Nothing was asked, so this is the end or a protocol gone wrong.
-                        let error = read.err().map_or_else(|| "unasked reply".into(), BoxError::from);
-                        return End::Broken(error);
-                    }
+                    () = connection.ended() => return End::Broken("the server closed the connection".into()),
                     () = &mut lost => continue,
                     () = sleep(IDLE) => {
-                        let command = wire::bytes(&[b"PING"]);
-                        self.shared.queued_bytes.fetch_add(command.len(), Ordering::Relaxed);
-                        batch.push(Job { command, ending: None, heard: Heard::AtOnce, again: false, skip: 0 });
+                        let ping = Job::new(command([&b"PING"[..]]), None, Heard::AtOnce);
+                        self.shared.queued_bytes.fetch_add(ping.size, Ordering::Relaxed);
+                        batch.push(ping);
                     }
                 }
             }
@@ -449,79 +441,94 @@ impl Worker {
         jobs: &mut impl ExactSizeIterator<Item = Job>,
         next: &mut Vec<Job>,
     ) -> Result<(), End> {
-        self.out.clear();
-        let (mut sent, mut later) = (VecDeque::new(), true);
-        for job in jobs.by_ref() {
-            self.out.extend_from_slice(&job.command);
+        let (mut sent, mut bytes, mut later) = (Vec::with_capacity(jobs.len()), 0, true);
+        let mut pipeline = Pipeline::with_capacity(jobs.len());
+        for mut job in jobs.by_ref() {
+            if job.asking {
+                pipeline.add_command(command([&b"ASKING"[..]]));
+            }
+            pipeline.add_command(std::mem::take(&mut job.command));
             later &= job.heard == Heard::Later;
-            sent.push_back(job);
-            if self.out.len() > BATCH_BYTES {
+            bytes += job.size;
+            sent.push(job);
+            if bytes > BATCH_BYTES {
                 break;
             }
         }
         later &= jobs.len() == 0;
-        let (out, shared, again, waiting) = (&self.out, &self.shared, &mut self.again, &mut sent);
-        let queue = &mut self.jobs;
-        let mut demoted = false;
-        let demotion = &mut demoted;
-        let talk = async {
-            connection.stream.write_all(out).await?;
-            connection.stream.flush().await?;
+        let deadline = Instant::now() + ANSWER;
+        let answers = {
+            let mut asking = pin!(connection.ask(&pipeline));
+            let mut answers = None;
             if later {
-                tokio::select! {
-                    _ = queue.recv_many(next, BATCH) => {}
-                    () = sleep(UNREAD) => {}
+                match poll_quietly(asking.as_mut()) {
+                    Poll::Ready(early) => answers = Some(early),
+                    Poll::Pending => tokio::select! {
+                        _ = self.jobs.recv_many(next, BATCH) => {}
+                        () = sleep(UNREAD) => {}
+                    },
                 }
             }
-            while !waiting.is_empty() {
-                // Taken out only when answered: the answer of a job in hand cannot be awaited.
-                let answer = connection.next_answer().await?;
-                let Some(mut job) = waiting.pop_front() else { break };
-                if job.skip > 0 {
-                    job.skip -= 1;
-                    waiting.push_front(job);
-                    continue;
-                }
-                match answer {
-                    Answer::Error(text) if is_failover_error(&text) => {
-                        *demotion = true;
-                        match std::mem::replace(&mut job.again, true) {
-                            false => again.push(job),
-                            true => job.end(shared, Err(Failure::Refused(text))),
-                        }
+            match answers {
+                Some(answers) => Ok(answers),
+                None => timeout_at(deadline, asking).await,
+            }
+        };
+        let (end, why): (End, Arc<str>) = match answers {
+            Ok(Ok(answers)) => match self.answered(sent, &pipeline, answers) {
+                false => return Ok(()),
+                true => {
+                    // Others may have connections to it that answer as ever.
+                    let role = timeout(ANSWER, connection.ask_one(command([&b"ROLE"[..]]))).await;
+                    if let Ok(Ok(role)) = role
+                        && is_no_primary(&role)
+                    {
+                        connection.trust.lose();
                     }
-                    Answer::Error(text) => job.end(shared, Err(Failure::Refused(text))),
-                    answer => job.end(shared, Ok(answer)),
+                    return Err(End::Broken("the server is no primary any more".into()));
                 }
+            },
+            Ok(Err(error)) => {
+                let why = error.to_string().into();
+                (End::Broken(error.into()), why)
             }
-            Ok::<(), BoxError>(())
-        };
-        let end = match timeout(ANSWER, talk).await {
-            Ok(Ok(())) if !demoted => {
-                if self.out.capacity() > 4 * BATCH_BYTES {
-                    self.out = Vec::new();
-                }
-                return Ok(());
-            }
-            Ok(Ok(())) => {
-                // Others may have connections to it that answer as ever.
-                let role = timeout(ANSWER, connection.ask(&[vec!["ROLE"]])).await;
-                if let Ok(Ok(answers)) = role
-                    && answers.iter().any(is_no_primary)
-                {
-                    connection.trust.lose();
-                }
-                End::Broken("the server is no primary any more".into())
-            }
-            Ok(Err(error)) => End::Broken(error),
-            Err(_late) => End::Hung,
-        };
-        let why: Arc<str> = match &end {
-            End::Broken(error) => error.to_string().into(),
-            _ => "no answer in time".into(),
+            Err(_late) => (End::Hung, "no answer in time".into()),
         };
         sent.into_iter().for_each(|job| job.end(&self.shared, Err(Failure::Lost(why.clone()))));
         Err(end)
+    }
+
+    /// Tells everybody; whoever was refused because the server is no primary tries once more. Tells whether
+    /// there was one.
+    fn answered(&mut self, sent: Vec<Job>, pipeline: &Pipeline, answers: Vec<Value>) -> bool {
+        let (mut commands, mut answers) = (pipeline.cmd_iter(), answers.into_iter());
+        let mut demoted = false;
+        for mut job in sent {
+            if job.asking {
+                commands.next();
+                answers.next();
+            }
+            let (command, answer) = (commands.next(), answers.next());
+            match answer {
+                Some(Value::ServerError(error)) => {
+                    let text = text_of(&error);
+                    let failover = is_failover_error(&text);
+                    demoted |= failover;
+                    if failover
+                        && !job.again
+                        && let Some(command) = command
+                    {
+                        (job.command, job.again) = (command.clone(), true);
+                        self.again.push(job);
+                    } else {
+                        job.end(&self.shared, Err(Failure::Refused(text)));
+                    }
+                }
+                Some(answer) => job.end(&self.shared, Ok(answer)),
+                None => job.end(&self.shared, Err(Failure::Lost("an answer is missing".into()))),
+            }
+        }
+        demoted
     }
 
     fn fail_queued(&mut self) {

@@ -1,8 +1,21 @@
-//! One connection to Redis, opened and signed in.
+//! One connection to Redis: a stream that we open and sign in, and on it a connection of the crate `redis`, which
+//! is driven by whoever uses it.
+//!
+//! The streams are our own because the crate's `Client` gives none away: a [`Connector`](super::Connector) hands one
+//! out, a certificate may hold another name than the host's, and an error says what was under way. The driver is not
+//! spawned, so that the end of an idle connection is noticed at once, answers that nobody waits for may lie
+//! unread, and who does not read slows Redis down.
 
-use std::{fmt, io, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    fmt, io,
+    path::PathBuf,
+    pin::{Pin, pin},
+    sync::Arc,
+    task::{Context, Poll, Waker},
+    time::Duration,
+};
 
-use bytes::{Buf, BytesMut};
+use redis::{AsyncConnectionConfig, Cmd, Pipeline, RedisConnectionInfo, RedisError, Value, aio::MultiplexedConnection};
 use rustls::{ClientConfig, pki_types::ServerName};
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
@@ -12,19 +25,19 @@ use tokio::{
 use tokio_rustls::TlsConnector;
 
 use super::{
+    answer::{Answer, command, text_of},
     refusal::{Failed, Refused},
     tls,
     topology::Sentinels,
     trust::{Server, Trust},
-    wire::{self, Answer, Progress},
 };
 use crate::BoxError;
 
 /// The longest a connection may take to be made and to answer its first commands; finding out from
 /// Sentinels where to connect may take as long again.
 pub(super) const OPENING: Duration = Duration::from_secs(2);
-/// What a read makes room for, and the size an emptied buffer goes back to.
-const READ: usize = 64 << 10;
+/// The most bytes of answers to the first commands.
+const GREETING: usize = 64 << 10;
 
 /// Where one server listens.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -92,17 +105,22 @@ impl Target {
     /// Connects, signs in, chooses the database, makes sure that the server is a primary and hears a PONG;
     /// within 2 seconds. With Sentinels it asks them first, within 2 seconds of their own.
     pub(super) async fn open(&self, client_name: &str) -> Result<Connection, BoxError> {
-        let trust = self.server.trust();
-        let opened = self.open_any(client_name).await;
-        opened.map(|connection| Connection { trust, ..connection })
+        let trust = self.trust();
+        Connection::on(self.stream(client_name).await?, trust).await
     }
 
-    async fn open_any(&self, client_name: &str) -> Result<Connection, BoxError> {
+    /// For a connection that is about to be made.
+    pub(super) fn trust(&self) -> Trust {
+        self.server.trust()
+    }
+
+    /// What [`open`](Self::open) puts a connection on; it speaks RESP2.
+    pub(super) async fn stream(&self, client_name: &str) -> Result<Box<dyn Stream>, BoxError> {
         match &self.way {
-            Way::Direct(address) => self.access.open(address, client_name, true).await,
+            Way::Direct(address) => self.access.stream(address, client_name, true).await,
             Way::Sentinel(sentinels) => {
                 let verdict = sentinels.ask().await?;
-                let opened = self.access.open(&verdict.primary, client_name, true).await;
+                let opened = self.access.stream(&verdict.primary, client_name, true).await;
                 if opened.is_err() {
                     // It may be the one that has not heard of a failover: others first, next time.
                     sentinels.distrust(&verdict.by);
@@ -114,13 +132,13 @@ impl Target {
 }
 
 impl Access {
+    /// A connection to ask questions on; within 2 seconds.
+    pub(super) async fn open(&self, address: &Address, client_name: &str) -> Result<Connection, BoxError> {
+        Connection::on(self.stream(address, client_name, false).await?, Server::default().trust()).await
+    }
+
     /// `primary` if nothing but a primary will do.
-    pub(super) async fn open(
-        &self,
-        address: &Address,
-        client_name: &str,
-        primary: bool,
-    ) -> Result<Connection, BoxError> {
+    async fn stream(&self, address: &Address, client_name: &str, primary: bool) -> Result<Box<dyn Stream>, BoxError> {
         let mut stage = "connecting";
         let result = match timeout(OPENING, self.open_slowly(address, client_name, primary, &mut stage)).await {
             Ok(result) => result,
@@ -142,8 +160,8 @@ impl Access {
         client_name: &str,
         primary: bool,
         stage: &mut &'static str,
-    ) -> Result<Connection, BoxError> {
-        let stream: Box<dyn Stream> = match (address, &self.tls) {
+    ) -> Result<Box<dyn Stream>, BoxError> {
+        let mut stream: Box<dyn Stream> = match (address, &self.tls) {
             (Address::Tcp(host, port), None) => Box::new(tcp(host, *port).await?),
             (Address::Tcp(host, port), Some(tls)) => {
                 let name = ServerName::try_from(tls.name.clone().unwrap_or_else(|| host.to_string()))?;
@@ -154,10 +172,9 @@ impl Access {
             }
             (Address::Unix(path), _) => Box::new(UnixStream::connect(path.as_path()).await?),
         };
-        let mut connection = Connection { stream, buffer: BytesMut::new(), trust: Server::default().trust() };
         *stage = "signing in";
-        connection.sign_in(&self.account, client_name, primary).await?;
-        Ok(connection)
+        self.account.sign_in(&mut stream, client_name, primary).await?;
+        Ok(stream)
     }
 }
 
@@ -174,81 +191,109 @@ async fn tcp(host: &str, port: u16) -> io::Result<TcpStream> {
 pub(super) trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
 impl<T: AsyncRead + AsyncWrite + Unpin + Send> Stream for T {}
 
-/// An open connection and what has been read from it but not yet used.
-pub(super) struct Connection {
-    pub(super) stream: Box<dyn Stream>,
-    pub(super) buffer: BytesMut,
-    pub(super) trust: Trust,
-}
-
-impl Connection {
+impl Account {
     /// All in one round trip.
-    async fn sign_in(&mut self, account: &Account, client_name: &str, primary: bool) -> Result<(), BoxError> {
-        let database = account.database.to_string();
-        let mut commands: Vec<(Step, Vec<&str>)> = Vec::new();
-        if let Some(password) = &account.password {
-            let words = ["AUTH"].into_iter().chain(account.user.as_deref()).chain([password.as_str()]);
-            commands.push((Step::Needed, words.collect()));
+    async fn sign_in(&self, stream: &mut Box<dyn Stream>, client_name: &str, primary: bool) -> Result<(), BoxError> {
+        let mut commands = Pipeline::new();
+        let mut steps = Vec::new();
+        let mut step = |step, words: &[&str]| {
+            commands.add_command(command(words.iter().map(|word| word.as_bytes())));
+            steps.push(step);
+        };
+        match (&self.user, &self.password) {
+            (Some(user), Some(password)) => step(Step::Needed, &["AUTH", user, password]),
+            (None, Some(password)) => step(Step::Needed, &["AUTH", password]),
+            (_, None) => {}
         }
-        if account.database != 0 {
-            commands.push((Step::Needed, vec!["SELECT", &database]));
+        if self.database != 0 {
+            step(Step::Needed, &["SELECT", &self.database.to_string()]);
         }
         // Helps whoever looks at CLIENT LIST; a user without the right to do it may go on.
-        commands.push((Step::Optional, vec!["CLIENT", "SETNAME", client_name]));
+        step(Step::Optional, &["CLIENT", "SETNAME", client_name]);
         if primary {
-            commands.push((Step::Primary, vec!["ROLE"]));
+            step(Step::Primary, &["ROLE"]);
         }
         // A server that is still loading its data accepts connections and refuses everything.
-        commands.push((Step::Needed, vec!["PING"]));
-        let (steps, commands): (Vec<Step>, Vec<Vec<&str>>) = commands.into_iter().unzip();
-        let answers = self.ask(&commands).await?;
-        for (step, answer) in steps.into_iter().zip(answers) {
+        step(Step::Needed, &["PING"]);
+        stream.write_all(&commands.get_packed_pipeline()).await?;
+        stream.flush().await?;
+        for (step, answer) in steps.into_iter().zip(read(stream, commands.len()).await?) {
             step.check(answer)?;
         }
         Ok(())
     }
+}
 
-    /// Sends commands together and waits for all their answers, in order.
-    pub(super) async fn ask(&mut self, commands: &[Vec<&str>]) -> Result<Vec<Answer>, BoxError> {
-        let mut out = Vec::new();
-        for words in commands {
-            wire::command(&mut out, words.iter().map(|word| word.as_bytes()));
+/// Reads so many answers and nothing behind them; nothing else may be under way.
+async fn read(stream: &mut Box<dyn Stream>, count: usize) -> Result<Vec<Value>, BoxError> {
+    // One list of them is one value, complete or not.
+    let mut bytes = format!("*{count}\r\n").into_bytes();
+    loop {
+        if stream.read_buf(&mut bytes).await? == 0 {
+            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the server closed the connection").into());
         }
-        self.stream.write_all(&out).await?;
-        self.stream.flush().await?;
-        let mut answers = Vec::with_capacity(commands.len());
-        for _ in commands {
-            answers.push(self.next_answer().await?);
-        }
-        Ok(answers)
-    }
-
-    /// Waits for the next answer of a command. Cancel-safe.
-    pub(super) async fn next_answer(&mut self) -> Result<Answer, BoxError> {
-        let mut progress = Progress::default();
-        loop {
-            if progress.is_complete(&self.buffer)?
-                && let Some((answer, length)) = wire::parse_answer(&self.buffer)?
-            {
-                self.buffer.advance(length);
-                return Ok(answer);
-            }
-            fill(&mut self.stream, &mut self.buffer).await?;
+        match redis::parse_redis_value(&bytes) {
+            Ok(answers) => return Ok(answers.into_list().unwrap_or_default()),
+            Err(error) if error.is_io_error() && bytes.len() < GREETING => {}
+            Err(error) => return Err(format!("unexpected data from the server: {error}").into()),
         }
     }
 }
 
-/// Reads what is there into the buffer. The end of the stream is an error. Cancel-safe.
-pub(super) async fn fill(stream: &mut (impl AsyncRead + Unpin), buffer: &mut BytesMut) -> io::Result<()> {
-    if buffer.is_empty() && buffer.capacity() > 16 * READ {
-        // One huge payload must not occupy memory for ever.
-        *buffer = BytesMut::new();
+/// An open connection. It only lives while it is used or [waited for](Self::ended).
+pub(super) struct Connection {
+    /// Each use has a clone of it.
+    commands: MultiplexedConnection,
+    /// Writes and reads; `None` when it has come to its end.
+    driver: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
+    pub(super) trust: Trust,
+}
+
+impl Connection {
+    /// On a stream that is signed in.
+    async fn on(stream: Box<dyn Stream>, trust: Trust) -> Result<Self, BoxError> {
+        // Every command has its own limit, and nothing is to be said twice.
+        let config = AsyncConnectionConfig::new().set_response_timeout(None);
+        let info = RedisConnectionInfo::default().set_skip_set_lib_name();
+        let (commands, driver) = MultiplexedConnection::new_with_config(&info, stream, config).await?;
+        Ok(Self { commands, driver: Some(Box::pin(driver)), trust })
     }
-    buffer.reserve(READ);
-    match stream.read_buf(buffer).await? {
-        0 => Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the server closed the connection")),
-        _ => Ok(()),
+
+    /// Sends commands together and waits for all their answers, which may be errors. The connection is of no use
+    /// if this is given up.
+    pub(super) async fn ask(&mut self, pipeline: &Pipeline) -> Result<Vec<Value>, RedisError> {
+        let mut commands = self.commands.clone();
+        let mut asking = pin!(commands.send_packed_commands(pipeline, 0, pipeline.len()));
+        if let Some(driver) = &mut self.driver {
+            tokio::select! {
+                biased;
+                answers = &mut asking => return answers,
+                () = driver => self.driver = None,
+            }
+        }
+        // What had an answer has it, and the rest hears that there will be none.
+        asking.await
     }
+
+    /// The same for one command.
+    pub(super) async fn ask_one(&mut self, command: Cmd) -> Result<Value, RedisError> {
+        let mut pipeline = Pipeline::with_capacity(1);
+        pipeline.add_command(command);
+        Ok(self.ask(&pipeline).await?.pop().unwrap_or_default())
+    }
+
+    /// Returns when the server has ended the connection. Cancel-safe.
+    pub(super) async fn ended(&mut self) {
+        if let Some(driver) = &mut self.driver {
+            driver.await;
+            self.driver = None;
+        }
+    }
+}
+
+/// Goes on with something once, and wakes nobody when there is more to do.
+pub(super) fn poll_quietly<F: Future>(future: Pin<&mut F>) -> Poll<F::Output> {
+    future.poll(&mut Context::from_waker(Waker::noop()))
 }
 
 /// What the answer to a command of the opening has to be.
@@ -262,11 +307,10 @@ enum Step {
 }
 
 impl Step {
-    fn check(self, answer: Answer) -> Result<(), BoxError> {
+    fn check(self, answer: Value) -> Result<(), BoxError> {
         match (self, answer) {
-            (Self::Optional, _) => Ok(()),
-            (Self::Primary, Answer::Error(_)) => Ok(()),
-            (_, Answer::Error(text)) => Err(Refused(text).into()),
+            (Self::Optional, _) | (Self::Primary, Value::ServerError(_)) => Ok(()),
+            (_, Value::ServerError(error)) => Err(Refused(text_of(&error)).into()),
             (Self::Primary, answer) if is_no_primary(&answer) => {
                 Err(Refused("READONLY it is no primary".into()).into())
             }
@@ -277,6 +321,6 @@ impl Step {
 }
 
 /// Reads the answer of `ROLE`. What stands between us and Redis may not know the question.
-pub(super) fn is_no_primary(role: &Answer) -> bool {
+pub(super) fn is_no_primary(role: &Value) -> bool {
     role.as_list().and_then(|items| items.first()?.as_text()).is_some_and(|role| role != "master")
 }

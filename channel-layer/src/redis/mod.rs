@@ -1,9 +1,9 @@
 //! The layers on Redis. No other part of the crate knows the word.
 //!
-//! The connections are our own and not those of the crate `redis`. Its pub/sub connection puts an
-//! unbounded queue between the socket and the reader, and its managed one makes callers wait out a
-//! whole outage; here a slow reader slows Redis down, and a publish fails at once while Redis is away.
+//! Commands and answers are those of the crate `redis`, on its multiplexed connections; these are supervised here.
+//! Its managed connections make callers wait out a whole outage; here a publish fails at once while Redis is away.
 
+mod answer;
 mod backoff;
 mod commander;
 mod commands;

@@ -1,7 +1,4 @@
-//! Redis' protocol (RESP2): borrowed for what is published, where nothing is copied, and owned for the
-//! answers of commands.
-
-use bytes::Bytes;
+//! Redis' protocol (RESP2) for what is published, of which nothing is copied.
 
 /// The longest text or payload accepted; Redis itself allows 512 MB. A longer one ends the
 /// connection, and with it the need to hold it in memory.
@@ -41,99 +38,6 @@ pub(super) fn parse(buffer: &[u8]) -> Result<Option<(Reply<'_>, usize)>, Malform
     Ok(parser.reply()?.map(|reply| (reply, parser.at)))
 }
 
-/// The answer of a command, copied out of the read buffer.
-#[derive(Debug, Clone, PartialEq)]
-pub(super) enum Answer {
-    Int(i64),
-    /// A text of either kind.
-    Text(Vec<u8>),
-    Null,
-    List(Vec<Answer>),
-    Error(String),
-}
-
-impl Answer {
-    /// The items, if it is a list.
-    pub(super) fn into_list(self) -> Option<Vec<Answer>> {
-        match self {
-            Self::List(items) => Some(items),
-            _ => None,
-        }
-    }
-
-    /// The text, if it is one.
-    pub(super) fn into_text(self) -> Option<Vec<u8>> {
-        match self {
-            Self::Text(text) => Some(text),
-            _ => None,
-        }
-    }
-
-    /// The items, if it is a list.
-    pub(super) fn as_list(&self) -> Option<&[Answer]> {
-        match self {
-            Self::List(items) => Some(items),
-            _ => None,
-        }
-    }
-
-    /// The text, if it is one and UTF-8.
-    pub(super) fn as_text(&self) -> Option<&str> {
-        match self {
-            Self::Text(text) => std::str::from_utf8(text).ok(),
-            _ => None,
-        }
-    }
-
-    pub(super) fn as_int(&self) -> Option<i64> {
-        match self {
-            Self::Int(int) => Some(*int),
-            _ => None,
-        }
-    }
-}
-
-/// The deepest nesting of an answer; no command of ours has more than three levels.
-const DEEPEST: usize = 8;
-
-/// Reads one answer from the start of `buffer`; `None` if it is not complete. Also returns its length.
-pub(super) fn parse_answer(buffer: &[u8]) -> Result<Option<(Answer, usize)>, Malformed> {
-    let mut parser = Parser { buffer, at: 0 };
-    Ok(parser.answer(0)?.map(|answer| (answer, parser.at)))
-}
-
-/// How far an answer has come in that arrives bit by bit, so that a long one is read once and not again
-/// with every bit.
-pub(super) struct Progress {
-    at: usize,
-    /// How many values are still to come, of all levels.
-    left: usize,
-}
-
-impl Default for Progress {
-    fn default() -> Self {
-        Self { at: 0, left: 1 }
-    }
-}
-
-impl Progress {
-    /// Whether the buffer, which has grown since the last time, holds the answer to its end.
-    pub(super) fn is_complete(&mut self, buffer: &[u8]) -> Result<bool, Malformed> {
-        let mut parser = Parser { buffer, at: self.at };
-        while self.left > 0 {
-            let Some((kind, rest)) = parser.line()? else { return Ok(false) };
-            match kind {
-                b'$' if parser.bulk(rest)?.is_none() => return Ok(false),
-                b'*' => self.left = self.left.saturating_add(usize::try_from(number(rest)?).unwrap_or(0)),
-                _ => {}
-            }
-            self.left -= 1;
-            self.at = parser.at;
-        }
-        Ok(true)
-    }
-}
-
 struct Parser<'a> {
     buffer: &'a [u8],
     at: usize,
@@ -153,32 +57,6 @@ impl<'a> Parser<'a> {
             b'*' => self.array(rest),
             _ => Err(Malformed("unknown type of reply")),
         }
-    }
-
-    fn answer(&mut self, depth: usize) -> Result<Option<Answer>, Malformed> {
-        let Some((kind, rest)) = self.line()? else { return Ok(None) };
-        Ok(match kind {
-            b'+' => Some(Answer::Text(rest.to_vec())),
-            b'-' => Some(Answer::Error(String::from_utf8_lossy(rest).into_owned())),
-            b':' => Some(Answer::Int(number(rest)?)),
-            b'$' => self.bulk(rest)?.map(|bulk| bulk.map_or(Answer::Null, |text| Answer::Text(text.to_vec()))),
-            b'*' => {
-                let Ok(len) = usize::try_from(number(rest)?) else { return Ok(Some(Answer::Null)) };
-                if depth == DEEPEST {
-                    return Err(Malformed("arrays nested too deeply"));
-                }
-                // The shortest item has three bytes: a declared length reserves no more than is there.
-                let mut items = Vec::with_capacity(len.min(self.buffer.len() / 3));
-                for _ in 0..len {
-                    match self.answer(depth + 1)? {
-                        Some(item) => items.push(item),
-                        None => return Ok(None),
-                    }
-                }
-                Some(Answer::List(items))
-            }
-            _ => return Err(Malformed("unknown type of reply")),
-        })
     }
 
     fn line(&mut self) -> Result<Option<Line<'a>>, Malformed> {
@@ -246,13 +124,6 @@ pub(super) fn command<'a>(out: &mut Vec<u8>, words: impl ExactSizeIterator<Item 
     }
 }
 
-/// One command as it goes over the wire.
-pub(super) fn bytes(words: &[&[u8]]) -> Bytes {
-    let mut out = Vec::with_capacity(words.iter().map(|word| word.len() + 16).sum());
-    command(&mut out, words.iter().copied());
-    out.into()
-}
-
 fn header(out: &mut Vec<u8>, kind: u8, mut number: usize) {
     let mut digits = [0; 20];
     let mut at = digits.len();
@@ -294,34 +165,6 @@ mod tests {
         }
         assert_eq!(parse(b"$-1\r\n"), Ok(Some((Reply::Bulk(None), 5))));
         assert_eq!(parse(b"+OK\r\n"), Ok(Some((Reply::Simple(b"OK"), 5))));
-    }
-
-    #[test]
-    fn answers_nest_and_are_read_only_when_complete() {
-        let whole = b"*3\r\n:1\r\n*2\r\n$1\r\na\r\n$-1\r\n-ERR no\r\n";
-        for end in 0..whole.len() {
-            assert_eq!(parse_answer(&whole[..end]), Ok(None), "{end}");
-        }
-        let inner = Answer::List(vec![Answer::Text(b"a".to_vec()), Answer::Null]);
-        let list = Answer::List(vec![Answer::Int(1), inner, Answer::Error("ERR no".into())]);
-        assert_eq!(parse_answer(whole), Ok(Some((list, whole.len()))));
-        assert!(parse_answer(&b"*1\r\n".repeat(20)).is_err());
-        assert_eq!(parse_answer(b"*999999999\r\n"), Ok(None));
-    }
-
-    #[test]
-    fn the_progress_of_an_answer_needs_no_second_look() {
-        let whole = b"*3\r\n:1\r\n*2\r\n$3\r\n\r\na\r\n$-1\r\n*-1\r\n+next\r\n";
-        let end = whole.len() - 7;
-        let mut progress = Progress::default();
-        for end in 0..end {
-            assert_eq!(progress.is_complete(&whole[..end]), Ok(false), "{end}");
-        }
-        assert_eq!(progress.is_complete(whole), Ok(true));
-        assert_eq!(parse_answer(whole).unwrap().unwrap().1, end);
-        assert_eq!(Progress::default().is_complete(b"-ERR\r\n"), Ok(true));
-        assert_eq!(Progress::default().is_complete(b"*999999999999999\r\n"), Ok(false));
-        assert!(Progress::default().is_complete(b"$999999999999\r\n").is_err());
     }
 
     #[test]

@@ -6,9 +6,9 @@ use std::{
     time::Duration,
 };
 
-use bytes::Bytes;
 use futures_util::{StreamExt, stream::FuturesUnordered};
 use parking_lot::{Mutex, RwLock};
+use redis::{Cmd, Value};
 use tokio::{
     sync::{Notify, watch},
     task::JoinSet,
@@ -22,7 +22,6 @@ use crate::{
         connection::Connection,
         refusal::ErrorClass,
         topology::{Cluster, Node, Redirection},
-        wire::Answer,
     },
     shard::{SLOTS, slot},
 };
@@ -72,12 +71,7 @@ impl ClusterCommands {
         self.of(key).is_some_and(|(commander, _)| commander.is_connected())
     }
 
-    pub(super) fn start_with(
-        &self,
-        key: &[u8],
-        command: Bytes,
-        ending: Option<Box<dyn Ending>>,
-    ) -> Result<(), Refusal> {
+    pub(super) fn start_with(&self, key: &[u8], command: Cmd, ending: Option<Box<dyn Ending>>) -> Result<(), Refusal> {
         let Some((commander, node)) = self.of(key) else {
             self.0.doubt.notify_one();
             return Err((Failure::NotConnected, ending));
@@ -207,13 +201,13 @@ async fn mind(inner: Weak<Inner>) {
 struct Follow {
     inner: Weak<Inner>,
     node: Node,
-    command: Bytes,
+    command: Cmd,
     ending: Option<Box<dyn Ending>>,
     hops: u8,
 }
 
 impl Ending for Follow {
-    fn end(mut self: Box<Self>, result: Result<Answer, Failure>) {
+    fn end(mut self: Box<Self>, result: Result<Value, Failure>) {
         let result = match (result, self.inner.upgrade()) {
             (Err(Failure::Refused(text)), Some(inner)) => match self.follow(&inner, &text) {
                 Ok(()) => return,
@@ -262,7 +256,7 @@ impl Follow {
             hops: self.hops - 1,
         });
         let sent = match to.ask {
-            true => commander.start_asking(&self.command, Some(next)),
+            true => commander.start_asking(self.command.clone(), Some(next)),
             false => commander.start_with(self.command.clone(), Some(next), Heard::AtOnce),
         };
         sent.map_err(|(failure, next)| {

@@ -4,8 +4,8 @@ mod cluster;
 
 use std::time::Duration;
 
-use bytes::Bytes;
 use futures_util::future::{join_all, try_join_all};
+use redis::{Cmd, Value};
 use tokio::{
     sync::watch,
     time::{Instant, timeout_at},
@@ -16,7 +16,6 @@ use super::{
     commander::{Commander, Ending, Failure, Heard, Pending, Refusal, ending},
     connection::{Connection, Target},
     topology::Topology,
-    wire::Answer,
 };
 use crate::BoxError;
 
@@ -68,13 +67,7 @@ impl Commands {
     }
 
     /// Runs a command and waits for its answer; fails at once while Redis is away.
-    pub(super) async fn call(
-        &self,
-        shard: usize,
-        key: &[u8],
-        command: Bytes,
-        limit: Duration,
-    ) -> Result<Answer, Failure> {
+    pub(super) async fn call(&self, shard: usize, key: &[u8], command: Cmd, limit: Duration) -> Result<Value, Failure> {
         match self {
             // Waits for room in the queue.
             Self::Shards { commanders, .. } => commanders[shard].call(command, limit).await,
@@ -84,7 +77,7 @@ impl Commands {
 
     /// Queues a command at once; those to one shard, or in a cluster to one node, in the order of the
     /// calls.
-    pub(super) fn start(&self, shard: usize, key: &[u8], command: Bytes) -> Result<Pending, Failure> {
+    pub(super) fn start(&self, shard: usize, key: &[u8], command: Cmd) -> Result<Pending, Failure> {
         let (ending, pending) = ending();
         self.start_with(shard, key, command, Some(ending), Heard::AtOnce)
             .map(|()| pending)
@@ -96,7 +89,7 @@ impl Commands {
         &self,
         shard: usize,
         key: &[u8],
-        command: Bytes,
+        command: Cmd,
         ending: Option<Box<dyn Ending>>,
         heard: Heard,
     ) -> Result<(), Refusal> {

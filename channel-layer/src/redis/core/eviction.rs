@@ -1,14 +1,17 @@
 //! A Redis that throws keys away when it is full throws away groups and what waits in queues.
 
 use super::shared::Shared;
-use crate::redis::{commander::PATIENCE, wire};
+use crate::redis::{
+    answer::{Answer, command},
+    commander::PATIENCE,
+};
 
 impl Shared {
     /// Says so in the log if a server of a shard evicts.
     pub(super) async fn warn_of_eviction(&self, shard: usize) {
         for server in self.commands.servers(shard) {
             // A user without the right to ask is not told; without memory limit nothing is evicted.
-            let Ok(answer) = server.call(wire::bytes(&[b"INFO", b"memory"]), PATIENCE).await else { continue };
+            let Ok(answer) = server.call(command([&b"INFO"[..], b"memory"]), PATIENCE).await else { continue };
             let Some(info) = answer.into_text().and_then(|text| String::from_utf8(text).ok()) else { continue };
             if let Some(policy) = evicts(&info)
                 && self.may_warn("eviction")

@@ -3,6 +3,7 @@
 
 use std::{collections::HashSet, sync::Arc};
 
+use redis::Value;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use super::{
@@ -16,9 +17,9 @@ use crate::{
     ChannelName, Event, GroupName, LayerError,
     codec::Route,
     redis::{
+        answer::{Answer, command},
         commander::{Failure, Heard, PATIENCE},
         pattern,
-        wire::{self, Answer},
     },
 };
 
@@ -177,8 +178,8 @@ impl Keeper<'_> {
         let answer = self.shared.commands.call(self.shard, &key, command, PATIENCE).await?;
         let odd = || Failure::Refused("an odd answer to a heartbeat".into());
         let items = answer.into_list().ok_or_else(odd)?;
-        let [new, seconds, micros, dead] = <[Answer; 4]>::try_from(items).map_err(|_| odd())?;
-        let number = |text: Answer| String::from_utf8(text.into_text()?).ok()?.parse().ok();
+        let [new, seconds, micros, dead] = <[Value; 4]>::try_from(items).map_err(|_| odd())?;
+        let number = |text: Value| String::from_utf8(text.into_text()?).ok()?.parse().ok();
         let (seconds, micros) = number(seconds).zip(number(micros)).ok_or_else(odd)?;
         match self.shared.clocks[self.shard].set(seconds, micros) {
             Some(skew) if !self.skewed => {
@@ -267,9 +268,9 @@ impl Keeper<'_> {
     async fn try_sweep(&mut self, dead: &[String]) -> Result<Option<usize>, Failure> {
         let settings = &self.shared.settings;
         let lock = keys::sweeper(&settings.namespace, &self.shared.prefix);
-        let set = wire::bytes(&[b"SET", &lock, b"1", b"NX", b"EX", SWEEP.to_string().as_bytes()]);
+        let set = command([&b"SET"[..], &lock, b"1", b"NX", b"EX", SWEEP.to_string().as_bytes()]);
         let answer = self.shared.commands.call(self.shard, &lock, set, PATIENCE).await?;
-        if answer == Answer::Null {
+        if answer == Value::Nil {
             return Ok(None);
         }
         let dead: HashSet<&str> = dead.iter().map(String::as_str).collect();
@@ -319,7 +320,7 @@ impl Keeper<'_> {
     }
 }
 
-fn texts(list: Answer) -> impl Iterator<Item = String> {
+fn texts(list: Value) -> impl Iterator<Item = String> {
     let items = list.into_list().unwrap_or_default();
     items.into_iter().filter_map(|item| String::from_utf8(item.into_text()?).ok())
 }
@@ -333,7 +334,7 @@ impl Shared {
             let mut cursor = b"0".to_vec();
             loop {
                 let answer = server.call(scripts::scan(&cursor, pattern), PATIENCE).await?;
-                let [next, keys] = <[Answer; 2]>::try_from(answer.into_list().ok_or_else(odd)?).map_err(|_| odd())?;
+                let [next, keys] = <[Value; 2]>::try_from(answer.into_list().ok_or_else(odd)?).map_err(|_| odd())?;
                 found.extend(keys.into_list().ok_or_else(odd)?.into_iter().filter_map(Answer::into_text));
                 cursor = next.into_text().ok_or_else(odd)?;
                 if cursor == b"0" {

@@ -33,11 +33,11 @@ use crate::{
     name,
     redis::{
         Host,
+        answer::Answer,
         commander::{Failure, PATIENCE},
         commands::Commands,
         pattern,
         topology::Topology,
-        wire::Answer,
     },
     stats::Counters,
 };

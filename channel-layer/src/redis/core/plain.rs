@@ -17,8 +17,8 @@ use std::{
 
 use bytes::Bytes;
 use parking_lot::Mutex;
+use redis::Value;
 use tokio::{
-    io::AsyncWriteExt,
     sync::{Notify, watch},
     time::{Instant, sleep, timeout},
 };
@@ -28,11 +28,11 @@ use crate::{
     BoxError, Event, LayerError,
     codec::AgeLimit,
     redis::{
+        answer::{Answer, text_of},
         backoff::Backoff,
         commander::{Failure, Heard},
-        connection::{Connection, fill},
+        connection::Connection,
         refusal::is_failover_error,
-        wire::Answer,
     },
 };
 
@@ -264,31 +264,24 @@ async fn serve(
         if channel.wanted() == 0 {
             tokio::select! {
                 () = changed => {}
-                read = fill(&mut connection.stream, &mut connection.buffer) => {
-                    read?;
-                    return Err("unasked reply".into());
-                }
+                () = connection.ended() => return Err("the server closed the connection".into()),
                 () = sleep(AGAIN), if !done => {}
                 () = sleep(IDLE) => return Ok(()),
             }
             continue;
         }
         let pop = scripts::pop_waiting(std::slice::from_ref(&channel.key), None, BLOCK);
-        let write = async {
-            connection.stream.write_all(&pop).await?;
-            connection.stream.flush().await
-        };
-        timeout(ANSWER, write).await??;
-        let answer = timeout(Duration::from_secs(BLOCK) + ANSWER, connection.next_answer()).await??;
+        let answer = timeout(Duration::from_secs(BLOCK) + ANSWER, connection.ask_one(pop)).await??;
         match answer {
-            Answer::Null => {}
-            Answer::List(items) => {
-                let [_key, message, score] = <[Answer; 3]>::try_from(items).map_err(|_| "an odd answer to a pop")?;
+            Value::Nil => {}
+            Value::Array(items) => {
+                let [_key, message, score] = <[Value; 3]>::try_from(items).map_err(|_| "an odd answer to a pop")?;
                 let (message, score) = (message.into_text(), score.into_text());
                 let (message, score) = message.zip(score).ok_or("an odd answer to a pop")?;
                 channel.take(Taken { shard, message, score });
             }
-            Answer::Error(text) => {
+            Value::ServerError(error) => {
+                let text = text_of(&error);
                 if is_failover_error(&text) {
                     connection.trust.lose();
                 }

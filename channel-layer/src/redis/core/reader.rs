@@ -8,10 +8,8 @@
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use tokio::{
-    io::AsyncWriteExt,
-    time::{Instant, sleep, timeout},
-};
+use redis::{Cmd, Pipeline, Value};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::{
     health::Part,
@@ -22,10 +20,10 @@ use super::{
 use crate::{
     BoxError,
     redis::{
+        answer::{Answer, text_of},
         backoff::Backoff,
-        connection::{Connection, fill},
+        connection::Connection,
         refusal::is_failover_error,
-        wire::Answer,
     },
 };
 
@@ -110,11 +108,10 @@ impl Reader<'_> {
                 self.wanted().await?;
                 let relays = self.shared.demand.has_relays();
                 let keys = self.readers.begin(self.shard, relays);
-                match (keys.is_empty(), relays) {
+                match (keys.is_empty(), self.both) {
                     (true, _) => return Ok(self.readers.any_key().is_some()),
-                    _ if self.both => self.drain(&keys).await?,
-                    (_, true) => self.drain_and_wait(&keys).await?,
-                    (_, false) => self.drain_or_wait(&keys).await?,
+                    (false, true) => self.drain(&keys).await?,
+                    (false, false) => self.drain_or_wait(&keys).await?,
                 }
                 Ok(true)
             };
@@ -133,26 +130,22 @@ impl Reader<'_> {
         let (readers, demand) = (self.readers, &self.shared.demand);
         tokio::select! {
             () = demand.wanted(|| readers.are_hungry() || readers.any_key().is_none()) => Ok(()),
-            read = fill(&mut self.connection.stream, &mut self.connection.buffer) => {
-                read?;
-                Err("unasked reply".into())
-            }
+            () = self.connection.ended() => Err("the server closed the connection".into()),
         }
     }
 
     /// What is there now, or the next message when there is none, in one command.
     async fn drain(&mut self, keys: &[Bytes]) -> Result<(), BoxError> {
-        self.ask(&[&scripts::pop_or_wait(keys, self.wake_key(), BLOCK, self.count)]).await?;
-        let limit = Duration::from_secs(BLOCK) + ANSWER;
-        let answer = timeout(limit, self.connection.next_answer()).await??;
-        if let Answer::Error(text) = &answer
+        let answer = self.wait(scripts::pop_or_wait(keys, self.wake_key(), BLOCK, self.count)).await?;
+        if let Value::ServerError(error) = &answer
+            && let text = text_of(error)
             && (text.starts_with("ERR unknown command") || text.starts_with("NOPERM"))
         {
             self.both = false;
             return Ok(());
         }
         let Some(items) = self.list(answer, keys).await? else { return Ok(()) };
-        let [key, messages] = <[Answer; 2]>::try_from(items).map_err(|_| "an odd answer to a pop")?;
+        let [key, messages] = <[Value; 2]>::try_from(items).map_err(|_| "an odd answer to a pop")?;
         if self.is_wake(&key) {
             return Ok(());
         }
@@ -161,25 +154,29 @@ impl Reader<'_> {
         Ok(())
     }
 
-    /// Both commands in one go: what is there now, and the next message when there is none.
-    async fn drain_and_wait(&mut self, keys: &[Bytes]) -> Result<(), BoxError> {
-        let waiting = scripts::pop_waiting(keys, self.wake_key(), BLOCK);
-        let pops = keys.iter().map(|key| scripts::pop(key, self.count));
-        let commands: Vec<Bytes> = pops.chain([waiting]).collect();
-        self.ask(&commands).await?;
-        self.take_popped(keys).await?;
-        self.take_waited(keys).await
-    }
-
-    /// Waits only if there is nothing, so that nothing is taken that nobody is waiting for.
+    /// The same with the commands of older servers. Waits only if there is nothing, so that nothing is taken that
+    /// nobody is waiting for.
     async fn drain_or_wait(&mut self, keys: &[Bytes]) -> Result<(), BoxError> {
-        let pops: Vec<Bytes> = keys.iter().map(|key| scripts::pop(key, self.count)).collect();
-        self.ask(&pops).await?;
-        if self.take_popped(keys).await? > 0 {
+        let mut pops = Pipeline::with_capacity(keys.len());
+        for key in keys {
+            pops.add_command(scripts::pop(key, self.count));
+        }
+        self.asked = true;
+        let mut count = 0;
+        for (answer, key) in timeout(ANSWER, self.connection.ask(&pops)).await??.into_iter().zip(keys) {
+            // Message, score, message, score …
+            count += self.list(answer, std::slice::from_ref(key)).await?.map_or(0, |items| self.take(items));
+        }
+        if count > 0 {
             return Ok(());
         }
-        self.ask(&[scripts::pop_waiting(keys, self.wake_key(), BLOCK)]).await?;
-        self.take_waited(keys).await
+        let answer = self.wait(scripts::pop_waiting(keys, self.wake_key(), BLOCK)).await?;
+        let Some(items) = self.list(answer, keys).await? else { return Ok(()) };
+        let [key, message, score] = <[Value; 3]>::try_from(items).map_err(|_| "an odd answer to a pop")?;
+        if !self.is_wake(&key) {
+            self.shared.take_in(self.shard, arrival(message, score).into_iter().collect());
+        }
+        Ok(())
     }
 
     fn wake_key(&self) -> Option<&Bytes> {
@@ -187,32 +184,18 @@ impl Reader<'_> {
     }
 
     /// Whether a message only was to end the wait, because another queue is wanted too.
-    fn is_wake(&self, key: &Answer) -> bool {
-        self.wake_key().is_some_and(|wake| matches!(key, Answer::Text(key) if key == wake))
+    fn is_wake(&self, key: &Value) -> bool {
+        self.wake_key().is_some_and(|wake| matches!(key, Value::BulkString(key) if key == wake))
     }
 
-    async fn ask(&mut self, commands: &[impl AsRef<[u8]>]) -> Result<(), BoxError> {
+    /// The answer to a command that waits.
+    async fn wait(&mut self, pop: Cmd) -> Result<Value, BoxError> {
         self.asked = true;
-        let commands: Vec<u8> = commands.iter().flat_map(|command| command.as_ref()).copied().collect();
-        let write = async {
-            self.connection.stream.write_all(&commands).await?;
-            self.connection.stream.flush().await
-        };
-        Ok(timeout(ANSWER, write).await??)
-    }
-
-    /// The answers of a `ZPOPMIN` for each key: message, score, message, score …; returns how many there were.
-    async fn take_popped(&mut self, keys: &[Bytes]) -> Result<usize, BoxError> {
-        let mut count = 0;
-        for key in keys {
-            let answer = timeout(ANSWER, self.connection.next_answer()).await??;
-            count += self.list(answer, std::slice::from_ref(key)).await?.map_or(0, |items| self.take(items));
-        }
-        Ok(count)
+        Ok(timeout(Duration::from_secs(BLOCK) + ANSWER, self.connection.ask_one(pop)).await??)
     }
 
     /// Messages, each with its score behind it; returns how many there were.
-    fn take(&mut self, items: Vec<Answer>) -> usize {
+    fn take(&mut self, items: Vec<Value>) -> usize {
         let bytes: usize = items.iter().map(size).sum();
         let mut arrivals = Vec::with_capacity(items.len() / 2);
         let mut items = items.into_iter();
@@ -227,25 +210,12 @@ impl Reader<'_> {
         count
     }
 
-    /// The answer of `BZPOPMIN`: key, message, score; or nothing.
-    async fn take_waited(&mut self, keys: &[Bytes]) -> Result<(), BoxError> {
-        let limit = Duration::from_secs(BLOCK) + ANSWER;
-        let answer = timeout(limit, self.connection.next_answer()).await??;
-        let Some(items) = self.list(answer, keys).await? else { return Ok(()) };
-        let [key, message, score] = <[Answer; 3]>::try_from(items).map_err(|_| "an odd answer to a pop")?;
-        if self.is_wake(&key) {
-            return Ok(());
-        }
-        self.shared.take_in(self.shard, arrival(message, score).into_iter().collect());
-        Ok(())
-    }
-
     /// The items of an answer, if there are any.
-    async fn list(&mut self, answer: Answer, keys: &[Bytes]) -> Result<Option<Vec<Answer>>, BoxError> {
+    async fn list(&mut self, answer: Value, keys: &[Bytes]) -> Result<Option<Vec<Value>>, BoxError> {
         let items = match answer {
-            Answer::List(items) => Some(items),
-            Answer::Null => None,
-            Answer::Error(text) if text.starts_with("WRONGTYPE") => {
+            Value::Array(items) => Some(items),
+            Value::Nil => None,
+            Value::ServerError(error) if text_of(&error).starts_with("WRONGTYPE") => {
                 // Somebody has put something else under a queue's name; until it goes nothing arrives.
                 tracing::error!("a queue of ours was no sorted set: deleted");
                 for key in keys.iter().chain(self.wake_key()) {
@@ -253,7 +223,8 @@ impl Reader<'_> {
                 }
                 None
             }
-            Answer::Error(text) => {
+            Value::ServerError(error) => {
+                let text = text_of(&error);
                 if is_failover_error(&text) {
                     self.connection.trust.lose();
                 }
@@ -269,14 +240,14 @@ impl Reader<'_> {
     }
 }
 
-fn size(answer: &Answer) -> usize {
+fn size(answer: &Value) -> usize {
     match answer {
-        Answer::Text(text) => text.len(),
+        Value::BulkString(text) => text.len(),
         _ => 0,
     }
 }
 
-fn arrival(message: Answer, score: Answer) -> Option<Arrival> {
+fn arrival(message: Value, score: Value) -> Option<Arrival> {
     let message = message.into_text()?;
     let score = String::from_utf8(score.into_text()?).ok()?.parse().ok()?;
     Some(Arrival { message, score })

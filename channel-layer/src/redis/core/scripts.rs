@@ -3,8 +3,9 @@
 //! pipeline would be lost whenever the server has forgotten the script.
 
 use bytes::Bytes;
+use redis::Cmd;
 
-use crate::redis::wire;
+use crate::redis::answer::command;
 
 /// Puts messages into queues: `KEYS` the queues, each once, `ARGV` the expiry in seconds, then for each
 /// queue how many messages it gets, and for each of these a message and a capacity. Returns the places
@@ -105,7 +106,7 @@ pub(super) struct Parcel {
 
 /// Parcels for the same queue stand together, in the order in which they are to arrive;
 /// [`MOST_PARCELS`] at most.
-pub(super) fn deliver(parcels: &[Parcel], expiry: u64) -> Bytes {
+pub(super) fn deliver(parcels: &[Parcel], expiry: u64) -> Cmd {
     let queues = || parcels.chunk_by(|one, next| one.queue == next.queue);
     let numbers: Vec<String> = parcels.iter().map(|parcel| parcel.capacity.to_string()).collect();
     let counts: Vec<String> = queues().map(|parcels| parcels.len().to_string()).collect();
@@ -121,88 +122,88 @@ pub(super) fn deliver(parcels: &[Parcel], expiry: u64) -> Bytes {
             words.extend([&*parcel.message, capacity.as_bytes()]);
         }
     }
-    wire::bytes(&words)
+    command(words)
 }
 
 /// Pairs of group keys and members.
-pub(super) fn join(pairs: &[(Bytes, Bytes)], ahead: u64, group_expiry: u64) -> Bytes {
+pub(super) fn join(pairs: &[(Bytes, Bytes)], ahead: u64, group_expiry: u64) -> Cmd {
     let (count, ahead, expiry) = (pairs.len().to_string(), ahead.to_string(), group_expiry.to_string());
     let mut words: Vec<&[u8]> = vec![b"EVAL", JOIN.as_bytes(), count.as_bytes()];
     words.extend(pairs.iter().map(|(group, _)| &**group));
     words.extend([ahead.as_bytes(), expiry.as_bytes()]);
     words.extend(pairs.iter().map(|(_, member)| &**member));
-    wire::bytes(&words)
+    command(words)
 }
 
-pub(super) fn leave(group: &[u8], members: &[&[u8]]) -> Bytes {
-    wire::bytes(&[&[b"ZREM", group], members].concat())
+pub(super) fn leave(group: &[u8], members: &[&[u8]]) -> Cmd {
+    command([&[b"ZREM", group], members].concat())
 }
 
-pub(super) fn members(group: &[u8], group_expiry: u64) -> Bytes {
-    wire::bytes(&[b"EVAL", MEMBERS.as_bytes(), b"1", group, group_expiry.to_string().as_bytes()])
+pub(super) fn members(group: &[u8], group_expiry: u64) -> Cmd {
+    command([&b"EVAL"[..], MEMBERS.as_bytes(), b"1", group, group_expiry.to_string().as_bytes()])
 }
 
-pub(super) fn heartbeat(clients: &[u8], seconds: f64, ids: &[String]) -> Bytes {
+pub(super) fn heartbeat(clients: &[u8], seconds: f64, ids: &[String]) -> Cmd {
     let seconds = seconds.to_string();
     let mut words: Vec<&[u8]> = vec![b"EVAL", HEARTBEAT.as_bytes(), b"1", clients, seconds.as_bytes()];
     words.extend(ids.iter().map(String::as_bytes));
-    wire::bytes(&words)
+    command(words)
 }
 
 /// Puts a message back where it was taken from.
-pub(super) fn put_back(queue: &[u8], score: &[u8], message: &[u8]) -> Bytes {
-    wire::bytes(&[b"ZADD", queue, score, message])
+pub(super) fn put_back(queue: &[u8], score: &[u8], message: &[u8]) -> Cmd {
+    command([&b"ZADD"[..], queue, score, message])
 }
 
-pub(super) fn expire(key: &[u8], seconds: u64) -> Bytes {
-    wire::bytes(&[b"EXPIRE", key, seconds.to_string().as_bytes()])
+pub(super) fn expire(key: &[u8], seconds: u64) -> Cmd {
+    command([&b"EXPIRE"[..], key, seconds.to_string().as_bytes()])
 }
 
 /// The first message of one of the queues, or of the key that wakes the reader; waits if there is none.
-pub(super) fn pop_waiting(queues: &[Bytes], wake: Option<&Bytes>, seconds: u64) -> Bytes {
+pub(super) fn pop_waiting(queues: &[Bytes], wake: Option<&Bytes>, seconds: u64) -> Cmd {
     let seconds = seconds.to_string();
     let mut words: Vec<&[u8]> = vec![b"BZPOPMIN"];
     words.extend(queues.iter().chain(wake).map(|key| &**key));
     words.push(seconds.as_bytes());
-    wire::bytes(&words)
+    command(words)
 }
 
 /// Messages of the first of the queues that has any, or else of the key that wakes the reader; waits if there is none.
-pub(super) fn pop_or_wait(queues: &[Bytes], wake: Option<&Bytes>, seconds: u64, count: usize) -> Bytes {
+pub(super) fn pop_or_wait(queues: &[Bytes], wake: Option<&Bytes>, seconds: u64, count: usize) -> Cmd {
     let keys = queues.len() + usize::from(wake.is_some());
     let (seconds, count, keys) = (seconds.to_string(), count.to_string(), keys.to_string());
     let mut words: Vec<&[u8]> = vec![b"BZMPOP", seconds.as_bytes(), keys.as_bytes()];
     words.extend(queues.iter().chain(wake).map(|key| &**key));
     words.extend([&b"MIN"[..], b"COUNT", count.as_bytes()]);
-    wire::bytes(&words)
+    command(words)
 }
 
 /// Ends a reader's wait.
-pub(super) fn wake(key: &[u8]) -> Bytes {
-    wire::bytes(&[b"ZADD", key, b"0", b"wake"])
+pub(super) fn wake(key: &[u8]) -> Cmd {
+    command([&b"ZADD"[..], key, b"0", b"wake"])
 }
 
-pub(super) fn pop(queue: &[u8], count: usize) -> Bytes {
-    wire::bytes(&[b"ZPOPMIN", queue, count.to_string().as_bytes()])
+pub(super) fn pop(queue: &[u8], count: usize) -> Cmd {
+    command([&b"ZPOPMIN"[..], queue, count.to_string().as_bytes()])
 }
 
-pub(super) fn delete(key: &[u8]) -> Bytes {
-    wire::bytes(&[b"DEL", key])
+pub(super) fn delete(key: &[u8]) -> Cmd {
+    command([&b"DEL"[..], key])
 }
 
 /// Deletes a key that is no sorted set.
-pub(super) fn delete_foreign(key: &[u8]) -> Bytes {
+pub(super) fn delete_foreign(key: &[u8]) -> Cmd {
     const DELETE: &str = "\
 if redis.call('TYPE', KEYS[1])['ok'] ~= 'zset' then return redis.call('DEL', KEYS[1]) end
 return 0";
-    wire::bytes(&[b"EVAL", DELETE.as_bytes(), b"1", key])
+    command([&b"EVAL"[..], DELETE.as_bytes(), b"1", key])
 }
 
-pub(super) fn scan(cursor: &[u8], pattern: &[u8]) -> Bytes {
-    wire::bytes(&[b"SCAN", cursor, b"MATCH", pattern, b"COUNT", b"1000"])
+pub(super) fn scan(cursor: &[u8], pattern: &[u8]) -> Cmd {
+    command([&b"SCAN"[..], cursor, b"MATCH", pattern, b"COUNT", b"1000"])
 }
 
 /// All members of a group, whatever their age.
-pub(super) fn all_members(group: &[u8]) -> Bytes {
-    wire::bytes(&[b"ZRANGE", group, b"0", b"-1"])
+pub(super) fn all_members(group: &[u8]) -> Cmd {
+    command([&b"ZRANGE"[..], group, b"0", b"-1"])
 }

@@ -12,6 +12,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use redis::Value;
 use tokio::{
     sync::{mpsc, oneshot},
     time::{Instant, timeout_at},
@@ -26,8 +27,8 @@ use crate::{
     GroupName, LayerError,
     codec::{Body, Route},
     redis::{
+        answer::Answer,
         commander::{Failure, Heard, PATIENCE, Pending},
-        wire::Answer,
     },
 };
 
@@ -262,7 +263,7 @@ impl Round {
         }
     }
 
-    fn note(&mut self, answer: Result<Answer, Failure>, owners: &[usize]) {
+    fn note(&mut self, answer: Result<Value, Failure>, owners: &[usize]) {
         match answer {
             Ok(answer) => {
                 // The places of full queues, counted from 1; as negative numbers, of what are no queues.
@@ -330,7 +331,7 @@ async fn members(
 }
 
 /// Members by queue, in the order of their first appearance. Those of dead nodes are thrown out.
-fn sort(shared: &Shared, shard: usize, group: &GroupName, answer: Answer) -> Vec<Bucket> {
+fn sort(shared: &Shared, shard: usize, group: &GroupName, answer: Value) -> Vec<Bucket> {
     let mut buckets: Vec<Bucket> = Vec::new();
     let mut places: HashMap<String, usize> = HashMap::new();
     let dead = shared.dead[shard].lock();

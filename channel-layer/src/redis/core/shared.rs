@@ -12,6 +12,7 @@ use std::{
 
 use bytes::Bytes;
 use parking_lot::Mutex;
+use redis::Value;
 use tokio::{
     sync::Notify,
     time::{Instant, timeout_at},
@@ -31,9 +32,9 @@ use crate::{
     codec::{AgeLimit, Body, Codec, Route, Routing},
     name,
     redis::{
+        answer::Answer,
         commander::{Failure, Heard, PATIENCE, Pending},
         commands::Commands,
-        wire::Answer,
     },
     shard::shard,
     stats::Counters,
@@ -456,7 +457,7 @@ impl Shared {
 }
 
 /// What became of a command, if it was queued at all.
-pub(super) async fn answer_of(pending: Result<Pending, Failure>, deadline: Instant) -> Result<Answer, Failure> {
+pub(super) async fn answer_of(pending: Result<Pending, Failure>, deadline: Instant) -> Result<Value, Failure> {
     match pending {
         Ok(pending) => pending.answer_by(deadline).await,
         Err(failure) => Err(failure),

@@ -2,17 +2,17 @@
 
 use std::{sync::Arc, time::Duration};
 
-use bytes::Bytes;
+use redis::Cmd;
 use tokio::task::JoinSet;
 
 use super::topic;
 use crate::{
     LayerError,
     redis::{
+        answer,
         commander::{Failure, Heard, PATIENCE},
         commands::Commands,
         topology::Topology,
-        wire,
     },
     shard::shard,
     stats::Counters,
@@ -83,12 +83,12 @@ impl Publishers {
         self.commands.renew(self.shard_at(at), topic);
     }
 
-    fn command(&self, topic: &[u8], payload: &[u8]) -> Bytes {
+    fn command(&self, topic: &[u8], payload: &[u8]) -> Cmd {
         let name = match &self.sharded {
             Some(prefix) if topic.starts_with(prefix.as_bytes()) => &b"SPUBLISH"[..],
             _ => b"PUBLISH",
         };
-        wire::bytes(&[name, topic, payload])
+        answer::command([name, topic, payload])
     }
 
     fn shard_of(&self, topic: &[u8]) -> usize {

@@ -3,6 +3,7 @@
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use parking_lot::RwLock;
+use redis::{Pipeline, Value};
 use tokio::{
     sync::{Mutex, watch},
     time::{Instant, sleep_until},
@@ -15,10 +16,10 @@ use super::{
 use crate::{
     BoxError,
     redis::{
+        answer::{Answer, command, text_of},
         connection::{Access, Address, Target},
         refusal::{Failed, Refused},
         trust::Server,
-        wire::Answer,
     },
 };
 
@@ -165,16 +166,18 @@ fn result(last: &Last) -> Result<(), BoxError> {
 
 async fn ask_one(access: &Access, node: &Node, newest: u64) -> Result<Found<Said>, BoxError> {
     let address = address(node).ok_or_else(|| format!("{node} is not an address"))?;
-    let mut connection = access.open(&address, "channel-layer:cluster", false).await?;
-    let answers = connection.ask(&[vec!["CLUSTER", "SLOTS"], vec!["CLUSTER", "INFO"]]).await;
+    let mut connection = access.open(&address, "channel-layer:cluster").await?;
+    let mut questions = Pipeline::new();
+    questions.add_command(command([&b"CLUSTER"[..], b"SLOTS"])).add_command(command([&b"CLUSTER"[..], b"INFO"]));
+    let answers = connection.ask(&questions).await.map_err(BoxError::from);
     let host = node.rsplit_once(':').map_or("", |(host, _)| host);
     answers.and_then(|answers| answer(&answers, host, newest)).map_err(|error| Failed::at(&**node, &error).into())
 }
 
-fn answer(replies: &[Answer], asked: &str, newest: u64) -> Result<Found<Said>, BoxError> {
+fn answer(replies: &[Value], asked: &str, newest: u64) -> Result<Found<Said>, BoxError> {
     let [slots, info] = replies else { return Err("an unexpected answer".into()) };
-    if let Answer::Error(text) = slots {
-        return Err(Refused(text.clone()).into());
+    if let Value::ServerError(error) = slots {
+        return Err(Refused(text_of(error)).into());
     }
     let map = Map::read(slots, asked)?;
     // A user without the right to CLUSTER INFO has to take what there is.

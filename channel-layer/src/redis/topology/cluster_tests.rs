@@ -142,11 +142,11 @@ async fn servers_without_a_map_are_named_and_the_old_map_stays() {
 
 #[test]
 fn an_answer_counts_by_the_clusters_health_and_epoch() {
-    let text = |it: &str| Answer::Text(it.into());
-    let node = Answer::List(vec![text("a"), Answer::Int(1), text("id")]);
-    let slots = Answer::List(vec![Answer::List(vec![Answer::Int(0), Answer::Int(9), node])]);
+    let text = |it: &str| Value::BulkString(it.into());
+    let node = Value::Array(vec![text("a"), Value::Int(1), text("id")]);
+    let slots = Value::Array(vec![Value::Array(vec![Value::Int(0), Value::Int(9), node])]);
     let info = |state: &str, epoch| text(&format!("cluster_state:{state}\r\ncluster_current_epoch:{epoch}\r\n"));
-    let rank = |info: Answer| match answer(&[slots.clone(), info], "h", 5).unwrap() {
+    let rank = |info: Value| match answer(&[slots.clone(), info], "h", 5).unwrap() {
         Found::Good(said) => (true, said.epoch),
         Found::Doubtful(rank, said) => (false, rank.min(said.epoch)),
     };
@@ -154,6 +154,6 @@ fn an_answer_counts_by_the_clusters_health_and_epoch() {
     assert_eq!(rank(info("ok", 6)), (true, 6));
     assert_eq!(rank(info("ok", 4)), (false, 4));
     assert_eq!(rank(info("fail", 6)), (false, 6));
-    assert_eq!(rank(Answer::Error("NOPERM no".into())), (true, 5));
-    assert!(answer(&[Answer::Error("ERR no cluster".into()), info("ok", 1)], "h", 0).is_err());
+    assert_eq!(rank(crate::redis::answer::error("NOPERM no")), (true, 5));
+    assert!(answer(&[crate::redis::answer::error("ERR no cluster"), info("ok", 1)], "h", 0).is_err());
 }

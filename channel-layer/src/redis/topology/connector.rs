@@ -29,16 +29,16 @@ impl Connector {
         key: &[u8],
     ) -> Result<impl AsyncRead + AsyncWrite + Unpin + Send + use<>, LayerError> {
         let opened = match &*self.0 {
-            Resolved::Target(target) => target.open(client_name).await,
+            Resolved::Target(target) => target.stream(client_name).await,
             Resolved::Cluster(cluster) => {
                 cluster.refresh().await.map_err(LayerError::Unavailable)?;
                 match cluster.node_of(slot(key)) {
-                    Some(node) => cluster.target(&node).open(client_name).await,
+                    Some(node) => cluster.target(&node).stream(client_name).await,
                     None => Err("no node of the cluster has the key".into()),
                 }
             }
         };
-        Ok(opened.map_err(LayerError::Unavailable)?.stream)
+        opened.map_err(LayerError::Unavailable)
     }
 }
 

@@ -3,14 +3,15 @@
 use std::sync::Arc;
 
 use parking_lot::Mutex;
+use redis::Value;
 
 use super::race::{Found, race};
 use crate::{
     BoxError,
     redis::{
+        answer::{Answer, command, text_of},
         connection::{Access, Address},
         refusal::{Failed, Refused},
-        wire::Answer,
     },
 };
 
@@ -74,17 +75,17 @@ impl Sentinels {
 
 async fn ask_one(access: &Access, at: &Address, name: &str) -> Result<Address, BoxError> {
     // Within the same 2 seconds as the opening: whoever asks does not wait longer.
-    let mut connection = access.open(at, "channel-layer:sentinel", false).await?;
+    let mut connection = access.open(at, "channel-layer:sentinel").await?;
     // As channels_redis asks; `SENTINEL MASTER` would need another right.
-    let replies = connection.ask(&[vec!["SENTINEL", "MASTERS"]]).await;
-    replies.and_then(|replies| verdict(&replies, name)).map_err(|error| Failed::at(at.to_string(), &error).into())
+    let answer = connection.ask_one(command([&b"SENTINEL"[..], b"MASTERS"])).await.map_err(BoxError::from);
+    answer.and_then(|answer| verdict(&answer, name)).map_err(|error| Failed::at(at.to_string(), &error).into())
 }
 
 /// Reads the reply of `SENTINEL MASTERS`.
-fn verdict(replies: &[Answer], name: &str) -> Result<Address, BoxError> {
-    let masters = match replies {
-        [Answer::List(masters)] => masters,
-        [Answer::Error(text)] => return Err(Refused(text.clone()).into()),
+fn verdict(answer: &Value, name: &str) -> Result<Address, BoxError> {
+    let masters = match answer {
+        Value::Array(masters) => masters,
+        Value::ServerError(error) => return Err(Refused(text_of(error)).into()),
         _ => return Err("an unexpected answer".into()),
     };
     let fields = masters.iter().filter_map(Answer::as_list).find(|fields| field(fields, "name") == Some(name));
@@ -101,7 +102,7 @@ fn verdict(replies: &[Answer], name: &str) -> Result<Address, BoxError> {
     }
 }
 
-fn field<'a>(fields: &'a [Answer], name: &str) -> Option<&'a str> {
+fn field<'a>(fields: &'a [Value], name: &str) -> Option<&'a str> {
     fields.chunks_exact(2).find(|pair| pair[0].as_text() == Some(name)).and_then(|pair| pair[1].as_text())
 }
 
@@ -110,12 +111,12 @@ mod tests {
     use super::*;
     use crate::redis::connection::Account;
 
-    fn masters(of: &[&[(&str, &str)]]) -> Vec<Answer> {
-        let text = |it: &str| Answer::Text(it.into());
+    fn masters(of: &[&[(&str, &str)]]) -> Value {
+        let text = |it: &str| Value::BulkString(it.into());
         let one = |fields: &&[(&str, &str)]| {
-            Answer::List(fields.iter().flat_map(|(name, value)| [text(name), text(value)]).collect())
+            Value::Array(fields.iter().flat_map(|(name, value)| [text(name), text(value)]).collect())
         };
-        vec![Answer::List(of.iter().map(one).collect())]
+        Value::Array(of.iter().map(one).collect())
     }
 
     #[test]
@@ -128,9 +129,9 @@ mod tests {
         }
         let error = verdict(&with("master"), "nobody").unwrap_err().to_string();
         assert!(error.contains("does not know"), "{error}");
-        assert!(verdict(&[Answer::Error("NOAUTH x".into())], "site").unwrap_err().to_string().contains("NOAUTH"));
+        assert!(verdict(&crate::redis::answer::error("NOAUTH x"), "site").unwrap_err().to_string().contains("NOAUTH"));
         assert!(verdict(&masters(&[&[("name", "site"), ("flags", "master")]]), "site").is_err());
-        assert!(verdict(&[], "site").is_err());
+        assert!(verdict(&Value::Nil, "site").is_err());
     }
 
     #[test]

@@ -2,9 +2,11 @@
 
 use std::{collections::BTreeSet, sync::Arc};
 
+use redis::Value;
+
 use crate::{
     BoxError,
-    redis::{connection::Address, wire::Answer},
+    redis::{answer::Answer, connection::Address},
 };
 
 /// How many slots a cluster has.
@@ -55,7 +57,7 @@ impl Map {
 
     /// Reads the reply of `CLUSTER SLOTS`. `asked` is the host that gave it: it stands for hosts that
     /// the cluster does not know.
-    pub(super) fn read(reply: &Answer, asked: &str) -> Result<Self, BoxError> {
+    pub(super) fn read(reply: &Value, asked: &str) -> Result<Self, BoxError> {
         let ranges = reply.as_list().ok_or("CLUSTER SLOTS: not a list")?;
         let mut found = Vec::with_capacity(ranges.len());
         let mut replicas = BTreeSet::new();
@@ -63,8 +65,7 @@ impl Map {
             let [first, last, nodes @ ..] = range.as_list().unwrap_or_default() else {
                 return Err("CLUSTER SLOTS: not a range".into());
             };
-            let bound =
-                |value: &Answer| value.as_int().and_then(|it| usize::try_from(it).ok()).filter(|it| *it < SLOTS);
+            let bound = |value: &Value| value.as_int().and_then(|it| usize::try_from(it).ok()).filter(|it| *it < SLOTS);
             let (Some(first), Some(last)) = (bound(first), bound(last)) else {
                 return Err("CLUSTER SLOTS: not a slot".into());
             };
@@ -89,12 +90,12 @@ impl Map {
 }
 
 /// A node of a range: host, port, id, and since Redis 7 a list of further names.
-fn endpoint(value: &Answer, asked: &str) -> Option<Node> {
+fn endpoint(value: &Value, asked: &str) -> Option<Node> {
     let [host, port, rest @ ..] = value.as_list()? else { return None };
     let port = port.as_int().and_then(|port| u16::try_from(port).ok())?;
     let host = match (host, host.as_text()) {
         // A node that does not know its own address: the one we reached it by.
-        (Answer::Null, _) | (_, Some("")) => asked,
+        (Value::Nil, _) | (_, Some("")) => asked,
         // It should go by its host name, and has none.
         (_, Some("?")) => further_ip(rest)?,
         (_, host) => host?,
@@ -102,7 +103,7 @@ fn endpoint(value: &Answer, asked: &str) -> Option<Node> {
     Some(node(host, port))
 }
 
-fn further_ip(rest: &[Answer]) -> Option<&str> {
+fn further_ip(rest: &[Value]) -> Option<&str> {
     let names = rest.get(1)?.as_list()?;
     names.chunks_exact(2).find(|pair| pair[0].as_text() == Some("ip")).and_then(|pair| pair[1].as_text())
 }
@@ -141,22 +142,21 @@ impl Redirection {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::redis::wire;
 
-    fn text(it: &str) -> Answer {
-        Answer::Text(it.into())
+    fn text(it: &str) -> Value {
+        Value::BulkString(it.into())
     }
 
-    fn list(items: impl Into<Vec<Answer>>) -> Answer {
-        Answer::List(items.into())
+    fn list(items: impl Into<Vec<Value>>) -> Value {
+        Value::Array(items.into())
     }
 
-    fn range(first: i64, last: i64, nodes: &[Answer]) -> Answer {
-        list([&[Answer::Int(first), Answer::Int(last)], nodes].concat())
+    fn range(first: i64, last: i64, nodes: &[Value]) -> Value {
+        list([&[Value::Int(first), Value::Int(last)], nodes].concat())
     }
 
-    fn at(host: Answer, port: i64) -> Answer {
-        list([host, Answer::Int(port), text("id"), list([])])
+    fn at(host: Value, port: i64) -> Value {
+        list([host, Value::Int(port), text("id"), list([])])
     }
 
     #[test]
@@ -164,7 +164,7 @@ mod tests {
         let reply = b"*2\r\n*4\r\n:0\r\n:8191\r\n\
             *4\r\n$9\r\n127.0.0.1\r\n:7000\r\n$2\r\nid\r\n*0\r\n*3\r\n$9\r\n127.0.0.1\r\n:7003\r\n$2\r\nid\r\n\
             *3\r\n:8192\r\n:16383\r\n*3\r\n$9\r\n127.0.0.1\r\n:7001\r\n$2\r\nid\r\n";
-        let (reply, _) = wire::parse_answer(reply).unwrap().unwrap();
+        let reply = redis::parse_redis_value(reply).unwrap();
         let map = Map::read(&reply, "asked").unwrap();
         assert_eq!(map.primaries(), [node("127.0.0.1", 7000), node("127.0.0.1", 7001)]);
         assert_eq!(map.replicas(), [node("127.0.0.1", 7003)]);
@@ -177,11 +177,11 @@ mod tests {
 
     #[test]
     fn nodes_without_an_address_and_behind_other_addresses() {
-        let hidden = list([text("?"), Answer::Int(4), text("id"), list([text("ip"), text("10.0.0.4")])]);
-        let lost = list([text("?"), Answer::Int(5), text("id"), list([])]);
+        let hidden = list([text("?"), Value::Int(4), text("id"), list([text("ip"), text("10.0.0.4")])]);
+        let lost = list([text("?"), Value::Int(5), text("id"), list([])]);
         let map = list([
             range(0, 0, &[at(text(""), 1)]),
-            range(1, 1, &[at(Answer::Null, 2)]),
+            range(1, 1, &[at(Value::Nil, 2)]),
             range(2, 2, &[at(text("2001:db8::7"), 3)]),
             range(3, 3, &[hidden, lost.clone()]),
             range(5, 6, &[at(text("redis-1.example.org"), 6379)]),
@@ -217,11 +217,11 @@ mod tests {
     fn nonsense_is_refused() {
         let good = at(text("a"), 1);
         for reply in [
-            Answer::Null,
+            Value::Nil,
             text("x"),
             list([]),
-            list([Answer::Int(1)]),
-            list([list([Answer::Int(0)])]),
+            list([Value::Int(1)]),
+            list([list([Value::Int(0)])]),
             list([range(0, 1, &[])]),
             list([range(-1, 1, std::slice::from_ref(&good))]),
             list([range(0, 16_384, std::slice::from_ref(&good))]),

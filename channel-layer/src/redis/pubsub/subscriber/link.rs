@@ -1,20 +1,24 @@
 //! One connection of the subscriber: made, watched, and made again for ever.
 
 use std::{
+    io,
     pin::{Pin, pin},
     task::{Context, Poll, ready},
     time::Duration,
 };
 
 use bytes::BytesMut;
-use tokio::time::{Instant, sleep};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt},
+    time::{Instant, sleep},
+};
 
 use super::{probe::Probe, registry::Topic, session::Session};
 use crate::{
     BoxError,
     redis::{
         backoff::Backoff,
-        connection::{Connection, Stream, Target, fill},
+        connection::{Stream, Target},
         trust::Trust,
     },
 };
@@ -47,7 +51,7 @@ enum State {
     Up(Box<Up>),
 }
 
-type Attempt = Pin<Box<dyn Future<Output = Result<Connection, BoxError>> + Send>>;
+type Attempt = Pin<Box<dyn Future<Output = Result<(Box<dyn Stream>, Trust), BoxError>> + Send>>;
 
 pub(super) struct Up {
     stream: Box<dyn Stream>,
@@ -96,11 +100,11 @@ impl Link {
                 State::Opening(attempt) => attempt,
             };
             match ready!(attempt.as_mut().poll(cx)) {
-                Ok(connection) => {
+                Ok((stream, trust)) => {
                     self.failures = 0;
                     self.restored = false;
                     self.fresh = true;
-                    self.state = State::Up(Box::new(Up::new(connection)));
+                    self.state = State::Up(Box::new(Up::new(stream, trust)));
                     return Poll::Ready(Event::Opened);
                 }
                 Err(error) => self.failed(&error),
@@ -246,8 +250,8 @@ impl Link {
 }
 
 impl Up {
-    fn new(connection: Connection) -> Self {
-        let Connection { stream, buffer, trust } = connection;
+    fn new(stream: Box<dyn Stream>, trust: Trust) -> Self {
+        let buffer = BytesMut::new();
         let session = Session::default();
         let lost = Box::pin(trust.lost());
         Self { stream, buffer, session, heard: Instant::now(), pinged: None, stalled: false, trust, lost }
@@ -280,6 +284,23 @@ fn attempt(target: &Target, pause: Duration) -> Attempt {
     let target = target.clone();
     Box::pin(async move {
         sleep(pause).await;
-        target.open("channel-layer:subscribe").await
+        let trust = target.trust();
+        Ok((target.stream("channel-layer:subscribe").await?, trust))
     })
+}
+
+/// What a read makes room for, and the size an emptied buffer goes back to.
+const READ: usize = 64 << 10;
+
+/// Reads what is there into the buffer. The end of the stream is an error. Cancel-safe.
+async fn fill(stream: &mut (impl AsyncRead + Unpin), buffer: &mut BytesMut) -> io::Result<()> {
+    if buffer.is_empty() && buffer.capacity() > 16 * READ {
+        // One huge payload must not occupy memory for ever.
+        *buffer = BytesMut::new();
+    }
+    buffer.reserve(READ);
+    match stream.read_buf(buffer).await? {
+        0 => Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the server closed the connection")),
+        _ => Ok(()),
+    }
 }
