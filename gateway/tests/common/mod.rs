@@ -445,7 +445,8 @@ pub async fn browser(script: &str, env: &[(&str, &str)]) {
     assert!(out.status.success(), "{printed}");
 }
 
-fn ready(internal: SocketAddr) -> bool {
+/// Whether who listens there says that it is ready.
+pub fn ready(internal: SocketAddr) -> bool {
     use std::io::{Read, Write};
     let Ok(mut stream) = std::net::TcpStream::connect(internal) else { return false };
     let _ = stream.write_all(b"GET /readyz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");

@@ -23,6 +23,7 @@ use std::time::Duration;
 
 use run::Load;
 use schedule::Schedule;
+use site::Kind;
 use tokio::sync::Mutex;
 
 /// The stream of durable events.
@@ -53,7 +54,7 @@ async fn what_was_acknowledged_reaches_every_member_in_order_and_once() {
     let _machine = MACHINE.lock().await;
     let (load, seeds) = if is_long() { (LONG, seeds(&[1, 2, 3])) } else { (SHORT, seeds(&[1])) };
     for seed in seeds {
-        let verdict = run::gateway(load, &schedule(seed, load), false).await;
+        let verdict = run::gateway(load, &schedule(seed, load), Kind::Gateway { lossy: false }).await;
         assert!(verdict.is_clean(), "seed {seed}: {verdict}");
     }
 }
@@ -63,11 +64,24 @@ async fn without_hole_filling_and_resume_the_same_seed_is_seen_to_lose() {
     let _machine = MACHINE.lock().await;
     let (load, seeds) = if is_long() { (LONG, seeds(&[1])) } else { (SHORT, seeds(&[1])) };
     for seed in seeds {
-        let verdict = run::gateway(load, &schedule(seed, load), true).await;
+        let verdict = run::gateway(load, &schedule(seed, load), Kind::Gateway { lossy: true }).await;
         assert!(!verdict.lost.is_empty() && !verdict.wrong.is_empty(), "seed {seed}: {verdict}");
         // Nothing is lost in the database: a lossy node stores as every other does.
         assert!(verdict.duplicates.is_empty(), "seed {seed}: {verdict}");
     }
+}
+
+/// N2: nodes are replaced one after another, as an update does it, and clients only know the balancer.
+#[tokio::test(flavor = "multi_thread")]
+async fn n2_a_rolling_restart_behind_a_balancer_loses_nothing_and_brings_nothing_twice() {
+    let _machine = MACHINE.lock().await;
+    let (load, rounds) = if is_long() { (Load { clients: 200, ..LONG }, 5) } else { (SHORT, 1) };
+    let schedule = Schedule::rolling(NODES, rounds);
+    let load = Load { seconds: schedule.length.as_secs(), ..load };
+    let verdict = run::gateway(load, &schedule, Kind::Balanced).await;
+    assert!(verdict.is_clean(), "{verdict}");
+    // Of three nodes that go one after another each client may meet every one.
+    assert!(verdict.connects <= load.clients * (1 + NODES * rounds), "{verdict}");
 }
 
 /// The numbers are for reading: how the Python stack fares under the same load and the same faults.

@@ -136,9 +136,9 @@ impl Clients {
 }
 
 /// A run of the gateway.
-pub(crate) async fn gateway(load: Load, schedule: &Schedule, lossy: bool) -> Verdict {
-    println!("{schedule}{load:?}, lossy: {lossy}");
-    let site = Site::start(crate::NODES, Kind::Gateway { lossy }).await;
+pub(crate) async fn gateway(load: Load, schedule: &Schedule, kind: Kind) -> Verdict {
+    println!("{schedule}{load:?}, {kind:?}");
+    let site = Site::start(crate::NODES, kind).await;
     make_members(load, &site).await;
     let book = Arc::new(Book::default());
     let clients = Clients::start(load, schedule.seed, Stack::Gateway, &site.public(), &site.network, &book).await;
@@ -160,7 +160,7 @@ pub(crate) async fn gateway(load: Load, schedule: &Schedule, lossy: bool) -> Ver
         }
     }
     println!("everything acknowledged after {:.1} s", settling.elapsed().as_secs_f64());
-    let settle = if lossy { SETTLE_LOSSY } else { SETTLE };
+    let settle = if kind == (Kind::Gateway { lossy: true }) { SETTLE_LOSSY } else { SETTLE };
     let shown = until("everything is shown", settle, || clients.are_complete(&book)).await;
     println!("shown: {shown:?} after {:.1} s", settling.elapsed().as_secs_f64());
     check_dead_letters(&site, &book).await;

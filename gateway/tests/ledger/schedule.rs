@@ -10,10 +10,15 @@ pub(crate) const PARTS: usize = 3;
 const CUT_EVERY: Duration = Duration::from_secs(5);
 const CUT_FOR: Duration = Duration::from_secs(2);
 
+/// About as long as a node needs to leave and to be back.
+const REPLACED_EVERY: Duration = Duration::from_secs(8);
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum What {
     /// `kill -9` of a node, which is started again afterwards.
     NodeKilled(usize),
+    /// A node is asked to leave, and started again when it has gone; both take as long as they take.
+    NodeReplaced(usize),
     /// `kill -9` of Redis, which comes back with nothing in it.
     RedisEmptied,
     /// `SIGSTOP` of Redis.
@@ -40,6 +45,8 @@ pub(crate) struct Schedule {
     pub(crate) length: Duration,
     /// By time. Those of one server do not overlap.
     pub(crate) faults: Vec<Fault>,
+    /// Now and then a message between Redis and a node is dropped.
+    pub(crate) drops: bool,
 }
 
 impl Schedule {
@@ -65,7 +72,18 @@ impl Schedule {
         let jumps = (0..2 * times).map(|_| jump(random)).collect();
         faults.extend(lane(random, length, jumps));
         faults.sort_by_key(|fault| fault.at);
-        Self { seed, length, faults }
+        Self { seed, length, faults, drops: true }
+    }
+
+    /// One node after another is replaced, and nothing else happens.
+    pub(crate) fn rolling(nodes: usize, rounds: usize) -> Self {
+        let replaced = |n: usize| Fault {
+            at: REPLACED_EVERY * n as u32 + Duration::from_secs(1),
+            lasting: Duration::ZERO,
+            what: What::NodeReplaced(n % nodes),
+        };
+        let length = REPLACED_EVERY * (nodes * rounds) as u32;
+        Self { seed: 1, length, faults: (0..nodes * rounds).map(replaced).collect(), drops: false }
     }
 }
 

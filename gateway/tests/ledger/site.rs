@@ -10,11 +10,13 @@ use testkit::process::{Guarded, private_dir};
 use testkit::proxy::ChaosProxy;
 use testkit::python::python;
 use testkit::redis::RedisServer;
+use testkit::wait::until;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use crate::client::Cut;
-use crate::common::{Door, NodeProcess, eventually};
+use crate::common::balancer::Balancer;
+use crate::common::{Door, NodeProcess, PATIENCE, eventually};
 use crate::schedule::{Schedule, What};
 
 /// Every so many messages one is dropped between Redis and a node.
@@ -25,6 +27,8 @@ const DROPPED: usize = 7;
 pub(crate) enum Kind {
     /// `lossy` nodes fill no holes and resume nothing.
     Gateway { lossy: bool },
+    /// The same, and clients know only HAProxy in front of them.
+    Balanced,
     /// Daphne with a Django Channels application on one of the layers of `channels_redis`.
     Channels { layer: &'static str },
 }
@@ -39,6 +43,7 @@ pub(crate) struct Site {
     /// Each node's wall clock.
     clocks: Vec<ShiftedClock>,
     pub(crate) network: watch::Sender<Cut>,
+    balancer: Option<Balancer>,
 }
 
 impl Site {
@@ -48,8 +53,9 @@ impl Site {
         let database = postgres.fresh_database();
         let links: Vec<_> = (0..nodes).map(|_| ChaosProxy::redis(redis.port())).collect();
         let clocks: Vec<_> = (0..nodes).map(|_| ShiftedClock::new()).collect();
+        let lossy = kind == Kind::Gateway { lossy: true };
         let spawn = |(number, link): (usize, &ChaosProxy)| match kind {
-            Kind::Gateway { lossy } => {
+            Kind::Gateway { .. } | Kind::Balanced => {
                 let settings = [
                     ("redis-url", &*link.url()),
                     ("database-url", &database),
@@ -57,6 +63,8 @@ impl Site {
                     ("room-policy", "members"),
                     ("limits.frames_per_second", "0"),
                     ("test-lossy", if lossy { "1" } else { "0" }),
+                    // As long as the balancer needs to see that the node leaves.
+                    ("drain.delay_seconds", "3"),
                 ];
                 NodeProcess::spawn_by(clocks[number].command(), private_dir("gateway"), &settings)
             }
@@ -64,8 +72,12 @@ impl Site {
         };
         let nodes: Vec<_> = links.iter().enumerate().map(spawn).collect();
         let network = watch::Sender::new(Cut::default());
-        let site = Self { kind, redis, postgres, nodes, links, clocks, network };
+        let mut site = Self { kind, redis, postgres, nodes, links, clocks, network, balancer: None };
         site.ready().await;
+        if kind == Kind::Balanced {
+            let doors: Vec<_> = site.nodes.iter().map(|node| node.door).collect();
+            site.balancer = Some(Balancer::haproxy(&doors));
+        }
         site
     }
 
@@ -83,7 +95,11 @@ impl Site {
         }
     }
 
+    /// Where clients connect.
     pub(crate) fn public(&self) -> Vec<SocketAddr> {
+        if let Some(balancer) = &self.balancer {
+            return vec![balancer.door.public];
+        }
         self.nodes.iter().map(|node| node.door.public).collect()
     }
 
@@ -99,9 +115,11 @@ impl Site {
     /// Suffers what the schedule says, each kind of server in a thread of its own; everything runs again
     /// when this returns.
     pub(crate) async fn suffer(self, schedule: &Schedule) -> Self {
-        let Self { kind, redis, postgres, nodes, links, clocks, network } = self;
+        let Self { kind, redis, postgres, nodes, links, clocks, network, balancer } = self;
         let began = Instant::now();
-        links.iter().for_each(|link| link.drop_messages(DROPPED));
+        if schedule.drops {
+            links.iter().for_each(|link| link.drop_messages(DROPPED));
+        }
         let redis = break_down(schedule, began, redis, |redis, what, wait| match what {
             What::RedisEmptied => {
                 redis.kill();
@@ -122,12 +140,14 @@ impl Site {
                 postgres.restart();
             }
         });
-        let nodes = break_down(schedule, began, nodes, |nodes, what, wait| {
-            if let What::NodeKilled(number) = what {
+        let nodes = break_down(schedule, began, nodes, |nodes, what, wait| match what {
+            What::NodeKilled(number) => {
                 nodes[number].process.kill();
                 wait();
                 nodes[number].process.start();
             }
+            What::NodeReplaced(number) => replace(&mut nodes[number]),
+            _ => {}
         });
         let clocks = break_down(schedule, began, clocks, |clocks, what, wait| {
             if let What::ClockJumps { node, hours } = what {
@@ -146,10 +166,21 @@ impl Site {
         let (redis, postgres, nodes, clocks, network) = tokio::join!(redis, postgres, nodes, clocks, network);
         tokio::time::sleep_until((began + schedule.length).into()).await;
         links.iter().for_each(ChaosProxy::pass);
-        let site = Self { kind, redis, postgres, nodes, links, clocks, network };
+        let site = Self { kind, redis, postgres, nodes, links, clocks, network, balancer };
         site.ready().await;
         site
     }
+}
+
+/// A node leaves well, and the next one takes its place.
+fn replace(node: &mut NodeProcess) {
+    node.process.signal("TERM");
+    until("the node has left", PATIENCE * 2, || !node.process.running());
+    let code = node.process.exit_code();
+    assert_eq!(code, 0, "{}", node.log());
+    node.process.start();
+    let internal = node.door.internal;
+    node.process.wait_ready(PATIENCE * 2, || crate::common::ready(internal));
 }
 
 /// A process of the Python stack.

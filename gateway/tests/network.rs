@@ -1,0 +1,175 @@
+//! Networks that lose packets, are slow, or are changed under a client.
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "tests, some of which tell figures")]
+
+mod common;
+
+use std::os::unix::fs::MetadataExt;
+use std::time::{Duration, Instant};
+
+use common::{Client, Door, PATIENCE, TestNode, eventually, eventually_within, token};
+use serde_json::json;
+use testkit::proxy::{ChaosProxy, Way};
+use tokio::time::timeout;
+
+// ---- L5: a bad link ----
+
+/// Set in the process that is inside.
+const INSIDE: &str = "GATEWAY_TEST_IN_A_BAD_NETWORK";
+
+/// Makes a network of its own that loses every fifth packet to and from the port of the node and takes 64 kbit/s,
+/// and runs the command there. It is gone with the command.
+const BAD_NETWORK: &str = r#"
+set -e
+ip link set lo mtu 1500 up
+tc qdisc add dev lo root tbf rate 64kbit burst 4kb latency 1s
+for port in --dport --sport; do
+  iptables -A INPUT -i lo -p tcp $port "$PORT" -m statistic --mode random --probability 0.2 -j DROP
+done
+exec "$@"
+"#;
+
+/// L5: a link that loses 20 % and takes 64 kbit/s is slow, and nobody on it is taken for dead.
+#[test]
+fn l5_a_link_that_loses_a_fifth_and_is_slow_works_and_nobody_is_taken_for_dead() {
+    let port = testkit::net::free_port().to_string();
+    for program in ["ip", "tc", "iptables", "unshare"] {
+        assert!(testkit::process::on_path(program), "{program} is missing: run ./test.sh");
+    }
+    let root = std::fs::metadata("/proc/self").unwrap().uid() == 0;
+    let out = std::process::Command::new("unshare")
+        .args(["--net"].iter().chain(if root { &[][..] } else { &["--map-root-user"] }))
+        .args(["sh", "-c", BAD_NETWORK, "sh"])
+        .arg(std::env::current_exe().unwrap())
+        .args(["--exact", "in_a_bad_network", "--nocapture"])
+        .env("PORT", &port)
+        .env(INSIDE, &port)
+        .output()
+        .unwrap();
+    let printed = format!("{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
+    assert!(
+        out.status.success() && printed.contains("1 passed"),
+        "root, or namespaces for everybody, is needed: {printed}"
+    );
+    println!("{printed}");
+}
+
+/// Messages, of which the last one is large.
+const MESSAGES: u64 = 20;
+
+fn text(number: u64) -> String {
+    "x".repeat(if number == MESSAGES { 12 * 1024 } else { 200 + number as usize })
+}
+
+/// Says every second message, when it has heard the one before; then is silent for longer than one who is dead would
+/// be waited for. Returns how long the messages took.
+async fn talk(mut client: Client, first: bool) -> Duration {
+    client.patience = Duration::from_secs(90);
+    let began = Instant::now();
+    for number in 1..=MESSAGES {
+        if (number % 2 == 1) == first {
+            client.say("lobby", &text(number)).await;
+        }
+        let frame = client.until(|frame| frame["type"] == "chat").await;
+        assert_eq!((frame["seq"].as_u64(), frame["message"].as_str()), (Some(number), Some(text(number).as_str())));
+    }
+    let (took, pings) = (began.elapsed(), client.pings);
+    assert_eq!(client.hear_within(Duration::from_secs(13)).await, None);
+    assert!(client.pings > pings);
+    took
+}
+
+/// What the test above runs in its network; nothing by itself.
+#[tokio::test(flavor = "multi_thread")]
+async fn in_a_bad_network() {
+    let Ok(port) = std::env::var(INSIDE) else { return };
+    let node = TestNode::start(&[("listen", &format!("127.0.0.1:{port}")), ("limits.ping_seconds", "1")]).await;
+    let door = node.at();
+    let open = async |user: &str| {
+        let began = Instant::now();
+        let bearer = format!("Bearer {}", token(user));
+        loop {
+            if let Some(client) = door.knock("/ws/chat/lobby/", &[("authorization", &bearer)]).await {
+                return client;
+            }
+            assert!(began.elapsed() < Duration::from_secs(90), "let in at last");
+        }
+    };
+    let (alice, bob) = tokio::join!(open("alice"), open("bob"));
+    let (took, _) = tokio::join!(talk(alice, true), talk(bob, false));
+    println!("{MESSAGES} messages, one after another, took {:.1} s", took.as_secs_f64());
+    assert_eq!(node.metric("gateway_connections_closed_total{code=\"4000\"}").await, 0.0);
+}
+
+// ---- L6: another network ----
+
+fn through(proxy: &ChaosProxy, door: Door) -> Door {
+    Door { public: ([127, 0, 0, 1], proxy.port()).into(), ..door }
+}
+
+async fn is_online(door: Door, user: &str) -> bool {
+    let (_, room) = door.api("GET", "/api/rooms/lobby", None).await;
+    room["online"].as_array().unwrap().iter().any(|online| online == user)
+}
+
+async fn sockets(door: Door, user: &str) -> usize {
+    door.api("GET", &format!("/api/users/{user}"), None).await.1["sockets"].as_array().unwrap().len()
+}
+
+/// Hears nothing, and answers pings.
+async fn silent(client: &mut Client) {
+    let heard = client.hear_within(Duration::from_secs(3600)).await;
+    panic!("nothing was to come, not {heard:?}");
+}
+
+async fn resume(client: &mut Client, seq: u64) {
+    client.send(json!({"cate": "resume", "rooms": {"lobby": {"seq": seq}}})).await;
+}
+
+/// L6: the old socket hangs, as nobody has told the node; the new one is live at once, gets what the old one was not
+/// shown, and says again what was not acked, which is stored once. Nobody sees the user leave.
+#[tokio::test(flavor = "multi_thread")]
+async fn l6_a_client_that_changes_its_network_misses_nothing_and_is_never_away() {
+    let node = TestNode::start(&[("limits.ping_seconds", "1"), ("limits.pong_seconds", "4")]).await;
+    let door = node.at();
+    let wifi = ChaosProxy::to(door.public.port());
+    let mut old = through(&wifi, door).v1("/ws/chat/lobby/", "alice").await;
+    let mut bob = door.join("bob", "lobby").await;
+    resume(&mut old, 0).await;
+    bob.say("lobby", "1").await;
+    assert_eq!((old.hears().await, bob.hears().await), ("1".into(), "1".into()));
+
+    // What she says still leaves, and nothing comes back, nor will.
+    wifi.black_hole(Way::ToClient);
+    old.send(json!({"cate": "chat", "group_name": "lobby", "message": "2", "client_id": "mine"})).await;
+    assert_eq!(bob.hears().await, "2");
+    wifi.black_hole(Way::Both);
+    bob.say("lobby", "3").await;
+    assert_eq!(bob.hears().await, "3");
+
+    let mut new = door.v1("/ws/chat/lobby/", "alice").await;
+    resume(&mut new, 1).await;
+    assert_eq!(sockets(door, "alice").await, 2, "both are hers for a while");
+    let shown = [new.frame().await, new.frame().await];
+    assert_eq!(shown.each_ref().map(|frame| frame["seq"].as_u64()), [Some(2), Some(3)]);
+    let ack = new.say_acked("lobby", "2", "mine").await;
+    assert_eq!((&ack["type"], &ack["id"], &ack["seq"]), (&json!("ack"), &shown[0]["id"], &json!(2)));
+    bob.hears_nothing_before_own("lobby").await;
+    assert_eq!(new.until(|frame| frame["type"] == "chat").await["seq"], 4);
+
+    // The old one is found dead; she is there before, while and after.
+    let ended = "gateway_connections_closed_total{code=\"4000\"}";
+    let given_up = eventually_within(PATIENCE * 3, "the old socket is given up", || async {
+        assert!(is_online(door, "alice").await, "she was never away");
+        node.metric(ended).await == 1.0
+    });
+    tokio::select! {
+        () = given_up => {}
+        _ = silent(&mut new) => {}
+        _ = silent(&mut bob) => {}
+    }
+    eventually("it is gone", || async { sockets(door, "alice").await == 1 }).await;
+    assert!(is_online(door, "alice").await);
+    bob.say("lobby", "5").await;
+    assert_eq!(new.hears().await, "5");
+    assert!(timeout(Duration::from_secs(1), old.hear()).await.is_err(), "nothing came to the old one");
+}
