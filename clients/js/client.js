@@ -267,7 +267,7 @@ export class Gateway {
   /** What the rules of the close codes ask for. */
   #lost(code, reason) {
     this.#drop();
-    this.#unopened = this.#openedAt ? 0 : this.#unopened + 1;
+    if (!this.#openedAt && globalThis.navigator?.onLine !== false) this.#unopened += 1;
     if (this.#openedAt && Date.now() - this.#openedAt >= this.#options.stableAfter) {
       this.#attempt = 0;
       this.#refusals = 0;
@@ -375,14 +375,15 @@ export class Gateway {
   // ---- signs of life ----
 
   /** A line may die without a word: whoever has heard nothing for a while asks. */
-  #watch(delay = this.#options.pingAfter * (0.8 + Math.random() * 0.2)) {
+  #watch(patience = this.#options.pingAfter * (0.8 + Math.random() * 0.2), left = patience) {
     if (!this.#options.pingAfter) return;
     clearTimeout(this.#timers.silence);
     this.#timers.silence = setTimeout(() => {
-      const left = Math.min(this.#heardAt + delay - Date.now(), delay);
-      if (left > 0) this.#watch(left);
+      // A clock that was set back must not make it wait longer.
+      const left = Math.min(this.#heardAt + patience - Date.now(), patience);
+      if (left > 0) this.#watch(patience, left);
       else this.#ask();
-    }, delay);
+    }, left);
   }
 
   #ask() {
@@ -393,13 +394,14 @@ export class Gateway {
     this.#expectAnswer();
   }
 
-  #expectAnswer() {
+  #expectAnswer(wasLate = false) {
     const { pingTimeout } = this.#options;
     const due = Date.now() + pingTimeout;
     clearTimeout(this.#timers.silence);
     this.#timers.silence = setTimeout(() => {
-      // Woken up late, the page may have an answer that it has not read yet.
-      if (Date.now() - due > pingTimeout / 2) return this.#expectAnswer();
+      // Woken up late, the page may have an answer that it has not read yet. Once is enough: where it is
+      // hidden, timers are always late.
+      if (!wasLate && Date.now() - due > pingTimeout / 2) return this.#expectAnswer(true);
       this.#abandon("no answer to a ping");
     }, pingTimeout);
   }
@@ -515,7 +517,7 @@ export class Gateway {
 
   #received(data) {
     const frame = parse(data);
-    if (!frame || this.#heard(frame)) return;
+    if (this.#heard(frame ?? {}) || !frame) return;
     switch (frame.type) {
       case "chat":
         if (!this.#isNew(frame.group_name, frame)) return;
