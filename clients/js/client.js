@@ -44,6 +44,8 @@ const ANSWERS = new Map(["history", "notifications", "seen", "rooms", "presence"
 ANSWERS.set("ping", "pong");
 /** Handshakes in a row that never opened, after which the reason is more likely a refusal than the network. */
 const REFUSED_AFTER = 3;
+/** ms after which an attempt that is under way when the page or the network is back is made anew. */
+const STUCK_AFTER = 3_000;
 /** ms between two pings because of late answers: many may be late at once, and one ping in 5 s is free. */
 const ASK_EVERY = 5_000;
 /** Events of this client; a frame of the site's own with such a type is only seen by "frame". */
@@ -78,6 +80,7 @@ export class Gateway {
   #attempt = 0;
   #refusals = 0; // 4401 in a row
   #unopened = 0; // handshakes in a row that never opened
+  #attemptedAt = 0;
   #openedAt = 0;
   #heardAt = 0;
   #asked = null; // the `client_id` of the ping that waits for its pong
@@ -196,6 +199,7 @@ export class Gateway {
   async #connect() {
     this.#drop()?.close();
     const run = this.#run;
+    this.#attemptedAt = Date.now();
     this.#setState("connecting");
     if (run !== this.#run) return; // a listener did something else
     const unusable = this.#token && !isToken(this.#token);
@@ -341,8 +345,10 @@ export class Gateway {
 
   /** The page or the network is back: a connection may have died meanwhile, and an attempt may now succeed. */
   #returned = () => {
-    if (this.#state !== "waiting") this.#ask();
-    else if (!this.#isLongHidden()) this.#connect();
+    if (this.#state === "open") return this.#ask();
+    // An attempt may have been under way when the network went.
+    const stuck = this.#state === "connecting" && Date.now() - this.#attemptedAt >= STUCK_AFTER;
+    if ((this.#state === "waiting" || stuck) && !this.#isLongHidden()) this.#connect();
   };
 
   #isLongHidden() {

@@ -555,6 +555,26 @@ test("c14: a page that is hidden for long makes no attempts, and one at once whe
   assert.equal(server.sockets.length, 2);
 });
 
+test("c14: an attempt that hangs since before the network was back is made anew", async () => {
+  const { tell } = page();
+  const net = await import("node:net");
+  let attempts = 0;
+  const silent = net.createServer((socket) => void (attempts += 1, socket.on("error", () => {})));
+  await new Promise((resolve) => silent.listen(0, "127.0.0.1", resolve));
+  cleanups.push(() => silent.close());
+  const gateway = client({ url: `ws://127.0.0.1:${silent.address().port}/` });
+  const connected = () => new Promise((resolve) => silent.once("connection", resolve));
+  await connected();
+  tell("online"); // an attempt that has only just begun goes on
+  const { now } = Date;
+  cleanups.push(() => (Date.now = now));
+  Date.now = () => now() + 10_000;
+  const again = connected();
+  tell("online");
+  await again;
+  assert.deepEqual([attempts, gateway.state], [2, "connecting"]);
+});
+
 test("c14: a page hidden for a moment goes on trying", async () => {
   const { show } = page();
   const server = await start(undefined, { onConnect: (socket, number) => number < 3 && socket.close(1013, "") });
