@@ -44,6 +44,8 @@ const ANSWERS = new Map(["history", "notifications", "seen", "rooms", "presence"
 ANSWERS.set("ping", "pong");
 /** Handshakes in a row that never opened, after which the reason is more likely a refusal than the network. */
 const REFUSED_AFTER = 3;
+/** ms after which an attempt that is under way when the page or the network is back is made anew. */
+const STUCK_AFTER = 3_000;
 /** ms between two pings because of late answers: many may be late at once, and one ping in 5 s is free. */
 const ASK_EVERY = 5_000;
 /** Events of this client; a frame of the site's own with such a type is only seen by "frame". */
@@ -78,6 +80,7 @@ export class Gateway {
   #attempt = 0;
   #refusals = 0; // 4401 in a row
   #unopened = 0; // handshakes in a row that never opened
+  #attemptedAt = 0;
   #openedAt = 0;
   #heardAt = 0;
   #asked = null; // the `client_id` of the ping that waits for its pong
@@ -196,6 +199,7 @@ export class Gateway {
   async #connect() {
     this.#drop()?.close();
     const run = this.#run;
+    this.#attemptedAt = Date.now();
     this.#setState("connecting");
     if (run !== this.#run) return; // a listener did something else
     const unusable = this.#token && !isToken(this.#token);
@@ -267,7 +271,7 @@ export class Gateway {
   /** What the rules of the close codes ask for. */
   #lost(code, reason) {
     this.#drop();
-    this.#unopened = this.#openedAt ? 0 : this.#unopened + 1;
+    if (!this.#openedAt && globalThis.navigator?.onLine !== false) this.#unopened += 1;
     if (this.#openedAt && Date.now() - this.#openedAt >= this.#options.stableAfter) {
       this.#attempt = 0;
       this.#refusals = 0;
@@ -341,8 +345,10 @@ export class Gateway {
 
   /** The page or the network is back: a connection may have died meanwhile, and an attempt may now succeed. */
   #returned = () => {
-    if (this.#state !== "waiting") this.#ask();
-    else if (!this.#isLongHidden()) this.#connect();
+    if (this.#state === "open") return this.#ask();
+    // An attempt may have been under way when the network went.
+    const stuck = this.#state === "connecting" && Date.now() - this.#attemptedAt >= STUCK_AFTER;
+    if ((this.#state === "waiting" || stuck) && !this.#isLongHidden()) this.#connect();
   };
 
   #isLongHidden() {
@@ -375,14 +381,15 @@ export class Gateway {
   // ---- signs of life ----
 
   /** A line may die without a word: whoever has heard nothing for a while asks. */
-  #watch(delay = this.#options.pingAfter * (0.8 + Math.random() * 0.2)) {
+  #watch(patience = this.#options.pingAfter * (0.8 + Math.random() * 0.2), left = patience) {
     if (!this.#options.pingAfter) return;
     clearTimeout(this.#timers.silence);
     this.#timers.silence = setTimeout(() => {
-      const left = Math.min(this.#heardAt + delay - Date.now(), delay);
-      if (left > 0) this.#watch(left);
+      // A clock that was set back must not make it wait longer.
+      const left = Math.min(this.#heardAt + patience - Date.now(), patience);
+      if (left > 0) this.#watch(patience, left);
       else this.#ask();
-    }, delay);
+    }, left);
   }
 
   #ask() {
@@ -393,13 +400,14 @@ export class Gateway {
     this.#expectAnswer();
   }
 
-  #expectAnswer() {
+  #expectAnswer(wasLate = false) {
     const { pingTimeout } = this.#options;
     const due = Date.now() + pingTimeout;
     clearTimeout(this.#timers.silence);
     this.#timers.silence = setTimeout(() => {
-      // Woken up late, the page may have an answer that it has not read yet.
-      if (Date.now() - due > pingTimeout / 2) return this.#expectAnswer();
+      // Woken up late, the page may have an answer that it has not read yet. Once is enough: where it is
+      // hidden, timers are always late.
+      if (!wasLate && Date.now() - due > pingTimeout / 2) return this.#expectAnswer(true);
       this.#abandon("no answer to a ping");
     }, pingTimeout);
   }
@@ -515,7 +523,7 @@ export class Gateway {
 
   #received(data) {
     const frame = parse(data);
-    if (!frame || this.#heard(frame)) return;
+    if (this.#heard(frame ?? {}) || !frame) return;
     switch (frame.type) {
       case "chat":
         if (!this.#isNew(frame.group_name, frame)) return;

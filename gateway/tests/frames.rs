@@ -5,6 +5,7 @@ mod common;
 
 use common::{Client, TestNode, token};
 use serde_json::{Value, json};
+use testkit::redis::RedisServer;
 
 /// Sends a frame with a `client_id` of its own; the answer is the next frame that carries it.
 async fn answer(client: &mut Client, mut frame: Value, id: &str) -> Value {
@@ -165,4 +166,27 @@ async fn c15_pages_of_any_origin_may_import_the_client_and_nothing_else() {
     for path in ["/healthz", "/readyz", "/", "/nothing", "/ws/chat/"] {
         assert_eq!(allowed(path).await, None, "{path}");
     }
+}
+
+#[tokio::test]
+async fn a4_an_event_in_json_is_dropped_only_for_what_a_frame_needs() {
+    let redis = RedisServer::start();
+    let node = TestNode::start(&[("redis-url", &redis.url()), ("layer-serializer", "json")]).await;
+    let mut alice = node.join("alice", "lobby").await;
+    // As `json.dumps` writes them; only the message is of any interest.
+    for (message, heard) in [(r#""a""#, "a"), (r#""cut \ud83d""#, "cut \u{fffd}")] {
+        for odd in ["NaN", "-Infinity", "1e400", "1180591620717411303424", r#"{"\udead": [NaN]}"#] {
+            let event = format!(
+                r#"{{"type": "chat.message", "message": {message}, "group_name": "lobby", "from_user": "django", "odd": {odd}}}"#
+            );
+            redis.cli(&["PUBLISH", "asgi__group__chat_lobby", &event]);
+            assert_eq!(alice.hears().await, heard, "{event}");
+        }
+    }
+    // An id that JSON cannot carry is left out, a large one is what a browser makes of it.
+    let event = |id: &str| format!(r#"{{"type": "notification.message", "message": "x", "id": {id}}}"#);
+    redis.cli(&["PUBLISH", "asgi__group__alice", &event("NaN")]);
+    assert_eq!(alice.frame().await.get("id"), None);
+    redis.cli(&["PUBLISH", "asgi__group__alice", &event("1180591620717411303424")]);
+    assert_eq!(alice.frame().await["id"].as_f64(), Some(1_180_591_620_717_411_303_424.0));
 }
