@@ -29,6 +29,8 @@ pub(crate) struct Position {
     held: BTreeMap<u64, Arc<Event>>,
     /// The first event of another epoch, until the database has said which one is right.
     foreign: Option<(i64, u64, Arc<Event>)>,
+    /// An epoch that the database has said is not, or no more, the stream's.
+    refused: Option<i64>,
     /// Questions to the database that brought nothing.
     fruitless: u8,
     /// The events up to here.
@@ -46,6 +48,8 @@ pub(crate) struct Question {
     pub(crate) at: u64,
     /// The rows after this place are wanted.
     pub(crate) after: u64,
+    /// Whether this is the stream's epoch.
+    pub(crate) epoch: Option<i64>,
 }
 
 /// What memory has for a client that comes back.
@@ -83,6 +87,7 @@ impl Position {
             id: head.last_id,
             held: BTreeMap::new(),
             foreign: None,
+            refused: None,
             fruitless: 0,
             recent,
             doubtful: false,
@@ -108,6 +113,9 @@ impl Position {
     /// Takes an event of the stream; what may be delivered now is appended to `ready`, in order.
     pub(crate) fn offer(&mut self, epoch: i64, seq: u64, event: Arc<Event>, ready: &mut Vec<Arc<Event>>) -> Offer {
         if epoch != self.epoch {
+            if self.refused == Some(epoch) {
+                return Offer::Old;
+            }
             if self.foreign.as_ref().is_none_or(|(known, first, _)| *known != epoch || seq < *first) {
                 self.foreign = Some((epoch, seq, event));
             }
@@ -148,7 +156,7 @@ impl Position {
     /// What to ask the database: for what is missing, and for what is disputed.
     pub(crate) fn question(&self) -> Question {
         let after = self.disputed.map_or(self.seq, |(seq, _)| seq - 1);
-        Question { at: self.seq, after }
+        Question { at: self.seq, after, epoch: self.foreign.as_ref().map(|(epoch, ..)| *epoch) }
     }
 
     /// The answer to a question settles a dispute, if there was one when it was asked. Returns whether
@@ -177,19 +185,20 @@ impl Position {
         }
     }
 
-    /// The database's head has been read, after the node had stood at `asked_at`. Returns whether the
-    /// stream begins afresh: it has another epoch, or it has gone back behind us or has another message
+    /// The database's head has been read in answer to a question. Returns whether the stream begins afresh: it has another epoch, or it has gone back behind us or has another message
     /// where we are or were (a restored backup). `refuted` is what [`settle`](Self::settle) has said.
     pub(crate) fn check_head(
         &mut self,
         head: &Head,
-        asked_at: u64,
+        question: &Question,
         refuted: bool,
         ready: &mut Vec<Arc<Event>>,
     ) -> bool {
-        let foreign = self.foreign.take();
+        // Whether one that has come since the question is of the stream is not said yet.
+        let foreign = self.foreign.take_if(|(epoch, ..)| question.epoch == Some(*epoch) || head.epoch == *epoch);
+        self.refused = foreign.as_ref().map(|(epoch, ..)| *epoch).filter(|epoch| *epoch != head.epoch).or(self.refused);
         self.doubtful = false;
-        if head.epoch == self.epoch && head.last_seq >= asked_at && !refuted && !self.is_another(head) {
+        if head.epoch == self.epoch && head.last_seq >= question.at && !refuted && !self.is_another(head) {
             return false;
         }
         let afresh = self.epoch != 0;
@@ -279,6 +288,7 @@ impl Position {
         self.fruitless += 1;
         if self.fruitless >= 3 {
             self.held.clear();
+            self.foreign = None;
             self.fruitless = 0;
         }
     }
@@ -323,6 +333,11 @@ mod tests {
 
     fn start(seq: u64) -> Position {
         Position::at(&Head { epoch: 1, last_seq: seq, last_id: None }, Recent::shared(&Memory::new(1 << 20)))
+    }
+
+    /// What was asked by a node at this place that knew every epoch by then.
+    fn asked(at: u64) -> Question {
+        Question { at, after: at, epoch: Some(2) }
     }
 
     fn id(seq: u64) -> Uuid {
@@ -378,17 +393,27 @@ mod tests {
         let (mut position, mut ready) = (start(4), Vec::new());
         assert_eq!(position.offer(2, 1, event(1), &mut ready), Offer::OtherEpoch);
         assert_eq!((position.seq(), ready.len()), (4, 0));
-        assert!(!position.check_head(&Head { epoch: 1, last_seq: 4, last_id: None }, 4, false, &mut ready));
+        assert!(!position.check_head(&Head { epoch: 1, last_seq: 4, last_id: None }, &asked(4), false, &mut ready));
         assert!(!position.has_hole());
-        assert_eq!(position.offer(2, 1, event(1), &mut ready), Offer::OtherEpoch);
-        assert!(position.check_head(&Head { epoch: 2, last_seq: 1, last_id: None }, 4, false, &mut ready));
-        assert_eq!((position.epoch(), position.seq(), seqs(&ready)), (2, 1, vec![1]));
+        assert_eq!(position.offer(2, 1, event(1), &mut ready), Offer::Old, "asked once for each");
+        // One that has come since the question is not answered by it.
+        let before = position.question();
+        assert_eq!(position.offer(3, 1, event(1), &mut ready), Offer::OtherEpoch);
+        assert!(!position.check_head(&Head { epoch: 1, last_seq: 4, last_id: None }, &before, false, &mut ready));
+        assert!(position.has_hole());
+        let head = Head { epoch: 3, last_seq: 1, last_id: None };
+        assert!(position.check_head(&head, &position.question(), false, &mut ready));
+        assert_eq!((position.epoch(), position.seq(), seqs(&ready)), (3, 1, vec![1]));
+        // What was refused may become the stream's, when a backup is restored.
+        let head = Head { epoch: 2, last_seq: 7, last_id: None };
+        assert!(position.check_head(&head, &position.question(), false, &mut ready));
+        assert_eq!(position.offer(2, 8, event(8), &mut ready), Offer::Ready);
     }
 
     #[test]
     fn a_restored_backup_starts_afresh_and_made_up_events_are_dropped() {
         let (mut position, mut ready) = (start(9), Vec::new());
-        assert!(position.check_head(&Head { epoch: 1, last_seq: 5, last_id: None }, 9, false, &mut ready));
+        assert!(position.check_head(&Head { epoch: 1, last_seq: 5, last_id: None }, &asked(9), false, &mut ready));
         assert_eq!(position.seq(), 5);
         position.offer(1, 1_000_000, event(1_000_000), &mut ready);
         (0..3).for_each(|_| position.give_up_after_a_while());
@@ -435,7 +460,7 @@ mod tests {
             &|position| {
                 assert!(position.check_head(
                     &Head { epoch: 2, last_seq: 10, last_id: None },
-                    10,
+                    &asked(10),
                     false,
                     &mut Vec::new()
                 ));
@@ -443,7 +468,7 @@ mod tests {
             // The same place, but another message there.
             &|position| {
                 let head = Head { epoch: 1, last_seq: 10, last_id: Some(id(77)) };
-                assert!(position.check_head(&head, 10, false, &mut Vec::new()));
+                assert!(position.check_head(&head, &asked(10), false, &mut Vec::new()));
                 assert_eq!(position.id(), Some(id(77)));
             },
         ];
@@ -458,7 +483,12 @@ mod tests {
         assert_eq!(position.offer(1, 11, stored(11), &mut ready), Offer::Ready);
         assert!(matches!(recall(&mut position, place(11)), Recall::Missed(..)), "it has shown itself");
         let mut position = at_ten();
-        assert!(!position.check_head(&Head { epoch: 1, last_seq: 10, last_id: Some(id(10)) }, 10, false, &mut ready));
+        assert!(!position.check_head(
+            &Head { epoch: 1, last_seq: 10, last_id: Some(id(10)) },
+            &asked(10),
+            false,
+            &mut ready
+        ));
         assert_eq!(missed(recall(&mut position, place(9))), 1);
     }
 
@@ -482,13 +512,13 @@ mod tests {
             assert_eq!(recall(&mut position, place(10)), Recall::Unknown);
             // What comes after it may be of either history.
             assert_eq!(position.offer(1, 11, stored(11), &mut ready), Offer::Held);
-            assert_eq!(position.question(), Question { at: 10, after: disputed - 1 });
+            assert_eq!(position.question(), Question { at: 10, after: disputed - 1, epoch: None });
             // An answer to what was asked before says nothing about it.
             assert!(!position.settle(&before, &[]) && position.has_hole());
 
             let question = position.question();
             assert!(!position.settle(&question, &rows(disputed..=11, stored)));
-            assert!(!position.check_head(&head(11), 10, false, &mut ready));
+            assert!(!position.check_head(&head(11), &asked(10), false, &mut ready));
             position.deliver_held(&mut ready);
             assert_eq!((seqs(&ready), position.has_hole()), (vec![11], false), "the database has what was delivered");
 
@@ -496,7 +526,7 @@ mod tests {
             position.offer(1, disputed, other(disputed), &mut ready);
             position.offer(1, 11, other(11), &mut ready);
             assert!(position.settle(&question, &rows(disputed..=11, other)), "the database has the other one");
-            assert!(position.check_head(&head(11), 10, true, &mut ready));
+            assert!(position.check_head(&head(11), &asked(10), true, &mut ready));
             assert_eq!((position.seq(), ready.len(), position.has_hole()), (11, 0, false));
             // Neither: deleted since.
             let mut position = at_ten();

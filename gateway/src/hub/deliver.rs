@@ -150,8 +150,9 @@ impl Hub {
     fn deliver_filled(&self, group: &Arc<Group>, filled: Filled, turn: &mut Turn) {
         let mut ready = Vec::new();
         let afresh = group.with_position(|stream, position| {
-            let (asked_at, refuted) = (filled.question.at, position.settle(&filled.question, &filled.events));
-            if filled.head.as_ref().is_some_and(|head| position.check_head(head, asked_at, refuted, &mut ready)) {
+            let question = &filled.question;
+            let refuted = position.settle(question, &filled.events);
+            if filled.head.as_ref().is_some_and(|head| position.check_head(head, question, refuted, &mut ready)) {
                 return Some(stream.clone());
             }
             let before = position.seq();

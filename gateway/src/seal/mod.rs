@@ -39,6 +39,8 @@ const SEAL_TEXT: usize = SEAL_BYTES / 3 * 4;
 
 /// The field of a word that says when it was sealed, in seconds by the database's clock.
 const AT: &str = "at";
+/// And one that tells it from another word of the same content in the same second.
+const ONCE: &str = "once";
 
 /// How old a secret becomes.
 pub(crate) const LIFETIME: Duration = Duration::from_secs(7 * 24 * 3600);
@@ -190,7 +192,7 @@ impl Seals {
     /// A word to the nodes, sealed for the group or channel it is sent to.
     pub(crate) fn word(&self, event: Event, target: &str) -> Event {
         let keys = self.keys();
-        keys.seal(event.with(AT, keys.clock()), target)
+        keys.seal(event.with(AT, keys.clock()).with(ONCE, rand::random::<i64>()), target)
     }
 
     /// What of an event that has come for a group, or for a channel, is to be believed: a word of a node as a

@@ -93,6 +93,7 @@ fn a_word_is_heard_once_and_only_while_it_is_fresh() {
     let hears = |word: &Event| seals.hears(&keys, events::SEEN, word, "alice");
     let word = seals.word(Event::new(events::SEEN), "alice");
     assert!(hears(&word) && !hears(&word));
+    assert!(hears(&seals.word(Event::new(events::SEEN), "alice")), "the same said again");
     let at = |seconds: i64| keys.seal(Event::new(events::SEEN).with(AT, keys.clock() + seconds), "alice");
     assert!(hears(&at(-FRESH + 5)) && hears(&at(AHEAD - 5)));
     assert!(!hears(&at(-FRESH - 5)) && !hears(&at(AHEAD + 5)) && !hears(&at(i64::MIN / 2)));
