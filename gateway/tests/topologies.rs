@@ -103,7 +103,7 @@ async fn certificates_from_files_open_a_server_that_wants_them() {
         .await;
         chats(&node).await;
         let path = format!("/api/dead?{layer}");
-        assert_eq!(node.at().api("GET", &path, None).await, (200, json!({"dead": []})));
+        assert_eq!(node.at().api("GET", &path, None).await, (200, json!({"dead": [], "has_more": false})));
     }
 }
 

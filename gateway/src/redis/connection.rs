@@ -147,8 +147,13 @@ impl Connection {
 
     /// What has come, at least a byte of it.
     async fn fill(&mut self) -> Result<&[u8], Error> {
-        let bytes = timeout(self.patience, self.io.fill_buf()).await.map_err(|_late| ErrorKind::TimedOut)??;
-        if bytes.is_empty() { Err(ErrorKind::UnexpectedEof.into()) } else { Ok(bytes) }
+        if self.io.buffer().is_empty() {
+            let come = timeout(self.patience, self.io.fill_buf()).await.map_err(|_late| ErrorKind::TimedOut)??;
+            if come.is_empty() {
+                return Err(ErrorKind::UnexpectedEof.into());
+            }
+        }
+        Ok(self.io.buffer())
     }
 
     async fn token(&mut self) -> Result<Token, redis::RedisError> {
@@ -201,26 +206,29 @@ impl Connection {
         Ok(())
     }
 
-    fn value<'a>(&'a mut self, room: &'a mut Room, depth: usize) -> RedisFuture<'a, Value> {
+    async fn value(&mut self, room: &mut Room, depth: usize) -> RedisResult<Value> {
+        match self.token().await? {
+            Token::Other(value) => Ok(value),
+            Token::Text(len) => {
+                let keep = if len <= SHORT { len } else { room.each.min(room.left) };
+                let text = self.text(len, keep).await?;
+                room.left = room.left.saturating_sub(text.bytes.len() + ELEMENT);
+                Ok(text.into_value())
+            }
+            Token::Array(_) if depth == DEEPEST => Err(nonsense("arrays lie too deep").into()),
+            Token::Array(count) => self.array(count, room, depth + 1).await,
+        }
+    }
+
+    fn array<'a>(&'a mut self, count: usize, room: &'a mut Room, depth: usize) -> RedisFuture<'a, Value> {
         Box::pin(async move {
-            let count = match self.token().await? {
-                Token::Other(value) => return Ok(value),
-                Token::Text(len) => {
-                    let keep = if len <= SHORT { len } else { room.each.min(room.left) };
-                    let text = self.text(len, keep).await?;
-                    room.left = room.left.saturating_sub(text.bytes.len() + ELEMENT);
-                    return Ok(text.into_value());
-                }
-                Token::Array(_) if depth == DEEPEST => return Err(nonsense("arrays lie too deep").into()),
-                Token::Array(count) => count,
-            };
             let kept = count.min(if room.left > 0 { ELEMENTS } else { FEW_ELEMENTS });
             let mut values = Vec::with_capacity(kept);
             for place in 0..kept {
                 if kept < count && place == kept - LAST_ELEMENTS {
                     self.skip(count - kept).await?;
                 }
-                values.push(self.value(room, depth + 1).await?);
+                values.push(self.value(room, depth).await?);
             }
             if kept < count {
                 values.push(Value::Nil);

@@ -216,14 +216,14 @@ impl Reader {
             pending.sort_by_key(|(.., times)| *times);
             for (id, _, _, times) in pending {
                 self.until_database_answers().await;
-                self.take_up_one(redis, &id, times, if mine { 0 } else { IDLE_MS }).await?;
+                self.take_up_one(redis, &id, times, mine).await?;
             }
         }
     }
 
-    async fn take_up_one(&self, redis: &mut Connection, id: &str, times: i64, idle: usize) -> Result<(), RedisFailed> {
+    async fn take_up_one(&self, redis: &mut Connection, id: &str, times: i64, mine: bool) -> Result<(), RedisFailed> {
         let mut claim = self.claim();
-        claim.arg(idle).arg(id);
+        claim.arg(if mine { 0 } else { IDLE_MS }).arg(id);
         if times >= MAX_TAKEN {
             let ours: Vec<String> = claim.arg("JUSTID").query_async(redis).await?;
             if ours.is_empty() {
@@ -236,8 +236,11 @@ impl Reader {
             entries(claim.query_async(redis).await?).into_iter().map(|entry| Taken::new(entry, times + 1)).collect();
         if taken.is_empty() && self.read_again(id).await?.is_none() {
             // It was deleted while it was pending, by hand or by a publisher that trims.
+            // What was another node's may as well have been finished by it just now.
             self.forget(redis, &[id]).await?;
-            self.count("deleted");
+            if mine {
+                self.count("deleted");
+            }
         }
         self.serve(redis, &taken).await
     }
