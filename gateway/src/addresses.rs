@@ -5,12 +5,16 @@ use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 /// Connections of an address over its limit that are still told so; more are closed without a word.
 const TOLD: usize = 8;
+
+/// How long nobody has to make place: a request comes with its connection, or a moment later.
+const MOMENT: Duration = Duration::from_millis(250);
 
 /// What counts as one address. Whoever has IPv6 has at least a whole /64 of it.
 pub(crate) fn network(address: IpAddr) -> IpAddr {
@@ -50,6 +54,7 @@ struct Connections {
 
 #[derive(Debug)]
 struct State {
+    arrived: Instant,
     /// The peer has to do something next: finish its request, or take the answer.
     waits: AtomicBool,
     displaced: Notify,
@@ -67,9 +72,15 @@ pub(crate) struct Visitor {
 
 impl Addresses {
     /// Counts a connection that was accepted. `None` when its address has far too many; `limit` 0 is none.
-    pub(crate) fn arrive(self: &Arc<Self>, peer: IpAddr, is_proxy: bool, limit: usize) -> Option<Visitor> {
+    pub(crate) fn arrive(
+        self: &Arc<Self>,
+        peer: IpAddr,
+        is_proxy: bool,
+        limit: usize,
+        now: Instant,
+    ) -> Option<Visitor> {
         let network = (!is_proxy).then(|| network(peer));
-        let state = Arc::new(State { waits: AtomicBool::new(true), displaced: Notify::new() });
+        let state = Arc::new(State { arrived: now, waits: AtomicBool::new(true), displaced: Notify::new() });
         let mut callers = self.callers.lock();
         callers.arrived += 1;
         let id = callers.arrived;
@@ -77,7 +88,7 @@ impl Addresses {
             Some(network) => {
                 let connections = callers.of.entry(network).or_default();
                 let over = limit > 0 && connections.sockets + connections.visitors.len() >= limit + TOLD;
-                if over && !displace_oldest(&mut connections.visitors) {
+                if over && !displace_oldest(&mut connections.visitors, now) {
                     return None;
                 }
                 connections.visitors.insert(id, Arc::clone(&state));
@@ -120,13 +131,13 @@ impl Addresses {
 
     /// Closes the oldest connection that lets us wait, of the address that has most of them; a proxy's last of all.
     /// `false` when there is none.
-    pub(crate) fn displace(&self) -> bool {
+    pub(crate) fn displace(&self, now: Instant) -> bool {
         let callers = &mut *self.callers.lock();
-        let waits = |connections: &Connections| connections.visitors.values().any(|state| state.waits());
+        let waits = |connections: &Connections| connections.visitors.values().any(|state| state.waits(now));
         let most = callers.of.values_mut().filter(|connections| waits(connections));
         match most.max_by_key(|connections| connections.visitors.len()) {
-            Some(connections) => displace_oldest(&mut connections.visitors),
-            None => displace_oldest(&mut callers.of_proxies),
+            Some(connections) => displace_oldest(&mut connections.visitors, now),
+            None => displace_oldest(&mut callers.of_proxies, now),
         }
     }
 
@@ -136,8 +147,8 @@ impl Addresses {
     }
 }
 
-fn displace_oldest(visitors: &mut Visitors) -> bool {
-    let oldest = visitors.iter().find(|(_, state)| state.waits()).map(|(id, _)| *id);
+fn displace_oldest(visitors: &mut Visitors, now: Instant) -> bool {
+    let oldest = visitors.iter().find(|(_, state)| state.waits(now)).map(|(id, _)| *id);
     let Some(state) = oldest.and_then(|id| visitors.remove(&id)) else { return false };
     state.displaced.notify_one();
     true
@@ -152,8 +163,8 @@ impl Callers {
 }
 
 impl State {
-    fn waits(&self) -> bool {
-        self.waits.load(Ordering::Relaxed)
+    fn waits(&self, now: Instant) -> bool {
+        self.waits.load(Ordering::Relaxed) && now.duration_since(self.arrived) >= MOMENT
     }
 }
 
@@ -203,6 +214,14 @@ mod tests {
         text.parse().unwrap()
     }
 
+    fn arrive(addresses: &Arc<Addresses>, from: &str, limit: usize) -> Option<Visitor> {
+        addresses.arrive(address(from), false, limit, Instant::now())
+    }
+
+    fn later() -> Instant {
+        Instant::now() + MOMENT
+    }
+
     fn is_displaced(visitor: &Visitor) -> bool {
         futures_util::FutureExt::now_or_never(visitor.displaced()).is_some()
     }
@@ -218,9 +237,9 @@ mod tests {
     #[test]
     fn visitors_count_until_they_go_and_once_when_they_become_sockets() {
         let (addresses, home) = (Arc::new(Addresses::default()), address("2001:db8::1"));
-        let first = addresses.arrive(home, false, 2).unwrap();
-        let second = addresses.arrive(address("2001:db8::2"), false, 2).unwrap();
-        let third = addresses.arrive(address("2001:db8::3"), false, 2).unwrap();
+        let first = arrive(&addresses, "2001:db8::1", 2).unwrap();
+        let second = arrive(&addresses, "2001:db8::2", 2).unwrap();
+        let third = arrive(&addresses, "2001:db8::3", 2).unwrap();
         assert!(!addresses.seat(network(home), 2, Some(&first)), "two others are there");
         drop(third);
         assert!(addresses.seat(network(home), 2, Some(&first)) && addresses.seat(network(home), 2, Some(&second)));
@@ -237,27 +256,29 @@ mod tests {
     #[test]
     fn who_lets_us_wait_makes_place_the_address_with_most_of_them_first() {
         let addresses = Arc::new(Addresses::default());
-        let proxied = addresses.arrive(address("10.0.0.1"), true, 0).unwrap();
-        let other = addresses.arrive(address("10.0.0.2"), false, 0).unwrap();
-        let many: Vec<_> = (0..3).map(|_| addresses.arrive(address("10.0.0.3"), false, 0).unwrap()).collect();
+        let proxied = addresses.arrive(address("10.0.0.1"), true, 0, Instant::now()).unwrap();
+        let other = arrive(&addresses, "10.0.0.2", 0).unwrap();
+        let many: Vec<_> = (0..3).map(|_| arrive(&addresses, "10.0.0.3", 0).unwrap()).collect();
         many[0].waits(false);
-        assert!(addresses.displace());
+        assert!(!addresses.displace(Instant::now()), "they have only just come");
+        assert!(addresses.displace(later()));
         assert!(is_displaced(&many[1]) && !is_displaced(&many[0]) && !is_displaced(&other));
         other.waits(false);
-        assert!(addresses.displace() && is_displaced(&many[2]));
-        assert!(addresses.displace() && is_displaced(&proxied));
-        assert!(!addresses.displace(), "the others are being answered");
+        assert!(addresses.displace(later()) && is_displaced(&many[2]));
+        assert!(addresses.displace(later()) && is_displaced(&proxied));
+        assert!(!addresses.displace(later()), "the others are being answered");
         assert_eq!(addresses.visitors(), 5, "until they have gone");
     }
 
     #[test]
     fn far_over_its_limit_an_address_is_not_even_told() {
-        let (addresses, home) = (Arc::new(Addresses::default()), address("10.0.0.1"));
-        let told: Vec<_> = (0..1 + TOLD).map(|_| addresses.arrive(home, false, 1).unwrap()).collect();
-        let next = addresses.arrive(home, false, 1).unwrap();
-        assert!(is_displaced(&told[0]), "the oldest makes place");
-        told.iter().chain([&next]).for_each(|visitor| visitor.waits(false));
-        assert!(addresses.arrive(home, false, 1).is_none());
-        assert!(addresses.arrive(address("10.0.0.2"), false, 1).is_some());
+        let addresses = Arc::new(Addresses::default());
+        let told: Vec<_> = (0..1 + TOLD).map(|_| arrive(&addresses, "10.0.0.1", 1).unwrap()).collect();
+        assert!(arrive(&addresses, "10.0.0.1", 1).is_none());
+        assert!(arrive(&addresses, "10.0.0.2", 1).is_some());
+        let next = addresses.arrive(address("10.0.0.1"), false, 1, later());
+        assert!(next.is_some() && is_displaced(&told[0]), "the oldest makes place");
+        told.iter().for_each(|visitor| visitor.waits(false));
+        assert!(addresses.arrive(address("10.0.0.1"), false, 1, later()).is_none());
     }
 }

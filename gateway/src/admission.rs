@@ -157,20 +157,17 @@ impl Desk {
         let mut rooms = stored.cloned().unwrap_or_default();
         let version = memberships::version(&rooms);
         let mut unheard: Vec<String> = rooms.drain(self.most.min(rooms.len())..).map(|room| room.name).collect();
-        for name in &ask.named {
-            if rooms.iter().map(|room| &room.name).chain(&unheard).any(|known| known == name) {
-                continue;
-            }
+        let theirs = rooms.iter().map(|room| &room.name).chain(&unheard);
+        let mut known: HashSet<String> = theirs.filter(|_| !ask.named.is_empty()).cloned().collect();
+        for name in ask.named.iter().filter(|name| known.insert(name.to_string())) {
             if rooms.len() >= self.most {
                 unheard.push(name.clone());
                 continue;
             }
-            let room = match heads.get(name) {
-                Some(room) => room.clone(),
-                None => self.store.create_room(name, None).await?,
-            };
-            heads.insert(name.clone(), room.clone());
-            rooms.push(room);
+            if !heads.contains_key(name) {
+                heads.insert(name.clone(), self.store.create_room(name, None).await?);
+            }
+            rooms.extend(heads.get(name).cloned());
         }
         let joins = joining.get(&ask.user).zip(ask.enter.as_ref());
         let joined = joins.is_some_and(|(rooms, room)| rooms.contains(room));

@@ -294,7 +294,7 @@ impl Visit {
             Refusal::Unauthorized => (StatusCode::UNAUTHORIZED, "not signed in"),
             Refusal::Forbidden => (StatusCode::FORBIDDEN, "not allowed"),
             Refusal::NotFound => (StatusCode::NOT_FOUND, "not found"),
-            Refusal::TooMany => (StatusCode::TOO_MANY_REQUESTS, "too many connections"),
+            Refusal::TooMany => (StatusCode::TOO_MANY_REQUESTS, "a limit is reached"),
             Refusal::Unavailable => (StatusCode::SERVICE_UNAVAILABLE, "try again later"),
             Refusal::Failed => (StatusCode::INTERNAL_SERVER_ERROR, "internal error"),
         };

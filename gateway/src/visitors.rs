@@ -106,6 +106,9 @@ impl Entrance {
             match accepted {
                 Ok((stream, peer)) if self.is_public => self.welcome(stream, peer, &stop),
                 Ok((stream, peer)) => {
+                    // There is no deadline for a whole visit here, but who takes no answer is given up.
+                    #[cfg(target_os = "linux")]
+                    let _ = socket2::SockRef::from(&stream).set_tcp_user_timeout(Some(self.patience()));
                     let entrance = Arc::clone(&self);
                     let serve = async move { entrance.serve_many(stream, peer).await };
                     self.connections.spawn(stop.clone().run_until_cancelled_owned(serve));
@@ -120,11 +123,13 @@ impl Entrance {
         }
     }
 
-    /// The next connection, once there is a place for it; if need be, one is made.
+    /// The next connection, once there is a place for it; if need be, one is made. Not before it has come: nobody goes
+    /// for nothing.
     async fn next(&self, listener: &TcpListener) -> std::io::Result<(TcpStream, SocketAddr)> {
+        let accepted = listener.accept().await?;
         let addresses = &self.node.registry.addresses;
         while self.is_full() {
-            if self.is_public && addresses.displace() {
+            if self.is_public && addresses.displace(Instant::now().into_std()) {
                 displaced(&self.node);
                 // It goes at once; if not, another one has to.
                 let _ = timeout(PAUSE, addresses.gone()).await;
@@ -133,7 +138,7 @@ impl Entrance {
                 tokio::time::sleep(PAUSE).await;
             }
         }
-        listener.accept().await
+        Ok(accepted)
     }
 
     fn is_full(&self) -> bool {
@@ -149,7 +154,8 @@ impl Entrance {
     fn welcome(self: &Arc<Self>, stream: TcpStream, peer: SocketAddr, stop: &CancellationToken) {
         let config = &self.node.config;
         let (is_proxy, limit) = (config.trusts(peer.ip()), config.limits.connections_per_address);
-        let Some(visitor) = self.node.registry.addresses.arrive(peer.ip(), is_proxy, limit) else {
+        let Some(visitor) = self.node.registry.addresses.arrive(peer.ip(), is_proxy, limit, Instant::now().into_std())
+        else {
             return reject(&self.node, "connections_per_address");
         };
         let (entrance, stop) = (Arc::clone(self), stop.clone());

@@ -1,5 +1,5 @@
 //! What comes to the public listener before anybody has signed in, and what a signed-in client may send.
-#![allow(clippy::unwrap_used, reason = "tests")]
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
 
 mod common;
 
@@ -256,7 +256,7 @@ async fn a7_names_and_paths_do_not_hide_or_turn_round_the_log() {
         let has = |text: &str| node.log().contains(text);
         eventually("all is logged", || async { has(&connect) && has(&disconnect) && has("WSREJECT") }).await;
         let log = node.log();
-        assert!(log.chars().all(|character| character.is_ascii()), "{log}");
+        assert!(log.is_ascii(), "{log}");
         assert!(log.lines().all(|line| line.len() < 700), "{log}");
         assert!(log.contains(&format!("WSREJECT /ws/chat/{}", &long[..200])), "{log}");
         assert!(log.contains("u{202e}") || log.contains("u202e"), "the name, as numbers: {log}");
