@@ -40,30 +40,27 @@ type Write = fn(&Event) -> Result<Vec<u8>, EventError>;
 type Read = fn(&[u8]) -> Result<Event, EventError>;
 
 /// Written as Python writes it, byte for byte, and read back to what it was.
-fn check_encode(section: &str, write: Write, read: Read, unreadable: &[&str]) {
+fn check_encode(section: &str, write: Write, read: Read) {
     let vectors = vectors();
     for case in list(&vectors, section) {
         let name = case["name"].as_str().unwrap();
         let event = event(&case["message"]).unwrap();
         let payload = write(&event).unwrap_or_else(|error| panic!("{name}: {error}"));
         assert!(is_payload(&case["payload"], &payload), "{name}: {:?}", String::from_utf8_lossy(&payload));
-        match read(&payload) {
-            Ok(again) => assert!(same(&again, &event) && !unreadable.contains(&name), "{name}: {again:?}"),
-            Err(error) => assert!(unreadable.contains(&name), "{name}: {error}"),
-        }
+        let again = read(&payload).unwrap_or_else(|error| panic!("{name}: {error}"));
+        assert!(same(&again, &event), "{name}: {again:?}");
     }
 }
 
 #[test]
 fn msgpack_is_written_and_read_byte_for_byte() {
-    check_encode("msgpack.encode", Event::to_msgpack, Event::from_msgpack, &[]);
+    check_encode("msgpack.encode", Event::to_msgpack, Event::from_msgpack);
     assert_eq!(list(&vectors(), "msgpack.encode").len(), 38);
 }
 
 #[test]
 fn json_is_written_and_read_byte_for_byte() {
-    // NaN and infinities are written as Python writes them; serde_json does not read them.
-    check_encode("json.encode", Event::to_json, Event::from_json, &["floats_special"]);
+    check_encode("json.encode", Event::to_json, Event::from_json);
     assert_eq!(list(&vectors(), "json.encode").len(), 31);
 }
 
@@ -84,10 +81,11 @@ fn payload(case: &Json) -> Option<Vec<u8>> {
 }
 
 /// What Python's reader refuses is refused; what it accepts is read to the same value, but for the
-/// cases named in `stricter`. Returns how many cases have a payload.
-fn check_read(section: &str, read: Read, stricter: &[&str]) -> usize {
+/// cases named in `stricter`, which are refused, and in `nearest`, whose values have no form here. Returns
+/// how many cases have a payload.
+fn check_read(section: &str, read: Read, stricter: &[&str], nearest: &[&str]) -> usize {
     let vectors = vectors();
-    let mut refused = Vec::new();
+    let (mut refused, mut others) = (Vec::new(), Vec::new());
     let mut checked = 0;
     for case in list(&vectors, section) {
         let name = case["name"].as_str().unwrap();
@@ -97,23 +95,23 @@ fn check_read(section: &str, read: Read, stricter: &[&str]) -> usize {
         };
         checked += 1;
         match (read(&payload), case["decode_error"].is_string()) {
-            (Ok(event), false) => {
-                let wanted = golden::event(&case["decodes_to"]);
-                assert!(wanted.is_some_and(|wanted| same(&event, &wanted)), "{name}: {event:?}");
-            }
+            (Ok(event), false) => match golden::event(&case["decodes_to"]) {
+                Some(wanted) => assert!(same(&event, &wanted), "{name}: {event:?}"),
+                None => others.push(name),
+            },
             (Ok(event), true) => panic!("{name}: Python refuses it, we read {event:?}"),
             (Err(_), true) => {}
             (Err(_), false) => refused.push(name),
         }
     }
-    assert_eq!(refused, stricter, "{section}");
+    assert_eq!((&refused[..], &others[..]), (stricter, nearest), "{section}");
     checked
 }
 
 #[test]
 fn msgpack_of_other_writers_is_read_or_refused_as_by_python() {
     let unusual = ["bytes_key", "msgpack_timestamp", "msgpack_ext", "nested_500_deep"];
-    assert_eq!(check_read("msgpack.unusual", Event::from_msgpack, &unusual), 12);
+    assert_eq!(check_read("msgpack.unusual", Event::from_msgpack, &unusual, &[]), 12);
     let foreign = [
         "bin_key",
         "timestamp32_ext",
@@ -123,15 +121,15 @@ fn msgpack_of_other_writers_is_read_or_refused_as_by_python() {
         "top_level_str",
         "nested_500_arrays",
     ];
-    assert_eq!(check_read("msgpack.foreign", Event::from_msgpack, &foreign), 24);
+    assert_eq!(check_read("msgpack.foreign", Event::from_msgpack, &foreign, &[]), 24);
 }
 
 #[test]
 fn json_of_other_writers_is_read_or_refused_as_by_python() {
-    let unusual = ["int_too_big", "int_too_small", "lone_surrogate", "nested_500_deep"];
-    assert_eq!(check_read("json.unusual", Event::from_json, &unusual), 10);
-    let foreign = ["escaped_lone_surrogate", "nan", "infinity", "big_int", "utf16_le", "top_level_number"];
-    assert_eq!(check_read("json.foreign", Event::from_json, &foreign), 18);
+    let nearest = ["int_too_big", "int_too_small", "lone_surrogate"];
+    assert_eq!(check_read("json.unusual", Event::from_json, &["nested_500_deep"], &nearest), 10);
+    let (stricter, nearest) = (["utf16_le", "top_level_number"], ["escaped_lone_surrogate", "big_int"]);
+    assert_eq!(check_read("json.foreign", Event::from_json, &stricter, &nearest), 18);
 }
 
 #[test]
