@@ -6,10 +6,9 @@ mod common;
 use std::os::unix::fs::MetadataExt;
 use std::time::{Duration, Instant};
 
-use common::{Client, Door, PATIENCE, TestNode, eventually, eventually_within, token};
+use common::{Client, Door, Heard, PATIENCE, TestNode, eventually, eventually_within, token};
 use serde_json::json;
 use testkit::proxy::{ChaosProxy, Way};
-use tokio::time::timeout;
 
 // ---- L5: a bad link ----
 
@@ -53,15 +52,15 @@ fn l5_a_link_that_loses_a_fifth_and_is_slow_works_and_nobody_is_taken_for_dead()
     println!("{printed}");
 }
 
-/// Messages, of which the last one is large.
+/// Messages, of which the first one is large. By the last one TCP knows the link again.
 const MESSAGES: u64 = 20;
 
 fn text(number: u64) -> String {
-    "x".repeat(if number == MESSAGES { 12 * 1024 } else { 200 + number as usize })
+    "x".repeat(if number == 1 { 8 * 1024 } else { 200 + number as usize })
 }
 
-/// Says every second message, when it has heard the one before; then is silent for longer than one who is dead would
-/// be waited for. Returns how long the messages took.
+/// Says every second message, when it has heard the one before; then is silent but for the answer to a ping. Returns
+/// how long the messages took.
 async fn talk(mut client: Client, first: bool) -> Duration {
     client.patience = Duration::from_secs(90);
     let began = Instant::now();
@@ -73,7 +72,7 @@ async fn talk(mut client: Client, first: bool) -> Duration {
         assert_eq!((frame["seq"].as_u64(), frame["message"].as_str()), (Some(number), Some(text(number).as_str())));
     }
     let (took, pings) = (began.elapsed(), client.pings);
-    assert_eq!(client.hear_within(Duration::from_secs(13)).await, None);
+    assert_eq!(client.hear_within(Duration::from_secs(12)).await, None);
     assert!(client.pings > pings);
     took
 }
@@ -82,7 +81,9 @@ async fn talk(mut client: Client, first: bool) -> Duration {
 #[tokio::test(flavor = "multi_thread")]
 async fn in_a_bad_network() {
     let Ok(port) = std::env::var(INSIDE) else { return };
-    let node = TestNode::start(&[("listen", &format!("127.0.0.1:{port}")), ("limits.ping_seconds", "1")]).await;
+    // Who says nothing for 35 s is dead, as usual; pings come sooner. TCP alone may say nothing for 10 s here.
+    let limits = [("limits.ping_seconds", "5"), ("limits.pong_seconds", "30")];
+    let node = TestNode::start(&[&limits[..], &[("listen", &format!("127.0.0.1:{port}"))]].concat()).await;
     let door = node.at();
     let open = async |user: &str| {
         let began = Instant::now();
@@ -135,6 +136,7 @@ async fn l6_a_client_that_changes_its_network_misses_nothing_and_is_never_away()
     let mut old = through(&wifi, door).v1("/ws/chat/lobby/", "alice").await;
     let mut bob = door.join("bob", "lobby").await;
     resume(&mut old, 0).await;
+    old.until(|frame| frame["type"] == "resumed").await;
     bob.say("lobby", "1").await;
     assert_eq!((old.hears().await, bob.hears().await), ("1".into(), "1".into()));
 
@@ -171,5 +173,6 @@ async fn l6_a_client_that_changes_its_network_misses_nothing_and_is_never_away()
     assert!(is_online(door, "alice").await);
     bob.say("lobby", "5").await;
     assert_eq!(new.hears().await, "5");
-    assert!(timeout(Duration::from_secs(1), old.hear()).await.is_err(), "nothing came to the old one");
+    let heard = old.hear_within(Duration::from_millis(100)).await;
+    assert!(matches!(heard, None | Some(Heard::Gone)), "nothing came to the old one: {heard:?}");
 }
