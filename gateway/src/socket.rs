@@ -58,6 +58,8 @@ pub struct Socket {
     waker: AtomicWaker,
     /// Seconds on the node's clock when the client was last heard of.
     heard_at: AtomicU32,
+    /// The client has taken something off a kernel's buffer that was full.
+    takes: AtomicBool,
     /// A ping is out and nothing has been heard since.
     pub(crate) pinged: AtomicBool,
     /// Nothing is read, because a handler is at work.
@@ -125,6 +127,7 @@ impl Socket {
             state: Mutex::default(),
             waker: AtomicWaker::new(),
             heard_at: AtomicU32::new(now),
+            takes: AtomicBool::new(false),
             pinged: AtomicBool::new(false),
             deaf: AtomicBool::new(false),
             memberships: AtomicU64::new(0),
@@ -206,7 +209,12 @@ impl Socket {
         if state.shut {
             return;
         }
-        match state.write_to(io) {
+        let (blocked, waited) = (state.blocked, state.waiting);
+        let written = state.write_to(io);
+        if blocked && state.waiting < waited {
+            self.takes.store(true, Ordering::Relaxed);
+        }
+        match written {
             Ok(true) => state.blocked = false,
             Ok(false) => {
                 // The owner has to wait for the kernel; wake it only for the news.
@@ -345,6 +353,11 @@ impl Socket {
             self.pinged.store(false, Ordering::Relaxed);
         }
         pinged
+    }
+
+    /// Whether the client, since this was asked last, has taken something that waited for it.
+    pub(crate) fn has_taken(&self) -> bool {
+        self.takes.swap(false, Ordering::Relaxed)
     }
 
     /// Notes that from now on nothing the client sends is read.

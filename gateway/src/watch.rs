@@ -51,6 +51,10 @@ fn look_at(node: &Node, socket: &Socket, ping: &WireFrame, now: u32, millis: u64
     if every == 0 || socket.io().is_none() {
         return;
     }
+    // The answer to a ping comes behind all that was to be taken before it.
+    if socket.has_taken() {
+        socket.heard(now);
+    }
     let (silent, listening) = socket.silence(now);
     if socket.pinged.load(Ordering::Relaxed) {
         if listening && silent >= every + patience {

@@ -36,19 +36,20 @@ struct Page {
 
 impl Page {
     async fn open(door: Door, user: &str) -> Self {
-        let client = try_open(door, user).await.expect("let in");
+        let client = try_open(door, user, PATIENT).await.expect("let in");
         let mut page = Self { user: user.to_owned(), client, seq: 0, id: Value::Null, code: 0 };
         page.client.send(json!({"cate": "rooms"})).await;
         page.client.until(|frame| frame["type"] == "rooms").await;
         page
     }
 
-    /// Tries again and again, as the browser client does: at random times, less and less often.
-    async fn come_back(&mut self, door: Door) {
+    /// Tries again and again, as the browser client does: at random times, less and less often. It gives up a handshake
+    /// after so long.
+    async fn come_back(&mut self, door: Door, patience: Duration) {
         let mut longest = Duration::from_millis(500);
         self.client = loop {
             sleep(longest.mul_f64(rand::random())).await;
-            if let Some(client) = try_open(door, &self.user).await {
+            if let Some(client) = try_open(door, &self.user, patience).await {
                 break client;
             }
             longest = (longest * 2).min(Duration::from_secs(5));
@@ -86,10 +87,14 @@ impl Page {
     }
 }
 
-async fn try_open(door: Door, user: &str) -> Option<Client> {
+/// How long the browser client waits for a handshake, and what is enough where nobody answers.
+const PATIENT: Duration = Duration::from_secs(15);
+const IMPATIENT: Duration = Duration::from_secs(3);
+
+async fn try_open(door: Door, user: &str, patience: Duration) -> Option<Client> {
     let bearer = format!("Bearer {}", token(user));
     let headers = [("authorization", bearer.as_str()), ("sec-websocket-protocol", "gateway.v1")];
-    door.knock("/ws/chat/lobby/", &headers).await
+    door.knock_patiently("/ws/chat/lobby/", &headers, patience).await
 }
 
 async fn say(door: Door, text: &str) -> u64 {
@@ -160,7 +165,7 @@ async fn l1_five_minutes_through_both_as_they_are() {
 /// L2: all clients are cut at once and come back at random times; what that costs the database does not grow with them.
 #[tokio::test(flavor = "multi_thread")]
 async fn l2_clients_of_a_restarted_balancer_come_back_and_share_the_statements() {
-    let clients = if is_long() { 5000 } else { 300 };
+    let clients = if is_long() { 2000 } else { 300 };
     let _ = rlimit::increase_nofile_limit(u64::MAX);
     let (redis, database) = (RedisServer::start(), Postgres::shared().fresh_database());
     let settings = [("redis-url", &redis.url()[..]), ("database-url", &database), ("limits.handshake_seconds", "60")];
@@ -178,7 +183,7 @@ async fn l2_clients_of_a_restarted_balancer_come_back_and_share_the_statements()
             shown.fetch_add(1, Ordering::Relaxed);
             assert!(!page.shows(u64::MAX).await);
             let cut = Instant::now();
-            page.come_back(door).await;
+            page.come_back(door, PATIENT).await;
             came_back.fetch_add(1, Ordering::Relaxed);
             assert!(page.shows(6).await, "{} lost the connection again: {}", page.user, page.code);
             cut.elapsed().as_secs()
@@ -277,7 +282,7 @@ async fn a_drain_cut_short(cut: Cut) {
     let mut codes = BTreeMap::new();
     for mut page in pages.join_all().await {
         *codes.entry(page.code).or_insert(0) += 1;
-        page.come_back(second).await;
+        page.come_back(second, PATIENT).await;
         assert!(page.shows(last).await, "{}", page.code);
     }
     assert!(codes.len() == 2 && codes.contains_key(&1012) && codes.contains_key(&1006), "{codes:?}");
@@ -338,7 +343,7 @@ async fn live(mut page: Page, door: Door, last: u64) -> Page {
         match page.client.hear_within(Duration::from_secs(4)).await {
             Some(Heard::Frame(frame)) => page.take(&frame),
             None if page.client.pings > pings => {}
-            None | Some(Heard::Closed(..) | Heard::Gone) => page.come_back(door).await,
+            None | Some(Heard::Closed(..) | Heard::Gone) => page.come_back(door, IMPATIENT).await,
         }
         if page.seq >= last {
             return page;
@@ -387,7 +392,7 @@ async fn n4_a_frozen_node_is_taken_out_by_the_balancer_and_its_clients_come_back
     eventually("it is ready", || async { one.door.get("/readyz").await.0 == 200 }).await;
     // The next ones go to where fewer are.
     eventually("the balancer sends it clients again", || async {
-        let _client = try_open(balancer.door, "carol").await;
+        let _client = try_open(balancer.door, "carol", IMPATIENT).await;
         one.door.metric("gateway_connections_opened_total").await > on_one
     })
     .await;

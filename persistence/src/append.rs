@@ -21,7 +21,7 @@ use crate::{
     receipts::{self, Identity},
     rooms::{RoomRow, head_lock, select_rooms},
     types::{MAX_EVENT_ID_BYTES, MAX_MESSAGE_BYTES, MAX_NAME_CHARS},
-    values::{distinct, is_valid_name, MAX_LIST},
+    values::{MAX_LIST, distinct, is_valid_name},
 };
 
 impl Store {

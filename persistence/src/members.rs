@@ -14,7 +14,7 @@ use crate::{
     entity::{memberships, rooms},
     error::Fault,
     rooms::{COLUMNS, RoomRow, select_rooms},
-    values::{builder, check_name, distinct, is_valid_name, padded, MAX_LIST},
+    values::{MAX_LIST, builder, check_name, distinct, is_valid_name, padded},
 };
 
 /// Most pairs looked up at once: all these rooms with all these users are read.

@@ -10,7 +10,7 @@ use crate::{
     Notification, Range, Seen, Store, StoreError, clock,
     entity::{inboxes, notifications},
     messages::{ascending, limit_to},
-    values::{date, is_valid_name, padded, signed, unsigned, MAX_LIST},
+    values::{MAX_LIST, date, is_valid_name, padded, signed, unsigned},
 };
 
 /// What is read of a notification, beside the epoch of its inbox.

@@ -14,7 +14,7 @@ use crate::{
     entity::{memberships, messages, rooms},
     error::Fault,
     types::MAX_DISPLAY_NAME_CHARS,
-    values::{builder, check_name, distinct, is_valid_name, new_epoch, padded, signed, unsigned, MAX_LIST},
+    values::{MAX_LIST, builder, check_name, distinct, is_valid_name, new_epoch, padded, signed, unsigned},
 };
 use sea_orm::ConnectionTrait;
 

@@ -180,13 +180,7 @@ impl Hub {
         let Some((event_type, field)) = events::lack(event) else { return };
         self.metrics.layer_events_dropped.get_or_create(&ByReason { reason: "incomplete" }).inc();
         if let Some(times) = self.warnings.again(event_type, field) {
-            tracing::warn!(
-                event_type,
-                group,
-                missing = field,
-                times,
-                "an event is shown to nobody: it lacks a field"
-            );
+            tracing::warn!(event_type, group, missing = field, times, "an event is shown to nobody: it lacks a field");
         }
     }
 

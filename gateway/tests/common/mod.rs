@@ -116,7 +116,12 @@ impl Door {
 
     /// The same where there may be nobody, or nobody who answers.
     pub async fn knock(&self, path: &str, headers: &[(&str, &str)]) -> Option<Client> {
-        timeout(Duration::from_secs(3), self.open(path, headers)).await.ok()?.ok()
+        self.knock_patiently(path, headers, Duration::from_secs(3)).await
+    }
+
+    /// The same for who waits longer for the answer.
+    pub async fn knock_patiently(&self, path: &str, headers: &[(&str, &str)], patience: Duration) -> Option<Client> {
+        timeout(patience, self.open(path, headers)).await.ok()?.ok()
     }
 
     async fn open(&self, path: &str, headers: &[(&str, &str)]) -> Result<Client, Error> {
