@@ -19,6 +19,7 @@ use crate::config::Config;
 use crate::files::Files;
 use crate::hub::Hub;
 use crate::layer::{self, SharedLayer};
+use crate::memory::{self, MemoryLimit};
 use crate::metrics::Metrics;
 use crate::names::GroupNames;
 use crate::peers::Peers;
@@ -75,6 +76,7 @@ pub struct Node {
     /// How many streams are read at once for clients that catch up.
     pub(crate) resumes: Semaphore,
     pub(crate) clock: Clock,
+    pub(crate) memory: MemoryLimit,
     /// Connections; a node waits for them when it leaves.
     pub(crate) tasks: TaskTracker,
     pub(crate) draining: AtomicBool,
@@ -133,13 +135,22 @@ impl Node {
             server::listen(config.internal_listen).map_err(|error| NodeError::Listen(config.internal_listen, error))?;
         let addresses = (public.local_addr(), internal.local_addr());
         let node = Arc::new(Self {
-            writer: Writer::start(&store, &layer, &names, &metrics, &background, &stop),
+            writer: Writer::start(
+                config.limits.write_queue_bytes,
+                &store,
+                &layer,
+                &names,
+                &metrics,
+                &background,
+                &stop,
+            ),
             admissions: Admissions::start(&store, &metrics, &background, &stop),
             auth: jwt(&config),
             origins: Origins::new(&config.allowed_origins),
-            peers: Peers::new(&config, &layer),
+            peers: Peers::new(&config, &layer, &metrics),
             resumes: Semaphore::new(16),
             clock: Clock::start(),
+            memory: MemoryLimit::of(config.limits.memory_bytes),
             draining: AtomicBool::new(false),
             config,
             store,
@@ -154,6 +165,7 @@ impl Node {
         });
         let accepting = stop.child_token();
         background.spawn(stop.clone().run_until_cancelled_owned(watch::watch(Arc::clone(&node))));
+        memory::start(&node, &background, &stop);
         background.spawn(stop.clone().run_until_cancelled_owned(memberships::watch(Arc::clone(&node))));
         background.spawn(stop.clone().run_until_cancelled_owned(crate::peers::answer(Arc::clone(&node))));
         background.spawn(stop.clone().run_until_cancelled_owned(crate::peers::tell_of_losses(Arc::clone(&node))));
@@ -167,6 +179,11 @@ impl Node {
         let listen = |error| NodeError::Listen(node.config.listen, error);
         let (public, internal) = (addresses.0.map_err(listen)?, addresses.1.map_err(listen)?);
         Ok(RunningNode { node, public, internal, accepting, stop, _stop_on_drop: stop_on_drop, background })
+    }
+
+    /// Waits until the process should give back memory that it does not need.
+    pub async fn memory_wanted(&self) {
+        self.memory.wanted().await;
     }
 
     /// Whether the node is leaving.

@@ -10,10 +10,14 @@ use crate::node::Node;
 pub(crate) const DEFAULT_LIMIT: u64 = 50;
 pub(crate) const MAX_LIMIT: u64 = 100;
 
+/// Bytes of text in a page, about: of long messages there are fewer, and `has_more` says so.
+pub(crate) const PAGE_BYTES: usize = 256 * 1024;
+
 /// The `history` frame: ascending, with the news whether there is more in that direction.
 pub(crate) async fn history(node: &Node, room: &Room, range: Range, limit: u64) -> Result<Value, StoreError> {
-    let mut rows = node.metrics.time_store("history", node.store.messages(&room.name, range, limit + 1)).await?;
-    let has_more = cut(&mut rows, range, limit);
+    let read = node.store.messages_within(&room.name, range, limit + 1, PAGE_BYTES);
+    let (mut rows, was_cut) = node.metrics.time_store("history", read).await?;
+    let has_more = cut(&mut rows, range, limit) || was_cut;
     let messages: Vec<Value> = rows
         .iter()
         .map(|row| {
@@ -35,9 +39,9 @@ pub(crate) async fn notifications(
     unseen_only: bool,
     limit: u64,
 ) -> Result<Value, StoreError> {
-    let read = node.store.notifications(user, range, unseen_only, limit + 1);
-    let mut rows = node.metrics.time_store("notifications", read).await?;
-    let has_more = cut(&mut rows, range, limit);
+    let read = node.store.notifications_within(user, range, unseen_only, limit + 1, PAGE_BYTES);
+    let (mut rows, was_cut) = node.metrics.time_store("notifications", read).await?;
+    let has_more = cut(&mut rows, range, limit) || was_cut;
     let unseen = node.store.unseen(user).await?;
     let rows: Vec<Value> = rows
         .iter()

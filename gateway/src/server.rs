@@ -190,6 +190,9 @@ impl Visit {
         if self.node.is_draining() {
             return refuse(Refusal::Unavailable, "draining");
         }
+        if self.node.memory.is_over() {
+            return refuse(Refusal::Unavailable, "memory");
+        }
         let cookies = parse_cookies(&self.headers);
         let token = auth::find_token(&self.headers, &subprotocols, &self.query, &cookies);
         if !self.origin_is_allowed(token.as_ref().map(|(_, source)| *source)) {
