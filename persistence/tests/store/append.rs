@@ -151,7 +151,7 @@ async fn long_texts_are_read_few_at_a_time(database: Database) {
         assert_eq!((seqs(&rows), cut), ((10 - few as u64..=9).collect(), true));
         let (rows, cut) = store.messages_within("lobby", Range::After(2), 9, bytes).await.unwrap();
         assert_eq!((seqs(&rows), cut), ((3..3 + few as u64).collect(), true));
-        assert_eq!(store.messages_within("lobby", Range::After(7), 9, bytes).await.unwrap().1, false);
+        assert!(!store.messages_within("lobby", Range::After(7), 9, bytes).await.unwrap().1);
         let (rows, cut) = store.notifications_within("carol", Range::Before(9), false, 9, bytes).await.unwrap();
         assert_eq!((rows.last().unwrap().seq, rows.len(), cut), (8, few, true));
         let (room, rows, cut) = store.messages_after_within("lobby", 0, 9, bytes).await.unwrap().unwrap();
