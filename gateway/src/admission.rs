@@ -15,8 +15,12 @@ use crate::metrics::Metrics;
 /// Sockets admitted with the same statements.
 const BATCH: usize = 500;
 
-/// Users remembered as known to the database; over it the memory starts afresh.
+/// Users remembered as known to the database, and bytes of that; over it the memory starts afresh.
 const REMEMBERED: usize = 100_000;
+const REMEMBERED_BYTES: usize = 8 << 20;
+
+/// What one takes beside the name, about.
+const USER_COST: usize = 48;
 
 /// A user who connects.
 #[derive(Debug, Clone)]
@@ -84,7 +88,25 @@ impl Admissions {
 struct Desk {
     store: Store,
     most: usize,
-    known: Mutex<HashSet<Arc<str>>>,
+    known: Mutex<Known>,
+}
+
+/// Users who have been seen.
+#[derive(Default)]
+struct Known {
+    users: HashSet<Arc<str>>,
+    bytes: usize,
+}
+
+impl Known {
+    fn add(&mut self, users: Vec<Arc<str>>) {
+        let bytes: usize = users.iter().map(|user| USER_COST + user.len()).sum();
+        if self.users.len() + users.len() > REMEMBERED || self.bytes + bytes > REMEMBERED_BYTES {
+            *self = Self::default();
+        }
+        self.bytes += bytes;
+        self.users.extend(users);
+    }
 }
 
 /// Rooms of the path that users are to become members of, by user.
@@ -178,21 +200,34 @@ impl Desk {
     async fn see_users(&self, asks: impl Iterator<Item = &Ask>) -> Result<(), StoreError> {
         let new: Vec<Arc<str>> = {
             let known = self.known.lock();
-            asks.map(|ask| Arc::clone(&ask.user)).filter(|user| !known.contains(user)).collect()
+            asks.map(|ask| Arc::clone(&ask.user)).filter(|user| !known.users.contains(user)).collect()
         };
         if new.is_empty() {
             return Ok(());
         }
         self.store.see_users(&unique(new.iter().map(|user| user.to_string()))).await?;
-        let mut known = self.known.lock();
-        if known.len() + new.len() > REMEMBERED {
-            known.clear();
-        }
-        known.extend(new);
+        self.known.lock().add(new);
         Ok(())
     }
 }
 
 fn unique(names: impl Iterator<Item = String>) -> Vec<String> {
     names.collect::<HashSet<_>>().into_iter().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn known_users_have_a_bound_in_number_and_in_bytes() {
+        for (name_bytes, most) in [(8, REMEMBERED), (600, REMEMBERED_BYTES / 600)] {
+            let mut known = Known::default();
+            for batch in 0..500_u32 {
+                let name = |n: u32| format!("{:0name_bytes$}", batch * 500 + n).into();
+                known.add((0..500).map(name).collect());
+                assert!(known.users.len() <= most && known.bytes <= REMEMBERED_BYTES);
+            }
+        }
+    }
 }

@@ -28,11 +28,30 @@ thread_local! {
 pub(crate) fn on_park() {
     let round = ROUND.load(Ordering::Relaxed);
     if SEEN.replace(round) != round {
-        #[allow(unsafe_code, reason = "the function has no conditions; the binding is foreign, and no safe one exists")]
-        // SAFETY: it may be called at any time on any thread.
-        unsafe {
-            libmimalloc_sys::mi_collect(true);
-        }
+        give_back();
+    }
+}
+
+/// Gives back what this thread does not need.
+fn give_back() {
+    #[allow(unsafe_code, reason = "the function has no conditions; the binding is foreign, and no safe one exists")]
+    // SAFETY: it may be called at any time on any thread.
+    unsafe {
+        libmimalloc_sys::mi_collect(true);
+    }
+}
+
+/// Has memory given back whenever `wanted` says so. Never returns.
+pub(crate) async fn give_back_when(wanted: impl AsyncFn()) {
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    loop {
+        wanted().await;
+        ROUND.fetch_add(1, Ordering::Relaxed);
+        give_back();
+        // Threads that sleep give nothing back: something to do wakes them up, and then they have nothing again.
+        let mut wakers = tokio::task::JoinSet::new();
+        (0..threads).for_each(|_| _ = wakers.spawn(tokio::task::yield_now()));
+        wakers.join_all().await;
     }
 }
 

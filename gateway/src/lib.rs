@@ -39,6 +39,7 @@ mod json;
 mod layer;
 mod lossy;
 mod memberships;
+mod memory;
 mod metrics;
 mod names;
 mod node;

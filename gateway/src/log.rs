@@ -5,13 +5,18 @@ use std::backtrace::{Backtrace, BacktraceStatus};
 use std::borrow::Cow;
 use std::fmt::Write as _;
 use std::io::{self, Write};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use tracing_appender::non_blocking::{ErrorCounter, NonBlocking, NonBlockingBuilder, WorkerGuard};
+use tracing_appender::non_blocking::{NonBlocking, NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::EnvFilter;
 
 /// Lines that wait for standard error to take them; more are dropped, and counted.
 const WAITING: usize = 16_384;
+
+/// The same in bytes.
+const WAITING_BYTES: usize = 8 << 20;
 
 /// How often the count is taken over into the metrics.
 const EVERY: Duration = Duration::from_secs(1);
@@ -22,7 +27,73 @@ const LAST_LINES: Duration = Duration::from_secs(1);
 /// Dropped, it writes what waits, if somebody takes it.
 pub(crate) struct Log {
     writer: Option<WorkerGuard>,
-    dropped: ErrorCounter,
+    waiting: Arc<Waiting>,
+}
+
+/// What waits, and what found no room.
+#[derive(Default)]
+struct Waiting {
+    lines: AtomicUsize,
+    bytes: AtomicUsize,
+    dropped: AtomicU64,
+}
+
+impl Waiting {
+    /// Whether there is room for one more line.
+    fn add(&self, bytes: usize) -> bool {
+        let lines = self.lines.fetch_add(1, Ordering::Relaxed) + 1;
+        let all = self.bytes.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        let fits = lines <= WAITING && all <= WAITING_BYTES;
+        if !fits {
+            self.remove(bytes);
+            self.dropped.fetch_add(1, Ordering::Relaxed);
+        }
+        fits
+    }
+
+    fn remove(&self, bytes: usize) {
+        self.lines.fetch_sub(1, Ordering::Relaxed);
+        self.bytes.fetch_sub(bytes, Ordering::Relaxed);
+    }
+}
+
+/// Where lines go in; each comes in one piece.
+#[derive(Clone)]
+struct Entrance {
+    lines: NonBlocking,
+    waiting: Arc<Waiting>,
+}
+
+impl Write for Entrance {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        if self.waiting.add(line.len()) { self.lines.write(line) } else { Ok(line.len()) }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Where they come out.
+struct Exit<W> {
+    to: W,
+    waiting: Arc<Waiting>,
+}
+
+impl<W: Write> Write for Exit<W> {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        self.write_all(line).map(|()| line.len())
+    }
+
+    fn write_all(&mut self, line: &[u8]) -> io::Result<()> {
+        let written = self.to.write_all(line);
+        self.waiting.remove(line.len());
+        written
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.to.flush()
+    }
 }
 
 impl Drop for Log {
@@ -40,15 +111,16 @@ impl Drop for Log {
 
 /// Starts the thread that writes.
 pub(crate) fn start(json: bool) -> Log {
-    let (lines, writer) =
-        NonBlockingBuilder::default().buffered_lines_limit(WAITING).thread_name("log").finish(std::io::stderr());
-    let dropped = lines.error_counter();
+    let waiting = Arc::new(Waiting::default());
+    let exit = Exit { to: io::stderr(), waiting: Arc::clone(&waiting) };
+    let (lines, writer) = NonBlockingBuilder::default().buffered_lines_limit(WAITING).thread_name("log").finish(exit);
+    let entrance = Entrance { lines, waiting: Arc::clone(&waiting) };
     let filter =
         EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info,warp=off,sea_orm_migration=warn"));
     let subscriber = tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(move || Visible { lines: lines.clone(), json })
-        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()));
+        .with_writer(move || Visible { lines: entrance.clone(), json })
+        .with_ansi(io::IsTerminal::is_terminal(&io::stderr()));
     // A second subscriber in this process would be a mistake of ours, not the user's.
     let _ = if json { subscriber.json().try_init() } else { subscriber.with_target(false).try_init() };
     // The usual hook writes to standard error itself.
@@ -59,12 +131,12 @@ pub(crate) fn start(json: bool) -> Log {
             _ => tracing::error!("{panic}"),
         }
     }));
-    Log { writer: Some(writer), dropped }
+    Log { writer: Some(writer), waiting }
 }
 
 /// Writes lines in which everything can be seen.
 struct Visible {
-    lines: NonBlocking,
+    lines: Entrance,
     json: bool,
 }
 
@@ -109,7 +181,25 @@ impl Log {
     pub(crate) async fn count_dropped(&self, tell: impl Fn(u64)) {
         loop {
             tokio::time::sleep(EVERY).await;
-            tell(self.dropped.dropped_lines() as u64);
+            tell(self.waiting.dropped.load(Ordering::Relaxed));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_that_wait_are_bounded_in_number_and_in_bytes() {
+        for (bytes, most) in [(10, WAITING), (1 << 20, WAITING_BYTES >> 20)] {
+            let waiting = Arc::new(Waiting::default());
+            let taken = (0..WAITING + 10).filter(|_| waiting.add(bytes)).count();
+            assert_eq!((taken, waiting.dropped.load(Ordering::Relaxed)), (most, (WAITING + 10 - most) as u64));
+            let mut exit = Exit { to: Vec::new(), waiting: Arc::clone(&waiting) };
+            exit.write_all(&vec![b'x'; bytes]).unwrap();
+            assert!(waiting.add(bytes) && !waiting.add(bytes));
+            assert_eq!(exit.to.len(), bytes);
         }
     }
 }

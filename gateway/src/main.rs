@@ -101,6 +101,7 @@ async fn serve(config: Config, warnings: &[String]) -> anyhow::Result<ExitCode> 
     tokio::select! {
         () = stop.recv() => {}
         () = allocator::give_back_after_storms(moves) => {}
+        () = allocator::give_back_when(async || node.node().memory_wanted().await) => {}
         () = log.count_dropped(|lines| _ = metrics.log_lines_dropped.set(lines)) => {}
     }
     let left = tokio::select! {

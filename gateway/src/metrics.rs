@@ -70,6 +70,7 @@ pub struct Metrics {
     pub layer_events_unhandled: Counter,
     pub layer_events_dropped: Family<ByReason, Counter>,
     pub layer_events_forged: Family<ByReason, Counter>,
+    pub layer_inbox_full: Gauge<u64, AtomicU64>,
     pub layer_publish_failures: Gauge<u64, AtomicU64>,
     pub layer_delivery_seconds: Histogram,
     pub layer_reconnects: Gauge<u64, AtomicU64>,
@@ -85,6 +86,15 @@ pub struct Metrics {
     pub api_refused: Family<ByReason, Counter>,
     pub resumes: Family<ByKind, Counter>,
     pub recent_bytes: Gauge,
+    pub held_bytes: Gauge,
+    pub hub_queue_bytes: Gauge,
+    pub write_queue_bytes: Gauge,
+    pub write_waits: Counter,
+    pub writes_refused: Counter,
+    pub memory_bytes: Gauge,
+    pub memory_limit_bytes: Gauge,
+    pub memory_closed: Counter,
+    pub questions_refused: Counter,
     pub retention_runs: Family<ByResult, Counter>,
     pub retention_deleted: Family<ByKind, Counter>,
     pub draining: Gauge<i64, AtomicI64>,
@@ -185,6 +195,20 @@ impl Metrics {
             "clock_skew_seconds", "How far the clock of the database or of Redis is ahead of this node's", Family::<ByOf, Gauge<f64, AtomicU64>>::default();
             "background_failures", "Turns of background tasks that failed", Family::<ByTask, Counter>::default();
         };
+        let (held_bytes, hub_queue_bytes, write_queue_bytes, write_waits, writes_refused, questions_refused) = register! {
+            "held_bytes", "Memory taken by events that wait for what is missing before them", Gauge::default();
+            "hub_queue_bytes", "Memory taken by events on their way from the layer to the sockets", Gauge::default();
+            "write_queue_bytes", "Memory taken by messages that wait to be stored", Gauge::default();
+            "write_waits", "Times a client was not read from because too much of its own waited to be stored", Counter::default();
+            "writes_refused", "Messages answered with unavailable because too much waited to be stored", Counter::default();
+            "questions_refused", "Questions to the other nodes that were not asked, or answers and nodes not heard, because there were too many", Counter::default();
+        };
+        let (memory_bytes, memory_limit_bytes, memory_closed, layer_inbox_full) = register! {
+            "memory_bytes", "Resident memory of the process", Gauge::default();
+            "memory_limit_bytes", "The most it may be, 0 for no limit", Gauge::default();
+            "memory_closed", "Slow readers closed with 4008 because the process had too much memory", Counter::default();
+            "layer_inbox_full_total", "Events that the layer itself dropped because nobody took them in time", Gauge::<u64, AtomicU64>::default();
+        };
         registry.register("build", "Version of this node", Info::new([("version", env!("CARGO_PKG_VERSION"))]));
         Self {
             registry,
@@ -213,6 +237,7 @@ impl Metrics {
             layer_events_unhandled,
             layer_events_dropped,
             layer_events_forged,
+            layer_inbox_full,
             layer_publish_failures,
             layer_delivery_seconds,
             layer_reconnects,
@@ -228,6 +253,15 @@ impl Metrics {
             api_refused,
             resumes,
             recent_bytes,
+            held_bytes,
+            hub_queue_bytes,
+            write_queue_bytes,
+            write_waits,
+            writes_refused,
+            memory_bytes,
+            memory_limit_bytes,
+            memory_closed,
+            questions_refused,
             retention_runs,
             retention_deleted,
             draining,
@@ -264,6 +298,7 @@ impl Metrics {
         self.layer_over_capacity.set(stats.over_capacity);
         self.layer_probes_missed.set(stats.probes_missed);
         self.layer_publish_failures.set(stats.publish_failed);
+        self.layer_inbox_full.set(stats.dropped);
         self.layer_reconnects.set(stats.reconnects);
     }
 

@@ -23,6 +23,7 @@ use crate::files::Files;
 use crate::health::{self, Health};
 use crate::hub::Hub;
 use crate::layer::{self, SharedLayer};
+use crate::memory::{self, MemoryLimit};
 use crate::metrics::Metrics;
 use crate::names::GroupNames;
 use crate::peers::Peers;
@@ -96,6 +97,7 @@ pub struct Node {
     pub(crate) wrong_keys: WrongKeys,
     pub(crate) clock: Clock,
     pub(crate) health: Arc<Health>,
+    pub(crate) memory: MemoryLimit,
     /// Connections; a node waits for them when it leaves.
     pub(crate) tasks: TaskTracker,
     pub(crate) draining: AtomicBool,
@@ -158,12 +160,21 @@ impl Node {
             server::listen(config.internal_listen).map_err(|error| NodeError::Listen(config.internal_listen, error))?;
         let addresses = (public.local_addr(), internal.local_addr());
         let node = Arc::new(Self {
-            writer: Writer::start(&store, &layer, &names, &seals, &metrics, &background, &stop),
+            writer: Writer::start(
+                config.limits.write_queue_bytes,
+                &store,
+                &layer,
+                &names,
+                &seals,
+                &metrics,
+                &background,
+                &stop,
+            ),
             admissions: Admissions::start(&store, config.limits.rooms_per_user, &metrics, &background, &stop),
             handshakes: parking_lot::Mutex::new(Bucket::full(config.limits.handshakes_per_second, Instant::now())),
             auth: jwt(&config),
             origins: Origins::new(&config.allowed_origins),
-            peers: Peers::new(&config, &layer, &seals),
+            peers: Peers::new(&config, &layer, &seals, &metrics),
             seals,
             resumes: Semaphore::new(16),
             clock: health.clock.clone(),
@@ -171,6 +182,7 @@ impl Node {
             publishing: Budget::new(PUBLISHING),
             bodies: Budget::new(BODIES),
             wrong_keys: WrongKeys::default(),
+            memory: MemoryLimit::of(config.limits.memory_bytes),
             draining: AtomicBool::new(false),
             config,
             store,
@@ -191,6 +203,7 @@ impl Node {
             background.spawn(stop.clone().run_until_cancelled_owned(deployment.keep_claiming(Arc::clone(&node))));
         }
         background.spawn(stop.clone().run_until_cancelled_owned(watch::watch(Arc::clone(&node))));
+        memory::start(&node, &background, &stop);
         background.spawn(stop.clone().run_until_cancelled_owned(memberships::watch(Arc::clone(&node))));
         background.spawn(stop.clone().run_until_cancelled_owned(seal::keep_reading(Arc::clone(&node))));
         background.spawn(stop.clone().run_until_cancelled_owned(crate::peers::answer(Arc::clone(&node))));
@@ -216,6 +229,11 @@ impl Node {
     /// Queues a word to all nodes that have joined the group.
     pub(crate) fn tell(&self, group: &GroupName, word: Event) -> Result<(), LayerError> {
         self.layer.group_send_later(group, &self.seals.word(word, group.as_str()))
+    }
+
+    /// Waits until the process should give back memory that it does not need.
+    pub async fn memory_wanted(&self) {
+        self.memory.wanted().await;
     }
 
     /// Whether the node is leaving.

@@ -14,6 +14,7 @@ use tokio::sync::mpsc;
 
 use crate::config::Config;
 use crate::layer::SharedLayer;
+use crate::metrics::Metrics;
 use crate::node::Node;
 use crate::seal::Seals;
 
@@ -33,10 +34,19 @@ const GONE_AFTER: Duration = Duration::from_secs(35);
 const TELL_OF_LOSSES: Duration = Duration::from_secs(1);
 const TELL_AGAIN: Duration = Duration::from_secs(30);
 
+/// Nodes that are remembered, and bytes of a name: anybody on the layer can say hello by any name.
+const MOST_NODES: usize = 1024;
+const MOST_NAME: usize = 256;
+
+/// Questions that are asked at the same time, and bytes of an answer.
+const MOST_QUESTIONS: usize = 256;
+const MOST_ANSWER: usize = 4 << 20;
+
 /// The other nodes, as far as this one has heard of them.
 pub(crate) struct Peers {
     layer: SharedLayer,
     seals: Arc<Seals>,
+    metrics: Arc<Metrics>,
     node_id: String,
     group: Option<GroupName>,
     seen: Mutex<HashMap<String, Instant>>,
@@ -55,12 +65,13 @@ pub(crate) struct SocketInfo {
 }
 
 impl Peers {
-    pub(crate) fn new(config: &Config, layer: &SharedLayer, seals: &Arc<Seals>) -> Self {
+    pub(crate) fn new(config: &Config, layer: &SharedLayer, seals: &Arc<Seals>, metrics: &Arc<Metrics>) -> Self {
         // `r.` and not 40 hex digits: neither a user's group nor a room's.
         let group = GroupName::parse(&format!("r.{}.nodes", config.namespace)).ok();
         Self {
             layer: layer.clone(),
             seals: Arc::clone(seals),
+            metrics: Arc::clone(metrics),
             node_id: config.node_id.clone(),
             group,
             seen: Mutex::default(),
@@ -118,7 +129,15 @@ impl Peers {
         }
         let id = uuid::Uuid::new_v4().to_string();
         let (sender, mut answers) = mpsc::channel(others.max(1) * 2);
-        self.questions.lock().insert(id.clone(), sender);
+        {
+            let mut questions = self.questions.lock();
+            if questions.len() >= MOST_QUESTIONS {
+                // As when no node answers: what this one knows has to do.
+                self.metrics.questions_refused.inc();
+                return Vec::new();
+            }
+            questions.insert(id.clone(), sender);
+        }
         let question =
             question.with("id", id.as_str()).with("reply_to", mailbox.as_str()).with("from", self.node_id.as_str());
         let mut collected = Vec::new();
@@ -165,7 +184,15 @@ impl Peers {
         match known {
             Some(HELLO) => {
                 let Some(name) = event.text("node").filter(|name| *name != self.node_id) else { return Ok(()) };
-                let new = self.seen.lock().insert(name.to_owned(), Instant::now()).is_none();
+                let new = {
+                    let mut seen = self.seen.lock();
+                    let full = seen.len() >= MOST_NODES && !seen.contains_key(name);
+                    if full || name.len() > MOST_NAME {
+                        self.metrics.questions_refused.inc();
+                        return Ok(());
+                    }
+                    seen.insert(name.to_owned(), Instant::now()).is_none()
+                };
                 if new && event.get("back").and_then(Value::as_bool) != Some(true) {
                     // So that a new node need not wait for our next turn to know us.
                     return self.say_hello(true).await;
@@ -173,6 +200,10 @@ impl Peers {
                 Ok(())
             }
             Some(ANSWER) => {
+                if event.weight() > MOST_ANSWER {
+                    self.metrics.questions_refused.inc();
+                    return Ok(());
+                }
                 let asked = event.text("id").and_then(|id| self.questions.lock().get(id).cloned());
                 if let Some(asked) = asked {
                     // A full queue means more answers than nodes; what is over is of no use.
@@ -288,4 +319,36 @@ async fn read_mailbox(node: &Node) -> Result<(), LayerError> {
     *peers.mailbox.lock() = None;
     let _ = peers.layer.remove_channel(&mailbox).await;
     result
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::collect;
+
+    #[tokio::test]
+    async fn made_up_nodes_and_many_questions_have_their_bounds() {
+        let given =
+            [("listen", "127.0.0.1:0"), ("internal-listen", "127.0.0.1:0"), ("database-url", "sqlite::memory:")];
+        let given = given.map(|(key, value)| (key.to_owned(), value.to_owned())).into();
+        let config = Config::from_collected(&collect(&given, &|_| None, None).unwrap()).unwrap();
+        let running = Node::start(config, crate::consumers::routes()).await.unwrap();
+        let (node, refused) = (running.node(), || running.node().metrics.questions_refused.get());
+        let hello = |name: String| Event::new(HELLO).with("node", name.as_str()).with("back", true);
+        for number in 0..MOST_NODES + 10 {
+            node.peers.handle(node, hello(format!("node-{number}"))).await.unwrap();
+        }
+        node.peers.handle(node, hello("x".repeat(MOST_NAME + 1))).await.unwrap();
+        assert_eq!((node.peers.seen.lock().len(), refused()), (MOST_NODES, 11));
+        node.peers.handle(node, hello("node-0".to_owned())).await.unwrap();
+        node.peers.handle(node, Event::new(ANSWER).with("id", "x".repeat(2 * MOST_ANSWER))).await.unwrap();
+        assert_eq!(refused(), 12, "who is known is heard");
+
+        while node.peers.mailbox.lock().is_none() {
+            tokio::task::yield_now().await;
+        }
+        let asks = (0..MOST_QUESTIONS + 10).map(|_| node.peers.ask(Event::new(ASK)));
+        futures_util::future::join_all(asks).await;
+        assert_eq!((refused(), node.peers.questions.lock().len()), (22, 0));
+    }
 }

@@ -12,7 +12,7 @@ use persistence::Head;
 use uuid::Uuid;
 
 use crate::consumer::SharedHandler;
-use crate::recent::Recent;
+use crate::recent::{Memory, Recent};
 use crate::resume::Place;
 use crate::websocket::WireFrame;
 
@@ -26,9 +26,12 @@ pub(crate) struct Position {
     seq: u64,
     /// The id at `seq`, by which a client checks its place.
     id: Option<Uuid>,
-    held: BTreeMap<u64, Arc<Event>>,
-    /// The first event of another epoch, until the database has said which one is right.
-    foreign: Option<(i64, u64, Arc<Event>)>,
+    held: BTreeMap<u64, Held>,
+    /// What may be held, of all streams.
+    memory: Arc<Memory>,
+    /// The first event of another epoch, until the database has said which one is right; without the event itself
+    /// where there is no room for it.
+    foreign: Option<(i64, u64, Option<Held>)>,
     /// An epoch that the database has said is not, or no more, the stream's.
     refused: Option<i64>,
     /// Questions to the database that brought nothing.
@@ -52,6 +55,28 @@ pub(crate) struct Question {
     pub(crate) epoch: Option<i64>,
 }
 
+/// An event that waits, and its part of the memory for that.
+#[derive(Debug)]
+struct Held {
+    event: Arc<Event>,
+    bytes: usize,
+    memory: Arc<Memory>,
+}
+
+impl Held {
+    /// `None` if there is no room.
+    fn new(event: &Arc<Event>, memory: &Arc<Memory>) -> Option<Self> {
+        let bytes = event.weight();
+        memory.take(bytes).then(|| Self { event: Arc::clone(event), bytes, memory: Arc::clone(memory) })
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.memory.give_back(self.bytes);
+    }
+}
+
 /// What memory has for a client that comes back.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Recall {
@@ -70,6 +95,8 @@ pub(crate) enum Offer {
     Ready,
     /// It waits for what is missing before it.
     Held,
+    /// It would have to wait, and there is no room: the database has it.
+    NoRoom,
     /// It has been delivered before.
     Old,
     /// Another one has been delivered in its place; the database has to be asked.
@@ -80,12 +107,13 @@ pub(crate) enum Offer {
 
 impl Position {
     /// A stream whose head the database gave; what comes after it will be delivered.
-    pub(crate) fn at(head: &Head, recent: Recent) -> Self {
+    pub(crate) fn at(head: &Head, recent: Recent, held: &Arc<Memory>) -> Self {
         Self {
             epoch: head.epoch,
             seq: head.last_seq,
             id: head.last_id,
             held: BTreeMap::new(),
+            memory: Arc::clone(held),
             foreign: None,
             refused: None,
             fruitless: 0,
@@ -117,7 +145,9 @@ impl Position {
                 return Offer::Old;
             }
             if self.foreign.as_ref().is_none_or(|(known, first, _)| *known != epoch || seq < *first) {
-                self.foreign = Some((epoch, seq, event));
+                // What it replaces makes room first.
+                self.foreign = None;
+                self.foreign = Some((epoch, seq, Held::new(&event, &self.memory)));
             }
             return Offer::OtherEpoch;
         }
@@ -125,15 +155,34 @@ impl Position {
             return self.compare(seq, &event);
         }
         if seq > self.seq + 1 || self.disputed.is_some() {
-            self.held.insert(seq, event);
-            if self.held.len() > MAX_HELD {
-                self.held.pop_last();
-            }
-            return Offer::Held;
+            return if self.hold(seq, &event) { Offer::Held } else { Offer::NoRoom };
         }
         self.deliver(seq, event, ready);
         self.deliver_held(ready);
         Offer::Ready
+    }
+
+    /// Keeps an event for later. Where there is no room, the last of all goes; `false` if that is this one.
+    fn hold(&mut self, seq: u64, event: &Arc<Event>) -> bool {
+        if self.held.contains_key(&seq) {
+            return true;
+        }
+        loop {
+            let held = if self.held.len() < MAX_HELD { Held::new(event, &self.memory) } else { None };
+            if let Some(held) = held {
+                self.held.insert(seq, held);
+                return true;
+            }
+            if self.held.last_key_value().is_none_or(|(last, _)| *last <= seq) {
+                return false;
+            }
+            self.held.pop_last();
+        }
+    }
+
+    /// Gives back the memory of the newest events: the database is asked for them.
+    pub(crate) fn forget_recent(&mut self) {
+        self.recent.forget();
     }
 
     /// Holds an event against the one that was delivered in its place, if that is still known.
@@ -207,9 +256,9 @@ impl Position {
         self.disputed = None;
         self.epoch = head.epoch;
         match foreign {
-            Some((epoch, seq, event)) if epoch == head.epoch => {
+            Some((epoch, seq, Some(first))) if epoch == head.epoch => {
                 self.seq = seq - 1;
-                self.deliver(seq, event, ready);
+                self.deliver(seq, Arc::clone(&first.event), ready);
             }
             _ => {
                 self.seq = head.last_seq;
@@ -296,9 +345,9 @@ impl Position {
     /// What is held and may be delivered now.
     pub(crate) fn deliver_held(&mut self, ready: &mut Vec<Arc<Event>>) {
         while self.disputed.is_none()
-            && let Some(event) = self.held.remove(&(self.seq + 1))
+            && let Some(held) = self.held.remove(&(self.seq + 1))
         {
-            self.deliver(self.seq + 1, event, ready);
+            self.deliver(self.seq + 1, Arc::clone(&held.event), ready);
         }
     }
 
@@ -332,7 +381,12 @@ mod tests {
     }
 
     fn start(seq: u64) -> Position {
-        Position::at(&Head { epoch: 1, last_seq: seq, last_id: None }, Recent::shared(&Memory::new(1 << 20)))
+        start_within(seq, &Memory::new(1 << 20))
+    }
+
+    fn start_within(seq: u64, held: &Arc<Memory>) -> Position {
+        let head = Head { epoch: 1, last_seq: seq, last_id: None };
+        Position::at(&head, Recent::shared(&Memory::new(1 << 20)), held)
     }
 
     /// What was asked by a node at this place that knew every epoch by then.
@@ -386,6 +440,27 @@ mod tests {
         assert_eq!(position.offer(1, 5, event(5), &mut ready), Offer::Ready);
         assert_eq!(seqs(&ready), [5, 6]);
         assert!(!position.has_hole());
+    }
+
+    #[test]
+    fn what_is_held_has_a_bound_in_number_and_in_bytes_and_the_nearest_stay() {
+        let memory = Memory::new(20 * event(0).weight());
+        let (mut one, mut other, mut ready) = (start_within(0, &memory), start_within(0, &memory), Vec::new());
+        for seq in (11..=40).rev() {
+            assert_eq!(one.offer(1, seq, event(seq), &mut ready), Offer::Held);
+        }
+        assert_eq!(one.held.keys().copied().collect::<Vec<_>>(), (11..=30).collect::<Vec<_>>());
+        assert_eq!(one.offer(1, 31, event(31), &mut ready), Offer::NoRoom);
+        assert_eq!(other.offer(1, 5, event(5), &mut ready), Offer::NoRoom, "all streams share it");
+        assert_eq!(other.offer(2, 5, event(5), &mut ready), Offer::OtherEpoch);
+        assert!(other.has_hole() && other.check_head(&Head { epoch: 2, last_seq: 7, last_id: None }, 0, &mut ready));
+        assert_eq!((other.seq(), ready.len()), (7, 0), "an event that was not kept is the database's");
+        one.skip_to(11, &mut ready);
+        assert_eq!((seqs(&ready), memory.used()), ((11..=30).collect(), 0));
+
+        let mut many = start_within(0, &Memory::new(1 << 30));
+        let held = (2..).take_while(|seq| many.offer(1, *seq, event(*seq), &mut ready) == Offer::Held).count();
+        assert_eq!(held, MAX_HELD);
     }
 
     #[test]

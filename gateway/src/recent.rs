@@ -29,7 +29,7 @@ const KEEP: Duration = Duration::from_secs(300);
 const EVENT_COST: usize = 700;
 const FRAME_COST: usize = 100;
 
-/// The memory that all streams of a node share.
+/// An amount of memory that all streams of a node share.
 #[derive(Debug)]
 pub(crate) struct Memory {
     limit: usize,
@@ -47,12 +47,12 @@ impl Memory {
         self.used.load(Ordering::Relaxed)
     }
 
-    fn take(&self, bytes: usize) -> bool {
+    pub(crate) fn take(&self, bytes: usize) -> bool {
         let add = |used: usize| used.checked_add(bytes).filter(|sum| *sum <= self.limit);
         self.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, add).is_ok()
     }
 
-    fn give_back(&self, bytes: usize) {
+    pub(crate) fn give_back(&self, bytes: usize) {
         self.used.fetch_sub(bytes, Ordering::Relaxed);
     }
 }

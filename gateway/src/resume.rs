@@ -15,6 +15,7 @@ use crate::consumer::Context;
 use crate::events;
 use crate::hub::{Released, renderer};
 use crate::metrics::{ByKind, ByType};
+use crate::pages::PAGE_BYTES;
 use crate::socket::Socket;
 use crate::websocket::WireFrame;
 
@@ -79,7 +80,10 @@ pub(crate) async fn resume(
         match node.hub.release(socket, group, at) {
             Released::Live => return Ok(true),
             // More came meanwhile than may be held; it is in the database.
-            Released::Overflowed => place = Place { seq: at, id: None },
+            Released::Overflowed => {
+                count("overflowed");
+                place = Place { seq: at, id: None };
+            }
         }
     }
     socket.close(crate::CloseReason::SlowConsumer);
@@ -202,11 +206,11 @@ impl<'a> Reader<'a> {
     async fn send(&mut self, ctx: &Context) -> Result<bool, StoreError> {
         while self.at < self.last {
             // Only reading is bounded over all clients; a slow one keeps nobody else from it.
-            let rows = self.rows(ctx).await?;
+            let (rows, was_cut) = self.rows(ctx).await?;
             if !ctx.node().hub.has(ctx.socket(), self.group) {
                 return Ok(false);
             }
-            let full = rows.len() as u64 == self.limit();
+            let full = was_cut || rows.len() as u64 == self.limit();
             let rows = match self.check.take() {
                 None => &rows[..],
                 Some(id) => match &rows[..] {
@@ -243,22 +247,23 @@ impl<'a> Reader<'a> {
         self.page + u64::from(self.check.is_some())
     }
 
-    /// The next rows; the one that the client has comes first as long as its id has to be checked.
-    async fn rows(&self, ctx: &Context) -> Result<Vec<Row>, StoreError> {
+    /// The next rows, and whether there would have been more but for their bytes; the one that the client has
+    /// comes first as long as its id has to be checked.
+    async fn rows(&self, ctx: &Context) -> Result<(Vec<Row>, bool), StoreError> {
         let (store, render) = (ctx.store(), renderer(self.stream));
         let range = Range::After(self.at - u64::from(self.check.is_some()));
         let _permit = ctx.node().resumes.acquire().await;
         let read = async {
             Ok(match self.stream {
                 Stream::Room(room) => {
-                    let rows = store.messages(room, range, self.limit()).await?;
+                    let (rows, cut) = store.messages_within(room, range, self.limit(), PAGE_BYTES).await?;
                     let frame = |row| render(&events::chat_event(room, &self.display_name, row));
-                    rows.iter().map(|row| (row.seq, row.id, frame(row).map(|shown| shown.frame))).collect()
+                    (rows.iter().map(|row| (row.seq, row.id, frame(row).map(|shown| shown.frame))).collect(), cut)
                 }
                 Stream::Inbox(user) => {
-                    let rows = store.notifications(user, range, false, self.limit()).await?;
+                    let (rows, cut) = store.notifications_within(user, range, false, self.limit(), PAGE_BYTES).await?;
                     let frame = |row| render(&events::notification_event(row));
-                    rows.iter().map(|row| (row.seq, row.id, frame(row).map(|shown| shown.frame))).collect()
+                    (rows.iter().map(|row| (row.seq, row.id, frame(row).map(|shown| shown.frame))).collect(), cut)
                 }
             })
         };

@@ -173,6 +173,9 @@ impl Visit {
         if self.node.is_draining() {
             return refuse(Refusal::Unavailable, "draining");
         }
+        if self.node.memory.is_over() {
+            return refuse(Refusal::Unavailable, "memory");
+        }
         if !self.is_within_rate() {
             return refuse(Refusal::Unavailable, "handshakes_per_second");
         }

@@ -7,7 +7,7 @@
 use std::collections::VecDeque;
 use std::net::IpAddr;
 use std::os::fd::AsFd;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use channel_layer::{ChannelName, Event};
@@ -23,6 +23,12 @@ use crate::websocket::WireFrame;
 
 /// Events for *own* handlers that may wait per connection, so that a stuck consumer cannot take the node's memory.
 const INBOX_EVENTS: usize = 256;
+
+/// The same in bytes, about.
+const INBOX_BYTES: usize = 1 << 20;
+
+/// What a frame takes in an outbox beside its bytes, about. A flood of pongs is many times its bytes.
+pub(crate) const FRAME_COST: usize = 64;
 
 /// Frames that are joined into one write.
 const WRITE_BYTES: usize = 64 * 1024;
@@ -64,6 +70,12 @@ pub struct Socket {
     pub(crate) pinged: AtomicBool,
     /// Nothing is read, because a handler is at work.
     deaf: AtomicBool,
+    /// Bytes that wait until it has caught up, of all its streams.
+    held: AtomicUsize,
+    /// Bytes of its own that wait to be stored.
+    unstored: AtomicUsize,
+    /// Nothing is read until fewer of them do.
+    held_back: AtomicBool,
     /// Version of the stored memberships this socket hears; 0 when it hears no rooms.
     pub(crate) memberships: AtomicU64,
     /// Milliseconds on the node's clock when the sign-in ends; [`NEVER`](crate::clock::NEVER) if it does not.
@@ -93,6 +105,7 @@ struct State {
     /// Somebody has queued frames and will flush.
     flush_due: bool,
     inbox: VecDeque<Arc<Event>>,
+    inbox_bytes: usize,
     closing: Option<CloseReason>,
     /// Nothing is queued any more: the close frame is out, or the connection is gone.
     shut: bool,
@@ -130,6 +143,9 @@ impl Socket {
             takes: AtomicBool::new(false),
             pinged: AtomicBool::new(false),
             deaf: AtomicBool::new(false),
+            held: AtomicUsize::new(0),
+            unstored: AtomicUsize::new(0),
+            held_back: AtomicBool::new(false),
             memberships: AtomicU64::new(0),
             expires_at: AtomicU64::new(expires_at),
         }
@@ -152,6 +168,56 @@ impl Socket {
         self.state.lock().waiting
     }
 
+    /// What waits for a client whose kernel takes no more.
+    pub(crate) fn backlog(&self) -> usize {
+        let state = self.state.lock();
+        if state.blocked && state.closing.is_none() { state.cost() } else { 0 }
+    }
+
+    /// Closes it as too slow; what waits is given up at once and not only in its own turn.
+    pub(crate) fn shed(&self) {
+        let mut state = self.state.lock();
+        if state.closing.is_none() {
+            state.closing = Some(CloseReason::SlowConsumer);
+            state.give_up_queued();
+            drop(state);
+            self.waker.wake();
+        }
+    }
+
+    /// Notes bytes that wait until it has caught up. `false` when they are more than may wait.
+    pub(crate) fn begin_holding(&self, bytes: usize) -> bool {
+        self.held.fetch_add(bytes, Ordering::Relaxed) + bytes <= self.outbox_limit()
+    }
+
+    /// Notes that they wait no more.
+    pub(crate) fn end_holding(&self, bytes: usize) {
+        self.held.fetch_sub(bytes, Ordering::Relaxed);
+    }
+
+    /// Notes bytes that wait to be stored.
+    pub(crate) fn begin_storing(&self, bytes: u32) {
+        self.unstored.fetch_add(bytes as usize, Ordering::SeqCst);
+    }
+
+    /// Notes that they wait no more.
+    pub(crate) fn end_storing(&self, bytes: u32) {
+        self.unstored.fetch_sub(bytes as usize, Ordering::SeqCst);
+        if self.held_back.swap(false, Ordering::SeqCst) {
+            self.waker.wake();
+        }
+    }
+
+    /// Whether so many bytes or fewer wait to be stored. If not, its owner is woken when that may have changed.
+    pub(crate) fn is_within(&self, share: usize) -> bool {
+        let within = || self.unstored.load(Ordering::SeqCst) <= share;
+        // Looked at again after the note, or what ends in between would wake nobody.
+        within() || {
+            self.held_back.store(true, Ordering::SeqCst);
+            within()
+        }
+    }
+
     pub(crate) fn io(&self) -> Option<&TcpStream> {
         self.io.get()
     }
@@ -163,7 +229,7 @@ impl Socket {
             return Pushed::Closed;
         }
         let is_full = |state: &State| {
-            self.outbox_limit > 0 && state.waiting > 0 && state.waiting + frame.len() > self.outbox_limit
+            self.outbox_limit > 0 && state.waiting > 0 && state.cost() + frame.len() > self.outbox_limit
         };
         // Many large events may come in one piece: no client is slow before the kernel has been asked to take them.
         // What it says is for the flush that is due anyway.
@@ -287,10 +353,7 @@ impl Socket {
     pub(crate) fn queue_close(&self, frame: &WireFrame, keep_queued: bool) {
         let mut state = self.state.lock();
         if !keep_queued {
-            let half_written = (state.written > 0).then(|| state.outbox.pop_front()).flatten();
-            state.outbox.clear();
-            state.waiting = half_written.as_ref().map_or(0, |frame| frame.len()) - state.written;
-            state.outbox.extend(half_written);
+            state.give_up_queued();
         }
         state.waiting += frame.len();
         state.outbox.push_back(frame.clone());
@@ -304,14 +367,18 @@ impl Socket {
         state.shut = true;
         state.drop_outbox();
         state.inbox = VecDeque::new();
+        state.inbox_bytes = 0;
     }
 
     /// Queues an event for the consumer's own handler. `false` when the consumer does not keep up.
     pub(crate) fn push_event(&self, event: Arc<Event>) -> bool {
+        let bytes = event.weight();
         let mut state = self.state.lock();
-        if state.inbox.len() >= INBOX_EVENTS {
+        let full = state.inbox.len() >= INBOX_EVENTS || state.inbox_bytes + bytes > INBOX_BYTES;
+        if full && !state.inbox.is_empty() {
             return false;
         }
+        state.inbox_bytes += bytes;
         state.inbox.push_back(event);
         drop(state);
         self.waker.wake();
@@ -321,6 +388,7 @@ impl Socket {
     pub(crate) fn pop_event(&self) -> Option<Arc<Event>> {
         let mut state = self.state.lock();
         let event = state.inbox.pop_front();
+        state.inbox_bytes -= event.as_ref().map_or(0, |event| event.weight());
         if state.inbox.is_empty() && state.inbox.capacity() > 0 {
             state.inbox = VecDeque::new();
         }
@@ -396,6 +464,18 @@ impl std::fmt::Debug for Socket {
 }
 
 impl State {
+    /// What waits, about.
+    fn cost(&self) -> usize {
+        self.waiting + self.outbox.len() * FRAME_COST
+    }
+
+    /// Forgets what is queued, except a frame that is half written.
+    fn give_up_queued(&mut self) {
+        let half_written = (self.written > 0).then(|| self.outbox.pop_front()).flatten();
+        self.waiting = half_written.as_ref().map_or(0, |frame| frame.len()) - self.written;
+        self.outbox = half_written.into_iter().collect();
+    }
+
     /// `Ok(true)` when the outbox is empty now, `Ok(false)` when the kernel takes no more.
     fn write_to(&mut self, io: &TcpStream) -> std::io::Result<bool> {
         thread_local! {
@@ -511,5 +591,63 @@ mod tests {
         assert!(matches!(socket.closing(), Some(CloseReason::SlowConsumer)));
         assert!(socket.waiting() <= 40_000);
         assert_eq!(socket.push(&frame), Pushed::Closed);
+    }
+
+    #[tokio::test]
+    async fn many_small_frames_fill_an_outbox_by_what_they_really_take() {
+        let socket = socket(40_000);
+        let pong = WireFrame::pong(b"");
+        let pushed = (0..).take_while(|_| socket.push(&pong) != Pushed::Full).count();
+        assert!((500..=40_000 / FRAME_COST).contains(&pushed), "{pushed}");
+    }
+
+    #[tokio::test]
+    async fn a_slow_client_that_is_shed_keeps_nothing() {
+        let socket = socket(1 << 20);
+        let _client = attached(&socket).await;
+        let frame = WireFrame::text(&"x".repeat(16_000));
+        while socket.backlog() == 0 {
+            socket.send(&frame);
+        }
+        socket.send(&frame);
+        assert!(socket.backlog() > frame.len());
+        socket.shed();
+        assert!(matches!(socket.closing(), Some(CloseReason::SlowConsumer)));
+        assert!(socket.waiting() < frame.len() && socket.backlog() == 0);
+    }
+
+    #[test]
+    fn an_inbox_is_full_by_number_and_by_bytes() {
+        let (few, many) = (socket(0), socket(0));
+        let event = |bytes: usize| Arc::new(Event::new("own").with("text", "x".repeat(bytes)));
+        let pushed = |socket: &Socket, bytes: usize| (0..).take_while(|_| socket.push_event(event(bytes))).count();
+        assert_eq!((pushed(&few, 300_000), pushed(&many, 1)), (3, INBOX_EVENTS));
+        while few.pop_event().is_some() {}
+        assert!(few.push_event(event(2 * INBOX_BYTES)), "one is let in whatever its size");
+        assert_eq!(pushed(&few, 1), 0);
+        few.pop_event().unwrap();
+        assert_eq!(few.state.lock().inbox_bytes, 0);
+    }
+
+    #[test]
+    fn who_has_too_much_to_be_stored_is_woken_when_some_of_it_is() {
+        use std::sync::atomic::AtomicUsize;
+        struct Count(AtomicUsize);
+        impl std::task::Wake for Count {
+            fn wake(self: Arc<Self>) {
+                self.0.fetch_add(1, Ordering::SeqCst);
+            }
+        }
+        let (socket, count) = (socket(0), Arc::new(Count(AtomicUsize::new(0))));
+        let woken = || count.0.load(Ordering::SeqCst);
+        socket.register(&Arc::clone(&count).into());
+        socket.begin_storing(10);
+        socket.begin_storing(10);
+        assert!(socket.is_within(20));
+        socket.end_storing(0);
+        assert_eq!(woken(), 0, "nobody is held back");
+        assert!(!socket.is_within(10));
+        socket.end_storing(10);
+        assert!(woken() == 1 && socket.is_within(10));
     }
 }

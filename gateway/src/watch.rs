@@ -39,6 +39,7 @@ pub(crate) async fn watch(node: Arc<Node>) {
             tokio::task::yield_now().await;
         }
         node.metrics.take_layer_stats(&node.layer.stats());
+        node.metrics.write_queue_bytes.set(node.writer.waiting() as i64);
     }
 }
 

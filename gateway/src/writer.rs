@@ -1,12 +1,16 @@
 //! Stored first, then sent: what consumers and the API want to store, made into few transactions, and
 //! written to the layer in commit order.
+//!
+//! What waits is bounded in bytes, over all lanes. A client whose own messages wait is not read from until
+//! fewer of them do, and the more others have waiting, the sooner; so many clients share the room, and
+//! only when it is full all the same is one told to try again.
 
 use std::pin::pin;
 use std::sync::Arc;
 
 use channel_layer::{ChannelLayer, Event};
-use persistence::{Append, AppendError, Appended, Message, Notification, Refused, Store, StoreError, Stream};
-use tokio::sync::{mpsc, oneshot};
+use persistence::{Append, AppendError, Appended, Key, Message, Notification, Refused, Store, StoreError, Stream};
+use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -14,6 +18,7 @@ use crate::events;
 use crate::metrics::Metrics;
 use crate::names::GroupNames;
 use crate::seal::{Keys, Seals};
+use crate::seldom::Seldom;
 
 /// Rows per transaction, at most.
 const BATCH: usize = 500;
@@ -21,8 +26,15 @@ const BATCH: usize = 500;
 /// Items of something that is stored as a whole, at most.
 pub(crate) const WHOLE: usize = 1000;
 
-/// Messages that may wait for a transaction; whoever comes after waits for room.
-const WAITING: usize = 4096;
+/// Bytes per transaction, about: what is in one is copied several times on its way.
+const BATCH_BYTES: usize = 1 << 20;
+
+/// What a message takes beside its texts, about: its job, what is called when it is done, and the allocator's share.
+const COST: usize = size_of::<Job>() + 256;
+
+/// A socket's own messages may take this part of all the room, and this part of what is free.
+const SHARE_OF_ALL: usize = 16;
+const SHARE_OF_FREE: usize = 32;
 
 /// Why something was not stored.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -53,23 +65,62 @@ pub(crate) enum WholeError {
 enum Job {
     One {
         append: Append,
+        bytes: u32,
         done: Done,
     },
     /// All or nothing, in a transaction of its own.
     Whole {
         appends: Vec<Append>,
+        bytes: u32,
         done: oneshot::Sender<Result<Vec<Appended>, WholeError>>,
     },
 }
 
+/// The bytes that may wait; one permit each.
+struct Room {
+    free: Semaphore,
+    limit: usize,
+}
+
+impl Room {
+    /// 0 is any number.
+    fn new(limit: usize) -> Arc<Self> {
+        let limit = if limit == 0 { Semaphore::MAX_PERMITS } else { limit.min(Semaphore::MAX_PERMITS) };
+        Arc::new(Self { free: Semaphore::new(limit), limit })
+    }
+
+    /// What these take. Something larger than all the room takes all of it.
+    fn cost<'a>(&self, appends: impl IntoIterator<Item = &'a Append>) -> u32 {
+        let bytes: usize = appends.into_iter().map(cost).sum();
+        u32::try_from(bytes.min(self.limit)).unwrap_or(u32::MAX)
+    }
+
+    fn give_back(&self, bytes: usize) {
+        self.free.add_permits(bytes);
+    }
+}
+
+fn cost(append: &Append) -> usize {
+    let of_two = |pair: Option<(&Arc<str>, &Arc<str>)>| pair.map_or(0, |(one, other)| one.len() + other.len());
+    let key = append.key.as_ref().map(|key| match key {
+        Key::Client { user, client_id } => (user, client_id),
+        Key::Event { source, id } => (source, id),
+    });
+    let origin = append.origin.as_ref().map(|(source, id)| (source, id));
+    COST + append.stream.name().len() + append.from_user.len() + append.message.len() + of_two(key) + of_two(origin)
+}
+
 /// A handle to the lanes that write. Items of one stream share a lane, so they are committed and
 /// published in the order in which they came.
-#[derive(Debug)]
 pub(crate) struct Writer {
     lanes: Vec<mpsc::Sender<Job>>,
+    room: Arc<Room>,
+    metrics: Arc<Metrics>,
+    told: Seldom,
 }
 
 struct Lane {
+    room: Arc<Room>,
     store: Store,
     layer: Arc<dyn ChannelLayer>,
     names: GroupNames,
@@ -79,8 +130,9 @@ struct Lane {
 
 impl Writer {
     /// Starts the lanes: one for SQLite, which has one writer anyway, four for servers. With `stop` they take
-    /// nothing more, and end when what they have is written.
+    /// nothing more, and end when what they have is written. `limit` bytes may wait for them.
     pub(crate) fn start(
+        limit: usize,
         store: &Store,
         layer: &Arc<dyn ChannelLayer>,
         names: &GroupNames,
@@ -90,10 +142,13 @@ impl Writer {
         stop: &CancellationToken,
     ) -> Self {
         let lanes = if store.backend() == persistence::Backend::Sqlite { 1 } else { 4 };
+        let room = Room::new(limit);
         let lanes = (0..lanes)
             .map(|_| {
-                let (jobs, waiting) = mpsc::channel(WAITING);
+                // The bytes are the bound: no more jobs can be there than those leave room for.
+                let (jobs, waiting) = mpsc::channel((room.limit / COST + 1).min(Semaphore::MAX_PERMITS));
                 let lane = Lane {
+                    room: Arc::clone(&room),
                     store: store.clone(),
                     layer: Arc::clone(layer),
                     names: names.clone(),
@@ -104,23 +159,60 @@ impl Writer {
                 jobs
             })
             .collect();
-        Self { lanes }
+        Self { lanes, room, metrics: Arc::clone(metrics), told: Seldom::new() }
     }
 
-    /// Hands over something to store. Waits only while too much is waiting already.
-    pub(crate) async fn submit(&self, append: Append, done: Done) {
-        let lane = lane_of(&append.stream, self.lanes.len());
-        if let Err(mpsc::error::SendError(Job::One { done, .. })) =
-            self.lanes[lane].send(Job::One { append, done }).await
-        {
-            done(Err(WriteError::Unavailable));
+    /// The bytes that something takes until it is done.
+    pub(crate) fn cost(&self, append: &Append) -> u32 {
+        self.room.cost([append])
+    }
+
+    /// Hands over something to store that takes so many bytes, or says at once that there is no room for it.
+    pub(crate) fn submit(&self, append: Append, bytes: u32, done: Done) {
+        let lane = &self.lanes[lane_of(&append.stream, self.lanes.len())];
+        let Ok(room) = self.room.free.try_acquire_many(bytes) else {
+            self.metrics.writes_refused.inc();
+            if let Some(times) = self.told.again() {
+                tracing::warn!(
+                    times,
+                    limit = self.room.limit,
+                    "clients are told to try again: the database takes less than they send, and limits.write_queue_bytes wait"
+                );
+            }
+            return done(Err(WriteError::Unavailable));
+        };
+        match lane.try_send(Job::One { append, bytes, done }) {
+            Ok(()) => room.forget(),
+            Err(mpsc::error::TrySendError::Closed(job) | mpsc::error::TrySendError::Full(job)) => job.refuse(),
+        }
+    }
+
+    /// Bytes of one client that may wait now; one that has more is not read from.
+    pub(crate) fn share(&self) -> usize {
+        (self.room.limit / SHARE_OF_ALL).min(self.room.free.available_permits() / SHARE_OF_FREE)
+    }
+
+    /// Bytes that wait.
+    pub(crate) fn waiting(&self) -> usize {
+        self.room.limit - self.room.free.available_permits()
+    }
+
+    /// Waits for room, then hands over.
+    async fn send(&self, lane: usize, bytes: u32, job: Job) {
+        // It is never closed.
+        let Ok(room) = self.room.free.acquire_many(bytes).await else { return job.refuse() };
+        match self.lanes[lane].send(job).await {
+            Ok(()) => room.forget(),
+            Err(mpsc::error::SendError(job)) => job.refuse(),
         }
     }
 
     /// Stores and waits for the commit.
     pub(crate) async fn write(&self, append: Append) -> Result<Appended, WriteError> {
         let (done, result) = oneshot::channel();
-        self.submit(append, Box::new(move |result| drop(done.send(result)))).await;
+        let (lane, bytes) = (lane_of(&append.stream, self.lanes.len()), self.cost(&append));
+        let done = Box::new(move |result| drop(done.send(result)));
+        self.send(lane, bytes, Job::One { append, bytes, done }).await;
         result.await.map_err(|_| WriteError::Unavailable)?
     }
 
@@ -132,10 +224,41 @@ impl Writer {
         let Some(first) = appends.first() else { return Ok(Vec::new()) };
         let lane = lane_of(&first.stream, self.lanes.len());
         let (done, result) = oneshot::channel();
-        // A lane that has ended drops the job, and with it the sender of the result.
-        let _ = self.lanes[lane].send(Job::Whole { appends, done }).await;
+        let bytes = self.room.cost(&appends);
+        self.send(lane, bytes, Job::Whole { appends, bytes, done }).await;
         result.await.map_err(|_| WholeError::Unavailable)?
     }
+}
+
+impl std::fmt::Debug for Writer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Writer").field("waiting", &self.waiting()).finish_non_exhaustive()
+    }
+}
+
+impl Job {
+    /// Says that it could not be stored.
+    fn refuse(self) {
+        match self {
+            Self::One { done, .. } => done(Err(WriteError::Unavailable)),
+            // Whoever asked may have gone.
+            Self::Whole { done, .. } => drop(done.send(Err(WholeError::Unavailable))),
+        }
+    }
+
+    fn bytes(&self) -> usize {
+        match self {
+            Self::One { bytes, .. } | Self::Whole { bytes, .. } => *bytes as usize,
+        }
+    }
+}
+
+/// What goes into one transaction.
+#[derive(Default)]
+struct Batch {
+    appends: Vec<Append>,
+    done: Vec<Done>,
+    bytes: usize,
 }
 
 fn lane_of(stream: &Stream, lanes: usize) -> usize {
@@ -148,7 +271,7 @@ fn lane_of(stream: &Stream, lanes: usize) -> usize {
 impl Lane {
     async fn run(self, mut waiting: mpsc::Receiver<Job>, stop: CancellationToken) {
         let mut jobs = Vec::with_capacity(BATCH);
-        let (mut batch, mut done) = (Vec::with_capacity(BATCH), Vec::with_capacity(BATCH));
+        let mut batch = Batch::default();
         let mut stopped = pin!(stop.cancelled_owned());
         loop {
             let taken = tokio::select! {
@@ -161,37 +284,66 @@ impl Lane {
             if taken == 0 {
                 return;
             }
+            // What has waited for a database that does not answer waits no second time.
+            let mut away = false;
             for job in jobs.drain(..) {
+                let bytes = job.bytes();
                 match job {
-                    Job::One { append, done: one_done } => {
-                        batch.push(append);
-                        done.push(one_done);
+                    job if away => {
+                        job.refuse();
+                        self.room.give_back(bytes);
                     }
-                    Job::Whole { appends, done: whole_done } => {
+                    Job::One { append, done, .. } => {
+                        if batch.bytes + bytes > BATCH_BYTES {
+                            away = self.write(&mut batch).await;
+                        }
+                        batch.appends.push(append);
+                        batch.done.push(done);
+                        batch.bytes += bytes;
+                    }
+                    Job::Whole { appends, done, .. } => {
                         // What came before it is committed before it.
-                        self.write(&mut batch, &mut done).await;
+                        self.write(&mut batch).await;
                         let result = self.append_all(&appends).await;
                         if let Ok(stored) = &result {
                             self.publish_new(appends.iter().zip(stored));
                         }
                         // Whoever asked may have gone.
-                        let _ = whole_done.send(result);
+                        let _ = done.send(result);
+                        self.room.give_back(bytes);
                     }
                 }
             }
-            self.write(&mut batch, &mut done).await;
+            if away { self.refuse(&mut batch, &WriteError::Unavailable) } else { _ = self.write(&mut batch).await }
         }
     }
 
-    async fn write(&self, batch: &mut Vec<Append>, done: &mut Vec<Done>) {
-        if batch.is_empty() {
-            return;
+    /// Stores what is in the batch. `true` when the database is away, and nothing was stored.
+    async fn write(&self, batch: &mut Batch) -> bool {
+        if batch.appends.is_empty() {
+            return false;
         }
-        let results = self.append(batch).await;
-        for ((append, done), result) in batch.drain(..).zip(done.drain(..)).zip(results) {
+        let results = match self.append(&batch.appends).await {
+            Ok(results) => results,
+            Err(error) => {
+                let away = error.is_retryable();
+                self.refuse(batch, &if away { WriteError::Unavailable } else { WriteError::Failed });
+                return away;
+            }
+        };
+        for ((append, done), result) in batch.appends.drain(..).zip(batch.done.drain(..)).zip(results) {
+            let result = result.map_err(WriteError::from);
             self.publish_new(result.iter().map(|appended| (&append, appended)));
             done(result);
         }
+        self.room.give_back(std::mem::take(&mut batch.bytes));
+        false
+    }
+
+    fn refuse(&self, batch: &mut Batch, why: &WriteError) {
+        batch.appends.clear();
+        batch.done.drain(..).for_each(|done| done(Err(why.clone())));
+        self.room.give_back(std::mem::take(&mut batch.bytes));
     }
 
     fn publish_new<'a>(&self, stored: impl Iterator<Item = (&'a Append, &'a Appended)>) {
@@ -211,17 +363,10 @@ impl Lane {
         }
     }
 
-    async fn append(&self, batch: &[Append]) -> Vec<Result<Appended, WriteError>> {
+    async fn append(&self, batch: &[Append]) -> Result<Vec<Result<Appended, AppendError>>, StoreError> {
         self.metrics.store_batch_size.observe(batch.len() as f64);
         let result = self.metrics.time_store("append", self.store.append(batch)).await;
-        match result {
-            Ok(results) => results.into_iter().map(|result| result.map_err(WriteError::from)).collect(),
-            Err(error) => {
-                self.log(&error, batch.len());
-                let failed = if error.is_retryable() { WriteError::Unavailable } else { WriteError::Failed };
-                batch.iter().map(|_| Err(failed.clone())).collect()
-            }
-        }
+        result.inspect_err(|error| self.log(error, batch.len()))
     }
 
     fn log(&self, error: &StoreError, rows: usize) {
@@ -261,5 +406,66 @@ impl Lane {
                 (self.names.user(user), events::notification_event(&row))
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use channel_layer::MemoryLayer;
+    use parking_lot::Mutex;
+    use persistence::StoreOptions;
+
+    use super::*;
+
+    const LIMIT: usize = 200_000;
+
+    fn chat() -> Append {
+        Append {
+            stream: Stream::Room("lobby".into()),
+            from_user: "alice".into(),
+            message: "x".repeat(10_000),
+            key: None,
+            create_inbox: false,
+            origin: None,
+        }
+    }
+
+    async fn writer() -> (Writer, TaskTracker, tokio_util::sync::DropGuard) {
+        let store = Store::connect(StoreOptions::new("sqlite::memory:")).await.unwrap();
+        store.migrate().await.unwrap();
+        store.create_room("lobby", None).await.unwrap();
+        let layer: Arc<dyn ChannelLayer> = Arc::new(MemoryLayer::new());
+        let (names, metrics) = (GroupNames::new("{username}", false), Arc::new(Metrics::new()));
+        let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
+        (Writer::start(LIMIT, &store, &layer, &names, &metrics, &tasks, &stop), tasks, stop.drop_guard())
+    }
+
+    #[tokio::test]
+    async fn what_waits_to_be_stored_is_bounded_in_bytes_and_the_rest_is_refused_at_once() {
+        let (writer, _tasks, _stop) = writer().await;
+        let (share, stored) = (writer.share(), Arc::new(Mutex::new(Vec::new())));
+        // Nobody else runs until this test waits for something.
+        for _ in 0..30 {
+            let (append, stored) = (chat(), Arc::clone(&stored));
+            let bytes = writer.cost(&append);
+            writer.submit(append, bytes, Box::new(move |result| stored.lock().push(result.is_ok())));
+            assert!(writer.waiting() <= LIMIT);
+        }
+        let refused = writer.metrics.writes_refused.get() as usize;
+        assert!((11..=14).contains(&refused), "{refused}");
+        assert_eq!(*stored.lock(), vec![false; refused]);
+        assert!(writer.share() < share / 10, "the less is free, the less may be one client's");
+        writer.write(chat()).await.unwrap();
+        assert_eq!(stored.lock().iter().filter(|stored| **stored).count(), 30 - refused, "what was taken is stored");
+        assert_eq!((writer.waiting(), writer.share()), (0, share));
+    }
+
+    #[tokio::test]
+    async fn a_whole_that_is_larger_than_all_the_room_takes_its_turn() {
+        let (writer, _tasks, _stop) = writer().await;
+        let whole = || writer.write_whole((0..40).map(|_| chat()).collect());
+        let (one, other, single) = tokio::join!(whole(), whole(), writer.write(chat()));
+        assert_eq!((one.unwrap().len(), other.unwrap().len(), single.is_ok()), (40, 40, true));
+        assert_eq!((writer.waiting(), writer.metrics.writes_refused.get()), (0, 0));
     }
 }

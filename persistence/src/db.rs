@@ -10,10 +10,11 @@ use std::{
     time::Duration,
 };
 
+use futures_util::TryStreamExt;
 use rand::RngExt;
 use sea_orm::{
     ConnectionTrait, DatabaseConnection, DatabaseTransaction, DbErr, FromQueryResult, SqliteTransactionMode,
-    TransactionOptions, TransactionTrait,
+    StreamTrait, TransactionOptions, TransactionTrait,
     sea_query::SelectStatement,
     sqlx::{
         self,
@@ -216,6 +217,33 @@ impl Db {
     /// Reads all rows of a query.
     pub(crate) async fn select<T: FromQueryResult>(&self, query: &SelectStatement) -> Result<Vec<T>, StoreError> {
         self.run(|| async { Ok(rows(&*self.reads(), query).await?) }).await
+    }
+
+    /// Reads rows of a query until they have `most` bytes of text, and two at least. Tells whether that left out any.
+    pub(crate) async fn select_within<T: FromQueryResult>(
+        &self,
+        query: &SelectStatement,
+        most: usize,
+        bytes: fn(&T) -> usize,
+    ) -> Result<(Vec<T>, bool), StoreError> {
+        if most == usize::MAX {
+            return Ok((self.select(query).await?, false));
+        }
+        self.run(|| async {
+            let reads = self.reads();
+            let mut stream = StreamTrait::stream(&*reads, query).await?;
+            let (mut rows, mut total) = (Vec::new(), 0);
+            while let Some(row) = stream.try_next().await? {
+                let row = T::from_query_result(&row, "")?;
+                total += bytes(&row);
+                if total > most && rows.len() >= 2 {
+                    return Ok((rows, true));
+                }
+                rows.push(row);
+            }
+            Ok((rows, false))
+        })
+        .await
     }
 }
 

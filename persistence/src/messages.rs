@@ -58,8 +58,20 @@ impl Store {
     /// Up to `limit` messages of a room, ascending; none when there is no such room. When the first
     /// of `After(n)` is not n + 1, older messages have been deleted.
     pub async fn messages(&self, room: &str, range: Range, limit: u64) -> Result<Vec<Message>, StoreError> {
+        Ok(self.messages_within(room, range, limit, usize::MAX).await?.0)
+    }
+
+    /// The same, but not many more than so many bytes of text; two messages at least, if there are. Tells whether
+    /// that left out any.
+    pub async fn messages_within(
+        &self,
+        room: &str,
+        range: Range,
+        limit: u64,
+        bytes: usize,
+    ) -> Result<(Vec<Message>, bool), StoreError> {
         if !is_valid_name(room) {
-            return Ok(Vec::new());
+            return Ok((Vec::new(), false));
         }
         let mut select = Query::select();
         select
@@ -72,8 +84,8 @@ impl Store {
             )
             .and_where(Expr::col((rooms::Entity, rooms::Column::Name)).eq(room));
         limit_to(&mut select, (messages::Entity, messages::Column::Seq), range, limit);
-        let rows = self.db.select::<MessageRow>(&select).await?;
-        Ok(ascending(rows, range)
+        let (rows, cut) = self.db.select_within::<MessageRow>(&select, bytes, |row| row.message.len()).await?;
+        let messages = ascending(rows, range)
             .into_iter()
             .map(|row| Message {
                 id: row.id,
@@ -84,6 +96,7 @@ impl Store {
                 message: row.message,
                 date: date(row.date),
             })
-            .collect())
+            .collect();
+        Ok((messages, cut))
     }
 }

@@ -51,6 +51,19 @@ impl Store {
         seq: u64,
         limit: u64,
     ) -> Result<Option<(Room, Vec<Message>)>, StoreError> {
+        let read = self.messages_after_within(room, seq, limit, usize::MAX).await?;
+        Ok(read.map(|(head, messages, _)| (head, messages)))
+    }
+
+    /// The same, but not many more than so many bytes of text; two messages at least, if there are. Tells whether that
+    /// left out any.
+    pub async fn messages_after_within(
+        &self,
+        room: &str,
+        seq: u64,
+        limit: u64,
+        bytes: usize,
+    ) -> Result<Option<(Room, Vec<Message>, bool)>, StoreError> {
         if !is_valid_name(room) {
             return Ok(None);
         }
@@ -69,7 +82,8 @@ impl Store {
             )
             .and_where(Expr::col((rooms::Entity, rooms::Column::Name)).eq(room))
             .order_by(column(messages::Column::Seq), Order::Asc);
-        let rows = self.db.select::<MessageRow>(&limited(select, limit)).await?;
+        let text = |row: &MessageRow| row.message.as_ref().map_or(0, String::len);
+        let (rows, cut) = self.db.select_within(&limited(select, limit), bytes, text).await?;
         let head = rows.first().map(|row| Room {
             name: room.to_owned(),
             display_name: row.display_name.clone(),
@@ -88,7 +102,7 @@ impl Store {
                 date: date(row.date?),
             })
         };
-        Ok(head.map(|head| (head, rows.into_iter().filter_map(message).collect())))
+        Ok(head.map(|head| (head, rows.into_iter().filter_map(message).collect(), cut)))
     }
 
     /// The head of a user's inbox with up to `limit` of the notifications after `seq`, ascending; `None`
@@ -99,6 +113,19 @@ impl Store {
         seq: u64,
         limit: u64,
     ) -> Result<Option<(Head, Vec<Notification>)>, StoreError> {
+        let read = self.notifications_after_within(user, seq, limit, usize::MAX).await?;
+        Ok(read.map(|(head, notifications, _)| (head, notifications)))
+    }
+
+    /// The same, but not many more than so many bytes of text; two notifications at least, if there are. Tells whether that
+    /// left out any.
+    pub async fn notifications_after_within(
+        &self,
+        user: &str,
+        seq: u64,
+        limit: u64,
+        bytes: usize,
+    ) -> Result<Option<(Head, Vec<Notification>, bool)>, StoreError> {
         if !is_valid_name(user) {
             return Ok(None);
         }
@@ -117,7 +144,8 @@ impl Store {
             )
             .and_where(Expr::col((inboxes::Entity, inboxes::Column::UserName)).eq(user))
             .order_by(column(notifications::Column::Seq), Order::Asc);
-        let rows = self.db.select::<NotificationRow>(&limited(select, limit)).await?;
+        let text = |row: &NotificationRow| row.message.as_ref().map_or(0, String::len);
+        let (rows, cut) = self.db.select_within(&limited(select, limit), bytes, text).await?;
         let head =
             rows.first().map(|row| Head { epoch: row.epoch, last_seq: unsigned(row.last_seq), last_id: row.last_id });
         let notification = |row: NotificationRow| {
@@ -133,7 +161,7 @@ impl Store {
                 event_id: row.event_id,
             })
         };
-        Ok(head.map(|head| (head, rows.into_iter().filter_map(notification).collect())))
+        Ok(head.map(|head| (head, rows.into_iter().filter_map(notification).collect(), cut)))
     }
 }
 

@@ -62,8 +62,21 @@ impl Store {
         unseen_only: bool,
         limit: u64,
     ) -> Result<Vec<Notification>, StoreError> {
+        Ok(self.notifications_within(user, range, unseen_only, limit, usize::MAX).await?.0)
+    }
+
+    /// The same, but not many more than so many bytes of text; two notifications at least, if there are. Tells
+    /// whether that left out any.
+    pub async fn notifications_within(
+        &self,
+        user: &str,
+        range: Range,
+        unseen_only: bool,
+        limit: u64,
+        bytes: usize,
+    ) -> Result<(Vec<Notification>, bool), StoreError> {
         if !is_valid_name(user) {
-            return Ok(Vec::new());
+            return Ok((Vec::new(), false));
         }
         let mut select = Query::select();
         select
@@ -80,8 +93,8 @@ impl Store {
             select.and_where(Expr::col((notifications::Entity, notifications::Column::SeenAt)).is_null());
         }
         limit_to(&mut select, (notifications::Entity, notifications::Column::Seq), range, limit);
-        let rows = self.db.select::<NotificationRow>(&select).await?;
-        Ok(ascending(rows, range)
+        let (rows, cut) = self.db.select_within::<NotificationRow>(&select, bytes, |row| row.message.len()).await?;
+        let notifications = ascending(rows, range)
             .into_iter()
             .map(|row| Notification {
                 id: row.id,
@@ -94,7 +107,8 @@ impl Store {
                 source: row.source,
                 event_id: row.event_id,
             })
-            .collect())
+            .collect();
+        Ok((notifications, cut))
     }
 
     /// How many notifications a user has not seen.

@@ -205,15 +205,6 @@ impl Range {
         }
     }
 
-    /// What is left of it behind a row that has been read.
-    pub fn continued(self, seq: u64) -> Self {
-        match self {
-            Self::Latest | Self::Before(_) => Self::Before(seq),
-            Self::After(_) => Self::After(seq),
-            Self::Between(_, end) => Self::Between(seq, end),
-        }
-    }
-
     /// Whether it is read from its oldest row on.
     pub fn is_forward(self) -> bool {
         matches!(self, Self::After(_) | Self::Between(..))

@@ -5,6 +5,7 @@
 //! killed. A missing program is a panic that names the command which installs it, never a skip.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a helper of tests may fail a test by panicking")]
 
+pub mod cgroup;
 pub mod clock;
 pub mod disk;
 pub mod mariadb;

@@ -81,6 +81,11 @@ impl Event {
         self.0.iter().map(|(key, value)| (key.as_str(), value))
     }
 
+    /// About how many bytes of memory it takes; its clones share them.
+    pub fn weight(&self) -> usize {
+        size_of::<Vec<(Text, Value)>>() + value::entries_weight(&self.0)
+    }
+
     /// How many keys there are.
     pub fn len(&self) -> usize {
         self.0.len()

@@ -34,10 +34,31 @@ pub enum Value {
     Map(Vec<(Text, Value)>),
 }
 
+fn text_weight(text: &Text) -> usize {
+    if text.is_heap_allocated() { text.capacity() } else { 0 }
+}
+
+/// Bytes of memory behind a map.
+pub(super) fn entries_weight(entries: &Vec<(Text, Value)>) -> usize {
+    let behind: usize = entries.iter().map(|(key, value)| text_weight(key) + value.weight()).sum();
+    entries.capacity() * size_of::<(Text, Value)>() + behind
+}
+
 impl Value {
     /// Reads any JSON value by the rules of [`Event::from_json`](crate::Event::from_json).
     pub fn from_json(json: &[u8]) -> Result<Self, crate::EventError> {
         super::json::read(json)
+    }
+
+    /// Bytes of memory behind it.
+    fn weight(&self) -> usize {
+        match self {
+            Self::Text(text) => text_weight(text),
+            Self::Bytes(bytes) => bytes.capacity(),
+            Self::List(items) => items.capacity() * size_of::<Self>() + items.iter().map(Self::weight).sum::<usize>(),
+            Self::Map(entries) => entries_weight(entries),
+            Self::Null | Self::Bool(_) | Self::Int(_) | Self::UInt(_) | Self::Float(_) => 0,
+        }
     }
 
     /// The text, if it is text.
@@ -275,5 +296,24 @@ impl<'de> de::IntoDeserializer<'de, crate::EventError> for &'de Value {
     type Deserializer = Self;
     fn into_deserializer(self) -> Self {
         self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Event;
+
+    #[test]
+    fn the_weight_is_about_what_the_values_take() {
+        let base = Event::new("t").weight();
+        assert!((100..2_000).contains(&base), "{base}");
+        let weight = |value: Value| Event::new("t").with("v", value).weight() - base;
+        assert_eq!(weight(Value::Int(1)), 0, "it has its place already");
+        assert!((10_000..10_100).contains(&weight(Value::from("x".repeat(10_000)))));
+        assert!((10_000..10_100).contains(&weight(Value::Bytes(vec![0; 10_000]))));
+        let one = size_of::<Value>();
+        assert_eq!(weight(Value::List(vec![Value::Null; 1000])), 1000 * one);
+        assert!(weight(Value::Map(vec![("k".into(), Value::from("x".repeat(100)))])) > 100 + one);
     }
 }

@@ -255,3 +255,30 @@ impl Drop for MemoryRelay {
         let _ = self.with_state(|state| state.remove_relay(self.id));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn unread_events_are_bounded_in_bytes_by_channel_and_in_all() {
+        const MIB: usize = 1 << 20;
+        let layer = MemoryLayer::with_capacity(1_000_000);
+        let event = Event::new("big").with("text", "x".repeat(MIB));
+        let channel = |number: usize| ChannelName::parse(&format!("c{number}")).unwrap();
+        let mut sent = Vec::new();
+        for number in 0..40 {
+            let mut fitted = 0;
+            while layer.send(&channel(number), &event).await.is_ok() {
+                fitted += 1;
+            }
+            sent.push(fitted);
+        }
+        assert_eq!((sent[0], sent[39], sent.iter().sum::<usize>()), (3, 0, 63));
+        assert_eq!(layer.footprint().0, 21, "a channel into which nothing fitted is none");
+        layer.receive(&channel(0)).await.unwrap();
+        layer.send(&channel(0), &event).await.unwrap();
+        layer.flush().await.unwrap();
+        layer.send(&channel(0), &Event::new("huge").with("text", "x".repeat(100 * MIB))).await.unwrap();
+    }
+}

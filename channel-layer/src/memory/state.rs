@@ -2,7 +2,10 @@
 
 use std::{
     collections::{HashMap, HashSet, VecDeque},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
@@ -13,6 +16,10 @@ use crate::{ChannelName, Event, GroupName, LayerError, capacity::Capacity};
 
 /// How often, at most, a send also looks at the channels nobody touches.
 const SWEEP_EVERY: Duration = Duration::from_secs(1);
+
+/// About how many bytes of unread events a channel holds, and all of them; one event is always let in.
+const CHANNEL_BYTES: usize = 4 << 20;
+const ALL_BYTES: usize = 64 << 20;
 
 /// What the builder sets.
 #[derive(Debug, Clone)]
@@ -25,6 +32,8 @@ pub(super) struct Limits {
 pub(super) struct State {
     limits: Limits,
     channels: HashMap<ChannelName, Mailbox>,
+    /// Of unread events.
+    bytes: Arc<AtomicUsize>,
     groups: HashMap<GroupName, Members>,
     relays: HashMap<u64, RelayEntry>,
     next_relay: u64,
@@ -34,9 +43,31 @@ pub(super) struct State {
 
 /// Exists only while an event waits in it or somebody waits for one.
 struct Mailbox {
-    events: VecDeque<(Instant, Arc<Event>)>,
+    events: VecDeque<(Instant, Unread)>,
+    bytes: usize,
     notify: Arc<Notify>,
     waiters: usize,
+}
+
+/// An event, as long as it counts as unread.
+struct Unread {
+    event: Arc<Event>,
+    bytes: usize,
+    all: Arc<AtomicUsize>,
+}
+
+impl Unread {
+    fn new(event: &Arc<Event>, all: &Arc<AtomicUsize>) -> Self {
+        let bytes = event.weight();
+        all.fetch_add(bytes, Ordering::Relaxed);
+        Self { event: event.clone(), bytes, all: all.clone() }
+    }
+}
+
+impl Drop for Unread {
+    fn drop(&mut self) {
+        self.all.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
 }
 
 #[derive(Default)]
@@ -64,6 +95,7 @@ impl State {
         Self {
             limits,
             channels: HashMap::new(),
+            bytes: Arc::default(),
             groups: HashMap::new(),
             relays: HashMap::new(),
             next_relay: 0,
@@ -125,7 +157,16 @@ impl State {
         if mailbox.events.len() >= self.limits.capacity.of(channel.as_str()) {
             return false;
         }
-        mailbox.events.push_back((now, event.clone()));
+        let unread = Unread::new(event, &self.bytes);
+        let (bytes, all) = (mailbox.bytes + unread.bytes, self.bytes.load(Ordering::Relaxed));
+        if (bytes > CHANNEL_BYTES && !mailbox.events.is_empty()) || (all > ALL_BYTES && all > unread.bytes) {
+            if mailbox.events.is_empty() && mailbox.waiters == 0 {
+                self.channels.remove(channel);
+            }
+            return false;
+        }
+        mailbox.bytes = bytes;
+        mailbox.events.push_back((now, unread));
         mailbox.notify.notify_one();
         true
     }
@@ -151,8 +192,8 @@ impl State {
         match self.channels.get_mut(channel) {
             Some(mailbox) if Arc::ptr_eq(&mailbox.notify, notify) => {
                 mailbox.expire(Instant::now(), self.limits.expiry);
-                match mailbox.events.pop_front() {
-                    Some((_, event)) => Poll::Event(event),
+                match mailbox.pop() {
+                    Some(unread) => Poll::Event(unread.event.clone()),
                     None => Poll::Empty,
                 }
             }
@@ -201,6 +242,7 @@ impl State {
         }
         self.channels.retain(|_, mailbox| {
             mailbox.events.clear();
+            mailbox.bytes = 0;
             mailbox.waiters > 0
         });
     }
@@ -282,7 +324,7 @@ impl State {
 
 impl Mailbox {
     fn new() -> Self {
-        Self { events: VecDeque::new(), notify: Arc::new(Notify::new()), waiters: 0 }
+        Self { events: VecDeque::new(), bytes: 0, notify: Arc::new(Notify::new()), waiters: 0 }
     }
 
     /// Drops what is too old; tells whether that was lost because nobody reads any more.
@@ -294,9 +336,15 @@ impl Mailbox {
     fn expire(&mut self, now: Instant, expiry: Duration) -> bool {
         let before = self.events.len();
         while self.events.front().is_some_and(|(sent, _)| now.duration_since(*sent) >= expiry) {
-            self.events.pop_front();
+            self.pop();
         }
         self.events.len() < before
+    }
+
+    fn pop(&mut self) -> Option<Unread> {
+        let (_, unread) = self.events.pop_front()?;
+        self.bytes -= unread.bytes;
+        Some(unread)
     }
 }
 

@@ -17,6 +17,8 @@ use crate::{ChannelName, Event, LayerError, stats::Counters};
 /// How many unread events an inbox holds unless told otherwise; then the oldest go, as in
 /// channels_redis.
 const CAPACITY: usize = 100;
+/// About how many bytes of them, whatever it was told; one is always let in.
+const BYTES: usize = 16 << 20;
 
 pub(super) struct Inbox {
     pub(super) name: ChannelName,
@@ -31,6 +33,7 @@ pub(super) struct Inbox {
 #[derive(Default)]
 struct Inside {
     events: VecDeque<(Arc<Event>, Option<Instant>)>,
+    bytes: usize,
     closed: bool,
     /// Receivers that have found nothing, and how many of them count as hungry.
     waiting: usize,
@@ -40,13 +43,26 @@ struct Inside {
 impl Inside {
     /// The next event that is not too old; those before it are counted.
     fn pop(&mut self, counters: &Counters) -> Option<Event> {
-        while let Some((event, expires)) = self.events.pop_front() {
+        while let Some((event, expires)) = self.take() {
             if expires.is_none_or(|at| at > Instant::now()) {
                 return Some(Arc::unwrap_or_clone(event));
             }
             counters.expired(1);
         }
         None
+    }
+}
+
+impl Inside {
+    fn clear(&mut self) {
+        self.events.clear();
+        self.bytes = 0;
+    }
+
+    fn take(&mut self) -> Option<(Arc<Event>, Option<Instant>)> {
+        let taken = self.events.pop_front()?;
+        self.bytes -= taken.0.weight();
+        Some(taken)
     }
 }
 
@@ -78,10 +94,14 @@ impl Inbox {
 
     fn add(&self, event: Arc<Event>, expires: Option<Instant>) -> bool {
         let full = self.change(|inside| {
-            let full = inside.events.len() >= self.capacity;
-            if full {
-                inside.events.pop_front();
+            let (bytes, mut full) = (event.weight(), false);
+            while inside.events.len() >= self.capacity || inside.bytes + bytes > BYTES {
+                if inside.take().is_none() {
+                    break;
+                }
+                full = true;
             }
+            inside.bytes += bytes;
             inside.events.push_back((event, expires));
             full
         });
@@ -130,13 +150,13 @@ impl Inbox {
     }
 
     pub(super) fn clear(&self) {
-        self.change(|inside| inside.events.clear());
+        self.change(Inside::clear);
     }
 
     pub(super) fn close(&self) {
         self.change(|inside| {
             inside.closed = true;
-            inside.events.clear();
+            inside.clear();
         });
         self.arrived.notify_one();
     }
@@ -228,6 +248,21 @@ mod tests {
         assert!(receiver.as_mut().now_or_never().is_none());
         assert_eq!((hungry(), told.get()), (1, 2));
         assert_eq!(inbox.counters.snapshot().expired, 1);
+    }
+
+    #[test]
+    fn the_oldest_go_when_there_are_too_many_bytes() {
+        let inbox = Inbox::counted(ChannelName::parse("x").unwrap(), usize::MAX, Arc::default());
+        let event = |number: i64| Event::new("t").with("number", number).with("text", "x".repeat(1 << 20));
+        let full: Vec<bool> = (0..20).map(|number| inbox.push(Arc::new(event(number)))).collect();
+        let fit = BYTES / (1 << 20) - 1;
+        assert!(full.iter().enumerate().all(|(number, full)| *full == (number >= fit)));
+        let first = inbox.pop().now_or_never().unwrap().unwrap();
+        assert_eq!(first.get("number"), Some(&(20 - fit as i64).into()));
+        inbox.clear();
+        assert!(!inbox.push(Arc::new(event(0))), "there is room again");
+        assert!(inbox.push(Arc::new(Event::new("t").with("text", "x".repeat(2 * BYTES)))));
+        assert!(inbox.pop().now_or_never().is_some() && inbox.inside.lock().bytes == 0);
     }
 
     #[test]

@@ -168,6 +168,16 @@ pub const SETTINGS: &[Setting] = &[
         "Bytes of recent messages that the node keeps for clients that come back; 0: they are read from the database",
     ),
     text(
+        "limits.write_queue_bytes",
+        Some("67108864"),
+        "Bytes of messages that may wait to be stored. A client that has too many of them waiting is not read from; when there is no room at all it is answered unavailable. Raise it if writes_refused_total rises while the database is only slow; 0: any number",
+    ),
+    text(
+        "limits.memory_bytes",
+        Some("0"),
+        "Bytes of memory the process may take; over it new sockets get 503, and the slowest readers are closed with 4008. 0: nine tenths of the cgroup's limit, where there is one. Set it where several processes share a machine without cgroups",
+    ),
+    text(
         "limits.handshake_seconds",
         Some("10"),
         "Seconds until a connection must have sent its request, got its answer and taken it. More where a storm of reconnects takes longer",

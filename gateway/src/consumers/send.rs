@@ -1,7 +1,9 @@
 //! What both built-in consumers do with a client's frames: read them, keep the limits, store
 //! messages, and answer with `ack` or `error`.
 
+use std::future::poll_fn;
 use std::sync::Arc;
+use std::task::Poll;
 
 use persistence::{Append, AppendError, Appended, Key, Range, Seen, StoreError, Stream};
 use serde::Serialize;
@@ -218,14 +220,19 @@ async fn share_a_room(ctx: &Context, user: &str) -> Result<bool, StoreError> {
 }
 
 /// Hands over to the writer. The answer goes to the socket from there, so the next frame of this
-/// client need not wait for this one's commit, and many share one transaction.
+/// client need not wait for this one's commit, and many share one transaction. It waits only while too much
+/// of this client's waits to be stored.
 async fn store(ctx: &Context, stream: Stream, message: String, client_id: Option<String>) -> Outcome {
     let username = Arc::clone(ctx.username());
     let key = client_id.clone().map(|client_id| Key::Client { user: Arc::clone(&username), client_id });
     let append =
         Append { stream, from_user: username, message: message.into(), key, create_inbox: false, origin: None };
     let (node, socket) = (Arc::clone(ctx.node()), Arc::clone(ctx.socket()));
+    let writer = &ctx.node().writer;
+    let bytes = writer.cost(&append);
+    socket.begin_storing(bytes);
     let done = move |result: Result<Appended, WriteError>| {
+        socket.end_storing(bytes);
         let (kind, text) = match result {
             Ok(appended) => match client_id {
                 Some(client_id) => ("ack", ack(&client_id, &appended)),
@@ -241,7 +248,17 @@ async fn store(ctx: &Context, stream: Stream, message: String, client_id: Option
             node.send_to(&socket, &crate::websocket::WireFrame::text(&text), kind);
         }
     };
-    ctx.node().writer.submit(append, Box::new(done)).await;
+    writer.submit(append, bytes, Box::new(done));
+    let socket = ctx.socket();
+    if !socket.is_within(writer.share()) {
+        ctx.node().metrics.write_waits.inc();
+        poll_fn(|task| {
+            socket.register(task.waker());
+            let go_on = socket.is_within(writer.share()) || socket.closing().is_some();
+            if go_on { Poll::Ready(()) } else { Poll::Pending }
+        })
+        .await;
+    }
     Ok(())
 }
 

@@ -10,6 +10,7 @@ use uuid::Uuid;
 use super::Hub;
 use crate::consumer::SharedHandler;
 use crate::events;
+use crate::pages::PAGE_BYTES;
 use crate::position::Recall;
 use crate::recent::Recent;
 use crate::resume::Place;
@@ -92,8 +93,8 @@ impl Hub {
     async fn rows_before(&self, stream: &Stream, epoch: i64, to: u64) -> Result<Option<Rows>, StoreError> {
         let Stream::Room(room) = stream else { return Ok(None) };
         let Some(head) = self.store.room(room).await? else { return Ok(None) };
-        let rows = self.store.messages(room, Range::Before(to + 1), CHUNK).await?;
-        let complete = (rows.len() as u64) < CHUNK;
+        let (rows, cut) = self.store.messages_within(room, Range::Before(to + 1), CHUNK, PAGE_BYTES).await?;
+        let complete = !cut && (rows.len() as u64) < CHUNK;
         if rows.last().is_some_and(|row| row.seq != to) || rows.iter().any(|row| row.epoch != epoch) {
             return Ok(None);
         }

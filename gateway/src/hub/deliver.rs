@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use channel_layer::{ChannelName, Delivery, Event, GroupName};
 use time::OffsetDateTime;
@@ -37,10 +38,13 @@ pub(super) async fn dispatch(hub: Arc<Hub>, shard: usize) {
         }
         let keys = hub.seals.keys();
         while !taken.is_empty() {
-            for work in taken.drain(..taken.len().min(EVENTS_PER_FLUSH)) {
+            let mut delivered = 0;
+            for (bytes, work) in taken.drain(..taken.len().min(EVENTS_PER_FLUSH)) {
                 hub.deliver(work, &keys, &mut turn);
+                delivered += bytes;
             }
             hub.fan_out(&mut turn);
+            hub.queued.fetch_sub(delivered, Ordering::Relaxed);
             for sockets in turn.dirty.chunks(FLUSHES_PER_TURN) {
                 Socket::flush_all(sockets, hub.ring);
                 if sockets.len() == FLUSHES_PER_TURN {
@@ -104,6 +108,10 @@ impl Hub {
                 add_ready(turn, group, ready);
             }
             Some(Offer::Held | Offer::OtherEpoch) => self.request_fill(group, Cause::Hole),
+            Some(Offer::NoRoom) => {
+                self.dropped("held_full").inc();
+                self.request_fill(group, Cause::Behind);
+            }
             Some(Offer::Old) => {
                 self.dropped("old").inc();
             }

@@ -16,8 +16,9 @@ use crate::events;
 /// Nodes commit in order but may publish out of order: a hole is given this long to fill by itself.
 const HOLD: Duration = Duration::from_millis(50);
 
-/// Rows fetched at a time.
+/// Rows fetched at a time, and bytes of text, about.
 const PAGE: u64 = 1000;
+const PAGE_BYTES: usize = 1 << 20;
 
 /// Holes that wait or are being filled, and those of them that ask the database at the same time.
 const PENDING_FILLS: usize = 1024;
@@ -26,6 +27,9 @@ const CONCURRENT_FILLS: usize = 8;
 /// How often positions are compared: while the layer works, and while it is away.
 const COMPARE_EVERY: Duration = Duration::from_secs(30);
 const COMPARE_WHILE_DOWN: Duration = Duration::from_secs(1);
+
+/// Rows as events, with epoch and seq.
+type Missing = Vec<(i64, u64, Arc<Event>)>;
 
 /// Serves requests for what is missing.
 pub(super) async fn fill_holes(hub: Arc<Hub>, mut holes: mpsc::Receiver<GroupName>) {
@@ -68,9 +72,9 @@ impl Hub {
         }
         let Some((stream, question)) = group.question() else { return group.end_fill() };
         match self.metrics.time_store("fill", self.missing(&stream, question.after)).await {
-            Ok((head, events)) => {
+            Ok((head, events, cut)) => {
                 let shard = self.shard_of(&name);
-                let more = events.len() as u64 == PAGE;
+                let more = cut || events.len() as u64 == PAGE;
                 self.push(shard, Work::Filled(Filled { group: name, question, head, events, more }));
                 shard.ready.notify_one();
             }
@@ -84,28 +88,27 @@ impl Hub {
         }
     }
 
-    /// The stream's head, and its rows after `seq` as events: one statement for all members.
-    async fn missing(
-        &self,
-        stream: &Stream,
-        seq: u64,
-    ) -> Result<(Option<Head>, Vec<(i64, u64, Arc<Event>)>), StoreError> {
+    /// The stream's head, its rows after `seq` as events, and whether some were left out for their size: one
+    /// statement for all members.
+    async fn missing(&self, stream: &Stream, seq: u64) -> Result<(Option<Head>, Missing, bool), StoreError> {
         match stream {
             Stream::Room(name) => {
-                let Some((room, rows)) = self.store.messages_after(name, seq, PAGE).await? else {
-                    return Ok((None, Vec::new()));
+                let read = self.store.messages_after_within(name, seq, PAGE, PAGE_BYTES).await?;
+                let Some((room, rows, cut)) = read else {
+                    return Ok((None, Vec::new(), false));
                 };
                 let event = |row: &persistence::Message| Arc::new(events::chat_event(name, &room.display_name, row));
                 let events = rows.iter().map(|row| (row.epoch, row.seq, event(row))).collect();
-                Ok((Some(Head { epoch: room.epoch, last_seq: room.last_seq, last_id: room.last_id }), events))
+                Ok((Some(Head { epoch: room.epoch, last_seq: room.last_seq, last_id: room.last_id }), events, cut))
             }
             Stream::Inbox(user) => {
-                let Some((head, rows)) = self.store.notifications_after(user, seq, PAGE).await? else {
-                    return Ok((None, Vec::new()));
+                let read = self.store.notifications_after_within(user, seq, PAGE, PAGE_BYTES).await?;
+                let Some((head, rows, cut)) = read else {
+                    return Ok((None, Vec::new(), false));
                 };
                 let events =
                     rows.iter().map(|row| (row.epoch, row.seq, Arc::new(events::notification_event(row)))).collect();
-                Ok((Some(head), events))
+                Ok((Some(head), events, cut))
             }
         }
     }

@@ -9,8 +9,8 @@ use persistence::{Head, Stream};
 use uuid::Uuid;
 
 use crate::position::{Offer, Position, Question};
-use crate::recent::Recent;
-use crate::socket::Socket;
+use crate::recent::{Memory, Recent};
+use crate::socket::{FRAME_COST, Socket};
 use crate::websocket::WireFrame;
 
 /// How long a group without members is kept.
@@ -24,15 +24,43 @@ pub(super) struct Member {
     hold: Option<Box<Hold>>,
 }
 
-/// Stored frames that wait until their client has caught up.
-#[derive(Default)]
+/// Stored frames that wait until their client has caught up. All streams of a socket share what may wait.
 struct Hold {
+    socket: Arc<Socket>,
     frames: Vec<(u64, WireFrame)>,
     bytes: usize,
     /// There were more than may wait; the database has them.
     overflowed: bool,
     /// The stream has begun afresh since: what the client has caught up with was of another history.
     afresh: bool,
+}
+
+impl Hold {
+    fn new(socket: &Arc<Socket>) -> Box<Self> {
+        Box::new(Self { socket: Arc::clone(socket), frames: Vec::new(), bytes: 0, overflowed: false, afresh: false })
+    }
+
+    fn keep(&mut self, seq: u64, frame: &WireFrame) {
+        let bytes = frame.len() + FRAME_COST;
+        self.bytes += bytes;
+        if self.socket.begin_holding(bytes) && !self.overflowed {
+            self.frames.push((seq, frame.clone()));
+        } else {
+            self.overflowed = true;
+            self.clear();
+        }
+    }
+
+    fn clear(&mut self) {
+        self.frames = Vec::new();
+        self.socket.end_holding(std::mem::take(&mut self.bytes));
+    }
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        self.clear();
+    }
 }
 
 /// What became of a held stream.
@@ -46,7 +74,7 @@ pub(crate) enum Released {
 
 impl Member {
     pub(super) fn new(socket: &Arc<Socket>, held: bool) -> Self {
-        Self { socket: Arc::clone(socket), sent: 0, hold: held.then(Box::default) }
+        Self { socket: Arc::clone(socket), sent: 0, hold: held.then(|| Hold::new(socket)) }
     }
 
     /// Whether every frame of a run goes to the socket now; `first` is the lowest position in it.
@@ -60,12 +88,7 @@ impl Member {
             return false;
         }
         let Some(hold) = &mut self.hold else { return true };
-        hold.bytes += frame.len();
-        if hold.overflowed || hold.bytes > self.socket.outbox_limit() {
-            **hold = Hold { overflowed: true, afresh: hold.afresh, ..Hold::default() };
-        } else {
-            hold.frames.push((seq, frame.clone()));
-        }
+        hold.keep(seq, frame);
         false
     }
 }
@@ -155,10 +178,10 @@ impl Group {
     }
 
     /// Begins to follow a stream from its head, unless it does already.
-    pub(super) fn follow(&self, stream: Stream, head: &Head, recent: Recent) {
+    pub(super) fn follow(&self, stream: Stream, head: &Head, recent: Recent, held: &Arc<Memory>) {
         let mut inner = self.inner.lock();
         if inner.stream.is_none() {
-            inner.stream = Some((stream, Position::at(head, recent)));
+            inner.stream = Some((stream, Position::at(head, recent, held)));
         }
     }
 
@@ -172,6 +195,11 @@ impl Group {
             inner.alive = false;
         }
         !inner.alive
+    }
+
+    /// Gives back the memory of its newest events.
+    pub(super) fn forget_recent(&self) {
+        self.with_position(|_, position| position.forget_recent());
     }
 
     /// The stream may be gone: what is known of it counts for nothing until it shows itself again.
@@ -240,7 +268,8 @@ impl Group {
         self.for_each(|member| {
             member.sent = 0;
             if let Some(hold) = &mut member.hold {
-                **hold = Hold { overflowed: hold.overflowed, afresh: true, ..Hold::default() };
+                hold.clear();
+                hold.afresh = true;
             }
         });
     }
@@ -273,7 +302,9 @@ impl Group {
 
     /// Keeps stored frames from a member until it is released.
     pub(super) fn hold(&self, socket: &Socket) {
-        self.with_member(socket, |member| member.hold = Some(member.hold.take().unwrap_or_default()));
+        self.with_member(socket, |member| {
+            member.hold.get_or_insert_with(|| Hold::new(&member.socket));
+        });
     }
 
     /// Sends a member what was held for it after `sent`, and then everything as it comes.
@@ -291,7 +322,7 @@ impl Group {
                 return Released::Live;
             }
             // What comes now must not pass what was dropped: the caller reads that and releases again.
-            member.hold = Some(Box::default());
+            member.hold = Some(Hold::new(&member.socket));
             Released::Overflowed
         })
         .unwrap_or(Released::Live)
@@ -305,5 +336,44 @@ impl Group {
     fn with_member<T>(&self, socket: &Socket, change: impl FnOnce(&mut Member) -> T) -> Option<T> {
         let mut inner = self.inner.lock();
         inner.members.iter_mut().find(|member| std::ptr::eq(Arc::as_ptr(&member.socket), socket)).map(change)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::consumer::{Consumer, ConsumerClass};
+    use crate::socket::Identity;
+
+    struct Listens;
+
+    impl Consumer for Listens {}
+
+    fn socket(outbox_limit: usize) -> Arc<Socket> {
+        let identity = Identity {
+            channel_name: "specific.test!one".parse().unwrap(),
+            user: "alice".into(),
+            path: "/".into(),
+            v1: true,
+            expires_at: i64::MAX,
+            counted_address: None,
+        };
+        Arc::new(Socket::new(identity, Arc::new(ConsumerClass::new(|| Listens)), outbox_limit, 0))
+    }
+
+    #[test]
+    fn what_is_held_for_a_socket_is_bounded_over_all_its_streams() {
+        let (socket, frame) = (socket(100_000), WireFrame::text(&"x".repeat(10_000)));
+        let group = |name: &str| Group::new(GroupName::parse(name).unwrap());
+        let groups = [group("one"), group("two")];
+        groups.iter().for_each(|group| assert!(group.add(&mut Some(Member::new(&socket, true)), None)));
+        for seq in 1..=5 {
+            groups.iter().for_each(|group| group.for_each(|member| assert!(!member.takes(seq, &frame))));
+        }
+        // The last of the second had no room.
+        assert_eq!(groups[1].release(&socket, 0), Released::Overflowed);
+        assert_eq!((groups[0].release(&socket, 0), socket.waiting()), (Released::Live, 5 * frame.len()));
+        assert_eq!(groups[1].release(&socket, 5), Released::Live);
+        assert!(socket.begin_holding(100_000), "all of it is given back");
     }
 }

@@ -135,7 +135,7 @@ impl Hub {
             if let Some(stream) = stream {
                 // A stream without a head begins with its first message; its epoch shows itself then.
                 let recent = self.recent(&stream);
-                group.follow(stream, heads.get(&name).unwrap_or(&nothing), recent);
+                group.follow(stream, heads.get(&name).unwrap_or(&nothing), recent, &self.held_memory);
             }
         }
         Ok(())
@@ -154,6 +154,8 @@ impl Hub {
             });
         }
         self.metrics.recent_bytes.set((self.room_memory.used() + self.inbox_memory.used()) as i64);
+        self.metrics.held_bytes.set(self.held_memory.used() as i64);
+        self.metrics.hub_queue_bytes.set(self.queued() as i64);
         if !left.is_empty() {
             self.metrics.groups.dec_by(left.len() as i64);
             if let Some(relay) = self.relay.get() {

@@ -13,7 +13,7 @@ mod twin;
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::hash::{BuildHasher, RandomState};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 
 use channel_layer::{ChannelLayer, ChannelName, Delivery, GroupName, LayerError, Relay, RelaySink};
@@ -42,6 +42,12 @@ pub(crate) use join::JoinError;
 /// database as a hole, others are counted as dropped.
 const QUEUE_LIMIT: usize = 65_536;
 
+/// The same in bytes, about, over all dispatchers, with what they have taken and not yet delivered.
+const QUEUE_BYTES: usize = 32 << 20;
+
+/// Bytes of events behind holes, over all streams.
+const HELD_BYTES: usize = 16 << 20;
+
 /// See the [module](self).
 pub(crate) struct Hub {
     layer: Arc<dyn ChannelLayer>,
@@ -53,6 +59,8 @@ pub(crate) struct Hub {
     names: GroupNames,
     relay: OnceLock<Relay>,
     shards: Box<[Shard]>,
+    /// Bytes that wait for dispatchers.
+    queued: AtomicUsize,
     hasher: RandomState,
     joins: OnceLock<join::Joiner>,
     holes: mpsc::Sender<GroupName>,
@@ -64,6 +72,8 @@ pub(crate) struct Hub {
     /// notifications do not drive out what a room's members share.
     room_memory: Arc<Memory>,
     inbox_memory: Arc<Memory>,
+    /// Events behind holes.
+    held_memory: Arc<Memory>,
     /// How many of them a room may have; the database keeps no more either.
     recent_per_room: Option<usize>,
     /// Who reads into memory holds the one of its stream; many streams share one.
@@ -79,9 +89,12 @@ pub(crate) struct Hub {
 
 struct Shard {
     groups: Mutex<HashMap<GroupName, Arc<Group>>>,
-    queue: Mutex<VecDeque<Work>>,
+    queue: Mutex<Queue>,
     ready: Notify,
 }
+
+/// What waits for a dispatcher, with its bytes.
+type Queue = VecDeque<(usize, Work)>;
 
 /// What a dispatcher does next.
 enum Work {
@@ -128,6 +141,7 @@ impl Hub {
             names: GroupNames::new(&config.user_group, config.layer.raw_group_names),
             relay: OnceLock::new(),
             shards: (0..shards).map(|_| Shard::new()).collect(),
+            queued: AtomicUsize::new(0),
             hasher: RandomState::new(),
             joins: OnceLock::new(),
             holes,
@@ -136,6 +150,7 @@ impl Hub {
             memberships_now: Notify::new(),
             room_memory: Memory::new(config.limits.recent_bytes / 4 * 3),
             inbox_memory: Memory::new(config.limits.recent_bytes / 4),
+            held_memory: Memory::new(HELD_BYTES),
             recent_per_room: usize::try_from(config.retention.messages_per_room).ok().filter(|most| *most > 0),
             reading: (0..catch_up::READERS).map(|_| tokio::sync::Mutex::new(())).collect(),
             ring: config.io_uring,
@@ -258,17 +273,44 @@ impl Hub {
     }
 
     fn push(&self, shard: &Shard, work: Work) {
+        let bytes = work.bytes();
         let mut queue = shard.queue.lock();
-        let dropped = if queue.len() >= QUEUE_LIMIT { queue.pop_front() } else { None };
-        queue.push_back(work);
+        let mut queued = self.queued.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        // Nearly always there is none, and nothing is allocated.
+        let mut dropped = Vec::new();
+        while queue.len() >= QUEUE_LIMIT || queued > QUEUE_BYTES {
+            let Some((bytes, oldest)) = queue.pop_front() else { break };
+            queued = self.queued.fetch_sub(bytes, Ordering::Relaxed) - bytes;
+            dropped.push(oldest);
+        }
+        // The others', or what the dispatcher is at, leave no room. Something larger than all of it goes by itself.
+        if queued > QUEUE_BYTES && queued > bytes {
+            self.queued.fetch_sub(bytes, Ordering::Relaxed);
+            dropped.push(work);
+        } else {
+            queue.push_back((bytes, work));
+        }
         drop(queue);
-        let Some(dropped) = dropped else { return };
-        self.metrics.layer_events_dropped.get_or_create(&ByReason { reason: "queue_full" }).inc();
-        if let Work::Filled(lost) = dropped
-            && let Some(group) = self.group(&lost.group)
-        {
-            // Or nobody would ever ask again.
-            group.end_fill();
+        for lost in dropped {
+            self.metrics.layer_events_dropped.get_or_create(&ByReason { reason: "queue_full" }).inc();
+            if let Work::Filled(lost) = lost
+                && let Some(group) = self.group(&lost.group)
+            {
+                // Or nobody would ever ask again.
+                group.end_fill();
+            }
+        }
+    }
+
+    /// Bytes that wait for dispatchers, about.
+    pub(crate) fn queued(&self) -> usize {
+        self.queued.load(Ordering::Relaxed)
+    }
+
+    /// Gives back the memory that only saves statements.
+    pub(crate) fn forget_recent(&self) {
+        for shard in &self.shards {
+            shard.groups.lock().values().for_each(|group| group.forget_recent());
         }
     }
 
@@ -303,6 +345,19 @@ impl Hub {
 impl Shard {
     fn new() -> Self {
         Self { groups: Mutex::default(), queue: Mutex::default(), ready: Notify::new() }
+    }
+}
+
+impl Work {
+    /// What it takes while it waits, about.
+    fn bytes(&self) -> usize {
+        let behind = match self {
+            Self::Layer(Delivery::Group { event, .. } | Delivery::Channel { event, .. }) => event.weight(),
+            Self::Twin(twin) => twin.event.weight(),
+            Self::Filled(filled) => filled.events.iter().map(|(.., event)| event.weight()).sum(),
+            Self::Layer(Delivery::Disconnected | Delivery::Reconnected(_)) => 0,
+        };
+        size_of::<Self>() + behind
     }
 }
 
@@ -348,5 +403,42 @@ async fn until(stop: CancellationToken, task: impl Future<Output = ()>) {
 impl std::fmt::Debug for Hub {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("Hub")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::collect;
+    use crate::node::Node;
+
+    #[tokio::test]
+    async fn what_waits_for_a_dispatcher_is_bounded_in_number_and_in_bytes() {
+        let given =
+            [("listen", "127.0.0.1:0"), ("internal-listen", "127.0.0.1:0"), ("database-url", "sqlite::memory:")];
+        let given = given.map(|(key, value)| (key.to_owned(), value.to_owned())).into();
+        let config = Config::from_collected(&collect(&given, &|_| None, None).unwrap()).unwrap();
+        let node = Node::start(config, crate::consumers::routes()).await.unwrap();
+        let (hub, metrics) = (&node.node().hub, &node.node().metrics);
+        let dropped = || metrics.layer_events_dropped.get_or_create(&ByReason { reason: "queue_full" }).get();
+        let push = |bytes: usize| {
+            let event = channel_layer::Event::new("x").with("text", "x".repeat(bytes));
+            hub.deliver_here(GroupName::parse("g").unwrap(), event);
+        };
+        // Nobody else runs until this test waits for something.
+        (0..50).for_each(|_| push(1 << 20));
+        assert!((QUEUE_BYTES - (2 << 20)..=QUEUE_BYTES).contains(&hub.queued()), "{}", hub.queued());
+        assert_eq!(dropped(), 50 - 31);
+        push(2 * QUEUE_BYTES);
+        assert_eq!((dropped(), hub.queued() > QUEUE_BYTES), (50, true), "alone, whatever its size");
+        while hub.queued() > 0 {
+            tokio::task::yield_now().await;
+        }
+        (0..QUEUE_LIMIT + 10).for_each(|_| push(0));
+        let left: usize = hub.shards.iter().map(|shard| shard.queue.lock().len()).sum();
+        assert!(left <= QUEUE_LIMIT && hub.queued() <= QUEUE_BYTES && dropped() >= 60);
+        while hub.queued() > 0 {
+            tokio::task::yield_now().await;
+        }
     }
 }

@@ -11,6 +11,7 @@ on_all_databases!(
     what_is_read_is_what_was_stored,
     ranges_ascend,
     what_comes_after_a_place_is_read_with_its_head_in_one_statement,
+    long_texts_are_read_few_at_a_time,
     a_thousand_rows_cost_few_statements,
     batches_of_any_size_are_stored_alike,
     large_messages_fit,
@@ -136,6 +137,36 @@ async fn what_comes_after_a_place_is_read_with_its_head_in_one_statement(databas
     assert_eq!(store.messages_after("lobby", u64::MAX, 10).await.unwrap().unwrap().1, []);
     assert_eq!(store.messages_after("nowhere", 0, 10).await.unwrap(), None);
     assert_eq!(store.notifications_after("nobody", 0, 10).await.unwrap(), None);
+}
+
+async fn long_texts_are_read_few_at_a_time(database: Database) {
+    let store = database.store().await;
+    store.create_room("lobby", None).await.unwrap();
+    let text = "x".repeat(10_000);
+    let chats: Vec<_> = (0..9).map(|_| chat("lobby", "alice", &text)).collect();
+    let rings: Vec<_> = (0..9).map(|_| notify("carol", &text)).collect();
+    store.append(&chats).await.unwrap();
+    store.append(&rings).await.unwrap();
+    for (bytes, few) in [(35_000, 3), (1, 2)] {
+        let few = few as usize;
+        let seqs = |rows: &[persistence::Message]| rows.iter().map(|row| row.seq).collect::<Vec<_>>();
+        let (rows, cut) = store.messages_within("lobby", Range::Latest, 9, bytes).await.unwrap();
+        assert_eq!((seqs(&rows), cut), ((10 - few as u64..=9).collect(), true));
+        let (rows, cut) = store.messages_within("lobby", Range::After(2), 9, bytes).await.unwrap();
+        assert_eq!((seqs(&rows), cut), ((3..3 + few as u64).collect(), true));
+        assert!(!store.messages_within("lobby", Range::After(7), 9, bytes).await.unwrap().1);
+        let (rows, cut) = store.notifications_within("carol", Range::Before(9), false, 9, bytes).await.unwrap();
+        assert_eq!((rows.last().unwrap().seq, rows.len(), cut), (8, few, true));
+        let (room, rows, cut) = store.messages_after_within("lobby", 0, 9, bytes).await.unwrap().unwrap();
+        assert_eq!((room.last_seq, rows.len(), cut), (9, few, true));
+        let (head, rows, cut) = store.notifications_after_within("carol", 0, 9, bytes).await.unwrap().unwrap();
+        assert_eq!((head.last_seq, rows.len(), cut), (9, few, true));
+    }
+    // A read that was broken off leaves its connection as it should be.
+    for _ in 0..30 {
+        assert_eq!(store.messages_within("lobby", Range::After(0), 9, 15_000).await.unwrap().0.len(), 2);
+    }
+    assert_eq!(store.messages_within("lobby", Range::After(0), 9, 1_000_000).await.unwrap().0.len(), 9);
 }
 
 /// Few, many, and what lies between the ways of storing them.
