@@ -1,7 +1,9 @@
 //! The layers on Redis. No other part of the crate knows the word.
 //!
-//! Commands and answers are those of the crate `redis`, on its multiplexed connections; these are supervised here.
-//! Its managed connections make callers wait out a whole outage; here a publish fails at once while Redis is away.
+//! The protocol is that of the crate `redis`, on its multiplexed connections, for commands, subscriptions and pops that
+//! wait. They are supervised here: the crate's managed connections make callers wait out a whole outage, its pub/sub
+//! connection has an unbounded queue; here a publish fails at once while Redis is away, and who reads slowly slows
+//! Redis down. `connection.rs` and `pubsub/subscriber/subscription.rs` say what that takes.
 
 mod answer;
 mod backoff;
@@ -18,7 +20,6 @@ mod site;
 mod tls;
 mod topology;
 mod trust;
-mod wire;
 
 pub use core::{RedisCoreBuilder, RedisCoreLayer};
 pub use pubsub::{RedisPubSubBuilder, RedisPubSubLayer};

@@ -1,4 +1,4 @@
-//! A server that speaks enough of Redis to publish and subscribe, and answers any command with any error.
+//! A server that speaks enough of Redis (RESP3) to publish and subscribe, and answers any command with any error.
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
 use std::{
@@ -92,10 +92,10 @@ async fn serve(client: TcpStream, shared: Shared) {
             }
             Ok((topic, payload)) = published.recv() => {
                 if topics.contains(&topic) {
-                    array(&mut out, &[b"message", &topic, &payload]);
+                    push(&mut out, &[b"message", &topic, &payload]);
                 }
                 for pattern in patterns.iter().filter(|pattern: &&Vec<u8>| topic.starts_with(&pattern[..pattern.len() - 1])) {
-                    array(&mut out, &[b"pmessage", pattern, &topic, &payload]);
+                    push(&mut out, &[b"pmessage", pattern, &topic, &payload]);
                 }
             }
         }
@@ -118,7 +118,6 @@ fn reply(
         return;
     }
     match &*name {
-        "PING" if topics.len() + patterns.len() > 0 => array(out, &[b"pong", b""]),
         "PING" => out.extend_from_slice(b"+PONG\r\n"),
         "PUBLISH" => {
             let count = shared.published.send((words[1].clone(), words[2].clone())).unwrap_or(0);
@@ -131,15 +130,15 @@ fn reply(
                     true => set.remove(topic),
                     false => set.insert(topic.clone()),
                 };
-                array(out, &[name.to_lowercase().as_bytes(), topic, b"1"]);
+                push(out, &[name.to_lowercase().as_bytes(), topic, b"1"]);
             }
         }
         _ => out.extend_from_slice(b"+OK\r\n"),
     }
 }
 
-fn array(out: &mut Vec<u8>, items: &[&[u8]]) {
-    out.extend_from_slice(format!("*{}\r\n", items.len()).as_bytes());
+fn push(out: &mut Vec<u8>, items: &[&[u8]]) {
+    out.extend_from_slice(format!(">{}\r\n", items.len()).as_bytes());
     for item in items {
         out.extend_from_slice(format!("${}\r\n", item.len()).as_bytes());
         out.extend_from_slice(item);

@@ -1,32 +1,31 @@
 //! One connection of the subscriber: made, watched, and made again for ever.
 
 use std::{
-    io,
-    pin::{Pin, pin},
+    pin::Pin,
     task::{Context, Poll, ready},
     time::Duration,
 };
 
-use bytes::BytesMut;
-use tokio::{
-    io::{AsyncRead, AsyncReadExt},
-    time::{Instant, sleep},
-};
+use redis::PushInfo;
+use tokio::time::{Instant, sleep};
 
-use super::{probe::Probe, registry::Topic, session::Session};
+use super::{
+    probe::Probe,
+    registry::Topic,
+    session::Session,
+    subscription::{Answers, Came, Subscription},
+};
 use crate::{
     BoxError,
-    redis::{
-        backoff::Backoff,
-        connection::{Stream, Target},
-        trust::Trust,
-    },
+    redis::{backoff::Backoff, connection::Target, trust::Trust},
 };
 
 /// How long the connection may be silent before a PING asks whether anybody is there.
 const SILENCE: Duration = Duration::from_secs(2);
 /// How long the answer may take.
 const PONG: Duration = Duration::from_secs(2);
+/// How long nothing may have been heard for others to wait until it takes what it is told.
+const STALLED: Duration = Duration::from_secs(1);
 
 pub(super) struct Link {
     /// For the log; holds no password.
@@ -51,14 +50,14 @@ enum State {
     Up(Box<Up>),
 }
 
-type Attempt = Pin<Box<dyn Future<Output = Result<(Box<dyn Stream>, Trust), BoxError>> + Send>>;
+type Attempt = Pin<Box<dyn Future<Output = Result<(Subscription, Trust), BoxError>> + Send>>;
 
 pub(super) struct Up {
-    stream: Box<dyn Stream>,
-    pub(super) buffer: BytesMut,
+    subscription: Subscription,
     pub(super) session: Session,
     heard: Instant,
-    pinged: Option<Instant>,
+    /// When what is under way was asked.
+    asked: Instant,
     /// Whether it takes nothing of the much that waits for it.
     stalled: bool,
     trust: Trust,
@@ -70,8 +69,9 @@ pub(super) struct Up {
 pub(super) enum Event {
     /// There is a connection; nothing has been asked on it yet.
     Opened,
-    /// Something is in the buffer.
-    Read,
+    Pushed(Vec<PushInfo>),
+    /// To everything that was under way.
+    Answered(Answers),
     Lost(BoxError),
 }
 
@@ -100,11 +100,11 @@ impl Link {
                 State::Opening(attempt) => attempt,
             };
             match ready!(attempt.as_mut().poll(cx)) {
-                Ok((stream, trust)) => {
+                Ok((subscription, trust)) => {
                     self.failures = 0;
                     self.restored = false;
                     self.fresh = true;
-                    self.state = State::Up(Box::new(Up::new(stream, trust)));
+                    self.state = State::Up(Box::new(Up::new(subscription, trust)));
                     return Poll::Ready(Event::Opened);
                 }
                 Err(error) => self.failed(&error),
@@ -212,17 +212,14 @@ impl Link {
         if up.session.is_hopeless() {
             return Err("it does not read what it is told".into());
         }
-        let moved = up.session.has_moved();
-        up.stalled = up.session.is_congested() && !moved;
-        match up.pinged {
+        up.stalled = now.duration_since(up.heard) > STALLED;
+        let silent = now.duration_since(up.heard);
+        match up.subscription.is_asking() {
             // Nothing else notices a server that hangs or a line that is cut.
-            Some(at) if now.duration_since(at) > PONG => {
+            true if silent > SILENCE + PONG && now.duration_since(up.asked) > PONG => {
                 return Err("no answer to a PING within 2 seconds".into());
             }
-            None if now.duration_since(up.heard) > SILENCE => {
-                up.session.ping();
-                up.pinged = Some(now);
-            }
+            false if silent > SILENCE && up.session.is_silent() => up.session.ping(),
             _ => {}
         }
         Ok(())
@@ -250,32 +247,28 @@ impl Link {
 }
 
 impl Up {
-    fn new(stream: Box<dyn Stream>, trust: Trust) -> Self {
-        let buffer = BytesMut::new();
-        let session = Session::default();
-        let lost = Box::pin(trust.lost());
-        Self { stream, buffer, session, heard: Instant::now(), pinged: None, stalled: false, trust, lost }
+    fn new(subscription: Subscription, trust: Trust) -> Self {
+        let (session, lost, now) = (Session::default(), Box::pin(trust.lost()), Instant::now());
+        Self { subscription, session, heard: now, asked: now, stalled: false, trust, lost }
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Event> {
         if self.lost.as_mut().poll(cx).is_ready() {
             return Poll::Ready(Event::Lost("the server is no primary any more, or deaf".into()));
         }
-        // Both futures are made anew each time: they keep nothing between two polls.
-        while self.session.has_output() {
-            match pin!(self.session.write(&mut self.stream)).poll(cx) {
-                Poll::Ready(Ok(())) => {}
-                Poll::Ready(Err(error)) => return Poll::Ready(Event::Lost(error.into())),
-                Poll::Pending => break,
-            }
+        if !self.subscription.is_asking()
+            && let Some(question) = self.session.take()
+        {
+            self.asked = Instant::now();
+            self.subscription.ask(question);
         }
-        Poll::Ready(match ready!(pin!(fill(&mut self.stream, &mut self.buffer)).poll(cx)) {
-            Ok(()) => {
-                self.heard = Instant::now();
-                self.pinged = None;
-                Event::Read
-            }
-            Err(error) => Event::Lost(error.into()),
+        let came = ready!(self.subscription.poll(cx));
+        self.heard = Instant::now();
+        Poll::Ready(match came {
+            Came::Pushed(pushed) => Event::Pushed(pushed),
+            Came::Answers(Ok(answers)) => Event::Answered(answers),
+            Came::Answers(Err(error)) => Event::Lost(error.into()),
+            Came::End => Event::Lost("the server closed the connection".into()),
         })
     }
 }
@@ -285,22 +278,7 @@ fn attempt(target: &Target, pause: Duration) -> Attempt {
     Box::pin(async move {
         sleep(pause).await;
         let trust = target.trust();
-        Ok((target.stream("channel-layer:subscribe").await?, trust))
+        let stream = target.stream("channel-layer:subscribe").await?;
+        Ok((Subscription::on(stream).await?, trust))
     })
-}
-
-/// What a read makes room for, and the size an emptied buffer goes back to.
-const READ: usize = 64 << 10;
-
-/// Reads what is there into the buffer. The end of the stream is an error. Cancel-safe.
-async fn fill(stream: &mut (impl AsyncRead + Unpin), buffer: &mut BytesMut) -> io::Result<()> {
-    if buffer.is_empty() && buffer.capacity() > 16 * READ {
-        // One huge payload must not occupy memory for ever.
-        *buffer = BytesMut::new();
-    }
-    buffer.reserve(READ);
-    match stream.read_buf(buffer).await? {
-        0 => Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the server closed the connection")),
-        _ => Ok(()),
-    }
 }

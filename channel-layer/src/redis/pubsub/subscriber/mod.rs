@@ -11,6 +11,7 @@ mod probe;
 mod registry;
 mod route;
 mod session;
+mod subscription;
 mod task;
 mod waiting;
 

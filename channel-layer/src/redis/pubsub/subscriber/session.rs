@@ -1,18 +1,22 @@
-//! One connection's conversation: what was asked, in which order, and what the answers mean.
+//! One connection's conversation: what is to be asked, and what the answers mean. One pipeline is under way at a
+//! time; what is wanted meanwhile goes with the next.
 
-use std::{collections::VecDeque, io};
+use std::collections::{HashMap, VecDeque};
 
-use tokio::io::{AsyncWrite, AsyncWriteExt};
+use redis::{Pipeline, PushInfo, PushKind, Value};
 
-use super::registry::Topic;
-use crate::redis::wire::{self, Items, Reply};
+use super::{
+    registry::Topic,
+    subscription::{Answers, Question},
+};
+use crate::redis::answer::{Answer, command, text_of};
 
-/// How many topics one SUBSCRIBE names.
+/// How many commands go together, and how many topics one SUBSCRIBE names.
 const BATCH: usize = 500;
 /// With more than this unsent, no further orders are taken.
-const CONGESTED: usize = 1 << 20;
+const CONGESTED: usize = 20_000;
 /// With this much more unsent than a new connection had to be told at first, it is given up.
-const HOPELESS: usize = 16 << 20;
+const HOPELESS: usize = 400_000;
 
 /// How a topic is subscribed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,41 +29,42 @@ pub(super) enum Kind {
 
 #[derive(Default)]
 pub(super) struct Session {
-    asked: VecDeque<Asked>,
+    next: VecDeque<Ask>,
+    /// Under way.
+    asked: Vec<Ask>,
     /// Subscriptions asked for and not yet confirmed, by topic. A topic that was left and joined
     /// again counts only with its last confirmation.
-    open: std::collections::HashMap<Topic, u32>,
-    out: Vec<u8>,
-    written: usize,
-    unflushed: bool,
-    /// Whether anything was written since the last look.
-    moving: bool,
-    /// How much had to be told at first.
+    open: HashMap<Topic, u32>,
+    /// Sharded topics that are being left: only the end of others is news.
+    leaving: HashMap<Topic, u32>,
+    /// How much had to be asked at first.
     at_first: usize,
 }
 
-enum Asked {
-    Subscribe(std::vec::IntoIter<Topic>),
-    Psubscribe(u64),
-    /// This many confirmations that interest nobody.
-    Unsubscribe(usize),
-    Sunsubscribe(Topic),
+/// Each is one command, with one answer.
+#[derive(Debug)]
+enum Ask {
+    Subscribe(Kind, Topic),
+    Unsubscribe(Kind, Topic),
+    /// A pattern, for a relay.
+    Psubscribe(u64, Vec<u8>),
+    Punsubscribe(Vec<u8>),
     Ping,
     /// A PING behind all subscriptions of a new connection.
     Restored,
 }
 
-/// What an answer means.
+/// What an answer means, or what was pushed.
 #[derive(Debug)]
-pub(super) enum Heard<'a> {
+pub(super) enum Heard {
     Message {
-        topic: &'a [u8],
-        payload: &'a [u8],
+        topic: Vec<u8>,
+        payload: Vec<u8>,
     },
     PatternMessage {
-        pattern: &'a [u8],
-        topic: &'a [u8],
-        payload: &'a [u8],
+        pattern: Vec<u8>,
+        topic: Vec<u8>,
+        payload: Vec<u8>,
     },
     Confirmed(Topic),
     RelayConfirmed(u64),
@@ -67,7 +72,7 @@ pub(super) enum Heard<'a> {
     /// The server has ended a subscription without being asked: the topic's slot has gone elsewhere.
     Moved(Topic),
     Refused {
-        topics: Vec<Topic>,
+        topic: Topic,
         why: String,
     },
     Nothing,
@@ -76,7 +81,8 @@ pub(super) enum Heard<'a> {
 /// Why the conversation cannot go on.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Broken {
-    /// The answers do not fit the questions.
+    /// The answers do not fit the questions: a subscription that the server ended while something was under
+    /// way is taken for an answer by the crate.
     #[error("the server's answer fits no question: {0}")]
     OutOfStep(String),
     /// A relay's pattern or a PING was refused.
@@ -84,188 +90,196 @@ pub(super) enum Broken {
     Refused(String),
 }
 
+impl Ask {
+    /// The topic of a subscription that can share a command.
+    fn plain_topic(&self) -> Option<&Topic> {
+        match self {
+            Self::Subscribe(Kind::Plain, topic) => Some(topic),
+            _ => None,
+        }
+    }
+}
+
 impl Session {
     pub(super) fn subscribe(&mut self, kind: Kind, topics: &[Topic]) {
-        let (name, batch) = match kind {
-            Kind::Plain => (&b"SUBSCRIBE"[..], BATCH),
-            // One command must not name topics of several slots.
-            Kind::Sharded => (&b"SSUBSCRIBE"[..], 1),
-        };
-        for topics in topics.chunks(batch) {
-            self.command(name, topics);
-            for topic in topics {
-                *self.open.entry(topic.clone()).or_default() += 1;
-            }
-            let asked: Vec<Topic> = topics.to_vec();
-            self.asked.push_back(Asked::Subscribe(asked.into_iter()));
+        for topic in topics {
+            *self.open.entry(topic.clone()).or_default() += 1;
+            self.next.push_back(Ask::Subscribe(kind, topic.clone()));
         }
     }
 
     pub(super) fn unsubscribe(&mut self, kind: Kind, topics: &[Topic]) {
-        match kind {
-            Kind::Plain => topics.chunks(BATCH).for_each(|topics| {
-                self.command(b"UNSUBSCRIBE", topics);
-                self.asked.push_back(Asked::Unsubscribe(topics.len()));
-            }),
-            Kind::Sharded => topics.iter().for_each(|topic| {
-                self.command(b"SUNSUBSCRIBE", std::slice::from_ref(topic));
-                self.asked.push_back(Asked::Sunsubscribe(topic.clone()));
-            }),
+        for topic in topics {
+            if kind == Kind::Sharded {
+                *self.leaving.entry(topic.clone()).or_default() += 1;
+            }
+            self.next.push_back(Ask::Unsubscribe(kind, topic.clone()));
         }
     }
 
-    fn command(&mut self, name: &[u8], topics: &[Topic]) {
-        let words: Vec<&[u8]> = [name].into_iter().chain(topics.iter().map(|topic| &**topic)).collect();
-        wire::command(&mut self.out, words.into_iter());
-    }
-
     pub(super) fn psubscribe(&mut self, relay: u64, pattern: &[u8]) {
-        wire::command(&mut self.out, [&b"PSUBSCRIBE"[..], pattern].into_iter());
-        self.asked.push_back(Asked::Psubscribe(relay));
+        self.next.push_back(Ask::Psubscribe(relay, pattern.to_vec()));
     }
 
     pub(super) fn punsubscribe(&mut self, pattern: &[u8]) {
-        wire::command(&mut self.out, [&b"PUNSUBSCRIBE"[..], pattern].into_iter());
-        self.asked.push_back(Asked::Unsubscribe(1));
+        self.next.push_back(Ask::Punsubscribe(pattern.to_vec()));
     }
 
     pub(super) fn ping(&mut self) {
-        wire::command(&mut self.out, [&b"PING"[..]].into_iter());
-        self.asked.push_back(Asked::Ping);
+        self.next.push_back(Ask::Ping);
     }
 
     /// Asks for a sign that everything asked so far is in place.
     pub(super) fn mark_restored(&mut self) {
-        wire::command(&mut self.out, [&b"PING"[..]].into_iter());
-        self.asked.push_back(Asked::Restored);
-        self.at_first = self.out.len();
-    }
-
-    pub(super) fn has_output(&self) -> bool {
-        !self.out.is_empty() || self.unflushed
+        self.next.push_back(Ask::Restored);
+        self.at_first = self.next.len();
     }
 
     pub(super) fn is_congested(&self) -> bool {
-        self.out.len() > CONGESTED
+        self.next.len() > CONGESTED
+    }
+
+    /// Whether there is nothing to ask.
+    pub(super) fn is_silent(&self) -> bool {
+        self.next.is_empty()
     }
 
     /// Whether so much is unsent that the peer can hardly be reading.
     pub(super) fn is_hopeless(&self) -> bool {
-        self.out.len() > self.at_first + HOPELESS
+        self.next.len() > self.at_first + HOPELESS
     }
 
-    /// Whether anything was written since the last call.
-    pub(super) fn has_moved(&mut self) -> bool {
-        std::mem::take(&mut self.moving)
-    }
-
-    /// Writes some of what is to be sent. Cancel-safe.
-    pub(super) async fn write(&mut self, to: &mut (impl AsyncWrite + Unpin)) -> io::Result<()> {
-        if self.out.is_empty() {
-            to.flush().await?;
-            self.unflushed = false;
-            return Ok(());
+    /// What is to be asked now that nothing is under way, if there is anything.
+    pub(super) fn take(&mut self) -> Option<Question> {
+        let plain = self.next.front()?.plain_topic().is_some();
+        let alike = self.next.iter().take(BATCH).take_while(|ask| ask.plain_topic().is_some() == plain);
+        let count = alike.count();
+        self.asked.extend(self.next.drain(..count));
+        if plain {
+            return Some(Question::Subscribe(self.asked.iter().filter_map(Ask::plain_topic).cloned().collect()));
         }
-        self.written += to.write(&self.out[self.written..]).await?;
-        self.moving = true;
-        if self.written == self.out.len() {
-            self.out.clear();
-            self.out.shrink_to(64 << 10);
-            self.written = 0;
-            self.unflushed = true;
+        let mut pipeline = Pipeline::with_capacity(count);
+        for ask in &self.asked {
+            pipeline.add_command(match ask {
+                // One command must not name topics of several slots.
+                Ask::Subscribe(_, topic) => command([&b"SSUBSCRIBE"[..], topic]),
+                Ask::Unsubscribe(Kind::Plain, topic) => command([&b"UNSUBSCRIBE"[..], topic]),
+                Ask::Unsubscribe(Kind::Sharded, topic) => command([&b"SUNSUBSCRIBE"[..], topic]),
+                Ask::Psubscribe(_, pattern) => command([&b"PSUBSCRIBE"[..], pattern]),
+                Ask::Punsubscribe(pattern) => command([&b"PUNSUBSCRIBE"[..], pattern]),
+                Ask::Ping | Ask::Restored => command([&b"PING"[..]]),
+            });
         }
-        Ok(())
+        Some(Question::Each(pipeline))
     }
 
-    pub(super) fn hear<'a>(&mut self, reply: Reply<'a>) -> Result<Heard<'a>, Broken> {
-        match reply {
-            Reply::Array(items) => self.hear_items(&items),
-            Reply::Simple(_) => self.pong(),
-            Reply::Error(text) => self.refused(&String::from_utf8_lossy(text)),
-            Reply::Int(_) | Reply::Bulk(_) => Err(Broken::OutOfStep(format!("{reply:?}"))),
-        }
-    }
-
-    fn hear_items<'a>(&mut self, items: &Items<'a>) -> Result<Heard<'a>, Broken> {
-        match *items.as_slice() {
-            [b"message" | b"smessage", topic, payload] => Ok(Heard::Message { topic, payload }),
-            [b"pmessage", pattern, topic, payload] => Ok(Heard::PatternMessage { pattern, topic, payload }),
-            [b"pong", _] => self.pong(),
-            [b"subscribe" | b"ssubscribe", topic, _] => self.subscribed(topic),
-            [b"psubscribe", ..] => match self.asked.pop_front() {
-                Some(Asked::Psubscribe(relay)) => Ok(Heard::RelayConfirmed(relay)),
-                _ => Err(Broken::OutOfStep("psubscribe".into())),
-            },
-            [b"unsubscribe" | b"punsubscribe", ..] => match self.asked.front_mut() {
-                Some(Asked::Unsubscribe(1)) => {
-                    self.asked.pop_front();
-                    Ok(Heard::Nothing)
-                }
-                Some(Asked::Unsubscribe(left)) => {
-                    *left -= 1;
-                    Ok(Heard::Nothing)
-                }
-                _ => Err(Broken::OutOfStep("unsubscribe".into())),
-            },
-            [b"sunsubscribe", topic, _] => match self.asked.front() {
-                Some(Asked::Sunsubscribe(asked)) if **asked == *topic => {
-                    self.asked.pop_front();
-                    Ok(Heard::Nothing)
-                }
-                _ => Ok(Heard::Moved(topic.into())),
-            },
-            _ => Err(Broken::OutOfStep("an unknown message".into())),
-        }
-    }
-
-    fn subscribed(&mut self, confirmed: &[u8]) -> Result<Heard<'static>, Broken> {
-        let Some(Asked::Subscribe(topics)) = self.asked.front_mut() else {
-            return Err(Broken::OutOfStep("subscribe".into()));
+    /// What the answers mean to what was [taken](Self::take) last.
+    pub(super) fn answered(&mut self, answers: Answers) -> Result<Vec<Heard>, Broken> {
+        let asked = std::mem::take(&mut self.asked);
+        let answers = match answers {
+            Answers::Each(answers) => answers,
+            Answers::Subscribed => return Ok(self.subscribed(asked, |_| Heard::Nothing, Heard::Confirmed)),
+            Answers::Refused(why) => {
+                let refused = |topic| Heard::Refused { topic, why: why.clone() };
+                return Ok(self.subscribed(asked, refused, refused));
+            }
         };
-        let topic = topics.next().filter(|topic| **topic == *confirmed);
-        let topic = topic.ok_or_else(|| Broken::OutOfStep("subscribe to something else".into()))?;
-        if topics.len() == 0 {
-            self.asked.pop_front();
+        if asked.len() != answers.len() {
+            return Err(Broken::OutOfStep("another number of answers".into()));
         }
-        Ok(match self.close(&topic) {
-            true => Heard::Confirmed(topic),
-            false => Heard::Nothing,
-        })
+        asked.into_iter().zip(answers).map(|(ask, answer)| self.answer(ask, answer)).collect()
     }
 
-    /// One subscription less to wait for; tells whether it was the topic's last.
-    fn close(&mut self, topic: &Topic) -> bool {
-        let Some(count) = self.open.get_mut(topic) else { return true };
-        *count -= 1;
-        let last = *count == 0;
-        if last {
-            self.open.remove(topic);
-        }
-        last
+    /// What has become of the topics of one SUBSCRIBE: of those that were asked for again since, and of the rest.
+    fn subscribed(
+        &mut self,
+        asked: Vec<Ask>,
+        again: impl Fn(Topic) -> Heard,
+        last: impl Fn(Topic) -> Heard,
+    ) -> Vec<Heard> {
+        let topics = asked.iter().filter_map(Ask::plain_topic);
+        topics
+            .map(|topic| match count_down(&mut self.open, topic) {
+                true => last(topic.clone()),
+                false => again(topic.clone()),
+            })
+            .collect()
     }
 
-    fn pong(&mut self) -> Result<Heard<'static>, Broken> {
-        match self.asked.pop_front() {
-            Some(Asked::Ping) => Ok(Heard::Nothing),
-            Some(Asked::Restored) => Ok(Heard::Restored),
-            _ => Err(Broken::OutOfStep("pong".into())),
-        }
-    }
-
-    fn refused(&mut self, why: &str) -> Result<Heard<'static>, Broken> {
-        match self.asked.pop_front() {
-            Some(Asked::Subscribe(topics)) => {
-                let topics: Vec<Topic> = topics.collect();
-                topics.iter().for_each(|topic| {
-                    self.close(topic);
-                });
-                Ok(Heard::Refused { topics, why: why.to_owned() })
+    fn answer(&mut self, ask: Ask, answer: Value) -> Result<Heard, Broken> {
+        let error = match &answer {
+            Value::ServerError(error) => Some(text_of(error)),
+            _ => None,
+        };
+        let is = |kind: PushKind, topic: &[u8]| confirms(&answer, &kind, topic);
+        let pong = || answer.as_text() == Some("PONG");
+        match (ask, error) {
+            (Ask::Subscribe(_, topic), Some(why)) => {
+                count_down(&mut self.open, &topic);
+                Ok(Heard::Refused { topic, why })
+            }
+            (Ask::Subscribe(_, topic), None) if is(PushKind::SSubscribe, &topic) => {
+                Ok(match count_down(&mut self.open, &topic) {
+                    true => Heard::Confirmed(topic),
+                    false => Heard::Nothing,
+                })
             }
             // A node that has lost the slot has ended the subscription with it.
-            Some(Asked::Sunsubscribe(_)) => Ok(Heard::Nothing),
+            (Ask::Unsubscribe(Kind::Sharded, topic), error)
+                if error.is_some() || is(PushKind::SUnsubscribe, &topic) =>
+            {
+                count_down(&mut self.leaving, &topic);
+                Ok(Heard::Nothing)
+            }
+            (Ask::Unsubscribe(Kind::Plain, topic), None) if is(PushKind::Unsubscribe, &topic) => Ok(Heard::Nothing),
+            (Ask::Punsubscribe(pattern), None) if is(PushKind::PUnsubscribe, &pattern) => Ok(Heard::Nothing),
+            (Ask::Psubscribe(relay, pattern), None) if is(PushKind::PSubscribe, &pattern) => {
+                Ok(Heard::RelayConfirmed(relay))
+            }
+            (Ask::Ping, None) if pong() => Ok(Heard::Nothing),
+            (Ask::Restored, None) if pong() => Ok(Heard::Restored),
             // Without its pattern a relay is deaf, and a refused PING means the server is unwell.
-            _ => Err(Broken::Refused(why.to_owned())),
+            (_, Some(why)) => Err(Broken::Refused(why)),
+            (ask, None) => Err(Broken::OutOfStep(format!("{ask:?}"))),
         }
+    }
+
+    /// What was pushed.
+    pub(super) fn hear(&self, push: PushInfo) -> Heard {
+        let mut texts = push.data.into_iter().map(|value| value.into_text().unwrap_or_default());
+        let mut text = || texts.next().unwrap_or_default();
+        match push.kind {
+            PushKind::Message | PushKind::SMessage => Heard::Message { topic: text(), payload: text() },
+            PushKind::PMessage => Heard::PatternMessage { pattern: text(), topic: text(), payload: text() },
+            PushKind::SUnsubscribe => {
+                let topic: Topic = text().into();
+                match self.leaving.contains_key(&topic) {
+                    true => Heard::Nothing,
+                    false => Heard::Moved(topic),
+                }
+            }
+            _ => Heard::Nothing,
+        }
+    }
+}
+
+/// One less to wait for; tells whether it was the topic's last.
+fn count_down(counts: &mut HashMap<Topic, u32>, topic: &Topic) -> bool {
+    let Some(count) = counts.get_mut(topic) else { return true };
+    *count -= 1;
+    let last = *count == 0;
+    if last {
+        counts.remove(topic);
+    }
+    last
+}
+
+fn confirms(answer: &Value, wanted: &PushKind, topic: &[u8]) -> bool {
+    match answer {
+        Value::Push { kind, data } => {
+            kind == wanted && matches!(data.first(), Some(Value::BulkString(text)) if text == topic)
+        }
+        _ => false,
     }
 }
 

@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use bytes::Buf;
+use redis::PushInfo;
 use tokio::{
     sync::{Notify, mpsc, watch},
     time::{Instant, Interval, MissedTickBehavior, interval},
@@ -22,12 +22,9 @@ use super::{
     probe::Verdict,
     registry::{Changes, Registry, Topic},
     session::{Heard, Kind},
+    subscription::Answers,
 };
-use crate::{
-    BoxError,
-    redis::{pubsub::publishers::Publishers, wire},
-    stats::Counters,
-};
+use crate::{BoxError, redis::pubsub::publishers::Publishers, stats::Counters};
 
 /// How often deadlines and the connections' health are looked at.
 const TICK: Duration = Duration::from_millis(250);
@@ -92,7 +89,8 @@ impl Task {
             tokio::select! {
                 (at, event) = poll_fn(|cx| self.links.poll(cx)) => match event {
                     Event::Opened => self.opened(at),
-                    Event::Read => self.read(at),
+                    Event::Pushed(pushed) => self.pushed(at, pushed),
+                    Event::Answered(answers) => self.answered(at, answers),
                     Event::Lost(error) => self.lost(at, &error),
                 },
                 order = self.orders.recv(), if !self.links.are_congested() => match order {
@@ -221,31 +219,16 @@ impl Task {
 
     // ---- reading ----
 
-    /// Takes every complete message out of the buffer, then hands over what they were.
-    fn read(&mut self, at: usize) {
-        let Some(up) = self.links.get(at).and_then(Link::up) else { return };
-        let mut buffer = std::mem::take(&mut up.buffer);
-        let mut used = 0;
+    /// Takes in everything that has been published, then hands over what it was.
+    fn pushed(&mut self, at: usize, pushed: Vec<PushInfo>) {
         let mut result = Ok(());
-        while let Some(rest) = buffer.get(used..).filter(|rest| !rest.is_empty()) {
-            match wire::parse(rest) {
-                Ok(Some((reply, length))) => {
-                    used += length;
-                    if let Err(error) = self.hear(at, reply) {
-                        result = Err(error);
-                        break;
-                    }
-                }
-                Ok(None) => break,
-                Err(error) => {
-                    result = Err(error.into());
-                    break;
-                }
+        for push in pushed {
+            let Some(session) = self.links.get(at).and_then(Link::session) else { break };
+            let heard = session.hear(push);
+            result = self.hear(at, heard);
+            if result.is_err() {
+                break;
             }
-        }
-        buffer.advance(used);
-        if let Some(up) = self.links.get(at).and_then(Link::up) {
-            up.buffer = buffer;
         }
         self.registry.deliver();
         if let Err(error) = result {
@@ -253,23 +236,35 @@ impl Task {
         }
     }
 
-    fn hear(&mut self, at: usize, reply: wire::Reply<'_>) -> Result<(), BoxError> {
-        let Some(session) = self.links.get(at).and_then(Link::session) else { return Ok(()) };
-        match session.hear(reply)? {
-            Heard::Message { topic, .. } if !self.links.router().takes(topic, at) => {}
-            Heard::Message { topic, payload } => match self.registry.message(topic, payload) {
+    /// Takes in what the answers to everything that was asked last mean.
+    fn answered(&mut self, at: usize, answers: Answers) {
+        let Some(session) = self.links.get(at).and_then(Link::session) else { return };
+        let result = match session.answered(answers) {
+            Ok(heard) => heard.into_iter().try_for_each(|heard| self.hear(at, heard)),
+            Err(broken) => Err(broken.into()),
+        };
+        self.registry.deliver();
+        if let Err(error) = result {
+            self.lost(at, &error);
+        }
+    }
+
+    fn hear(&mut self, at: usize, heard: Heard) -> Result<(), BoxError> {
+        match heard {
+            Heard::Message { topic, .. } if !self.links.router().takes(&topic, at) => {}
+            Heard::Message { topic, payload } => match self.registry.message(&topic, &payload) {
                 Taken::Yes => {}
-                Taken::Undecodable => self.undecodable(topic, payload),
+                Taken::Undecodable => self.undecodable(&topic, &payload),
                 Taken::Unknown => {
                     if let Some(link) = self.links.get(at) {
-                        link.probe.heard(topic);
+                        link.probe.heard(&topic);
                     }
                 }
             },
             Heard::PatternMessage { pattern, topic, payload } => {
-                let taken = self.links.router().takes_matched(pattern, topic, at);
-                if taken && !self.registry.pattern_message(topic, payload) {
-                    self.undecodable(topic, payload);
+                let taken = self.links.router().takes_matched(&pattern, &topic, at);
+                if taken && !self.registry.pattern_message(&topic, &payload) {
+                    self.undecodable(&topic, &payload);
                 }
             }
             Heard::Confirmed(topic) if !self.links.router().takes(&topic, at) => {}
@@ -279,11 +274,7 @@ impl Task {
             }
             Heard::RelayConfirmed(id) => self.registry.relay_confirmed(id),
             Heard::Restored => self.restored(at),
-            Heard::Refused { topics, why } => {
-                for topic in topics {
-                    self.refused(at, &topic, &why)?;
-                }
-            }
+            Heard::Refused { topic, why } => self.refused(at, &topic, &why)?,
             Heard::Moved(topic) if self.has_moved(at, &topic) => {}
             Heard::Moved(_) => return Err("the server has ended a subscription".into()),
             Heard::Nothing => {}
