@@ -101,13 +101,12 @@ impl Room {
 }
 
 fn cost(append: &Append) -> usize {
-    let of_two = |pair: Option<(&Arc<str>, &Arc<str>)>| pair.map_or(0, |(one, other)| one.len() + other.len());
-    let key = append.key.as_ref().map(|key| match key {
-        Key::Client { user, client_id } => (user, client_id),
-        Key::Event { source, id } => (source, id),
+    let key = append.key.as_ref().map_or(0, |key| match key {
+        Key::Client { user, client_id } => user.len() + client_id.len(),
+        Key::Event { source, id } => source.len() + id.len(),
     });
-    let origin = append.origin.as_ref().map(|(source, id)| (source, id));
-    COST + append.stream.name().len() + append.from_user.len() + append.message.len() + of_two(key) + of_two(origin)
+    let origin = append.origin.as_ref().map_or(0, |(source, id)| source.len() + id.len());
+    COST + append.stream.name().len() + append.from_user.len() + append.message.len() + key + origin
 }
 
 /// A handle to the lanes that write. Items of one stream share a lane, so they are committed and
