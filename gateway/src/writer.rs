@@ -422,7 +422,7 @@ mod tests {
         Append {
             stream: Stream::Room("lobby".into()),
             from_user: "alice".into(),
-            message: "x".repeat(10_000),
+            message: "x".repeat(10_000).into(),
             key: None,
             create_inbox: false,
             origin: None,
