@@ -202,11 +202,6 @@ mod tests {
             assert_eq!(exit.to.len(), bytes);
         }
     }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
 
     #[test]
     fn what_cannot_be_seen_is_written_as_its_number() {

@@ -334,14 +334,21 @@ mod tests {
         let config = Config::from_collected(&collect(&given, &|_| None, None).unwrap()).unwrap();
         let running = Node::start(config, crate::consumers::routes()).await.unwrap();
         let (node, refused) = (running.node(), || running.node().metrics.questions_refused.get());
-        let hello = |name: String| Event::new(HELLO).with("node", name.as_str()).with("back", true);
+        let (group, mailbox) = (GroupName::parse("nodes").unwrap(), ChannelName::parse("mailbox").unwrap());
+        let handle = async |event: Event, to: &str| {
+            let word = node.seals.word(event, to);
+            node.peers.handle(node, &group, &mailbox, word).await.unwrap();
+        };
+        let hello = async |name: String| {
+            handle(Event::new(HELLO).with("node", name.as_str()).with("back", true), "nodes").await
+        };
         for number in 0..MOST_NODES + 10 {
-            node.peers.handle(node, hello(format!("node-{number}"))).await.unwrap();
+            hello(format!("node-{number}")).await;
         }
-        node.peers.handle(node, hello("x".repeat(MOST_NAME + 1))).await.unwrap();
+        hello("x".repeat(MOST_NAME + 1)).await;
         assert_eq!((node.peers.seen.lock().len(), refused()), (MOST_NODES, 11));
-        node.peers.handle(node, hello("node-0".to_owned())).await.unwrap();
-        node.peers.handle(node, Event::new(ANSWER).with("id", "x".repeat(2 * MOST_ANSWER))).await.unwrap();
+        hello("node-0".to_owned()).await;
+        handle(Event::new(ANSWER).with("id", "x".repeat(2 * MOST_ANSWER)), "mailbox").await;
         assert_eq!(refused(), 12, "who is known is heard");
 
         while node.peers.mailbox.lock().is_none() {

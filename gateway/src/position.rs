@@ -453,7 +453,10 @@ mod tests {
         assert_eq!(one.offer(1, 31, event(31), &mut ready), Offer::NoRoom);
         assert_eq!(other.offer(1, 5, event(5), &mut ready), Offer::NoRoom, "all streams share it");
         assert_eq!(other.offer(2, 5, event(5), &mut ready), Offer::OtherEpoch);
-        assert!(other.has_hole() && other.check_head(&Head { epoch: 2, last_seq: 7, last_id: None }, 0, &mut ready));
+        assert!(
+            other.has_hole()
+                && other.check_head(&Head { epoch: 2, last_seq: 7, last_id: None }, &asked(0), false, &mut ready)
+        );
         assert_eq!((other.seq(), ready.len()), (7, 0), "an event that was not kept is the database's");
         one.skip_to(11, &mut ready);
         assert_eq!((seqs(&ready), memory.used()), ((11..=30).collect(), 0));

@@ -130,6 +130,10 @@ struct Lane {
 impl Writer {
     /// Starts the lanes: one for SQLite, which has one writer anyway, four for servers. With `stop` they take
     /// nothing more, and end when what they have is written. `limit` bytes may wait for them.
+    #[allow(
+        clippy::too_many_arguments,
+        reason = "each is a part of the node; a struct of them would only be taken apart here"
+    )]
     pub(crate) fn start(
         limit: usize,
         store: &Store,
@@ -410,6 +414,8 @@ impl Lane {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use channel_layer::MemoryLayer;
     use parking_lot::Mutex;
     use persistence::StoreOptions;
@@ -436,7 +442,8 @@ mod tests {
         let layer: Arc<dyn ChannelLayer> = Arc::new(MemoryLayer::new());
         let (names, metrics) = (GroupNames::new("{username}", false), Arc::new(Metrics::new()));
         let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
-        (Writer::start(LIMIT, &store, &layer, &names, &metrics, &tasks, &stop), tasks, stop.drop_guard())
+        let seals = Arc::new(Seals::new(&store.secrets(Duration::from_secs(3600)).await.unwrap(), &metrics));
+        (Writer::start(LIMIT, &store, &layer, &names, &seals, &metrics, &tasks, &stop), tasks, stop.drop_guard())
     }
 
     #[tokio::test]

@@ -355,7 +355,7 @@ mod tests {
             user: "alice".into(),
             path: "/".into(),
             v1: true,
-            expires_at: i64::MAX,
+            expires_at: u64::MAX,
             counted_address: None,
         };
         Arc::new(Socket::new(identity, Arc::new(ConsumerClass::new(|| Listens)), outbox_limit, 0))
