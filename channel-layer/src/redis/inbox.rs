@@ -252,7 +252,7 @@ mod tests {
 
     #[test]
     fn the_oldest_go_when_there_are_too_many_bytes() {
-        let inbox = Inbox::counted(ChannelName::parse("x").unwrap(), usize::MAX, Arc::default());
+        let inbox = Inbox::of_queue(ChannelName::parse("x").unwrap(), usize::MAX, Arc::default(), Arc::default());
         let event = |number: i64| Event::new("t").with("number", number).with("text", "x".repeat(1 << 20));
         let full: Vec<bool> = (0..20).map(|number| inbox.push(Arc::new(event(number)))).collect();
         let fit = BYTES / (1 << 20) - 1;
