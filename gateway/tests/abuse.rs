@@ -122,6 +122,7 @@ fn bad_tokens() -> Vec<(&'static str, String)> {
         ("an address of keys", by_header(r#"{"alg":"HS256","jku":"https://evil.example/keys"}"#, ATTACKER)),
         ("an address of certificates", by_header(r#"{"alg":"HS256","x5u":"https://evil.example/pem"}"#, ATTACKER)),
         ("the name of a file as a key", by_header(r#"{"alg":"HS256","kid":"../../../../dev/null"}"#, "")),
+        ("what must be understood and is not", by_header(r#"{"alg":"HS256","crit":["b64"],"b64":true}"#, SECRET)),
         ("a signature over other claims", format!("{header}.{}.{signature}", part(&claims(json!({"sub": "admin"}))))),
         ("a signature over another header", format!("{}.{payload}.{signature}", part(r#"{"alg":"HS256"}"#))),
         ("a signature over other spaces", format!("{header}.{}.{signature}", part(&format!("{good} ")))),

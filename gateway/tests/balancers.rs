@@ -234,7 +234,9 @@ enum Cut {
 async fn a_drain_cut_short(cut: Cut) {
     let (redis, database) = (RedisServer::start(), Postgres::shared().fresh_database());
     let settings = [("redis-url", &redis.url()[..]), ("database-url", &database), ("limits.frames_per_second", "0")];
-    let mut one = NodeProcess::start(&[&settings[..], &[("drain.window_seconds", "20")]].concat());
+    // So slowly that there is something to cut short.
+    let slowly = [("drain.window_seconds", "20"), ("drain.reconnects_per_second", "4")];
+    let mut one = NodeProcess::start(&[&settings[..], &slowly].concat());
     let two = NodeProcess::start(&settings);
     let (first, second) = (one.door, two.door);
     let mut opened = Vec::new();

@@ -15,7 +15,7 @@ async fn answer(client: &mut Client, mut frame: Value, id: &str) -> Value {
 }
 
 #[tokio::test]
-async fn a5_every_answer_repeats_the_client_id_of_its_question() {
+async fn every_answer_repeats_the_client_id_of_its_question() {
     let node = TestNode::start(&[]).await;
     let door = node.at();
     let mut alice = door.v1("/ws/chat/lobby/", "alice").await;
@@ -59,7 +59,7 @@ async fn a5_every_answer_repeats_the_client_id_of_its_question() {
 }
 
 #[tokio::test]
-async fn a5_who_gives_no_client_id_sees_none() {
+async fn who_gives_no_client_id_sees_none() {
     let node = TestNode::start(&[]).await;
     let mut alice = node.at().v1("/ws/chat/lobby/", "alice").await;
     for frame in [
@@ -79,7 +79,7 @@ async fn a5_who_gives_no_client_id_sees_none() {
 }
 
 #[tokio::test]
-async fn a4_what_browsers_and_python_write_is_read() {
+async fn what_browsers_and_python_write_is_read() {
     let node = TestNode::start(&[("limits.frames_per_second", "0")]).await;
     let mut alice = node.join("alice", "lobby").await;
     let chat =
@@ -99,7 +99,7 @@ async fn a4_what_browsers_and_python_write_is_read() {
 }
 
 #[tokio::test]
-async fn a4_of_a_frame_that_is_no_json_the_client_id_is_found() {
+async fn of_a_frame_that_is_no_json_the_client_id_is_found() {
     let node = TestNode::start(&[]).await;
     let mut alice = node.join("alice", "lobby").await;
     for (frame, id) in [
@@ -143,7 +143,7 @@ async fn history_between_two_messages_begins_at_the_older() {
 }
 
 #[tokio::test]
-async fn c12_a_ping_is_answered_though_the_rate_is_used_up() {
+async fn a_ping_is_answered_though_the_rate_is_used_up() {
     let node = TestNode::start(&[("limits.frames_per_second", "1"), ("limits.frames_burst", "5")]).await;
     let mut alice = node.join("alice", "lobby").await;
     for _ in 0..6 {
@@ -155,7 +155,7 @@ async fn c12_a_ping_is_answered_though_the_rate_is_used_up() {
 }
 
 #[tokio::test]
-async fn c15_pages_of_any_origin_may_import_the_client_and_nothing_else() {
+async fn pages_of_any_origin_may_import_the_client_and_nothing_else() {
     let node = TestNode::start(&[]).await;
     let at = node.at().public;
     let allowed = async |path: &str| {
@@ -169,7 +169,7 @@ async fn c15_pages_of_any_origin_may_import_the_client_and_nothing_else() {
 }
 
 #[tokio::test]
-async fn a4_an_event_in_json_is_dropped_only_for_what_a_frame_needs() {
+async fn an_event_in_json_is_dropped_only_for_what_a_frame_needs() {
     let redis = RedisServer::start();
     let node = TestNode::start(&[("redis-url", &redis.url()), ("layer-serializer", "json")]).await;
     let mut alice = node.join("alice", "lobby").await;

@@ -149,7 +149,7 @@ test("refuses what the gateway would close the socket for, and more than it may 
   await assert.rejects(gateway.chat("lobby", "one too many"), { code: "queue_full" });
 });
 
-test("a5: a request is settled by its own answer and by nothing else", async () => {
+test("a request is settled by its own answer and by nothing else", async () => {
   const asked = [];
   const server = await start((frame, socket) => {
     if (frame.cate === "rooms") socket.reply({ type: "rooms", rooms: [], client_id: frame.client_id });
@@ -385,7 +385,7 @@ test("online and offline events of the browser: retry at once, let go at once", 
   assert.equal(server.sockets.length, 2);
 });
 
-test("c12: a gateway that has been silent is asked, and given up when it stays so", async () => {
+test("a gateway that has been silent is asked, and given up when it stays so", async () => {
   let alive = true;
   const server = await start((frame, socket) => alive && pong(frame, socket));
   const gateway = client(server, { pingAfter: 60, pingTimeout: 100 });
@@ -402,7 +402,7 @@ test("c12: a gateway that has been silent is asked, and given up when it stays s
   assert.deepEqual(seen, [], "its own pings are nobody's business");
 });
 
-test("c12: whoever talks is not asked, and what was under way for long is a sign of life", async () => {
+test("whoever talks is not asked, and what was under way for long is a sign of life", async () => {
   const server = await start((frame, socket) => frame.client_id && frame.cate === "chat" && socket.reply(ack(frame)));
   const gateway = client(server, { pingAfter: 200, pingTimeout: 400 });
   await server.until(() => server.sockets.length === 1);
@@ -421,7 +421,7 @@ test("c12: whoever talks is not asked, and what was under way for long is a sign
   assert.equal((await state(gateway, "waiting")).reason, "no answer to a ping");
 });
 
-test("c12: a page that slept looks once for an answer that it has not read, then gives up", async () => {
+test("a page that slept looks once for an answer that it has not read, then gives up", async () => {
   const server = await start();
   const gateway = client(server, { pingAfter: 50, pingTimeout: 100 });
   await server.until(() => ofCate("ping")(server).length === 1);
@@ -432,7 +432,7 @@ test("c12: a page that slept looks once for an answer that it has not read, then
   assert.equal((await state(gateway, "waiting")).reason, "no answer to a ping");
 });
 
-test("c12: it asks at once when a message's answer is late, and when the page or the network is back", async () => {
+test("it asks at once when a message's answer is late, and when the page or the network is back", async () => {
   const { tell, show, resume } = page();
   for (const [name, happens] of [
     ["late", (gateway) => void gateway.chat("lobby", "x").catch(() => {})],
@@ -452,7 +452,7 @@ test("c12: it asks at once when a message's answer is late, and when the page or
   }
 });
 
-test("c12: a gateway that knows no ping is not asked again", async () => {
+test("a gateway that knows no ping is not asked again", async () => {
   const server = await start((frame, socket) => frame.cate === "ping" && socket.reply({ type: "error", code: "unknown_cate", detail: "", client_id: frame.client_id }));
   const gateway = client(server, { pingAfter: 30, pingTimeout: 50 });
   await server.until(() => ofCate("ping")(server).length === 1);
@@ -471,7 +471,7 @@ for (const [name, getToken] of [
   ["gives a line break", () => "\n"],
   ["gives two lines", () => "a.b.c\nd.e.f"],
 ]) {
-  test(`c13: a getToken that ${name} is one failed attempt`, async () => {
+  test(`a getToken that ${name} is one failed attempt`, async () => {
     const server = await start();
     let calls = 0;
     const gateway = client(server, { tokenTimeout: 50, getToken: () => (++calls === 1 ? getToken() : "a.b.c\n") });
@@ -483,7 +483,7 @@ for (const [name, getToken] of [
   });
 }
 
-test("c13: a token that cannot be one is replaced, or the end until another one is given", async () => {
+test("a token that cannot be one is replaced, or the end until another one is given", async () => {
   const server = await start();
   const asking = client(server, { token: "<html>", getToken: async () => "a.b.c" });
   await state(asking, "open");
@@ -495,7 +495,7 @@ test("c13: a token that cannot be one is replaced, or the end until another one 
   assert.deepEqual(server.offers.map((offer) => offer[1]), ["bearer.a.b.c", "bearer.d.e.f"]);
 });
 
-test("c13: open(token) uses the token, whatever the client is doing", async () => {
+test("open(token) uses the token, whatever the client is doing", async () => {
   const server = await start();
   let settle;
   const gateway = client(server, { getToken: () => new Promise((resolve) => (settle = resolve)) });
@@ -515,7 +515,7 @@ test("c13: open(token) uses the token, whatever the client is doing", async () =
   assert.deepEqual(server.offers.map((offer) => offer[1]), ["bearer.one", "bearer.two", "bearer.three"]);
 });
 
-test("c13: one failed renewal is not the last", async () => {
+test("one failed renewal is not the last", async () => {
   const token = (seconds) => `h.${Buffer.from(JSON.stringify({ exp: Math.floor(Date.now() / 1000) + seconds })).toString("base64url")}.s`;
   const renewed = token(3600);
   const server = await start((frame, socket) => {
@@ -529,7 +529,7 @@ test("c13: one failed renewal is not the last", async () => {
   assert.deepEqual([gateway.state, calls, server.sockets.length], ["open", 3, 1]);
 });
 
-test("c13: a clock that is wrong does not renew all the time", async () => {
+test("a clock that is wrong does not renew all the time", async () => {
   const past = `h.${Buffer.from(JSON.stringify({ exp: Math.floor(Date.now() / 1000) - 3600 })).toString("base64url")}.s`;
   const server = await start((frame, socket) => frame.cate === "auth" && socket.reply({ type: "auth", expires_at: "", client_id: frame.client_id }));
   let calls = 0;
@@ -540,7 +540,7 @@ test("c13: a clock that is wrong does not renew all the time", async () => {
   assert.equal(calls, 1);
 });
 
-test("c14: a page that is hidden for long makes no attempts, and one at once when it is shown", async () => {
+test("a page that is hidden for long makes no attempts, and one at once when it is shown", async () => {
   const { show } = page();
   const server = await start(undefined, { onConnect: (socket, number) => number === 1 && socket.close(1013, "") });
   show("hidden");
@@ -555,7 +555,7 @@ test("c14: a page that is hidden for long makes no attempts, and one at once whe
   assert.equal(server.sockets.length, 2);
 });
 
-test("c14: an attempt that hangs since before the network was back is made anew", async () => {
+test("an attempt that hangs since before the network was back is made anew", async () => {
   const { tell } = page();
   const net = await import("node:net");
   let attempts = 0;
@@ -575,7 +575,7 @@ test("c14: an attempt that hangs since before the network was back is made anew"
   assert.deepEqual([attempts, gateway.state], [2, "connecting"]);
 });
 
-test("c14: a page hidden for a moment goes on trying", async () => {
+test("a page hidden for a moment goes on trying", async () => {
   const { show } = page();
   const server = await start(undefined, { onConnect: (socket, number) => number < 3 && socket.close(1013, "") });
   show("hidden");
@@ -583,7 +583,7 @@ test("c14: a page hidden for a moment goes on trying", async () => {
   await server.until(() => server.sockets.length === 3);
 });
 
-test("c14: what leaves for the back/forward cache or is frozen lets go, and is back at once", async () => {
+test("what leaves for the back/forward cache or is frozen lets go, and is back at once", async () => {
   const { tell, freeze, resume } = page();
   const server = await start();
   const gateway = client(server, NEVER);
@@ -604,7 +604,7 @@ test("c14: what leaves for the back/forward cache or is frozen lets go, and is b
   assert.equal(gateway.state, "closed");
 });
 
-test("b8: the third handshake in a row that never opens is said to be refused", async () => {
+test("the third handshake in a row that never opens is said to be refused", async () => {
   let refuse = true;
   const http = await import("node:http");
   const server = await start();

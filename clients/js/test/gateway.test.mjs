@@ -39,7 +39,7 @@ function state(gateway, wanted) {
   });
 }
 
-test("a5: every request gets its own answer, however many there are at once", async () => {
+test("every request gets its own answer, however many there are at once", async () => {
   const gateway = await client(node, { window: 100 });
   const other = await client(node);
   const seen = (up_to) => gateway.request({ cate: "seen", up_to });
@@ -59,7 +59,7 @@ test("a5: every request gets its own answer, however many there are at once", as
   assert.deepEqual(told, ["room_not_found", "history", "invalid", "presence", 1, 3, 2, "notifications", "pong"]);
 });
 
-test("c12: a node that hangs is given up and found again", async () => {
+test("a node that hangs is given up and found again", async () => {
   const own = await startNode();
   cleanups.push(() => own.stop());
   const gateway = await client(own, { pingAfter: 200, pingTimeout: 300, connectTimeout: 500 });
@@ -71,7 +71,7 @@ test("c12: a node that hangs is given up and found again", async () => {
   await gateway.chat("lobby", "still here");
 });
 
-test("c12: a line that dies without a word is noticed, and what was said on it arrives once", async () => {
+test("a line that dies without a word is noticed, and what was said on it arrives once", async () => {
   const wire = await line(node.port);
   cleanups.push(() => wire.close());
   const gateway = await client(node, { port: wire.port, pingAfter: 60_000, lateAfter: 200, pingTimeout: 500 });
@@ -88,7 +88,7 @@ test("c12: a line that dies without a word is noticed, and what was said on it a
   assert.deepEqual(heard, ["before", "into the dark", "after"]);
 });
 
-test("b8: an origin that is not allowed is said to be refused before it was opened", async () => {
+test("an origin that is not allowed is said to be refused before it was opened", async () => {
   const strict = await startNode({ GATEWAY_ALLOWED_ORIGINS: "https://chat.example.com" });
   cleanups.push(() => strict.stop());
   const page = await visit(strict, { baseDelay: 20 });
@@ -120,14 +120,14 @@ async function visit(at, options = {}) {
 const isOpen = (page) => page.waitForFunction(() => globalThis.gateway.state === "open");
 const NEVER = { baseDelay: 1e9, maxDelay: 1e9 };
 
-test("c15: a page of another origin imports the client", async () => {
+test("a page of another origin imports the client", async () => {
   const page = await visit(node);
   await isOpen(page);
   assert.equal((await page.evaluate(() => gateway.chat("lobby", "from elsewhere"))).type, "ack");
 });
 
 // The browser freezes a page that it puts there, and thaws it.
-test("c14: a page out of the back/forward cache is connected at once, with all it had", async () => {
+test("a page out of the back/forward cache is connected at once, with all it had", async () => {
   const page = await visit(node, NEVER);
   await isOpen(page);
   await page.evaluate(() => (globalThis.kept = "kept"));
@@ -140,7 +140,7 @@ test("c14: a page out of the back/forward cache is connected at once, with all i
   assert.equal((await page.evaluate(() => gateway.chat("lobby", "back again"))).type, "ack");
 });
 
-test("c14: a browser that is offline waits, and is connected when it is online", async () => {
+test("a browser that is offline waits, and is connected when it is online", async () => {
   const page = await visit(node, NEVER);
   await isOpen(page);
   await page.context().setOffline(true);
@@ -149,7 +149,7 @@ test("c14: a browser that is offline waits, and is connected when it is online",
   await isOpen(page);
 });
 
-test("c14: a page that was hidden for long asks for nothing until it is shown", async () => {
+test("a page that was hidden for long asks for nothing until it is shown", async () => {
   const wire = await line(node.port);
   cleanups.push(() => wire.close());
   const at = { ...node, socket: `ws://127.0.0.1:${wire.port}/` };
