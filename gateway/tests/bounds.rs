@@ -111,10 +111,17 @@ async fn who_finds_no_room_to_be_stored_in_is_told_so_and_what_was_taken_is_stor
     postgres.pause();
     let text = "x".repeat(30_000);
     let mut refused = 0;
-    for client in &mut clients {
-        client.send(json!({"cate": "chat", "group_name": ROOM, "message": text, "client_id": "1"})).await;
+    let waiting = async || node.metric("gateway_write_queue_bytes").await;
+    let ask = |id: &str| json!({"cate": "chat", "group_name": ROOM, "message": text, "client_id": id});
+    for client in &mut clients[..3] {
+        let before = waiting().await;
+        client.send(ask("1")).await;
+        eventually("it waits to be stored", || async { waiting().await > before }).await;
         // Not read from until the first is stored, although there may be room.
-        client.send(json!({"cate": "chat", "group_name": ROOM, "message": text, "client_id": "2"})).await;
+        client.send(ask("2")).await;
+    }
+    for client in &mut clients[3..] {
+        client.send(ask("1")).await;
     }
     for client in &mut clients[3..] {
         let error = client.until(|frame| frame["client_id"] == "1").await;

@@ -365,6 +365,8 @@ async fn waiting_for_the_database_and_for_the_dead_letters_is_nobodys_fault() {
 async fn a_redis_without_memory_loses_no_dead_letter() {
     let redis = RedisServer::start();
     let mut node = NodeProcess::start(&[("redis-url", &redis.url())]);
+    event(&redis, "first", "user:alice", "the group is there");
+    eventually("the stream is read", || async { unseen(node.door, "alice").await == 1 }).await;
     node.process.pause();
     add(&redis, &[("only", b"nonsense")]);
     redis.cli(&["CONFIG", "SET", "maxmemory", "1"]);
