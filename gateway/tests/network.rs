@@ -87,7 +87,7 @@ fn large_message() -> Append {
     Append {
         stream: Stream::Room("lobby".into()),
         from_user: "bob".into(),
-        message: "x".repeat(8000),
+        message: "x".repeat(8000).into(),
         key: None,
         create_inbox: false,
         origin: None,
