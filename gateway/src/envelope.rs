@@ -453,9 +453,10 @@ mod tests {
         assert_eq!(reason("[]"), "not_json");
         assert_eq!((reason("{}"), reason(r#"{"message":1}"#)), ("missing_field", "missing_field"));
         assert_eq!(reason(r#"{"message":"x","from_user":1}"#), "malformed");
-        assert_eq!(reason(r#"{"message":"\ud800"}"#), "malformed");
         assert_eq!(reason(&format!(r#"{{"message":"{}"}}"#, "x".repeat(MAX_DATA))), "too_large");
         let good = delivery(r#" {"from_user":null,"more":[{}],"message":"x"}"#).unwrap();
         assert_eq!(good.content(), Some(["api", "x"]));
+        let cut = delivery(r#"{"message":"\ud800","\ud800":1}"#).unwrap();
+        assert_eq!(cut.content(), Some(["api", "\u{fffd}"]));
     }
 }
