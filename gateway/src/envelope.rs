@@ -14,6 +14,7 @@ use serde_json::value::RawValue;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
+use crate::json;
 use crate::names;
 use crate::node::Node;
 use crate::writer::WriteError;
@@ -154,15 +155,11 @@ fn wrong_number() -> String {
 
 /// The fields of `data` that mean something to us, each of any type.
 #[derive(Deserialize)]
-struct Data<'a> {
-    #[serde(borrow)]
-    message: Option<&'a RawValue>,
-    #[serde(borrow)]
-    from_user: Option<&'a RawValue>,
-    #[serde(borrow)]
-    code: Option<&'a RawValue>,
-    #[serde(borrow)]
-    reason: Option<&'a RawValue>,
+struct Data {
+    message: Option<Box<RawValue>>,
+    from_user: Option<Box<RawValue>>,
+    code: Option<Box<RawValue>>,
+    reason: Option<Box<RawValue>>,
 }
 
 impl Envelope<'_> {
@@ -211,28 +208,28 @@ fn fits(kind: &str, to: &Stream) -> Result<(), Unusable> {
 }
 
 fn meaning(kind: &str, data: &RawValue, source: &Arc<str>, id: &str) -> Result<Meaning, Unusable> {
-    let data: Data<'_> = serde_json::from_str(data.get())
+    let data: Data = json::read(data.get().as_bytes())
         .map_err(|error| unusable("malformed", format!("data is malformed: {error}")))?;
     if kind == "gateway.disconnect" {
         let mut event = Event::new("gateway.disconnect");
-        if let Some(code) = data.code.and_then(|code| serde_json::from_str::<i64>(code.get()).ok()) {
+        if let Some(code) = data.code.and_then(|code| json::whole(&json::read(code.get().as_bytes()).ok()?)) {
             event = event.with("code", code);
         }
-        if let Some(reason) = data.reason.and_then(|reason| serde_json::from_str::<String>(reason.get()).ok()) {
+        if let Some(reason) = data.reason.and_then(|reason| json::read::<String>(reason.get().as_bytes()).ok()) {
             event = event.with("reason", reason);
         }
         return Ok(Meaning::Disconnect(event));
     }
     let text = |field: &str, value: &RawValue| {
-        let text: Result<String, _> = serde_json::from_str(value.get());
+        let text: Result<String, _> = json::read(value.get().as_bytes());
         text.map_err(|_| unusable("malformed", format!("data.{field} must be text")))
     };
     let missing = || unusable("missing_field", "data.message is missing");
     let message = data.message.filter(|message| message.get().starts_with('"')).ok_or_else(missing)?;
-    let message: Arc<str> = text("message", message)?.into();
+    let message: Arc<str> = text("message", &message)?.into();
     let from_user = match data.from_user {
         None => Arc::clone(source),
-        Some(name) => text("from_user", name)?.into(),
+        Some(name) => text("from_user", &name)?.into(),
     };
     // What the store would refuse; said here, before anything of a list is stored.
     if [source, id, &message, &from_user].iter().any(|text| text.contains('\0')) {
@@ -456,9 +453,10 @@ mod tests {
         assert_eq!(reason("[]"), "not_json");
         assert_eq!((reason("{}"), reason(r#"{"message":1}"#)), ("missing_field", "missing_field"));
         assert_eq!(reason(r#"{"message":"x","from_user":1}"#), "malformed");
-        assert_eq!(reason(r#"{"message":"\ud800"}"#), "malformed");
         assert_eq!(reason(&format!(r#"{{"message":"{}"}}"#, "x".repeat(MAX_DATA))), "too_large");
         let good = delivery(r#" {"from_user":null,"more":[{}],"message":"x"}"#).unwrap();
         assert_eq!(good.content(), Some(["api", "x"]));
+        let cut = delivery(r#"{"message":"\ud800","\ud800":1}"#).unwrap();
+        assert_eq!(cut.content(), Some(["api", "\u{fffd}"]));
     }
 }

@@ -9,6 +9,7 @@ use time::macros::format_description;
 use uuid::Uuid;
 
 use crate::consumer::Rendering;
+use crate::json;
 
 /// Handler names of the events that everybody on the layer may send.
 pub(crate) const CHAT_MESSAGE: &str = "chat_message";
@@ -154,12 +155,19 @@ pub(crate) fn notification_message(event: &Event) -> Option<Rendering> {
     Some(Rendering::json("notification", &frame)?.resumes())
 }
 
-/// `gateway.send` → its text as it is, if that is a JSON object and not one of our own frames.
+/// `gateway.send` → its text as it is, or as the standard would have it, if that is a JSON object and not one of our own frames.
 pub(crate) fn gateway_send(event: &Event) -> Option<Rendering> {
-    let text = event.text("text")?;
-    let object: std::collections::HashMap<String, &RawValue> = serde_json::from_str(text).ok()?;
+    let (text, mended): (_, Box<RawValue>);
+    let sent = event.text("text")?;
+    if serde_json::from_str::<&RawValue>(sent).is_ok() {
+        text = sent;
+    } else {
+        mended = json::read(sent.as_bytes()).ok()?;
+        text = mended.get();
+    }
+    let object: std::collections::HashMap<String, Box<RawValue>> = json::read(text.as_bytes()).ok()?;
     if let Some(kind) = object.get("type") {
-        let kind: Result<String, _> = serde_json::from_str(kind.get());
+        let kind: Result<String, _> = json::read(kind.get().as_bytes());
         if kind.is_ok_and(|kind| OWN_FRAME_TYPES.contains(&kind.as_str())) {
             return None;
         }
@@ -342,5 +350,8 @@ mod tests {
         assert!(send(r#"{"type":"cart","items":2}"#) && send("{}"));
         assert!(!send(r#"{"type":"chat"}"#) && !send("[1]") && !send("no json") && !send(r#"{"type":"ack"}"#));
         assert!(!send(r#"{"\u0074ype":"chat"}"#));
+        assert!(send(r#"{"type":"cart","name":"\ud83d"}"#) && !send("\u{feff}{\"type\":\"chat\"}"));
+        let odd = Event::new("gateway.send").with("text", "\u{feff}{\"type\":\"cart\",\"sum\":NaN}");
+        assert_eq!(rendered(&odd, gateway_send), serde_json::json!({"type": "cart", "sum": null}));
     }
 }

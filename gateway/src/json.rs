@@ -14,6 +14,22 @@ pub(crate) fn read<T: DeserializeOwned>(json: &[u8]) -> serde_json::Result<T> {
     })
 }
 
+/// The longest list or body that is mended: while that is done, it takes dozens of times as much memory.
+const MENDED: usize = 256 * 1024;
+
+/// The same for what may be long; then only the strict reader reads it.
+pub(crate) fn read_long<T: DeserializeOwned>(json: &[u8]) -> serde_json::Result<T> {
+    if json.len() <= MENDED { read(json) } else { serde_json::from_slice(json) }
+}
+
+/// What the strict reader has refused, written by the standard's rules, if Python could read it and it is not long.
+pub(crate) fn mended_short(json: &str) -> Option<String> {
+    if json.len() > MENDED {
+        return None;
+    }
+    String::from_utf8(mended(json.as_bytes())?).ok()
+}
+
 /// The same written by the standard's rules, if Python could read it.
 fn mended(json: &[u8]) -> Option<Vec<u8>> {
     serde_json::to_vec(&channel_layer::Value::from_json(json).ok()?).ok()

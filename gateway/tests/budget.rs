@@ -427,6 +427,103 @@ async fn dead_letters_of_a_cluster_go_from_server_to_server() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn entries_that_are_too_large_together_are_read_one_by_one() {
+    let redis = RedisServer::start();
+    redis.cli(&["XGROUP", "CREATE", "gateway:events", "gateway", "0", "MKSTREAM"]);
+    let text = "x".repeat(60_000);
+    for number in 0..100 {
+        event(&redis, &number.to_string(), "user:alice", &text);
+    }
+    let (node, _directory) = node_on_disk(&[("redis-url", &redis.url())]);
+    is_empty(&redis).await;
+    assert_eq!((unseen(node.door, "alice").await, length(&redis, "gateway:events:dead")), (json!(100), 0));
+    let grown = grown("6 MB in a hundred entries", &node, 0);
+    assert!(grown < 2 * MOST, "{} MiB", grown / MIB);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn entries_of_many_small_fields_do_not_fill_the_memory() {
+    let redis = RedisServer::start();
+    let node = NodeProcess::start(&[("redis-url", &redis.url())]);
+    event(&redis, "first", "user:alice", "first");
+    is_empty(&redis).await;
+    let before = peak(&node);
+    for _ in 0..3 {
+        add(&redis, &vec![("", &b""[..]); 300_000]);
+    }
+    is_empty(&redis).await;
+    assert_eq!(dead(node.door).await, ["too_large"; 3]);
+    let grown = grown("300,000 empty fields", &node, before);
+    assert!(grown < MOST / 2, "{} MiB", grown / MIB);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dead_letter_that_no_script_can_write_whole_says_so_and_is_not_lost() {
+    let redis = RedisServer::start();
+    let node = NodeProcess::start(&[("redis-url", &redis.url())]);
+    let names: Vec<String> = (0..4000).map(|number| format!("f{number}")).collect();
+    let value = vec![b'x'; 2000];
+    let many: Vec<(&str, &[u8])> = names.iter().map(|name| (name.as_str(), &*value)).collect();
+    add(&redis, &many);
+    is_empty(&redis).await;
+    let (_, page) = node.door.api("GET", "/api/dead", None).await;
+    let letter = &page["dead"][0];
+    let reason = letter["fields"]["reason"].as_str().unwrap();
+    assert!(reason.starts_with("too_large: ") && reason.contains("the first 3497 of 4000 fields"), "{reason}");
+    assert!(letter["has_more_fields"] == true && letter["fields"]["deliveries"] == "2", "{letter}");
+    // One that somebody has written is not moved in part.
+    let mut command: Vec<&[u8]> = vec![b"XADD", b"gateway:events:dead", b"9999999999999-0"];
+    command.extend(many.iter().flat_map(|(name, value)| [name.as_bytes(), *value]));
+    redis.raw(&command);
+    let (status, problem) = node.door.api("POST", "/api/dead/9999999999999-0/retry", None).await;
+    assert_eq!((status, length(&redis, "gateway:events:dead")), (413, 2), "{problem}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_the_right_to_run_scripts_a_large_entry_stays_and_those_behind_it_go_on() {
+    let redis = RedisServer::start();
+    let node = NodeProcess::start(&[("redis-url", &redis.url())]);
+    redis.cli(&["ACL", "SETUSER", "default", "-eval"]);
+    let huge = vec![b'x'; 5 * MIB];
+    add(&redis, &[("data", &huge)]);
+    add(&redis, &[("only", b"nonsense")]);
+    event(&redis, "behind", "user:alice", "behind");
+    eventually("it stays alone", || async { length(&redis, "gateway:events") == 1 }).await;
+    assert_eq!(dead(node.door).await, ["missing_field"]);
+    assert_eq!(unseen(node.door, "alice").await, 1);
+    assert!(node.door.metric(r#"gateway_stream_postponed_total{reason="no_dead_letter"}"#).await > 0.0);
+    assert!(node.log().contains("needs the right to EVAL"), "{}", node.log());
+    eventually("it does not count", || async { times_taken(&redis) == ["1"] }).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cluster_keeps_the_beginnings_of_what_is_too_large_and_all_of_what_was_given_up() {
+    let cluster = Cluster::start();
+    let at = |key: &str| cluster.node(cluster.primary_of(key));
+    let (events, graveyard) = (at("gateway:events"), at("gateway:events:dead"));
+    events.cli(&["XGROUP", "CREATE", "gateway:events", "gateway", "0", "MKSTREAM"]);
+    let poison = event(events, "poison", "user:alice", "poison");
+    events.cli(&["XREADGROUP", "GROUP", "gateway", "ghost", "STREAMS", "gateway:events", ">"]);
+    events.cli(&["XCLAIM", "gateway:events", "gateway", "ghost", "0", &poison, "IDLE", "60000", "RETRYCOUNT", "5"]);
+    let node = TestNode::start(&[("redis-url", &cluster.url())]).await;
+    is_empty(events).await;
+    let huge = vec![b'x'; 5 * MIB];
+    add(events, &[("data", &huge), ("id", b"huge")]);
+    is_empty(events).await;
+    assert_eq!(dead(node.at()).await, ["too_large", "gave_up"]);
+    let (_, page) = node.at().api("GET", "/api/dead", None).await;
+    let fields = &page["dead"][0]["fields"];
+    assert_eq!((fields["data"].as_str().unwrap().len(), &fields["id"]), (65_536, &json!("huge")));
+    assert!(fields["reason"].as_str().unwrap().contains("of 2 fields 2 are kept, of each at most 65536 bytes"));
+    // What does not fit through the node stays where it is.
+    graveyard.raw(&[b"XADD", b"gateway:events:dead", b"9999999999999-0", b"data", &huge]);
+    let (_, letter) = node.at().api("GET", "/api/dead/9999999999999-0", None).await;
+    assert_eq!(letter["cut"], json!({"data": huge.len()}));
+    assert_eq!(node.at().api("POST", "/api/dead/9999999999999-0/retry", None).await.0, 413);
+    assert_eq!(length(graveyard, "gateway:events:dead"), 3);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn wrong_keys_are_counted_logged_and_slowed_and_the_right_one_is_not() {
     let node = NodeProcess::start(&[]);
     let ask = async |key: &str| {
@@ -469,5 +566,18 @@ async fn unknown_fields_of_an_envelope_mean_nothing() {
         assert_eq!(alice.frame().await["message"], "hi");
         let (_, answer) = door.api_with("POST", "/api/events", Some(body), &headers).await;
         assert_eq!(answer["results"][0]["repeated"], true);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bodies_are_read_as_browsers_and_python_write_them() {
+    let node = TestNode::start(&[]).await;
+    let mut alice = node.at().connect("/ws/notifications/", "alice").await;
+    let envelope = r#"{"type":"notification","to":"user:alice","data":{"message":"cut \ud83d","n":NaN}}"#;
+    for body in [envelope.to_owned(), format!("\u{feff}{envelope}"), format!("[{envelope}]")] {
+        let request = http_client().post(format!("http://{}/api/events", node.at().internal)).bearer_auth("key");
+        let answer = request.header("content-type", "application/json").body(body).send().await.unwrap();
+        assert_eq!(answer.status().as_u16(), 200);
+        assert_eq!(alice.frame().await["message"], "cut \u{fffd}");
     }
 }

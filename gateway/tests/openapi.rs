@@ -194,7 +194,7 @@ async fn what_works(api: &mut Recorder, redis: &RedisServer) {
     api.call("POST", RETRY, &[oldest], "", None).await;
 }
 
-async fn what_is_refused(api: &mut Recorder) {
+async fn what_is_refused(api: &mut Recorder, redis: &RedisServer) {
     // The room is gone, and such a dead letter never was.
     for (method, path, names, body) in operations() {
         if path == ROOM && method == "PUT" {
@@ -213,6 +213,12 @@ async fn what_is_refused(api: &mut Recorder) {
         api.raw(method, path, &names, "", Some(huge.clone()), &json).await;
         api.raw(method, path, &names, "", Some("{}".into()), &json[..1]).await;
     }
+    let value = vec![b'x'; 2000];
+    let mut large: Vec<&[u8]> = vec![b"XADD", b"gateway:events:dead", b"9999999999999-0"];
+    large.extend([&b"name"[..], &value].repeat(4000));
+    redis.raw(&large);
+    api.call("POST", RETRY, &["9999999999999-0"], "", None).await;
+    redis.cli(&["DEL", "gateway:events:dead"]);
     let event = |to: &str, text: &str| json!({"type": "chat", "to": to, "data": {"message": text}, "id": "1"});
     api.call("POST", "/api/events", &[], "", Some(event("room:lobby", "x"))).await;
     api.call("PUT", ROOM, &["again"], "", None).await;
@@ -245,7 +251,7 @@ async fn everything_a_node_answers_is_as_the_document_says() {
     let mut api = Recorder { door: node.at(), records: Vec::new() };
     what_works(&mut api, &redis).await;
     assert!(api.records.iter().all(|record| record["status"] == 200), "{:#?}", api.records);
-    what_is_refused(&mut api).await;
+    what_is_refused(&mut api, &redis).await;
     redis.kill();
     what_is_away(&mut api, false).await;
     postgres.kill9();

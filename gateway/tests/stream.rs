@@ -74,6 +74,25 @@ async fn an_entry_is_stored_once_and_delivered_also_if_written_before_the_node_c
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_browsers_and_python_write_as_json_is_read() {
+    let redis = RedisServer::start();
+    let node = TestNode::start(&[("redis-url", &redis.url())]).await;
+    let mut alice = node.at().connect("/ws/notifications/", "alice").await;
+    let entry = |id: &str, kind: &str, to: &str, data: &str| {
+        add(&redis, &["id", id, "source", "s", "type", kind, "to", to, "data", data]);
+    };
+    entry("1", "notification", "user:alice", r#"{"message":"cut \ud83d","from_user":"\udead"}"#);
+    let frame = alice.frame().await;
+    assert_eq!((&frame["message"], &frame["from_user"]), (&json!("cut \u{fffd}"), &json!("\u{fffd}")));
+    entry("2", "notification", "\u{feff}[\"user:alice\"]", "\u{feff}{\"message\":\"marked\",\"n\":[NaN]}");
+    assert_eq!(alice.frame().await["message"], "marked");
+    entry("3", "gateway.disconnect", "user:alice", r#"{"code":4100.0,"reason":"\ud83d"}"#);
+    assert_eq!(alice.closed().await, 4100);
+    is_empty(&redis).await;
+    assert_eq!(redis.cli(&["XLEN", "gateway:events:dead"]).trim(), "0");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_can_never_work_goes_to_the_dead_letters_and_may_be_tried_again() {
     let redis = RedisServer::start();
     let node = TestNode::start(&[("redis-url", &redis.url())]).await;

@@ -5,7 +5,7 @@ use serde_json::json;
 
 use super::{ApiResult, Call, Problem};
 use crate::node::Node;
-use crate::redis::{DeadLetters, RedisFailed};
+use crate::redis::{DeadLetters, Moved, RedisFailed};
 
 /// Dead letters of one answer: the default, and the most; fewer where they are large.
 const DEFAULT_LIMIT: u64 = 100;
@@ -39,7 +39,10 @@ pub(super) async fn show(node: &Node, id: &str) -> ApiResult {
 
 pub(super) async fn retry(node: &Node, id: &str) -> ApiResult {
     let id = valid(id)?;
-    settled(id, true, open(node).await?.retry(id).await?)
+    match open(node).await?.retry(id).await? {
+        Moved::TooLarge => Err(Problem::too_large("the dead letter is too large to be moved; it stays where it is")),
+        moved => settled(id, true, moved == Moved::Yes),
+    }
 }
 
 pub(super) async fn drop_one(node: &Node, id: &str) -> ApiResult {

@@ -17,7 +17,7 @@ use sha2::{Digest, Sha256};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use super::{Call, Problem, not_json, object, share};
+use super::{Call, Problem, lenient, not_json, object, share};
 use crate::envelope::{self, Delivery, Envelope, Failed, Item, Outcome, PIECE, Unusable, What};
 use crate::events::rfc3339;
 use crate::node::Node;
@@ -134,7 +134,12 @@ impl<'de: 'a, 'a> Deserialize<'de> for List<'a> {
 
 impl Published {
     fn read(call: &Call, now: OffsetDateTime) -> Result<Self, Problem> {
-        let body = call.text()?.trim_start();
+        let key = idempotency_key(&call.headers)?.unwrap_or_else(|| Uuid::now_v7().to_string());
+        lenient(call.text()?, |body| Self::of(body, &key, now))
+    }
+
+    fn of(body: &str, key: &str, now: OffsetDateTime) -> Result<Self, Problem> {
+        let body = body.trim_start();
         let is_list = body.starts_with('[');
         let malformed = |error: serde_json::Error| match error.classify() {
             Category::Data => Problem::bad(error.to_string()),
@@ -144,7 +149,6 @@ impl Published {
             true => serde_json::from_str::<List<'_>>(body).map_err(malformed)?.0,
             false => vec![serde_json::from_str(body).map_err(malformed)?],
         };
-        let key = idempotency_key(&call.headers)?.unwrap_or_else(|| Uuid::now_v7().to_string());
         let (mut deliveries, mut recipients) = (Vec::with_capacity(envelopes.len()), 0);
         for (index, json) in envelopes.into_iter().enumerate() {
             let place = is_list.then_some(index);
@@ -153,7 +157,7 @@ impl Published {
             envelope.id.get_or_insert_with(|| match is_list {
                 // One key for many envelopes: each has its place in the list as a part of its identity.
                 true => format!("{key}/{index}"),
-                false => key.clone(),
+                false => key.to_owned(),
             });
             let delivery = envelope.delivery(SOURCE, now);
             let delivery = delivery.map_err(|unusable| Problem::from(unusable).in_envelope(place))?;

@@ -225,7 +225,7 @@ impl Call {
 
     /// The body as one object.
     fn body<T: DeserializeOwned>(&self) -> Result<T, Problem> {
-        object("the body", self.text()?)
+        lenient(self.text()?, |json| object("the body", json))
     }
 
     fn query<T: std::str::FromStr>(&self, name: &str) -> Result<Option<T>, Problem> {
@@ -259,8 +259,20 @@ fn object<'a, T: Deserialize<'a>>(what: &str, json: &'a str) -> Result<T, Proble
     serde_json::from_str(json).map_err(malformed)
 }
 
+/// Reads JSON strictly, and as browsers and Python write it where that does not work.
+fn lenient<T>(json: &str, read: impl Fn(&str) -> Result<T, Problem>) -> Result<T, Problem> {
+    let strict = read(json);
+    let is_odd = strict.as_ref().is_err_and(|problem| problem.is(NOT_JSON));
+    match is_odd.then(|| crate::json::mended_short(json)).flatten() {
+        Some(mended) => read(&mended),
+        None => strict,
+    }
+}
+
+const NOT_JSON: &str = "the body is not JSON";
+
 fn not_json() -> Problem {
-    Problem::bad("the body is not JSON")
+    Problem::bad(NOT_JSON)
 }
 
 /// The name, if it can be one.

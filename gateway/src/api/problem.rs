@@ -22,6 +22,10 @@ impl Problem {
         Self { status, detail: detail.into(), envelope: None, header: None }
     }
 
+    pub(super) fn is(&self, detail: &str) -> bool {
+        self.detail == detail
+    }
+
     pub(super) fn bad(detail: impl Into<String>) -> Self {
         Self::new(StatusCode::BAD_REQUEST, detail)
     }

@@ -3,14 +3,10 @@
 use serde_json::{Map, json};
 
 use super::RedisFailed;
-use super::connection::{Move, move_fields};
 use super::entry::{Entry, entries};
 use super::pool::Lent;
-use super::server::{PATIENCE, Server};
-use super::stream::ADDED;
-
-/// Bytes of a field that are shown.
-const SHOWN: usize = 64 * 1024;
+use super::server::{LETTER_TIME, Server};
+use super::unread::{self, ADDED, Beginning, CUT, CUT_FIELDS, Moved};
 
 /// Bytes of a page, about: what comes then is for the next one.
 const PAGE: usize = 2 * 1024 * 1024;
@@ -42,52 +38,86 @@ impl DeadLetters {
     /// Those from `newest` down to `oldest`, at most `count` and as many as fit into a page; bounds as `XREVRANGE`
     /// knows them.
     pub(crate) async fn list(&mut self, newest: &str, oldest: &str, count: u64) -> Result<Page, RedisFailed> {
-        let (mut letters, mut bytes, mut newest) = (Vec::new(), 0, newest.to_owned());
+        let (mut letters, mut bytes, mut newest, mut most) = (Vec::new(), 0, newest.to_owned(), STEP);
         loop {
             // One more than is wanted tells whether there are more.
-            let step = STEP.min(count - letters.len() as u64 + 1);
-            let mut command = redis::cmd("XREVRANGE");
-            command.arg(&self.dead).arg(&newest).arg(oldest).arg("COUNT").arg(step);
-            let read = entries(self.redis.ask(&command, SHOWN).await?);
+            let step = most.min(count - letters.len() as u64 + 1);
+            let Some(read) = self.read([&newest, oldest], step).await? else {
+                // It is not known which of them is large.
+                most = 1;
+                continue;
+            };
             let is_last = (read.len() as u64) < step;
-            let mut was_cut_short = false;
-            for (place, entry) in read.iter().enumerate() {
+            for letter in read {
                 if letters.len() as u64 == count {
                     return Ok(Page { letters, has_more: true });
                 }
-                if place > 0 && lacks_room(entry) {
-                    // The answer was full before it: it is the first of the next one.
-                    was_cut_short = true;
-                    break;
-                }
-                let letter = shown(entry);
-                let size = letter.to_string().len();
+                let shown = shown(&letter);
+                let size = shown.to_string().len();
                 if bytes > 0 && bytes + size > PAGE {
                     return Ok(Page { letters, has_more: true });
                 }
                 bytes += size;
-                newest = format!("({}", entry.id);
-                letters.push(letter);
+                newest = format!("({}", letter.id);
+                letters.push(shown);
             }
-            if is_last && !was_cut_short {
+            if is_last {
                 return Ok(Page { letters, has_more: false });
             }
         }
     }
 
+    /// So many letters; of one that is too large, its beginning. Nothing if they are too large together.
+    async fn read(&mut self, range: [&str; 2], count: u64) -> Result<Option<Vec<Beginning>>, RedisFailed> {
+        let mut command = redis::cmd("XREVRANGE");
+        command.arg(&self.dead).arg(&range).arg("COUNT").arg(count);
+        if let Some(answer) = self.redis.ask(&command).await? {
+            return Ok(Some(entries(answer).into_iter().map(Beginning::of).collect()));
+        }
+        self.open_again().await?;
+        if count > 1 {
+            return Ok(None);
+        }
+        let letter = unread::beginning(&mut self.redis, &self.dead, range).await?;
+        Ok(Some(letter.into_iter().collect()))
+    }
+
+    async fn open_again(&mut self) -> Result<(), RedisFailed> {
+        self.redis = self.server.open(&self.dead).await?;
+        Ok(())
+    }
+
     /// Writes it to the stream again, without what was added, and takes it out of the dead letters once it is there.
-    pub(crate) async fn retry(&mut self, id: &str) -> Result<bool, RedisFailed> {
+    pub(crate) async fn retry(&mut self, id: &str) -> Result<Moved, RedisFailed> {
+        let moved = self.write_again(id).await?;
+        if moved == Moved::Yes {
+            // Should this fail, a repetition changes nothing.
+            self.drop_one(id).await?;
+        }
+        Ok(moved)
+    }
+
+    async fn write_again(&mut self, id: &str) -> Result<Moved, RedisFailed> {
         let mut read = redis::cmd("XRANGE");
         read.arg(&self.dead).arg(id).arg(id);
-        let Some(entry) = entries(self.redis.ask(&read, 0).await?).into_iter().next() else { return Ok(false) };
-        // The stream may be on another server. Should the last step fail, a repetition changes nothing.
-        let mut stream = self.server.open_own(&self.stream, PATIENCE).await?;
-        let what = Move { from: &self.dead, id, without_last: added(&entry), to: &self.stream, added: &[] };
-        if !move_fields(&mut self.redis, &mut stream, &what).await? {
-            return Ok(false);
+        let Some(answer) = self.redis.ask(&read).await? else {
+            self.open_again().await?;
+            if self.server.is_cluster {
+                return Ok(Moved::TooLarge);
+            }
+            let mut own = self.server.open_own(&self.dead, LETTER_TIME).await?;
+            return Ok(unread::retry(&mut own, [&self.dead, &self.stream], id).await?);
+        };
+        let Some(letter) = entries(answer).into_iter().next() else { return Ok(Moved::Gone) };
+        let fields = original(&letter);
+        if fields.is_empty() {
+            return Ok(Moved::Gone);
         }
-        self.drop_one(id).await?;
-        Ok(true)
+        // The stream may be on another server.
+        let mut stream = self.server.open_own(&self.stream, LETTER_TIME).await?;
+        let mut add = redis::cmd("XADD");
+        add.arg(&self.stream).arg("*").arg(fields).query_async::<()>(&mut stream).await?;
+        Ok(Moved::Yes)
     }
 
     /// Forgets it.
@@ -97,38 +127,46 @@ impl DeadLetters {
     }
 }
 
-/// How many fields were added at the end of a letter: none to one that somebody has made by hand.
-fn added(letter: &Entry) -> usize {
-    let Some(first) = letter.fields.len().checked_sub(ADDED.len()) else { return 0 };
-    let names = letter.fields[first..].iter().map(|(name, _)| &*name.bytes);
-    if names.eq(ADDED.map(str::as_bytes)) { ADDED.len() } else { 0 }
+/// A letter's fields without those that were added at its end: all, if somebody has made it by hand.
+fn original(letter: &Entry) -> &[(Vec<u8>, Vec<u8>)] {
+    let Some(first) = letter.fields.len().checked_sub(ADDED.len()) else { return &letter.fields };
+    let (before, added) = letter.fields.split_at(first);
+    let names = added.iter().map(|(name, _)| &**name);
+    if names.eq(ADDED.map(str::as_bytes)) { before } else { &letter.fields }
 }
 
-/// Whether something is missing of an entry that would be shown if there were nothing before it.
-fn lacks_room(entry: &Entry) -> bool {
-    let lacks = |len: usize, has: usize| has < len.min(SHOWN);
-    entry.has_more
-        || entry
-            .fields
-            .iter()
-            .any(|(name, value)| lacks(name.len, name.bytes.len()) || lacks(value.len, value.bytes.len()))
+impl Beginning {
+    /// What is shown of an entry that was read whole.
+    fn of(entry: Entry) -> Self {
+        let count = entry.fields.len();
+        let last = count.saturating_sub(ADDED.len());
+        let fields = entry.fields.into_iter().enumerate();
+        let kept =
+            fields.filter(|(place, _)| *place < CUT_FIELDS || *place >= last).map(|(_, (mut name, mut value))| {
+                let len = value.len();
+                name.truncate(CUT);
+                value.truncate(CUT);
+                (name, value, len)
+            });
+        Self { id: entry.id, fields: kept.collect(), count }
+    }
 }
 
-fn shown(entry: &Entry) -> serde_json::Value {
+fn shown(letter: &Beginning) -> serde_json::Value {
     let (mut fields, mut cut) = (Map::new(), Map::new());
-    for (name, value) in &entry.fields {
-        let name = String::from_utf8_lossy(&name.bytes).into_owned();
-        if !value.is_whole() {
-            cut.insert(name.clone(), json!(value.len));
+    for (name, value, len) in &letter.fields {
+        let name = String::from_utf8_lossy(name).into_owned();
+        if value.len() < *len {
+            cut.insert(name.clone(), json!(len));
         }
-        fields.insert(name, json!(String::from_utf8_lossy(&value.bytes)));
+        fields.insert(name, json!(String::from_utf8_lossy(value)));
     }
-    let mut letter = json!({"dead_id": entry.id, "fields": fields});
+    let mut shown = json!({"dead_id": letter.id, "fields": fields});
     if !cut.is_empty() {
-        letter["cut"] = json!(cut);
+        shown["cut"] = json!(cut);
     }
-    if entry.has_more {
-        letter["has_more_fields"] = json!(true);
+    if letter.fields.len() < letter.count {
+        shown["has_more_fields"] = json!(true);
     }
-    letter
+    shown
 }

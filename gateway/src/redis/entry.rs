@@ -2,36 +2,27 @@
 
 use redis::Value;
 
-use super::connection::Text;
-
-/// An entry, or its beginning if it is too large.
+/// An entry, read whole.
 pub(super) struct Entry {
     pub(super) id: String,
     /// Names and values.
-    pub(super) fields: Vec<(Text, Text)>,
-    /// There are more.
-    pub(super) has_more: bool,
+    pub(super) fields: Vec<(Vec<u8>, Vec<u8>)>,
 }
 
 impl Entry {
-    /// Whether all of it is here.
-    pub(super) fn is_whole(&self) -> bool {
-        !self.has_more && self.fields.iter().all(|(name, value)| name.is_whole() && value.is_whole())
-    }
-
     /// Whether nothing is left of it but its id: it was deleted while it was pending.
     pub(super) fn is_gone(&self) -> bool {
-        self.fields.is_empty() && !self.has_more
+        self.fields.is_empty()
     }
 
-    /// Bytes of its fields, also of those that were not kept.
+    /// Bytes of its fields.
     pub(super) fn bytes(&self) -> usize {
-        self.fields.iter().map(|(name, value)| name.len + value.len).sum()
+        self.fields.iter().map(|(name, value)| name.len() + value.len()).sum()
     }
 
-    pub(super) fn field(&self, wanted: &str) -> Option<&Text> {
+    pub(super) fn field(&self, wanted: &str) -> Option<&[u8]> {
         // Of two that have the same name the later one counts.
-        self.fields.iter().rfind(|(name, _)| name.bytes == wanted.as_bytes() && name.is_whole()).map(|(_, value)| value)
+        self.fields.iter().rfind(|(name, _)| name == wanted.as_bytes()).map(|(_, value)| &**value)
     }
 }
 
@@ -44,19 +35,25 @@ pub(super) fn entries(list: Value) -> Vec<Entry> {
 fn entry(value: Value) -> Option<Entry> {
     let Value::Array(parts) = value else { return None };
     let mut parts = parts.into_iter();
-    let id = String::from_utf8(Text::of(parts.next()?)?.bytes).ok()?;
+    let id = String::from_utf8(text(parts.next()?)?).ok()?;
     let texts = match parts.next()? {
         Value::Array(texts) => texts,
         _ => Vec::new(),
     };
-    // Names and values are an even number; one that is not was cut.
-    let has_more = texts.len() % 2 == 1;
-    let mut texts = texts.into_iter();
     let mut fields = Vec::with_capacity(texts.len() / 2);
+    let mut texts = texts.into_iter();
     while let (Some(name), Some(value)) = (texts.next(), texts.next()) {
-        fields.push((Text::of(name)?, Text::of(value)?));
+        fields.push((text(name)?, text(value)?));
     }
-    Some(Entry { id, fields, has_more })
+    Some(Entry { id, fields })
+}
+
+fn text(value: Value) -> Option<Vec<u8>> {
+    match value {
+        Value::BulkString(bytes) => Some(bytes),
+        Value::SimpleString(text) => Some(text.into_bytes()),
+        _ => None,
+    }
 }
 
 /// The entries of all streams that were read: `[[stream, entries], …]`, or nothing when nothing came.

@@ -1,6 +1,7 @@
 //! What a node does in Redis beside the channel layer: it notes which deployment it belongs to, and reads
 //! the stream of durable events.
 
+mod bounded;
 mod connection;
 mod dead;
 mod entry;
@@ -8,6 +9,7 @@ mod hint;
 mod pool;
 mod server;
 mod stream;
+mod unread;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,6 +24,7 @@ pub(crate) use hint::{other_layer, warn_of_other_layer};
 pub use server::RedisFailed;
 pub(crate) use server::Server;
 pub(crate) use stream::ingest;
+pub(crate) use unread::Moved;
 
 /// How often the claim is looked at again; an emptied Redis has forgotten it.
 const CLAIM_EVERY: Duration = Duration::from_secs(15);

@@ -21,6 +21,9 @@ use crate::config::Config;
 /// Longest wait for an answer that need not wait for anything.
 pub(super) const PATIENCE: Duration = Duration::from_secs(2);
 
+/// Longest wait for a large entry to be moved within the server, or to be taken by it.
+pub(super) const LETTER_TIME: Duration = Duration::from_secs(10);
+
 /// Longest wait for one of the shared connections, made anew or not.
 const TURN: Duration = Duration::from_secs(5);
 
@@ -109,7 +112,8 @@ impl std::fmt::Debug for Server {
     }
 }
 
-/// Connects to the server that has this key; `answer` is the limit for each answer, or for each part of a long one.
+/// Connects to the server that has this key; `answer` is the limit for each answer.
 pub(super) async fn connect(connector: &Connector, key: &str, answer: Duration) -> Result<Connection, RedisFailed> {
-    Ok(Connection::new(connector.open(CLIENT_NAME, key.as_bytes()).await?, answer))
+    let stream = connector.open(CLIENT_NAME, key.as_bytes()).await?;
+    Ok(timeout(PATIENCE, Connection::new(stream, answer)).await.map_err(|_late| LayerError::Timeout)??)
 }

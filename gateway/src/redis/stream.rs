@@ -4,11 +4,13 @@
 //! An entry is acknowledged and deleted after its commit, so the stream's length is the true backlog.
 //! What a dead node had taken is taken up by others; what can never work goes to the dead letters.
 //!
-//! An entry may be of any size, and may be what killed the node that took it. So it is read within bounds, and done in
-//! pieces for which there is a share of the node's budget. What was taken before is taken up one by one, and after
-//! [`MAX_TAKEN`] times without an outcome not at all. Times in which the database was away do not count.
+//! An entry may be of any size, and may be what killed the node that took it. So answers have a bound
+//! (`bounded.rs`), and an entry is done in pieces for which there is a share of the node's budget. What was taken before
+//! is taken up one by one, and after [`MAX_TAKEN`] times without an outcome not at all. Times in which the database was
+//! away do not count.
 
 use std::collections::{BTreeMap, HashMap};
+use std::fmt::Write as _;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -16,16 +18,20 @@ use std::time::Duration;
 
 use futures_util::future::{join, join_all};
 use redis::{self, Cmd, Value};
+use serde_json::value::RawValue;
 use time::OffsetDateTime;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::RedisFailed;
-use super::connection::{ANSWER, Connection, Move, move_fields};
+use super::bounded::ANSWER;
+use super::connection::Connection;
 use super::entry::{Entry, entries, entries_of_read};
-use super::server::Server;
+use super::server::{LETTER_TIME, Server};
+use super::unread;
 use crate::envelope::{self, Delivery, Envelope, Failed, Outcome, Recipients, Unusable, unusable};
 use crate::events::rfc3339;
+use crate::json;
 use crate::metrics::{ByReason, ByResult};
 use crate::node::Node;
 use crate::seldom::Seldom;
@@ -38,6 +44,9 @@ const BATCH: usize = 200;
 
 /// Bytes of the fields of an entry, at most; of the known ones each has a bound of its own.
 const MAX_ENTRY: usize = ANSWER - 512 * 1024;
+
+/// Fields of an entry, at most.
+const MAX_FIELDS: usize = 2048;
 
 /// How often an entry is taken. Then it is given up, unread.
 const MAX_TAKEN: i64 = 5;
@@ -62,9 +71,6 @@ const LOOK_EVERY: Duration = Duration::from_secs(5);
 /// Pause after an error, and between two tries to write.
 const RETRY_EVERY: Duration = Duration::from_secs(1);
 
-/// What a dead letter has behind its original fields.
-pub(super) const ADDED: [&str; 3] = ["reason", "deliveries", "at"];
-
 /// An entry that this node has taken.
 struct Taken {
     entry: Entry,
@@ -72,6 +78,14 @@ struct Taken {
     times: i64,
     /// The database was away, so this time does not count.
     is_excused: AtomicBool,
+}
+
+/// An entry that becomes a dead letter.
+#[derive(Clone, Copy)]
+enum Body<'a> {
+    Read(&'a Entry),
+    /// It is too large, or may be what ended who read it.
+    Unread(&'a str),
 }
 
 /// How far an entry has come.
@@ -131,18 +145,18 @@ struct Reader {
 
 impl Reader {
     async fn read(&self) -> Result<(), RedisFailed> {
-        let mut redis = self.server.open_own(&self.stream, ANSWER_TIME).await?;
+        let mut redis = self.open().await?;
         self.make_group(&mut redis).await?;
         // What this node took before the connection broke comes first.
-        self.take_up(&mut redis, true).await?;
+        let mut behind = self.take_up(&mut redis, Some("-")).await?;
         let mut looked: Option<Instant> = None;
         loop {
             self.until_database_answers().await;
             if looked.is_none_or(|at| at.elapsed() >= LOOK_EVERY) {
-                self.take_up(&mut redis, false).await?;
+                self.take_up(&mut redis, None).await?;
                 looked = Some(Instant::now());
             }
-            if let Err(error) = self.take(&mut redis).await {
+            if let Err(error) = self.take(&mut redis, &mut behind).await {
                 // Somebody flushed Redis; whatever is written from now on is there from the beginning.
                 if error.code() != Some("NOGROUP") {
                     return Err(error);
@@ -150,6 +164,10 @@ impl Reader {
                 self.make_group(&mut redis).await?;
             }
         }
+    }
+
+    async fn open(&self) -> Result<Connection, RedisFailed> {
+        self.server.open_own(&self.stream, ANSWER_TIME).await
     }
 
     /// A node that cannot write takes nothing: others may be able to.
@@ -181,24 +199,35 @@ impl Reader {
         command
     }
 
-    /// Takes new entries.
-    async fn take(&self, redis: &mut Connection) -> Result<(), RedisFailed> {
+    /// Takes new entries, which are those `behind` what was taken before.
+    async fn take(&self, redis: &mut Connection, behind: &mut String) -> Result<(), RedisFailed> {
         let batch = self.batch.load(Ordering::Relaxed);
         let mut command = redis::cmd("XREADGROUP");
         command.arg("GROUP").arg(GROUP).arg(&self.node.config.node_id).arg("COUNT").arg(batch);
-        let answer: Value =
-            command.arg("BLOCK").arg(BLOCK_MS).arg("STREAMS").arg(&self.stream).arg(">").query_async(redis).await?;
+        command.arg("BLOCK").arg(BLOCK_MS).arg("STREAMS").arg(&self.stream).arg(">");
+        let Some(answer) = redis.ask(&command).await? else {
+            // They are this node's now, though it has not read them.
+            self.batch.store((batch / 4).max(1), Ordering::Relaxed);
+            *redis = self.open().await?;
+            *behind = self.take_up(redis, Some(behind)).await?;
+            return Ok(());
+        };
         let taken: Vec<_> = entries_of_read(answer).into_iter().map(|entry| Taken::new(entry, 1)).collect();
-        let whole = taken.iter().filter(|taken| taken.entry.is_whole()).count();
-        let next = if whole < taken.len() { whole.max(1) } else { (batch * 2).min(BATCH) };
-        self.batch.store(next, Ordering::Relaxed);
+        if let Some(last) = taken.last() {
+            *behind = format!("({}", last.entry.id);
+        }
+        let bytes: usize = taken.iter().map(|taken| taken.entry.bytes()).sum();
+        let fitting = taken.len() * (ANSWER / 2) / bytes.max(1);
+        let next = if taken.is_empty() { batch } else { fitting.clamp(1, batch * 2) };
+        self.batch.store(next.min(BATCH), Ordering::Relaxed);
         self.serve(redis, &taken).await
     }
 
-    /// Takes up what was taken before and not finished: by this node, before its connection broke (`mine`), or by
-    /// anybody long ago. One by one, as one of them may be what ended whoever had it.
-    async fn take_up(&self, redis: &mut Connection, mine: bool) -> Result<(), RedisFailed> {
-        let mut from = "-".to_owned();
+    /// Takes up what was taken before and not finished: by this node, before its connection broke (`mine`, from an id
+    /// on), or by anybody long ago. One by one, as one of them may be what ended whoever had it. Returns where it ended.
+    async fn take_up(&self, redis: &mut Connection, mine: Option<&str>) -> Result<String, RedisFailed> {
+        let mut from = mine.unwrap_or("-").to_owned();
+        let mine = mine.is_some();
         loop {
             let mut command = redis::cmd("XPENDING");
             command.arg(&self.stream).arg(GROUP);
@@ -210,7 +239,7 @@ impl Reader {
                 command.arg(&self.node.config.node_id);
             }
             let mut pending: Vec<(String, String, i64, i64)> = command.query_async(redis).await?;
-            let Some((last, ..)) = pending.last() else { return Ok(()) };
+            let Some((last, ..)) = pending.last() else { return Ok(from) };
             from = format!("({last}");
             // What was taken least is least suspicious, and does not have to wait for the others.
             pending.sort_by_key(|(.., times)| *times);
@@ -230,11 +259,15 @@ impl Reader {
                 return Ok(());
             }
             let detail = format!("taken {times} times without an outcome while the database answered");
-            return self.bury(redis, id, times, &unusable("gave_up", detail)).await;
+            return self.bury(redis, Body::Unread(id), times, &unusable("gave_up", detail)).await;
         }
-        let taken: Vec<_> =
-            entries(claim.query_async(redis).await?).into_iter().map(|entry| Taken::new(entry, times + 1)).collect();
-        if taken.is_empty() && self.read_again(id).await?.is_none() {
+        let Some(answer) = redis.ask(&claim).await? else {
+            *redis = self.open().await?;
+            let detail = format!("it was not read, as it is larger than {} MiB", ANSWER >> 20);
+            return self.bury(redis, Body::Unread(id), times + 1, &unusable("too_large", detail)).await;
+        };
+        let taken: Vec<_> = entries(answer).into_iter().map(|entry| Taken::new(entry, times + 1)).collect();
+        if taken.is_empty() && self.is_deleted(id).await? {
             // It was deleted while it was pending, by hand or by a publisher that trims.
             // What was another node's may as well have been finished by it just now.
             self.forget(redis, &[id]).await?;
@@ -245,11 +278,10 @@ impl Reader {
         self.serve(redis, &taken).await
     }
 
-    /// Reads an entry that is taken.
-    async fn read_again(&self, id: &str) -> Result<Option<Entry>, RedisFailed> {
+    async fn is_deleted(&self, id: &str) -> Result<bool, RedisFailed> {
         let mut redis = self.server.open(&self.stream).await?;
-        let answer: Value = redis::cmd("XRANGE").arg(&self.stream).arg(id).arg(id).query_async(&mut *redis).await?;
-        Ok(entries(answer).into_iter().next())
+        let answer = redis.ask(redis::cmd("XRANGE").arg(&self.stream).arg(id).arg(id)).await?;
+        Ok(answer.is_some_and(|answer| entries(answer).is_empty()))
     }
 
     async fn measure(&self) -> Result<(), RedisFailed> {
@@ -297,7 +329,7 @@ impl Reader {
         for (Taken { entry, times, .. }, verdict) in others {
             match verdict {
                 Verdict::Done(_) => {}
-                Verdict::Dead(unusable) => self.bury(redis, &entry.id, *times, &unusable).await?,
+                Verdict::Dead(unusable) => self.bury(redis, Body::Read(entry), *times, &unusable).await?,
                 Verdict::Later => self.postponed("not_stored"),
             }
         }
@@ -345,9 +377,16 @@ impl Reader {
     }
 
     /// Makes an entry a dead letter. Until that is written, the entry stays in the stream.
-    async fn bury(&self, redis: &mut Connection, id: &str, times: i64, unusable: &Unusable) -> Result<(), RedisFailed> {
+    async fn bury(
+        &self,
+        redis: &mut Connection,
+        body: Body<'_>,
+        times: i64,
+        unusable: &Unusable,
+    ) -> Result<(), RedisFailed> {
+        let id = body.id();
         let Unusable { reason, detail } = unusable;
-        let written = match self.write_dead_letter(redis, id, times, unusable).await {
+        let written = match self.write_dead_letter(body, times, unusable).await {
             Ok(written) => written,
             Err(error) => {
                 self.postponed("no_dead_letter");
@@ -359,7 +398,7 @@ impl Reader {
                         reason,
                         times,
                         "a dead letter could not be written, its event stays in the stream; the key must be a stream or \
-                         none, and Redis must have memory for it"
+                         none, Redis must have memory for it, and what is large or given up needs the right to EVAL"
                     );
                 }
                 // It is not the entry's fault, and it is to keep its reason.
@@ -380,16 +419,42 @@ impl Reader {
     /// `false` if the entry is gone.
     async fn write_dead_letter(
         &self,
-        redis: &mut Connection,
-        id: &str,
+        body: Body<'_>,
         times: i64,
         Unusable { reason, detail }: &Unusable,
     ) -> Result<bool, RedisFailed> {
-        let values = [format!("{reason}: {detail}"), times.to_string(), rfc3339(self.node.clock.database())];
-        let added: Vec<_> = ADDED.into_iter().zip(values).collect();
-        let mut graveyard = self.server.open(&self.dead).await?;
-        let what = Move { from: &self.stream, id, without_last: 0, to: &self.dead, added: &added };
-        Ok(move_fields(redis, &mut graveyard, &what).await?)
+        let mut added = [format!("{reason}: {detail}"), times.to_string(), rfc3339(self.node.clock.database())];
+        let id = match body {
+            Body::Read(entry) => return self.add_dead(&entry.fields, &added).await.map(|()| true),
+            Body::Unread(id) => id,
+        };
+        let mut redis = self.server.open_own(&self.stream, LETTER_TIME).await?;
+        if !self.server.is_cluster {
+            return Ok(unread::bury(&mut redis, [&self.stream, &self.dead], id, &added).await?);
+        }
+        // The two streams may be on two servers: it has to come through here, as far as it can.
+        if let Some(answer) = redis.ask(redis::cmd("XRANGE").arg(&self.stream).arg(id).arg(id)).await? {
+            return match entries(answer).first() {
+                Some(entry) => self.add_dead(&entry.fields, &added).await.map(|()| true),
+                None => Ok(false),
+            };
+        }
+        let mut redis = self.server.open_own(&self.stream, LETTER_TIME).await?;
+        let Some(beginning) = unread::beginning(&mut redis, &self.stream, [id, id]).await? else { return Ok(false) };
+        let (kept, count) = (beginning.fields.len(), beginning.count);
+        let _ = write!(added[0], "; of {count} fields {kept} are kept, of each at most {} bytes", unread::CUT);
+        let fields: Vec<_> = beginning.fields.into_iter().map(|(name, value, _)| (name, value)).collect();
+        self.add_dead(&fields, &added).await.map(|()| true)
+    }
+
+    async fn add_dead(&self, fields: &[(Vec<u8>, Vec<u8>)], added: &[String; 3]) -> Result<(), RedisFailed> {
+        let mut redis = self.server.open(&self.dead).await?;
+        let mut add = redis::cmd("XADD");
+        add.arg(&self.dead).arg("*").arg(fields);
+        for (name, value) in unread::ADDED.into_iter().zip(added) {
+            add.arg(name).arg(value);
+        }
+        Ok(add.query_async(&mut *redis).await?)
     }
 
     /// Does what an entry says. A database that is away is not the entry's fault: it waits.
@@ -424,23 +489,6 @@ impl Reader {
         }
         let bytes = check_lengths(entry).map_err(Failed::Unusable)?;
         let _share = self.node.publishing.take(bytes + expansion(entry)).await;
-        let read_again;
-        let entry = if entry.is_whole() {
-            entry
-        } else {
-            let read = self.read_again(&entry.id).await;
-            read_again = read.map_err(|_| Failed::Unavailable("Redis is unavailable"))?;
-            let Some(read_again) = &read_again else {
-                progress.result = "deleted";
-                return Ok(());
-            };
-            check_lengths(read_again).map_err(Failed::Unusable)?;
-            if !read_again.is_whole() {
-                let detail = "a field is too large, or there are too many";
-                return Err(Failed::Unusable(unusable("too_large", detail)));
-            }
-            read_again
-        };
         let delivery = delivery(entry, self.node.clock.database()).map_err(Failed::Unusable)?;
         while progress.next < delivery.recipients() {
             let piece = delivery.piece(progress.next);
@@ -464,6 +512,15 @@ impl Reader {
     }
 }
 
+impl<'a> Body<'a> {
+    fn id(&self) -> &'a str {
+        match self {
+            Self::Read(entry) => &entry.id,
+            Self::Unread(id) => id,
+        }
+    }
+}
+
 impl Taken {
     fn new(entry: Entry, times: i64) -> Self {
         Self { entry, times, is_excused: AtomicBool::new(false) }
@@ -476,9 +533,13 @@ fn check_lengths(entry: &Entry) -> Result<usize, Unusable> {
         Err(unusable("too_large", format!("{what} has {bytes} bytes, {most} are allowed")))
     };
     for (name, most) in [("data", envelope::MAX_DATA), ("to", envelope::MAX_TO)] {
-        if let Some(value) = entry.field(name).filter(|value| value.len > most) {
-            return too_large(name, value.len, most);
+        if let Some(value) = entry.field(name).filter(|value| value.len() > most) {
+            return too_large(name, value.len(), most);
         }
+    }
+    if entry.fields.len() > MAX_FIELDS {
+        let detail = format!("the entry has {} fields, {MAX_FIELDS} are allowed", entry.fields.len());
+        return Err(unusable("too_large", detail));
     }
     match entry.bytes() {
         bytes if bytes > MAX_ENTRY => too_large("the entry", bytes, MAX_ENTRY),
@@ -488,7 +549,7 @@ fn check_lengths(entry: &Entry) -> Result<usize, Unusable> {
 
 /// What an entry may become while it is worked on, beside its own bytes.
 fn expansion(entry: &Entry) -> usize {
-    let len = |name| entry.field(name).map_or(0, |value| value.len);
+    let len = |name| entry.field(name).map_or(0, <[u8]>::len);
     // `"user:a",` is a recipient.
     let recipients = (len("to") / 9 + 1).min(envelope::MAX_RECIPIENTS);
     (recipients * (len("data") + 512)).min(envelope::PIECE)
@@ -498,17 +559,17 @@ fn expansion(entry: &Entry) -> usize {
 fn delivery(entry: &Entry, now: OffsetDateTime) -> Result<Delivery, Unusable> {
     let mut texts = HashMap::new();
     for (name, value) in &entry.fields {
-        let name = String::from_utf8_lossy(&name.bytes);
-        let value =
-            std::str::from_utf8(&value.bytes).map_err(|_| unusable("malformed", format!("{name} is not UTF-8")))?;
+        let name = String::from_utf8_lossy(name);
+        let value = std::str::from_utf8(value).map_err(|_| unusable("malformed", format!("{name} is not UTF-8")))?;
         texts.insert(name, value);
     }
     let must =
         |name: &str| texts.get(name).copied().ok_or_else(|| unusable("missing_field", format!("{name} is missing")));
     let (data, to) = (must("data")?, must("to")?);
-    let data = serde_json::from_str(data).map_err(|_| unusable("not_json", "data is not a JSON object"))?;
-    let to = if to.starts_with('[') {
-        serde_json::from_str(to).map_err(|error| match error.classify() {
+    let data: Box<RawValue> =
+        json::read(data.as_bytes()).map_err(|_| unusable("not_json", "data is not a JSON object"))?;
+    let to = if to.starts_with(['[', '\u{feff}']) {
+        json::read_long(to.as_bytes()).map_err(|error| match error.classify() {
             serde_json::error::Category::Data => unusable("malformed", format!("to is malformed: {error}")),
             _ => unusable("not_json", "to is not a JSON list of names"),
         })?
@@ -518,7 +579,7 @@ fn delivery(entry: &Entry, now: OffsetDateTime) -> Result<Delivery, Unusable> {
     let envelope = Envelope {
         r#type: must("type")?.to_owned(),
         to,
-        data,
+        data: &data,
         id: Some(must("id")?.to_owned()),
         source: Some(must("source")?.to_owned()),
         expires_at: texts.get("expires_at").map(|text| (*text).to_owned()),
