@@ -1,4 +1,4 @@
-//! Envelopes of publishers (contract, section 8): the same from HTTP and from the stream.
+//! Envelopes of publishers (`docs/publishing.md`): the same from HTTP and from the stream.
 //!
 //! An envelope may be for a thousand recipients. What they have in common is there once ([`Delivery`]); an [`Item`] for
 //! each is made piece by piece, as it is stored.

@@ -1,4 +1,4 @@
-//! Events on the channel layer (contract, section 5), and what they look like to a browser (section 4).
+//! Events on the channel layer and what they look like to a browser (`docs/protocol.md`).
 
 use channel_layer::{Event, Value};
 use persistence::{Message, Notification, Seen};
@@ -274,7 +274,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stored_message_becomes_the_frame_of_the_contract() {
+    fn a_stored_message_becomes_the_frame_of_the_documents() {
         let id = Uuid::nil();
         let message = Message {
             id,

@@ -1,4 +1,4 @@
-//! Client frames (contract, section 4), and the answers that are not events.
+//! Client frames (`docs/protocol.md`), and the answers that are not events.
 
 use persistence::{Range, Seen};
 use serde::Serialize;

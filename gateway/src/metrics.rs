@@ -1,4 +1,4 @@
-//! What a node counts (contract, section 10). One registry per node, so that several nodes can live in one process.
+//! What a node counts (`docs/operations.md`). One registry per node, so that several nodes can live in one process.
 
 use std::sync::atomic::{AtomicI64, AtomicU64};
 use std::time::Instant;

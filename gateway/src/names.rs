@@ -1,4 +1,4 @@
-//! Names of rooms and users, and the layer groups that belong to them (contract, section 5).
+//! Names of rooms and users, and the layer groups that belong to them (`docs/protocol.md`).
 
 use channel_layer::{GroupName, NameError};
 use sha2::{Digest, Sha256};

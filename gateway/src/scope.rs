@@ -68,7 +68,7 @@ pub(crate) fn query(query_string: &str, name: &str) -> Option<String> {
         .map(|(_, value)| decode(value))
 }
 
-/// Reads the first `Cookie` header by Channels' rules (`channel-layer-spec`, section 1.10): split at
+/// Reads the first `Cookie` header by Channels' rules: split at
 /// `;`, each part at its first `=`, trimmed, quoted values unquoted, nothing percent-decoded.
 pub(crate) fn parse_cookies(headers: &HeaderMap) -> Vec<(String, String)> {
     let Some(header) = headers.get(http::header::COOKIE) else {

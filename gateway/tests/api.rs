@@ -1,4 +1,4 @@
-//! The internal API, sentence by sentence (contract, section 8).
+//! The internal API, call by call (`docs/publishing.md`).
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 mod common;

@@ -1,4 +1,4 @@
-//! Chat and notifications on one node: section 2 of the contract, its refusals and its limits.
+//! Chat and notifications on one node: what they do, their refusals and their limits.
 #![allow(clippy::unwrap_used, clippy::disallowed_methods, reason = "tests")]
 
 mod common;

@@ -362,7 +362,7 @@ mod tests {
     }
 
     #[test]
-    fn defaults_are_those_of_the_contract() {
+    fn defaults_are_those_of_the_documents() {
         let config = config(&[], &[], "").unwrap();
         assert_eq!(config.listen.to_string(), "127.0.0.1:8000");
         assert_eq!(config.internal_listen.to_string(), "127.0.0.1:9000");

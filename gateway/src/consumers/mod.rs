@@ -9,7 +9,7 @@ pub use notification::NotificationConsumer;
 
 use crate::routing::Router;
 
-/// The routes of the contract, section 3.
+/// The built-in routes (`docs/protocol.md`).
 pub fn routes() -> Router {
     Router::new()
         .route("/ws/chat/{room_name}/", ChatConsumer::default)

@@ -1,4 +1,4 @@
-//! The stream `gateway:events` (contract, section 8.2): one `XADD` from any language, stored before it
+//! The stream `gateway:events` (`docs/publishing.md`): one `XADD` from any language, stored before it
 //! is delivered, at least once; the identity of an entry makes that once.
 //!
 //! An entry is acknowledged and deleted after its commit, so the stream's length is the true backlog.
