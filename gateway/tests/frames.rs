@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{Client, TestNode, token};
+use common::{Client, Heard, TestNode, token};
 use serde_json::{Value, json};
 use testkit::redis::RedisServer;
 
@@ -189,4 +189,27 @@ async fn an_event_in_json_is_dropped_only_for_what_a_frame_needs() {
     assert_eq!(alice.frame().await.get("id"), None);
     redis.cli(&["PUBLISH", "asgi__group__alice", &event("1180591620717411303424")]);
     assert_eq!(alice.frame().await["id"].as_f64(), Some(1_180_591_620_717_411_303_424.0));
+}
+
+#[tokio::test]
+async fn the_twentieth_bad_frame_in_a_row_ends_it() {
+    const PATIENCE: usize = 20;
+    let node = TestNode::start(&[]).await;
+    let mut alice = node.join("alice", "lobby").await;
+    for _ in 1..PATIENCE {
+        alice.send_text("no json").await;
+        assert_eq!(alice.until(|frame| frame["type"] == "error").await["code"], "invalid");
+    }
+    assert_eq!(answer(&mut alice, json!({"cate": "ping"}), "good").await["type"], "pong");
+    for _ in 0..PATIENCE {
+        alice.send_text("no json").await;
+    }
+    let mut answers = Vec::new();
+    let code = loop {
+        match alice.hear().await {
+            Heard::Closed(code, _) => break code,
+            heard => answers.push(heard),
+        }
+    };
+    assert_eq!((code, answers.len()), (1008, PATIENCE), "each is answered");
 }
