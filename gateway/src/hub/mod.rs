@@ -119,10 +119,6 @@ struct Filled {
 impl Hub {
     /// Makes the hub and starts its tasks. They end with `stop`.
     #[expect(clippy::too_many_arguments, reason = "the parts of a node that a hub works with")]
-    #[allow(
-        clippy::too_many_arguments,
-        reason = "each is a part of the node; a struct of them would only be taken apart here"
-    )]
     pub(crate) async fn start(
         layer: Arc<dyn ChannelLayer>,
         store: Store,
