@@ -6,7 +6,7 @@ mod common;
 use std::time::Duration;
 
 use channel_layer::{ChannelName, Event, GroupName};
-use common::{Client, TestNode, eventually};
+use common::{Client, Heard, TestNode, eventually};
 use persistence::{Append, Appended, Stream};
 use serde_json::json;
 use testkit::postgres::Postgres;
@@ -307,9 +307,10 @@ async fn what_only_nodes_say_is_ignored_from_others_and_costs_nothing() {
         })
         .await;
         // Nothing of it has come to the socket, whose own turn is now.
-        assert_eq!(alice.ask(json!({"cate": "ping"})).await["type"], "error", "no such frame yet");
-        // What is stale has the node look once at the database's clock.
-        assert!(statements(&node) <= before + 1, "{layer}");
+        alice.send(json!({"cate": "ping"})).await;
+        assert!(matches!(alice.hear().await, Heard::Frame(frame) if frame["type"] == "pong"), "{layer}");
+        // What is stale has the node look once at the database's clock, and it asks now and then whether that is there.
+        assert!(statements(&node) < before + words().len() as u64 / 2, "{layer}");
         alice.say("lobby", "still here").await;
         hears(&mut alice, "still here", Some(1)).await;
     }
@@ -338,7 +339,8 @@ async fn a_word_of_a_node_is_heard_once() {
     }
     eventually("all are counted", || async { forged(&node, "repeated").await == 100.0 }).await;
     assert_eq!(alice.rooms().await, ["lobby"]);
-    assert_eq!(statements(&node) - before, 1, "the question for the rooms");
+    // The question for the rooms, and now and then whether the database is there.
+    assert!(statements(&node) - before < 10);
 }
 
 #[tokio::test(flavor = "multi_thread")]

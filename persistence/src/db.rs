@@ -35,6 +35,9 @@ use crate::{
 /// Attempts of a transaction that met a conflict or a broken connection.
 const ATTEMPTS: u32 = 4;
 
+/// What asks whether the database is there. It is sent every few seconds and not counted.
+pub(crate) const PING: &str = "SELECT 1";
+
 /// The pools of a store and what is counted about them.
 pub(crate) struct Db {
     pub(crate) backend: Backend,
@@ -268,8 +271,10 @@ fn wrong_database() -> DbErr {
 fn counted(mut pools: Pools, statements: &Arc<AtomicU64>) -> Pools {
     for pool in [&mut pools.reads, &mut pools.writes] {
         let statements = Arc::clone(statements);
-        pool.set_metric_callback(move |_| {
-            statements.fetch_add(1, Ordering::Relaxed);
+        pool.set_metric_callback(move |info| {
+            if info.statement.sql != PING {
+                statements.fetch_add(1, Ordering::Relaxed);
+            }
         });
     }
     pools

@@ -4,7 +4,10 @@ use std::{fmt, sync::Arc, time::Duration};
 
 use sea_orm::ConnectionTrait;
 
-use crate::{Backend, StoreError, StoreOptions, db::Db};
+use crate::{
+    Backend, StoreError, StoreOptions,
+    db::{Db, PING},
+};
 
 /// How long [`Store::ping`] waits.
 const PING_LIMIT: Duration = Duration::from_secs(2);
@@ -27,7 +30,7 @@ impl Store {
     pub async fn connect(options: StoreOptions) -> Result<Self, StoreError> {
         let store = Self { db: Arc::new(Db::new(options)?) };
         // The writer first: of several connections to a new SQLite file, one must set it up alone.
-        store.db.run(|| async { Ok(store.db.writes().execute_unprepared("SELECT 1").await?) }).await?;
+        store.db.run(|| async { Ok(store.db.writes().execute_unprepared(PING).await?) }).await?;
         store.ping().await?;
         Ok(store)
     }
@@ -41,13 +44,13 @@ impl Store {
     pub async fn ping(&self) -> Result<(), StoreError> {
         self.db
             .run_within(PING_LIMIT, || async {
-                self.db.reads().execute_unprepared("SELECT 1").await?;
+                self.db.reads().execute_unprepared(PING).await?;
                 Ok(())
             })
             .await
     }
 
-    /// How many statements this store has sent, BEGIN and COMMIT included. An append in memory counts as one.
+    /// How many statements this store has sent, BEGIN and COMMIT included, pings not. An append in memory counts as one.
     pub fn statements(&self) -> u64 {
         self.db.statements()
     }
