@@ -1,7 +1,7 @@
 //! What time it is, and by whose clock.
 //!
 //! The node's own clock counts from its start and never jumps; all limits, pings and sign-ins of open sockets go by it.
-//! The database's dates what is stored, and judges what has expired; between two measurements (`skew.rs`) the node's
+//! The database's dates what is stored, and judges what has expired; between two measurements (`upkeep/skew.rs`) the node's
 //! own carries it on. The system's clock is asked for the claims of tokens only, and when a socket came.
 
 use std::sync::Arc;

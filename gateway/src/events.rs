@@ -8,7 +8,7 @@ use time::OffsetDateTime;
 use time::macros::format_description;
 use uuid::Uuid;
 
-use crate::consumer::Rendering;
+use crate::consumers::framework::Rendering;
 use crate::json;
 
 /// Handler names of the events that everybody on the layer may send.
@@ -29,7 +29,7 @@ pub(crate) const ROOMS_CHANGED: &str = "gateway_rooms_changed";
 
 /// What takes a place in a stream when it was stored; anybody may send the same without a place.
 pub(crate) const STORED: [&str; 2] = [CHAT_MESSAGE, NOTIFICATION_MESSAGE];
-/// What only nodes may say (`seal.rs`).
+/// What only nodes may say (`seal/`).
 pub(crate) const WORDS: [&str; 3] = [SEEN, TYPING, ROOMS_CHANGED];
 
 /// Notifications that are marked as seen at a time, at most.

@@ -3,79 +3,56 @@
 //!
 //! The path of one chat message, step by step:
 //!
-//! 1. `connection.rs`, `serve`: reads a frame from the socket
-//! 2. `consumers/chat.rs`, `receive`: decodes it and hands it to the writer (`writer.rs`), which stores it
+//! 1. `consumers/connection.rs`, `serve`: reads a frame from the socket
+//! 2. `consumers/chat.rs`, `receive`: decodes it and hands it to the writer (`storing/writer.rs`), which stores it
 //! 3. the channel layer's `group_send_later`: encodes once, publishes on the group's topic
 //! 4. the layer's subscriber on every node that has joined the group hears it
 //! 5. `hub/deliver.rs`, `deliver_to_group`: position checked, a hole filled first
 //! 6. `events.rs`, `chat_message`: event → frame, once per node for all members
 //! 7. `hub/deliver.rs`, `fan_out`: the same bytes into each member's outbox
-//! 8. `socket.rs`, `flush_all`: one write per socket for everything queued
+//! 8. `socket/mod.rs`, `flush_all`: one write per socket for everything queued
 //!
 //! To write a consumer of your own, see [`Consumer`] and `examples/`.
 
-mod addresses;
-mod admission;
-mod api;
 mod auth;
-mod batch;
-mod budget;
 pub mod cli;
 mod clock;
 mod close;
 pub mod config;
-mod connection;
-mod consumer;
 pub mod consumers;
-mod drain;
-mod envelope;
 mod events;
 mod files;
-mod frames;
-mod head;
 mod health;
+mod http;
 mod hub;
 mod json;
 mod layer;
 mod lossy;
-mod memberships;
-mod memory;
 mod metrics;
 mod names;
 mod node;
-mod page;
-mod pages;
 mod peers;
-mod position;
+mod publish;
 mod rate;
-mod recent;
 mod redis;
-mod registry;
-mod resume;
-mod retention;
-#[cfg_attr(not(all(feature = "io-uring", target_os = "linux")), path = "no_ring.rs")]
-mod ring;
-mod routing;
-mod scope;
 mod seal;
 mod seldom;
-mod server;
-mod skew;
 mod socket;
-mod visitors;
-mod watch;
+mod storing;
+mod upkeep;
 mod websocket;
-mod writer;
 
 pub use auth::{Claims, JwtAuth, TokenError};
 pub use close::CloseReason;
 pub use config::Config;
-pub use consumer::{Consumer, Context, Frame, Handlers, Outcome, OwnHandler, Refusal, Rendering, SharedHandler};
+pub use consumers::framework::{
+    Consumer, Context, Frame, Handlers, Outcome, OwnHandler, Refusal, Rendering, SharedHandler,
+};
+pub use consumers::routing::Router;
+pub use consumers::scope::{Scope, User};
 pub use layer::SharedLayer;
 pub use names::{GroupNames, check as check_name, is_valid_name};
 pub use node::{Node, NodeError, RunningNode, check_layer, store_options};
 pub use redis::{DeploymentError, RedisFailed};
-pub use routing::Router;
-pub use scope::{Scope, User};
 
 pub use channel_layer::{Event, GroupName};

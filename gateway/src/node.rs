@@ -13,27 +13,28 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
-use crate::admission::Admissions;
-use crate::api::WrongKeys;
 use crate::auth::{JwtAuth, Origins};
-use crate::budget::Budget;
 use crate::clock::Clock;
 use crate::config::Config;
+use crate::consumers::routing::Router;
 use crate::files::Files;
 use crate::health::{self, Health};
+use crate::http::api::WrongKeys;
+use crate::http::{server, visitors};
 use crate::hub::Hub;
 use crate::layer::{self, SharedLayer};
-use crate::memory::{self, MemoryLimit};
 use crate::metrics::Metrics;
 use crate::names::GroupNames;
 use crate::peers::Peers;
+use crate::publish::budget::Budget;
 use crate::rate::Bucket;
 use crate::redis::{self, Deployment};
-use crate::registry::Registry;
-use crate::routing::Router;
 use crate::seal::{self, Seals};
-use crate::writer::Writer;
-use crate::{drain, memberships, server, skew, visitors, watch};
+use crate::socket::registry::Registry;
+use crate::storing::admission::Admissions;
+use crate::storing::writer::Writer;
+use crate::upkeep::memory::{self, MemoryLimit};
+use crate::upkeep::{drain, memberships, skew, watch};
 
 /// How long a node waits for Redis and the database when it starts.
 const START_PATIENCE: Duration = Duration::from_secs(30);
@@ -212,7 +213,7 @@ impl Node {
             let ingest = redis::ingest(Arc::clone(&node), server);
             background.spawn(stop.clone().run_until_cancelled_owned(ingest));
         }
-        background.spawn(crate::retention::run(Arc::clone(&node), accepting.clone()));
+        background.spawn(crate::upkeep::retention::run(Arc::clone(&node), accepting.clone()));
         background.spawn(visitors::serve_public(Arc::clone(&node), public, files.connections, accepting.clone()));
         background.spawn(visitors::serve_internal(Arc::clone(&node), internal, files.internal, stop.clone()));
         let listen = |error| NodeError::Listen(node.config.listen, error);

@@ -9,7 +9,7 @@ use http::header::AUTHORIZATION;
 pub use jwt::{Claims, JwtAuth, TokenError};
 pub(crate) use origin::{Origins, split_port};
 
-use crate::scope::{self, User};
+use crate::consumers::scope::{self, User};
 
 /// The subprotocol of clients that speak the whole protocol.
 pub(crate) const V1: &str = "gateway.v1";

@@ -8,15 +8,15 @@ use persistence::{Range, Room, Stream};
 use serde::Serialize;
 
 use super::send;
-use crate::admission::{Admitted, Ask, NotAdmitted};
 use crate::close::CloseReason;
 use crate::config::RoomPolicy;
-use crate::consumer::{Consumer, Context, Frame, Handlers, Outcome, Refusal};
+use crate::consumers::frames::{Asked, ClientFrame, ErrorCode, ErrorFrame};
+use crate::consumers::framework::{Consumer, Context, Frame, Handlers, Outcome, Refusal};
+use crate::consumers::pages;
 use crate::events;
-use crate::frames::{Asked, ClientFrame, ErrorCode, ErrorFrame};
 use crate::names;
-use crate::pages;
 use crate::seldom::Seldom;
+use crate::storing::admission::{Admitted, Ask, NotAdmitted};
 
 /// Serves one chat connection.
 #[derive(Default)]

@@ -3,10 +3,10 @@
 use persistence::Stream;
 
 use super::send;
-use crate::admission::Ask;
-use crate::consumer::{Consumer, Context, Frame, Handlers, Outcome, Refusal};
+use crate::consumers::frames::{Asked, ClientFrame, ErrorCode, ErrorFrame};
+use crate::consumers::framework::{Consumer, Context, Frame, Handlers, Outcome, Refusal};
 use crate::events;
-use crate::frames::{Asked, ClientFrame, ErrorCode, ErrorFrame};
+use crate::storing::admission::Ask;
 
 /// Serves one notification connection.
 #[derive(Default)]

@@ -10,13 +10,13 @@ use serde::Serialize;
 
 use crate::close::CloseReason;
 use crate::config::ClientNotifications;
-use crate::consumer::{Context, Frame, Outcome, Streams};
+use crate::consumers::frames::{self, Ack, Asked, ClientFrame, ErrorCode, ErrorFrame};
+use crate::consumers::framework::{Context, Frame, Outcome, Streams};
+use crate::consumers::pages;
+use crate::consumers::resume::Place;
 use crate::events;
-use crate::frames::{self, Ack, Asked, ClientFrame, ErrorCode, ErrorFrame};
 use crate::metrics::{ByCate, ByReason};
-use crate::pages;
-use crate::resume::Place;
-use crate::writer::WriteError;
+use crate::storing::writer::WriteError;
 
 /// Bad frames in a row that end a connection.
 const BAD_FRAMES: u8 = 20;
@@ -144,7 +144,7 @@ async fn catch_up(
     for (room, place) in rooms {
         let group = names.room(&room).ok().filter(|_| heard(&room));
         let went_on = match group {
-            Some(group) => crate::resume::resume(ctx, &group, &Stream::Room(room.clone()), place).await?,
+            Some(group) => crate::consumers::resume::resume(ctx, &group, &Stream::Room(room.clone()), place).await?,
             None => false,
         };
         resumed.insert(room, went_on.into());
@@ -152,7 +152,7 @@ async fn catch_up(
     let mut frame = serde_json::json!({"type": "resumed", "rooms": resumed});
     if let (Some(place), Ok(group)) = (inbox, names.user(ctx.username())) {
         let stream = Stream::Inbox(ctx.username().to_string());
-        frame["notifications"] = crate::resume::resume(ctx, &group, &stream, place).await?.into();
+        frame["notifications"] = crate::consumers::resume::resume(ctx, &group, &stream, place).await?.into();
     }
     Ok(frame)
 }

@@ -8,12 +8,12 @@ use tokio::sync::Semaphore;
 use uuid::Uuid;
 
 use super::Hub;
-use crate::consumer::SharedHandler;
+use crate::consumers::framework::SharedHandler;
+use crate::consumers::pages::PAGE_BYTES;
+use crate::consumers::resume::Place;
 use crate::events;
-use crate::pages::PAGE_BYTES;
-use crate::position::Recall;
-use crate::recent::Recent;
-use crate::resume::Place;
+use crate::hub::position::Recall;
+use crate::hub::recent::Recent;
 use crate::websocket::WireFrame;
 
 /// Streams read into memory at the same time, at most.

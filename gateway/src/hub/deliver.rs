@@ -12,10 +12,10 @@ use super::group::{Cause, Group};
 use super::run::{Kind, Turn};
 use super::twin::Twin;
 use super::{Filled, Hub, Work};
-use crate::consumer::{Lookup, Rendering};
+use crate::consumers::framework::{Lookup, Rendering};
 use crate::events::{self, ROOMS_CHANGED};
+use crate::hub::position::Offer;
 use crate::metrics::ByReason;
-use crate::position::Offer;
 use crate::seal::Keys;
 use crate::socket::Socket;
 

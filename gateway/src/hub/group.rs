@@ -8,8 +8,8 @@ use parking_lot::Mutex;
 use persistence::{Head, Stream};
 use uuid::Uuid;
 
-use crate::position::{Offer, Position, Question};
-use crate::recent::{Memory, Recent};
+use crate::hub::position::{Offer, Position, Question};
+use crate::hub::recent::{Memory, Recent};
 use crate::socket::{FRAME_COST, Socket};
 use crate::websocket::WireFrame;
 
@@ -342,7 +342,7 @@ impl Group {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::consumer::{Consumer, ConsumerClass};
+    use crate::consumers::framework::{Consumer, ConsumerClass};
     use crate::socket::Identity;
 
     struct Listens;

@@ -11,7 +11,7 @@ use tokio_util::task::TaskTracker;
 
 use super::Hub;
 use super::group::Group;
-use crate::batch::{BatchError, Batcher};
+use crate::storing::batch::{BatchError, Batcher};
 
 /// Groups joined with one command and one statement.
 const GROUPS_PER_BATCH: usize = 1000;

@@ -8,6 +8,8 @@ mod deliver;
 mod fill;
 mod group;
 mod join;
+pub(crate) mod position;
+pub(crate) mod recent;
 mod run;
 mod twin;
 
@@ -25,14 +27,14 @@ use tokio_util::task::TaskTracker;
 
 use crate::config::Config;
 use crate::health::Health;
+use crate::hub::position::Question;
+use crate::hub::recent::Memory;
 use crate::metrics::{ByReason, Metrics};
 use crate::names::GroupNames;
-use crate::position::Question;
-use crate::recent::Memory;
-use crate::registry::Registry;
 use crate::seal::Seals;
 use crate::seldom::SeldomOfKind;
 use crate::socket::Socket;
+use crate::socket::registry::Registry;
 pub(crate) use catch_up::renderer;
 pub(crate) use group::Released;
 use group::{Cause, Group, Member};

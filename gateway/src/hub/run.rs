@@ -12,7 +12,7 @@ use channel_layer::Event;
 use super::Hub;
 use super::group::{Group, Member};
 use crate::close::{self, CloseReason};
-use crate::consumer::{ConsumerClass, Lookup, Rendering};
+use crate::consumers::framework::{ConsumerClass, Lookup, Rendering};
 use crate::events;
 use crate::metrics::{ByReason, ByType};
 use crate::socket::{Pushed, Socket};

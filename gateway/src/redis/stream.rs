@@ -29,11 +29,11 @@ use super::connection::Connection;
 use super::entry::{Entry, entries, entries_of_read};
 use super::server::{LETTER_TIME, Server};
 use super::unread;
-use crate::envelope::{self, Delivery, Envelope, Failed, Outcome, Recipients, Unusable, unusable};
 use crate::events::rfc3339;
 use crate::json;
 use crate::metrics::{ByReason, ByResult};
 use crate::node::Node;
+use crate::publish::envelope::{self, Delivery, Envelope, Failed, Outcome, Recipients, Unusable, unusable};
 use crate::seldom::Seldom;
 
 /// The one consumer group.

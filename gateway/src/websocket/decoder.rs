@@ -22,7 +22,7 @@ pub(crate) enum Message {
     Close(Option<u16>),
 }
 
-/// Why a connection cannot go on. `close_reason` in `connection.rs` has their codes.
+/// Why a connection cannot go on. `close_reason` in `consumers/connection.rs` has their codes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum ProtocolError {
     /// A frame that RFC 6455 does not allow: 1002.

@@ -17,7 +17,7 @@ use time::format_description::well_known::Rfc3339;
 use crate::json;
 use crate::names;
 use crate::node::Node;
-use crate::writer::WriteError;
+use crate::storing::writer::WriteError;
 
 /// Recipients of one envelope.
 pub(crate) const MAX_RECIPIENTS: usize = 1000;

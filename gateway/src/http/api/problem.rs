@@ -5,7 +5,7 @@ use http::{HeaderName, HeaderValue, StatusCode};
 use persistence::StoreError;
 use serde_json::json;
 
-use crate::server::{Answer, answer};
+use crate::http::answers::{Answer, answer};
 
 /// Why a call has no result.
 #[derive(Debug)]

@@ -17,10 +17,10 @@ use persistence::{Store, Stream};
 use serde::Serialize;
 
 use crate::close::CloseReason;
+use crate::consumers::scope::Scope;
 use crate::events;
 use crate::hub::Released;
 use crate::node::Node;
-use crate::scope::Scope;
 use crate::socket::{Pushed, Socket};
 use crate::websocket::WireFrame;
 

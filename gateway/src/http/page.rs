@@ -8,17 +8,18 @@ use serde::Deserialize;
 use warp::Filter;
 use warp::filters::BoxedFilter;
 
+use crate::http::answers::{self, Answer, answer};
+use crate::http::server::with;
+use crate::json;
 use crate::names;
 use crate::node::Node;
-use crate::server::{Answer, answer, with};
-use crate::{json, server};
 
 /// How long a sign-in on the demo page lasts.
 const DEV_TOKEN_SECONDS: u64 = 12 * 3600;
 
 /// `/client.js` always; the page and its sign-in only with `--dev`.
 pub(crate) fn routes(node: &Arc<Node>) -> BoxedFilter<(Answer,)> {
-    let client = asset("client.js", "text/javascript; charset=utf-8", include_str!("../../clients/js/client.js"))
+    let client = asset("client.js", "text/javascript; charset=utf-8", include_str!("../../../clients/js/client.js"))
         .map(|mut file: Answer| {
             // Pages of the site are often of another origin, and a module is only imported from there if it may be.
             file.headers_mut().insert(ACCESS_CONTROL_ALLOW_ORIGIN, HeaderValue::from_static("*"));
@@ -30,16 +31,16 @@ pub(crate) fn routes(node: &Arc<Node>) -> BoxedFilter<(Answer,)> {
     }
     let index = warp::path::end()
         .and(warp::get())
-        .map(|| file("text/html; charset=utf-8", include_str!("../assets/index.html")))
+        .map(|| file("text/html; charset=utf-8", include_str!("../../assets/index.html")))
         .boxed();
     client
         .or(index)
         .unify()
-        .or(asset("style.css", "text/css; charset=utf-8", include_str!("../assets/style.css")))
+        .or(asset("style.css", "text/css; charset=utf-8", include_str!("../../assets/style.css")))
         .unify()
-        .or(asset("app.js", "text/javascript; charset=utf-8", include_str!("../assets/app.js")))
+        .or(asset("app.js", "text/javascript; charset=utf-8", include_str!("../../assets/app.js")))
         .unify()
-        .or(asset("icon.svg", "image/svg+xml", include_str!("../assets/icon.svg")))
+        .or(asset("icon.svg", "image/svg+xml", include_str!("../../assets/icon.svg")))
         .unify()
         .or(login(node))
         .unify()
@@ -76,14 +77,14 @@ fn login(node: &Arc<Node>) -> BoxedFilter<(Answer,)> {
         .and(warp::body::bytes())
         .map(|node: Arc<Node>, body: bytes::Bytes| {
             let Ok(Login { username }) = json::read(&body) else {
-                return server::json(StatusCode::BAD_REQUEST, &serde_json::json!({"detail": "username is missing"}));
+                return answers::json(StatusCode::BAD_REQUEST, &serde_json::json!({"detail": "username is missing"}));
             };
             if let Err(detail) = names::check(&username) {
-                return server::json(StatusCode::BAD_REQUEST, &serde_json::json!({"detail": detail}));
+                return answers::json(StatusCode::BAD_REQUEST, &serde_json::json!({"detail": detail}));
             }
             match node.auth.sign(&username, None, DEV_TOKEN_SECONDS) {
-                Ok(token) => server::json(StatusCode::OK, &serde_json::json!({"username": username, "token": token})),
-                Err(_) => server::json(StatusCode::INTERNAL_SERVER_ERROR, &serde_json::json!({"detail": "no token"})),
+                Ok(token) => answers::json(StatusCode::OK, &serde_json::json!({"username": username, "token": token})),
+                Err(_) => answers::json(StatusCode::INTERNAL_SERVER_ERROR, &serde_json::json!({"detail": "no token"})),
             }
         })
         .boxed()

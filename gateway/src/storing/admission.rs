@@ -8,9 +8,9 @@ use persistence::{Membership, Room, Store, StoreError};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::batch::{BatchError, Batcher};
-use crate::memberships;
 use crate::metrics::Metrics;
+use crate::storing::batch::{BatchError, Batcher};
+use crate::upkeep::memberships;
 
 /// Sockets admitted with the same statements.
 const BATCH: usize = 500;

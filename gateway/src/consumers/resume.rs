@@ -10,12 +10,12 @@ use channel_layer::GroupName;
 use persistence::{Head, Range, StoreError, Stream};
 use uuid::Uuid;
 
-use crate::connection::poll_flush;
-use crate::consumer::Context;
+use crate::consumers::connection::poll_flush;
+use crate::consumers::framework::Context;
+use crate::consumers::pages::PAGE_BYTES;
 use crate::events;
 use crate::hub::{Released, renderer};
 use crate::metrics::{ByKind, ByType};
-use crate::pages::PAGE_BYTES;
 use crate::socket::Socket;
 use crate::websocket::WireFrame;
 

@@ -23,11 +23,12 @@ use serde_json::{Value, json};
 use warp::Filter;
 use warp::filters::BoxedFilter;
 
-use crate::budget::{Budget, Share};
+use crate::consumers::pages;
+use crate::http::answers::{Answer, answer};
+use crate::http::server::{Arrival, with};
 use crate::metrics::ByReason;
 use crate::node::Node;
-use crate::pages;
-use crate::server::{Answer, Arrival, answer, with};
+use crate::publish::budget::{Budget, Share};
 pub(crate) use keys::WrongKeys;
 use operations::Operation;
 pub(crate) use problem::Problem;
@@ -49,7 +50,7 @@ const MAX_DISCARDED: usize = 4 * MAX_BODY;
 const DISCARD_TIME: Duration = Duration::from_secs(5);
 
 /// What is served as `/api/openapi.json`.
-const OPENAPI: &str = include_str!("../../openapi.json");
+const OPENAPI: &str = include_str!("../../../openapi.json");
 
 /// `/metrics` and `/api/…`.
 pub(crate) fn routes(node: &Arc<Node>) -> BoxedFilter<(Answer,)> {
@@ -229,7 +230,7 @@ impl Call {
     }
 
     fn query<T: std::str::FromStr>(&self, name: &str) -> Result<Option<T>, Problem> {
-        crate::scope::query(&self.query, name)
+        crate::consumers::scope::query(&self.query, name)
             .map(|text| text.parse().map_err(|_| Problem::bad(format!("{name} has the wrong form"))))
             .transpose()
     }

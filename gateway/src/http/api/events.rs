@@ -18,10 +18,10 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::{Call, Problem, lenient, not_json, object, share};
-use crate::envelope::{self, Delivery, Envelope, Failed, Item, Outcome, PIECE, Unusable, What};
 use crate::events::rfc3339;
 use crate::node::Node;
-use crate::writer::{WHOLE, WholeError, WriteError};
+use crate::publish::envelope::{self, Delivery, Envelope, Failed, Item, Outcome, PIECE, Unusable, What};
+use crate::storing::writer::{WHOLE, WholeError, WriteError};
 
 /// Envelopes of one call.
 const MAX_ENVELOPES: usize = 1000;

@@ -4,6 +4,10 @@
 //! waits for a slow client: a push only queues, a flush writes what the kernel takes, and an outbox
 //! over its limit closes that client alone.
 
+pub(crate) mod registry;
+#[cfg_attr(not(all(feature = "io-uring", target_os = "linux")), path = "no_ring.rs")]
+mod ring;
+
 use std::collections::VecDeque;
 use std::net::IpAddr;
 use std::os::fd::AsFd;
@@ -17,8 +21,7 @@ use time::OffsetDateTime;
 use tokio::net::TcpStream;
 
 use crate::close::CloseReason;
-use crate::consumer::ConsumerClass;
-use crate::ring;
+use crate::consumers::framework::ConsumerClass;
 use crate::websocket::WireFrame;
 
 /// Events for *own* handlers that may wait per connection, so that a stuck consumer cannot take the node's memory.
@@ -541,7 +544,7 @@ mod tests {
 
     struct Listens;
 
-    impl crate::consumer::Consumer for Listens {}
+    impl crate::consumers::framework::Consumer for Listens {}
 
     fn socket(outbox_limit: usize) -> Socket {
         let identity = Identity {

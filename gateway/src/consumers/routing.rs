@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::consumer::{Consumer, ConsumerClass};
+use crate::consumers::framework::{Consumer, ConsumerClass};
 
 /// The routes of a node, tried in order; the first that matches wins.
 #[derive(Debug, Clone, Default)]

@@ -8,9 +8,9 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::{ApiResult, Call, Problem};
+use crate::consumers::pages;
 use crate::events::ROOMS_CHANGED;
 use crate::node::Node;
-use crate::pages;
 
 /// Rooms of one answer: the default, and the most.
 const DEFAULT_LIMIT: u64 = 100;
@@ -82,7 +82,7 @@ async fn tell(node: &Node, group: Result<GroupName, NameError>, event: Event) {
     let Ok(group) = group else { return };
     let event = node.seals.word(event, group.as_str());
     if let Err(error) = node.layer.group_send(&group, &event).await {
-        // The other nodes find out by themselves, as soon as they compare (`memberships.rs`).
+        // The other nodes find out by themselves, as soon as they compare (`upkeep/memberships.rs`).
         tracing::warn!(
             error = &error as &dyn std::error::Error,
             "other nodes could not be told of a change of members"

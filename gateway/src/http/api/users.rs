@@ -6,8 +6,8 @@ use serde_json::json;
 use uuid::Uuid;
 
 use super::{ApiResult, Call, Problem};
+use crate::consumers::pages;
 use crate::node::Node;
-use crate::pages;
 
 /// Ids of one call.
 const MAX_IDS: usize = 1000;

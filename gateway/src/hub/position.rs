@@ -11,9 +11,9 @@ use channel_layer::Event;
 use persistence::Head;
 use uuid::Uuid;
 
-use crate::consumer::SharedHandler;
-use crate::recent::{Memory, Recent};
-use crate::resume::Place;
+use crate::consumers::framework::SharedHandler;
+use crate::consumers::resume::Place;
+use crate::hub::recent::{Memory, Recent};
 use crate::websocket::WireFrame;
 
 /// Events behind a hole that are held; what is over is fetched again from the database later.
@@ -369,7 +369,7 @@ fn id_of(event: &Event) -> Option<Uuid> {
 mod tests {
     use super::*;
     use crate::events;
-    use crate::recent::Memory;
+    use crate::hub::recent::Memory;
     use proptest::prelude::*;
 
     fn event(seq: u64) -> Arc<Event> {

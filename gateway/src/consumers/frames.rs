@@ -4,9 +4,9 @@ use persistence::{Range, Seen};
 use serde::Serialize;
 use serde_json::{Map, Value};
 
+use crate::consumers::pages;
+use crate::consumers::resume::Place;
 use crate::json;
-use crate::pages;
-use crate::resume::Place;
 
 /// Error codes a client may see.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

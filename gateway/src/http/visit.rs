@@ -1,157 +1,42 @@
-//! The front door: listeners, the public routes, and the handshake. `visitors.rs` accepts and serves them.
-//!
-//! Only this file, `page.rs` and `api/` know warp. It routes and answers; an upgraded connection is taken out
-//! of it (`connection.rs`), because warp's own websocket type costs 137 KB per idle socket.
+//! One request from its head to its 101: who is it, from where, and is there a place.
 
-use std::convert::Infallible;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use http::header::{CACHE_CONTROL, HOST, ORIGIN, RETRY_AFTER};
-use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, Version};
+use http::header::{HOST, ORIGIN, RETRY_AFTER};
+use http::{HeaderMap, HeaderValue, Method, StatusCode};
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
-use tokio::net::TcpListener;
 use tokio::time::timeout;
-use warp::Filter;
-use warp::filters::BoxedFilter;
 
-use crate::addresses::{self, Visitor};
 use crate::auth::{self, TokenError, TokenSource};
 use crate::clock::NEVER;
 use crate::close::CloseReason;
-use crate::connection::{Handshake, refused};
-use crate::consumer::Refusal;
+use crate::consumers::connection::{Handshake, refused};
+use crate::consumers::framework::Refusal;
+use crate::consumers::scope::{Scope, User, parse_cookies};
+use crate::http::addresses;
+use crate::http::answers::{Answer, plain};
+use crate::http::server::Arrival;
 use crate::node::Node;
-use crate::registry::LimitReached;
-use crate::scope::{Scope, User, parse_cookies};
+use crate::socket::registry::LimitReached;
 use crate::socket::{Identity, Socket};
 use crate::websocket::handshake;
-use crate::{api, page};
-
-/// Connections the kernel may hold until we accept them. A reconnect storm of thousands must not
-/// overflow it: clients would wait for TCP's retries.
-const BACKLOG: i32 = 4096;
-
-/// Bytes that the kernel holds of a socket and has not sent. It would take megabytes for a client on a slow link, and
-/// nobody would see any more whether the client takes something.
-#[cfg(target_os = "linux")]
-const UNSENT: u32 = 128 * 1024;
-
-/// An answer of a route.
-pub(crate) type Answer = Response<String>;
-
-/// What our accept loop knows of a request and warp does not.
-#[derive(Clone)]
-pub(crate) struct Arrival {
-    pub(crate) peer: SocketAddr,
-    pub(crate) version: Version,
-    /// On the public listener.
-    pub(crate) visitor: Option<Arc<Visitor>>,
-}
-
-/// Opens a listener.
-pub(crate) fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
-    let socket = socket2::Socket::new(
-        socket2::Domain::for_address(address),
-        socket2::Type::STREAM.nonblocking().cloexec(),
-        Some(socket2::Protocol::TCP),
-    )?;
-    socket.set_reuse_address(true)?;
-    // Accepted sockets inherit it, which saves a call for each. Where they do not, frames only come a little later.
-    socket.set_tcp_nodelay(true)?;
-    #[cfg(target_os = "linux")]
-    socket.set_tcp_notsent_lowat(UNSENT)?;
-    socket.bind(&address.into())?;
-    socket.listen(BACKLOG)?;
-    TcpListener::from_std(socket.into())
-}
-
-pub(crate) fn public_routes(node: &Arc<Node>) -> BoxedFilter<(Answer,)> {
-    health_routes(node).or(page::routes(node)).unify().or(websocket_routes(node)).unify().boxed()
-}
-
-pub(crate) fn internal_routes(node: &Arc<Node>) -> BoxedFilter<(Answer,)> {
-    health_routes(node).or(api::routes(node)).unify().or(not_found()).unify().boxed()
-}
-
-fn health_routes(node: &Arc<Node>) -> BoxedFilter<(Answer,)> {
-    let (live, ready) = (with(node), with(node));
-    let live = warp::path!("healthz").and(live).map(|_| json(StatusCode::OK, &serde_json::json!({"status": "ok"})));
-    let ready = warp::path!("readyz").and(ready).then(|node: Arc<Node>| async move { readiness(&node).await });
-    live.or(ready).unify().boxed()
-}
-
-/// Every other path: a consumer's, or 404.
-fn websocket_routes(node: &Arc<Node>) -> BoxedFilter<(Answer,)> {
-    warp::any()
-        .and(with(node))
-        .and(warp::method())
-        .and(warp::path::full())
-        .and(warp::query::raw().or(warp::any().map(String::new)).unify())
-        .and(warp::header::headers_cloned())
-        .and(warp::ext::optional::<OnUpgrade>())
-        .and(warp::ext::optional::<Arrival>())
-        .then(|node, method, path: warp::path::FullPath, query, headers, upgrade, arrival| async move {
-            let path = path.as_str().to_owned();
-            let Some(arrival) = arrival else { return plain(StatusCode::INTERNAL_SERVER_ERROR, "") };
-            Visit { node, method, path, query, headers, arrival }.handshake(upgrade).await
-        })
-        .boxed()
-}
-
-fn not_found() -> BoxedFilter<(Answer,)> {
-    warp::any().map(|| plain(StatusCode::NOT_FOUND, "not found")).boxed()
-}
-
-pub(crate) fn with(node: &Arc<Node>) -> impl Filter<Extract = (Arc<Node>,), Error = Infallible> + Clone + use<> {
-    let node = Arc::clone(node);
-    warp::any().map(move || Arc::clone(&node))
-}
-
-/// The state of the parts, within half a second; 503 when one of them is missing or the node is leaving.
-async fn readiness(node: &Node) -> Answer {
-    let (ready, report) = node.health.report(node.is_draining()).await;
-    json(if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }, &report)
-}
-
-pub(crate) fn json(status: StatusCode, value: &serde_json::Value) -> Answer {
-    answer(status, "application/json", value.to_string())
-}
-
-pub(crate) fn plain(status: StatusCode, text: &str) -> Answer {
-    answer(status, "text/plain; charset=utf-8", text.to_owned())
-}
-
-/// 503 for now.
-pub(crate) fn try_later() -> Answer {
-    let mut response = plain(StatusCode::SERVICE_UNAVAILABLE, "try again later");
-    response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("5"));
-    response
-}
-
-pub(crate) fn answer(status: StatusCode, content_type: &'static str, body: String) -> Answer {
-    let mut response = Response::new(body);
-    *response.status_mut() = status;
-    response.headers_mut().insert(http::header::CONTENT_TYPE, HeaderValue::from_static(content_type));
-    response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    response
-}
 
 /// A request that may become a socket.
-struct Visit {
-    node: Arc<Node>,
-    method: Method,
+pub(crate) struct Visit {
+    pub(crate) node: Arc<Node>,
+    pub(crate) method: Method,
     /// As it was sent, still encoded.
-    path: String,
-    query: String,
-    headers: HeaderMap,
-    arrival: Arrival,
+    pub(crate) path: String,
+    pub(crate) query: String,
+    pub(crate) headers: HeaderMap,
+    pub(crate) arrival: Arrival,
 }
 
 impl Visit {
-    async fn handshake(self, upgrade: Option<OnUpgrade>) -> Answer {
+    pub(crate) async fn handshake(self, upgrade: Option<OnUpgrade>) -> Answer {
         let Some((class, url_route)) = self.node.router.find(&self.path) else {
             return plain(StatusCode::NOT_FOUND, "not found");
         };

@@ -21,13 +21,13 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use crate::close::CloseReason;
-use crate::consumer::{AnyConsumer, Context, Frame, Outcome, Refusal, Streams};
-use crate::frames::ClientFrame;
-use crate::head::Rewound;
+use crate::consumers::frames::ClientFrame;
+use crate::consumers::framework::{AnyConsumer, Context, Frame, Outcome, Refusal, Streams};
+use crate::consumers::scope::Scope;
+use crate::http::head::Rewound;
 use crate::metrics::{ByCode, ByReason};
 use crate::node::Node;
 use crate::rate::{FrameRate, Verdict};
-use crate::scope::Scope;
 use crate::socket::Socket;
 use crate::websocket::{Decoder, Message, ProtocolError, WireFrame};
 

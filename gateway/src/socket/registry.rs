@@ -12,8 +12,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use channel_layer::ChannelName;
 use parking_lot::Mutex;
 
-use crate::addresses::{Addresses, Visitor};
 use crate::config::Limits;
+use crate::http::addresses::{Addresses, Visitor};
 use crate::socket::Socket;
 
 const SHARDS: usize = 16;

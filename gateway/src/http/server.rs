@@ -1,0 +1,100 @@
+//! The listeners and their routes.
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use http::{StatusCode, Version};
+use hyper::upgrade::OnUpgrade;
+use tokio::net::TcpListener;
+use warp::Filter;
+use warp::filters::BoxedFilter;
+
+use crate::http::addresses::Visitor;
+use crate::http::answers::{Answer, json, plain};
+use crate::http::visit::Visit;
+use crate::http::{api, page};
+use crate::node::Node;
+
+/// Connections the kernel may hold until we accept them. A reconnect storm of thousands must not
+/// overflow it: clients would wait for TCP's retries.
+const BACKLOG: i32 = 4096;
+
+/// Bytes that the kernel holds of a socket and has not sent. It would take megabytes for a client on a slow link, and
+/// nobody would see any more whether the client takes something.
+#[cfg(target_os = "linux")]
+const UNSENT: u32 = 128 * 1024;
+
+/// What our accept loop knows of a request and warp does not.
+#[derive(Clone)]
+pub(crate) struct Arrival {
+    pub(crate) peer: SocketAddr,
+    pub(crate) version: Version,
+    /// On the public listener.
+    pub(crate) visitor: Option<Arc<Visitor>>,
+}
+
+/// Opens a listener.
+pub(crate) fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
+    let socket = socket2::Socket::new(
+        socket2::Domain::for_address(address),
+        socket2::Type::STREAM.nonblocking().cloexec(),
+        Some(socket2::Protocol::TCP),
+    )?;
+    socket.set_reuse_address(true)?;
+    // Accepted sockets inherit it, which saves a call for each. Where they do not, frames only come a little later.
+    socket.set_tcp_nodelay(true)?;
+    #[cfg(target_os = "linux")]
+    socket.set_tcp_notsent_lowat(UNSENT)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    TcpListener::from_std(socket.into())
+}
+
+pub(crate) fn public_routes(node: &Arc<Node>) -> BoxedFilter<(Answer,)> {
+    health_routes(node).or(page::routes(node)).unify().or(websocket_routes(node)).unify().boxed()
+}
+
+pub(crate) fn internal_routes(node: &Arc<Node>) -> BoxedFilter<(Answer,)> {
+    health_routes(node).or(api::routes(node)).unify().or(not_found()).unify().boxed()
+}
+
+fn health_routes(node: &Arc<Node>) -> BoxedFilter<(Answer,)> {
+    let (live, ready) = (with(node), with(node));
+    let live = warp::path!("healthz").and(live).map(|_| json(StatusCode::OK, &serde_json::json!({"status": "ok"})));
+    let ready = warp::path!("readyz").and(ready).then(|node: Arc<Node>| async move { readiness(&node).await });
+    live.or(ready).unify().boxed()
+}
+
+/// Every other path: a consumer's, or 404.
+fn websocket_routes(node: &Arc<Node>) -> BoxedFilter<(Answer,)> {
+    warp::any()
+        .and(with(node))
+        .and(warp::method())
+        .and(warp::path::full())
+        .and(warp::query::raw().or(warp::any().map(String::new)).unify())
+        .and(warp::header::headers_cloned())
+        .and(warp::ext::optional::<OnUpgrade>())
+        .and(warp::ext::optional::<Arrival>())
+        .then(|node, method, path: warp::path::FullPath, query, headers, upgrade, arrival| async move {
+            let path = path.as_str().to_owned();
+            let Some(arrival) = arrival else { return plain(StatusCode::INTERNAL_SERVER_ERROR, "") };
+            Visit { node, method, path, query, headers, arrival }.handshake(upgrade).await
+        })
+        .boxed()
+}
+
+fn not_found() -> BoxedFilter<(Answer,)> {
+    warp::any().map(|| plain(StatusCode::NOT_FOUND, "not found")).boxed()
+}
+
+pub(crate) fn with(node: &Arc<Node>) -> impl Filter<Extract = (Arc<Node>,), Error = Infallible> + Clone + use<> {
+    let node = Arc::clone(node);
+    warp::any().map(move || Arc::clone(&node))
+}
+
+/// The state of the parts, within half a second; 503 when one of them is missing or the node is leaving.
+async fn readiness(node: &Node) -> Answer {
+    let (ready, report) = node.health.report(node.is_draining()).await;
+    json(if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }, &report)
+}

@@ -1,0 +1,4 @@
+//! What services publish: envelopes, and the bytes that they may take.
+
+pub(crate) mod budget;
+pub(crate) mod envelope;

@@ -1,0 +1,5 @@
+//! Many writes, many connects, in few statements.
+
+pub(crate) mod admission;
+pub(crate) mod batch;
+pub(crate) mod writer;

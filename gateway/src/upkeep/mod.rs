@@ -1,0 +1,8 @@
+//! What a node does beside its sockets, now and then.
+
+pub(crate) mod drain;
+pub(crate) mod memberships;
+pub(crate) mod memory;
+pub(crate) mod retention;
+pub(crate) mod skew;
+pub(crate) mod watch;
