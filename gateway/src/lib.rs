@@ -49,7 +49,7 @@ pub use consumers::framework::{
     Consumer, Context, Frame, Handlers, Outcome, OwnHandler, Refusal, Rendering, SharedHandler,
 };
 pub use consumers::routing::Router;
-pub use consumers::scope::{Scope, User};
+pub use consumers::scope::{Access, Scope, SignedInBy, User};
 pub use layer::SharedLayer;
 pub use names::{GroupNames, check as check_name, is_valid_name};
 pub use node::{Node, NodeError, RunningNode, check_layer, store_options};

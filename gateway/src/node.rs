@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
-use crate::auth::{JwtAuth, Origins};
+use crate::auth::{JwtAuth, Origins, SignIn};
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::consumers::routing::Router;
@@ -84,7 +84,7 @@ pub struct Node {
     pub(crate) admissions: Admissions,
     /// What `limits.handshakes_per_second` allows just now.
     pub(crate) handshakes: parking_lot::Mutex<Bucket>,
-    pub(crate) auth: JwtAuth,
+    pub(crate) sign_in: SignIn,
     pub(crate) origins: Origins,
     pub(crate) peers: Peers,
     pub(crate) seals: Arc<Seals>,
@@ -173,7 +173,7 @@ impl Node {
             ),
             admissions: Admissions::start(&store, config.limits.rooms_per_user, &metrics, &background, &stop),
             handshakes: parking_lot::Mutex::new(Bucket::full(config.limits.handshakes_per_second, Instant::now())),
-            auth: jwt(&config),
+            sign_in: SignIn { tokens: jwt(&config) },
             origins: Origins::new(&config.allowed_origins),
             peers: Peers::new(&config, &layer, &seals, &metrics),
             seals,

@@ -54,6 +54,31 @@ pub enum TokenError {
     Critical,
 }
 
+impl TokenError {
+    /// The cause in a word, for the log and the metric.
+    pub fn reason(&self) -> &'static str {
+        use jsonwebtoken::errors::ErrorKind;
+        match self {
+            Self::NoSecret => "no_token_key",
+            Self::Invalid(error) => match error.kind() {
+                ErrorKind::ExpiredSignature => "expired",
+                ErrorKind::ImmatureSignature => "not_yet_valid",
+                ErrorKind::InvalidSignature => "bad_signature",
+                ErrorKind::InvalidAudience => "audience",
+                ErrorKind::InvalidIssuer => "issuer",
+                ErrorKind::InvalidAlgorithm => "algorithm",
+                _ => "malformed",
+            },
+            Self::Claim(claim) if claim == "exp" => "expired",
+            Self::Claim(claim) if claim == "token_type" => "token_type",
+            Self::Claim(_) => "claim",
+            Self::Name(_) => "name",
+            Self::TooLong => "malformed",
+            Self::Critical => "crit",
+        }
+    }
+}
+
 /// Checks and makes tokens.
 pub struct JwtAuth {
     keys: Vec<DecodingKey>,

@@ -32,6 +32,11 @@ impl Origins {
         Self(entries.iter().filter_map(|entry| Pattern::parse(entry)).collect())
     }
 
+    /// Whether there are any; else the request's own host counts.
+    pub(crate) fn are_configured(&self) -> bool {
+        !self.0.is_empty()
+    }
+
     /// Whether a page of this origin may connect to this host. Without configured origins the
     /// origin's host must be the request's own.
     pub(crate) fn allows(&self, origin: &str, own_host: Option<&str>) -> bool {

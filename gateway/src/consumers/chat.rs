@@ -102,7 +102,7 @@ impl Consumer for ChatConsumer {
                 send::resume(ctx, rooms, notifications, |room| self.hears(room), client_id).await
             }
             ClientFrame::Ping => send::pong(ctx, client_id),
-            ClientFrame::Auth { token } => match send::renew(ctx, &token, client_id)? {
+            ClientFrame::Auth { token } => match send::renew(ctx, &token, client_id).await? {
                 Some(rooms) => {
                     self.named = rooms;
                     self.refresh(ctx).await

@@ -5,6 +5,7 @@
 
 use std::future::{poll_fn, ready};
 use std::io::{ErrorKind, Read};
+use std::net::IpAddr;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::task::{self, Context as TaskContext, Poll};
@@ -13,6 +14,7 @@ use std::time::{Duration, Instant};
 use channel_layer::Event;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
+use http::HeaderValue;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use socket2::SockRef;
@@ -110,6 +112,8 @@ struct Connection {
     decoder: Decoder,
     /// Made with the first frame: most sockets only listen.
     rate: Option<Box<FrameRate>>,
+    /// Frames of the client's.
+    frames: u32,
     /// The answer to a ping of ours has not come yet; it is free.
     pong_is_due: bool,
     /// Whose turn it is when client and layer both have something.
@@ -131,7 +135,7 @@ impl Connection {
         let Handshake { consumer, ctx } = handshake;
         let mut decoder = Decoder::new(ctx.node().config.limits.frame_bytes);
         early.iter().filter(|bytes| !bytes.is_empty()).for_each(|bytes| decoder.feed(bytes));
-        Self { consumer, ctx, decoder, rate: None, pong_is_due: false, layer_first: false }
+        Self { consumer, ctx, decoder, rate: None, frames: 0, pong_is_due: false, layer_first: false }
     }
 
     async fn run(mut self: Box<Self>) {
@@ -155,7 +159,12 @@ impl Connection {
         }
         node.metrics.connections.dec();
         node.metrics.connections_closed.get_or_create(&ByCode { code: code_label(code) }).inc();
-        tracing::info!(channel = %self.ctx.channel_name(), user = ?self.ctx.username(), "WSDISCONNECT {} {reason}", logged(&self.ctx.socket().path));
+        let socket = self.ctx.socket();
+        let seconds = (time::OffsetDateTime::now_utc() - socket.since).whole_seconds().max(0);
+        tracing::info!(
+            channel = %socket.channel_name, user = ?socket.user, code, reason = %reason.text(), seconds,
+            frames = self.frames, "WSDISCONNECT {} {reason}", logged(&socket.path)
+        );
     }
 
     /// Serves events until something ends the connection.
@@ -314,6 +323,7 @@ impl Connection {
 
     /// Takes a token for a frame of the client's, whatever it is.
     fn count(&mut self, message: &Message) -> Result<Verdict, CloseReason> {
+        self.frames = self.frames.saturating_add(1);
         let node = self.ctx.node();
         let limits = &node.config.limits;
         let is_answer = matches!(message, Message::Pong) && std::mem::take(&mut self.pong_is_due);
@@ -445,7 +455,7 @@ fn code_label(code: u16) -> u16 {
 }
 
 /// What the log shows of a path: what was sent, in ASCII.
-fn logged(path: &str) -> impl std::fmt::Display {
+fn logged(path: &str) -> String {
     let mut left = LOGGED_PATH;
     let pieces = percent_encoding::utf8_percent_encode(path, percent_encoding::CONTROLS);
     let cut = pieces.map_while(move |piece| {
@@ -453,11 +463,33 @@ fn logged(path: &str) -> impl std::fmt::Display {
         left -= piece.len();
         (!piece.is_empty()).then_some(piece)
     });
-    cut.collect::<String>()
+    cut.collect()
 }
 
-/// The label of a refused handshake.
-pub(crate) fn refused(node: &Node, path: &str, reason: &'static str) {
+/// A handshake that came to nothing.
+pub(crate) fn refused(node: &Node, path: &str, client: IpAddr, reason: &'static str) {
     node.metrics.handshakes_rejected.get_or_create(&ByReason { reason }).inc();
-    tracing::info!(reason, "WSREJECT {}", logged(path));
+    tracing::info!(reason, %client, node = node.config.node_id, "WSREJECT {}", logged(path));
+}
+
+/// One that a page of another origin asked for: the log says what was compared, and what to change.
+pub(crate) fn refused_origin(node: &Node, path: &str, client: IpAddr, found: &FoundOrigin<'_>) {
+    let reason = "origin";
+    node.metrics.handshakes_rejected.get_or_create(&ByReason { reason }).inc();
+    let shown = |value: Option<&HeaderValue>| value.map(|value| logged(&String::from_utf8_lossy(value.as_bytes())));
+    let FoundOrigin { origin, host, forwarded_host, change } = *found;
+    let (origin, host, forwarded_host) = (shown(origin), shown(host), shown(forwarded_host));
+    tracing::info!(
+        reason, %client, node = node.config.node_id, origin, host, forwarded_host, change,
+        "WSREJECT {}", logged(path)
+    );
+}
+
+/// Where a page says that it comes from, and what that was compared with.
+pub(crate) struct FoundOrigin<'a> {
+    pub(crate) origin: Option<&'a HeaderValue>,
+    pub(crate) host: Option<&'a HeaderValue>,
+    pub(crate) forwarded_host: Option<&'a HeaderValue>,
+    /// What an operator may want to change.
+    pub(crate) change: &'static str,
 }

@@ -8,12 +8,42 @@ use http::HeaderMap;
 /// The signed-in user of a connection.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct User {
-    /// The username, compared by bytes.
+    /// What the user is called everywhere, compared by bytes.
     pub name: Arc<str>,
+    /// The id as Django writes it, where the way to sign in knows it.
+    pub id: Option<Arc<str>>,
+    /// How they signed in.
+    pub by: SignedInBy,
+    /// What they may do.
+    pub access: Access,
     /// Rooms that the token names; they count for this socket only.
     pub rooms: Vec<String>,
     /// Unix seconds when the sign-in ends, if it does.
     pub expires_at: Option<i64>,
+}
+
+/// How somebody signed in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SignedInBy {
+    /// By a JSON Web Token, one of `--dev` included.
+    Token,
+    /// By a Django session.
+    Session,
+    /// Django was asked.
+    Django,
+    /// Not at all: the name is made up for this socket.
+    Nobody,
+}
+
+/// What somebody may do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Access {
+    /// What users may.
+    Full,
+    /// Nobody by name: hears the open room of the URL.
+    Listen,
+    /// Nobody by name: hears the open room of the URL and may post there.
+    Talk,
 }
 
 /// What a consumer knows of its connection.

@@ -8,6 +8,7 @@ use std::task::Poll;
 use persistence::{Append, AppendError, Appended, Key, Range, Seen, StoreError, Stream};
 use serde::Serialize;
 
+use crate::auth::NotSignedIn;
 use crate::close::CloseReason;
 use crate::config::ClientNotifications;
 use crate::consumers::frames::{self, Ack, Asked, ClientFrame, ErrorCode, ErrorFrame};
@@ -158,30 +159,34 @@ async fn catch_up(
 }
 
 /// Renews the sign-in in place. Returns the rooms that the new token names, or `None` when it was refused.
-pub(super) fn renew(
+pub(super) async fn renew(
     ctx: &Context,
     token: &str,
     client_id: Option<String>,
 ) -> Result<Option<Vec<String>>, crate::CloseReason> {
-    let claims = match ctx.node().auth.check(token) {
-        Ok(claims) => claims,
-        Err(error) => {
-            tracing::debug!(error = &error as &dyn std::error::Error, "token refused");
-            answer_error(ctx, &ErrorFrame::new(ErrorCode::Invalid, "the token is not valid", client_id));
+    let refuse = |code, detail: &str| answer_error(ctx, &ErrorFrame::new(code, detail, client_id.clone()));
+    let user = match ctx.node().sign_in.user_of(token).await {
+        Ok(user) => user,
+        Err(NotSignedIn::Unavailable(_)) => {
+            refuse(ErrorCode::Unavailable, "try again");
+            return Ok(None);
+        }
+        Err(_) => {
+            refuse(ErrorCode::Invalid, "the token is not valid");
             return Ok(None);
         }
     };
-    if claims.username != **ctx.username() {
-        answer_error(ctx, &ErrorFrame::new(ErrorCode::Forbidden, "the token is another user's", client_id));
+    if user.name != *ctx.username() {
+        refuse(ErrorCode::Forbidden, "the token is another user's");
         return Ok(None);
     }
-    let end = ctx.node().clock.deadline(claims.expires_at);
-    ctx.socket().expires_at.store(end, std::sync::atomic::Ordering::Relaxed);
-    let expires_at = time::OffsetDateTime::from_unix_timestamp(claims.expires_at)
-        .unwrap_or(time::macros::datetime!(9999-12-31 23:59:59 UTC));
+    let Some(unix) = user.expires_at else { return Ok(Some(user.rooms)) };
+    ctx.socket().expires_at.store(ctx.node().clock.deadline(unix), std::sync::atomic::Ordering::Relaxed);
+    let expires_at =
+        time::OffsetDateTime::from_unix_timestamp(unix).unwrap_or(time::macros::datetime!(9999-12-31 23:59:59 UTC));
     let frame = serde_json::json!({"type": "auth", "expires_at": events::rfc3339(expires_at)});
     answer(ctx, "auth", &frame, client_id)?;
-    Ok(Some(claims.rooms))
+    Ok(Some(user.rooms))
 }
 
 /// Says that somebody is there.

@@ -82,7 +82,7 @@ fn login(node: &Arc<Node>) -> BoxedFilter<(Answer,)> {
             if let Err(detail) = names::check(&username) {
                 return answers::json(StatusCode::BAD_REQUEST, &serde_json::json!({"detail": detail}));
             }
-            match node.auth.sign(&username, None, DEV_TOKEN_SECONDS) {
+            match node.sign_in.tokens.sign(&username, None, DEV_TOKEN_SECONDS) {
                 Ok(token) => answers::json(StatusCode::OK, &serde_json::json!({"username": username, "token": token})),
                 Err(_) => answers::json(StatusCode::INTERNAL_SERVER_ERROR, &serde_json::json!({"detail": "no token"})),
             }

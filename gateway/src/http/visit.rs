@@ -10,12 +10,12 @@ use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use tokio::time::timeout;
 
-use crate::auth::{self, TokenError, TokenSource};
+use crate::auth::{self, NotSignedIn};
 use crate::clock::NEVER;
 use crate::close::CloseReason;
-use crate::consumers::connection::{Handshake, refused};
+use crate::consumers::connection::{FoundOrigin, Handshake, refused, refused_origin};
 use crate::consumers::framework::Refusal;
-use crate::consumers::scope::{Scope, User, parse_cookies};
+use crate::consumers::scope::{Scope, parse_cookies};
 use crate::http::addresses;
 use crate::http::answers::{Answer, plain};
 use crate::http::server::Arrival;
@@ -65,26 +65,34 @@ impl Visit {
             return refuse(Refusal::Unavailable, "handshakes_per_second");
         }
         let cookies = parse_cookies(&self.headers);
-        let token = auth::find_token(&self.headers, &subprotocols, &self.query, &cookies);
-        if !self.origin_is_allowed(token.as_ref().map(|(_, source)| *source)) {
-            return refuse(Refusal::Forbidden, "origin");
+        let client = self.client_address();
+        let own_host = self.own_host();
+        if !self.origin_is_allowed(own_host.as_deref()) {
+            return self.refuse_origin(client);
         }
         let chosen = v1.then_some(auth::V1);
-        let user = match token.map(|(token, _)| self.node.auth.check(&token)) {
-            Some(Ok(claims)) => User::from(claims),
-            Some(Err(error @ TokenError::Name(_))) => {
-                tracing::warn!(error = &error as &dyn std::error::Error, "a signed token is of no use here");
-                return self.refuse_or_close(Refusal::Unauthorized, "name", v1, accept, upgrade);
+        let request = auth::Request {
+            headers: &self.headers,
+            subprotocols: &subprotocols,
+            query_string: &self.query,
+            cookies: &cookies,
+            path: &self.path,
+            client,
+            own_host: own_host.as_deref(),
+        };
+        let user = match self.node.sign_in.sign_in(&request).await {
+            Ok(user) => user,
+            Err(NotSignedIn::CookieWithoutOrigin) => return self.refuse_origin(client),
+            Err(NotSignedIn::Unavailable(reason)) => return refuse(Refusal::Unavailable, reason),
+            Err(NotSignedIn::Nobody(reason)) => {
+                return self.refuse_or_close(Refusal::Unauthorized, reason, v1, accept, upgrade);
             }
-            Some(Err(error)) => {
-                tracing::debug!(error = &error as &dyn std::error::Error, "token refused");
-                return self.refuse_or_close(Refusal::Unauthorized, "token", v1, accept, upgrade);
+            Err(NotSignedIn::Forbidden(reason)) => {
+                return self.refuse_or_close(Refusal::Forbidden, reason, v1, accept, upgrade);
             }
-            None => return self.refuse_or_close(Refusal::Unauthorized, "no_token", v1, accept, upgrade),
         };
         let Some(channel_name) = self.node.hub.new_channel() else { return refuse(Refusal::Unavailable, "layer") };
         let limits = &self.node.config.limits;
-        let client = self.client_address();
         let identity = Identity {
             channel_name,
             user: Arc::clone(&user.name),
@@ -133,16 +141,34 @@ impl Visit {
         }
     }
 
-    /// Cookies are sent by any page's WebSocket, so whoever signs in by cookie must have an origin.
-    fn origin_is_allowed(&self, token: Option<TokenSource>) -> bool {
-        let mut origins = self.headers.get_all(ORIGIN).iter();
-        match origins.next_back() {
-            Some(origin) => {
-                let own_host = self.own_host();
-                origin.to_str().is_ok_and(|origin| self.node.origins.allows(origin, own_host.as_deref()))
+    /// Whether a page of this origin may connect; who is no browser has none.
+    fn origin_is_allowed(&self, own_host: Option<&str>) -> bool {
+        let Some(origin) = self.headers.get_all(ORIGIN).iter().next_back() else { return true };
+        origin.to_str().is_ok_and(|origin| self.node.origins.allows(origin, own_host))
+    }
+
+    fn refuse_origin(&self, client: IpAddr) -> Answer {
+        let forwarded_host = self.headers.get("x-forwarded-host");
+        let origin = self.headers.get_all(ORIGIN).iter().next_back();
+        let change = match origin {
+            None => "a cookie counts only from a page: a program signs in with a token, and sends no cookie",
+            Some(origin) if origin.as_bytes() == b"null" => {
+                "a page without an origin of its own (a file, a sandboxed frame) cannot be let in"
             }
-            None => token != Some(TokenSource::Cookie),
-        }
+            Some(_) if self.node.origins.are_configured() => {
+                "if this is a page of yours, add its origin to allowed_origins (GATEWAY_ALLOWED_ORIGINS)"
+            }
+            Some(_) if forwarded_host.is_some() && !self.is_trusted(self.arrival.peer.ip()) => {
+                "if that came from a proxy of yours, add its address to trusted_proxies (GATEWAY_TRUSTED_PROXIES)"
+            }
+            Some(_) => {
+                "let the proxy pass on the browser's Host header, port included, or set allowed_origins \
+                 (GATEWAY_ALLOWED_ORIGINS)"
+            }
+        };
+        let host = self.headers.get(HOST);
+        refused_origin(&self.node, &self.path, client, &FoundOrigin { origin, host, forwarded_host, change });
+        self.answer(Refusal::Forbidden)
     }
 
     fn own_host(&self) -> Option<String> {
@@ -184,7 +210,11 @@ impl Visit {
     }
 
     fn refuse(&self, refusal: Refusal, reason: &'static str) -> Answer {
-        refused(&self.node, &self.path, reason);
+        refused(&self.node, &self.path, self.client_address(), reason);
+        self.answer(refusal)
+    }
+
+    fn answer(&self, refusal: Refusal) -> Answer {
         let (status, text) = match refusal {
             Refusal::Unauthorized => (StatusCode::UNAUTHORIZED, "not signed in"),
             Refusal::Forbidden => (StatusCode::FORBIDDEN, "not allowed"),
@@ -219,7 +249,7 @@ impl Visit {
         if !v1 {
             return self.refuse(refusal, reason);
         }
-        refused(&self.node, &self.path, reason);
+        refused(&self.node, &self.path, self.client_address(), reason);
         self.node.tasks.spawn(close_after_upgrade(upgrade, close));
         handshake::switching_protocols(accept, Some(auth::V1)).map(|()| String::new())
     }
