@@ -135,6 +135,35 @@ async fn r17_poison_costs_no_memory_and_no_stack() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn r17_a_message_of_any_size_costs_a_connection_and_no_memory() {
+    let server = RedisServer::start();
+    let mut node = Node::start(&json!({ "hosts": [server.url()] }));
+    let own = node.relay_channel();
+    let queue = format!("asgi{}", channel(&own).non_local());
+    let layer = RedisCoreLayer::connect(&server.url()).await.unwrap();
+    let before = node.peak();
+    for round in 1..=3 {
+        let large = "return redis.call('ZADD', KEYS[1], ARGV[1], string.rep('x', 80 * 2^20))";
+        server.cli(&["EVAL", large, "1", &queue, &now().to_string()]);
+        layer.send(&channel(&own), &numbered(0)).await.unwrap();
+        until("the node goes on", || node.count() == round).await;
+    }
+    let grown = node.peak() - before;
+    assert!(grown < 64 << 10, "grown by {grown} KiB");
+    // Whoever waits on a plain channel, too.
+    let job = channel("job");
+    server.cli(&[
+        "EVAL",
+        "return redis.call('ZADD', KEYS[1], ARGV[1], string.rep('x', 65 * 2^20))",
+        "1",
+        "asgijob",
+        &now().to_string(),
+    ]);
+    layer.send(&job, &numbered(7)).await.unwrap();
+    assert_eq!(number(&until_ok("the next one is received", || layer.receive(&job)).await), 7);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn r17_scores_that_are_no_times_stop_neither_readers_nor_senders() {
     let server = RedisServer::start();
     let layer = RedisCoreLayer::builder(&server.url()).client_ids(1).connect().await.unwrap();

@@ -151,6 +151,24 @@ async fn r17_poison_is_counted_and_skipped() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn r17_a_message_of_any_size_costs_the_connection_and_no_memory() {
+    let server = RedisServer::start();
+    // As the operator may have set it: Redis itself would cut off a subscriber at 32 MB.
+    server.cli(&["CONFIG", "SET", "client-output-buffer-limit", "pubsub 0 0 0"]);
+    let mut site = Site::start(&server.url()).await;
+    for (times, mib) in [(1, 65), (2, 130)] {
+        server.cli(&[
+            "EVAL",
+            &format!("redis.call('PUBLISH', 'asgi__group__room', string.rep('x', {mib} * 2^20))"),
+            "0",
+        ]);
+        site.is_down(times).await;
+        site.is_up(times).await;
+        site.works().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn r3_a_half_open_link_is_noticed_and_survived() {
     let server = RedisServer::start();
     let mut cases = JoinSet::new();

@@ -7,7 +7,7 @@ mod common;
 use std::sync::Arc;
 use std::time::Duration;
 
-use common::{Client, Door, Heard, NodeProcess, TestNode, eventually, eventually_within, token};
+use common::{Client, Door, Heard, NodeProcess, TestNode, eventually, eventually_within, http_client, token};
 use gateway::Event;
 use serde_json::{Value, json};
 use testkit::cgroup::Cgroup;
@@ -25,6 +25,9 @@ const SENDERS: usize = 100;
 const TEXT: usize = 65_000;
 const PER_SECOND: f64 = 45.0;
 const FLOOD: Duration = Duration::from_secs(8);
+
+/// Long enough for a busy machine to store what is for crowds.
+const CROWDED: Duration = Duration::from_secs(400);
 
 /// The most memory the process has had.
 fn peak(node: &NodeProcess) -> u64 {
@@ -243,6 +246,41 @@ async fn flood_readers(node: &mut NodeProcess, publisher: &TestNode, readers: us
     sockets
 }
 
+/// Entries of the stream and calls of the API, each with 64 KB of text for 1,000 users, at the same time.
+async fn flood_with_crowds(door: Door, redis: &RedisServer) {
+    let (entries, calls) = if std::env::var_os("GATEWAY_LONG").is_some() { (20, 24) } else { (3, 4) };
+    let users: Vec<String> = (0..1000).map(|number| format!("user:u{number}")).collect();
+    let (to, data) = (json!(users), json!({"message": "x".repeat(TEXT)}));
+    let (to_text, data_text) = (to.to_string(), data.to_string());
+    for number in 0..entries {
+        let id = number.to_string();
+        let fields =
+            [["id", &id], ["source", "shop"], ["type", "notification"], ["to", &to_text], ["data", &data_text]];
+        let entry = ["XADD", "gateway:events", "*"].into_iter().chain(fields.into_iter().flatten());
+        redis.raw(&entry.map(str::as_bytes).collect::<Vec<_>>());
+    }
+    let mut publishers = JoinSet::new();
+    for number in 0..calls {
+        let call = json!({"id": format!("call-{number}"), "type": "notification", "to": to, "data": data});
+        publishers.spawn(async move {
+            // As a publisher does: again until it is stored.
+            let stored = || async {
+                let call = http_client().post(format!("http://{}/api/events", door.internal)).json(&call);
+                call.bearer_auth("key").timeout(CROWDED).send().await.unwrap().status() == 200
+            };
+            eventually_within(CROWDED, "a call is stored", stored).await;
+        });
+    }
+    publishers.join_all().await;
+    eventually_within(CROWDED, "the stream is empty", || async {
+        redis.cli(&["XLEN", "gateway:events"]).trim() == "0"
+    })
+    .await;
+    assert_eq!(redis.cli(&["EXISTS", "gateway:events:dead"]).trim(), "0");
+    let inbox = door.api("GET", "/api/users/u999/notifications?limit=1", None).await.1;
+    assert_eq!(inbox["unseen"], entries + calls);
+}
+
 /// What both tests of N5 see of a node that had too much memory.
 async fn has_survived(mut node: NodeProcess, readers: Vec<TcpStream>) -> NodeProcess {
     assert!(node.process.running(), "{}", node.log());
@@ -301,6 +339,9 @@ async fn n5_a_node_in_a_small_cgroup_refuses_and_is_not_killed() {
     .await;
 
     assert_eq!(node.door.metric("gateway_memory_limit_bytes").await as u64, 256 * MIB / 10 * 9);
+    flood_with_crowds(node.door, &redis).await;
+    assert!(node.process.running(), "killed by what was for crowds");
+    println!("after entries and calls for crowds: peak {} MiB", peak(&node) / MIB);
     let publisher = TestNode::start(&settings).await;
     let readers = flood_readers(&mut node, &publisher, READERS).await;
     let node = has_survived(node, readers).await;

@@ -28,6 +28,7 @@ use tokio_rustls::TlsConnector;
 
 use super::{
     answer::{Answer, command, text_of},
+    bounded::Bounded,
     refusal::{Failed, Refused},
     tls,
     topology::Sentinels,
@@ -38,6 +39,8 @@ use crate::BoxError;
 /// The longest a connection may take to be made and to answer its first commands; finding out from
 /// Sentinels where to connect may take as long again.
 pub(super) const OPENING: Duration = Duration::from_secs(2);
+/// The most that an answer, or a message that is heard, may take.
+pub(super) const ANSWER: usize = 64 << 20;
 /// The most bytes of answers to the first commands.
 const GREETING: usize = 64 << 10;
 
@@ -257,6 +260,7 @@ impl Connection {
         // Every command has its own limit, and nothing is to be said twice.
         let config = AsyncConnectionConfig::new().set_response_timeout(None);
         let info = RedisConnectionInfo::default().set_skip_set_lib_name();
+        let (stream, _) = Bounded::new(stream, ANSWER);
         let (commands, driver) = MultiplexedConnection::new_with_config(&info, stream, config).await?;
         Ok(Self { commands, driver: Some(Box::pin(driver)), trust })
     }

@@ -7,6 +7,7 @@
 
 mod answer;
 mod backoff;
+mod bounded;
 mod commander;
 mod commands;
 mod connection;
@@ -21,6 +22,7 @@ mod tls;
 mod topology;
 mod trust;
 
+pub use bounded::Bounded;
 pub use core::{RedisCoreBuilder, RedisCoreLayer};
 pub use pubsub::{RedisPubSubBuilder, RedisPubSubLayer};
 pub use topology::{Connector, Host};

@@ -4,12 +4,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use channel_layer::Bounded;
 use redis::aio::{ConnectionLike, MultiplexedConnection};
 use redis::{AsyncConnectionConfig, Cmd, Pipeline, RedisConnectionInfo, RedisFuture, RedisResult, Value};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::task::JoinSet;
 
-use super::bounded::Bounded;
+/// What an answer may weigh.
+pub(super) const ANSWER: usize = 4 * 1024 * 1024;
 
 /// An open connection; it ends when this is dropped.
 pub(super) struct Connection {
@@ -29,7 +31,7 @@ impl Connection {
         answer: Duration,
     ) -> RedisResult<Self> {
         let settings = AsyncConnectionConfig::new().set_response_timeout(Some(answer));
-        let (stream, is_flooded) = Bounded::new(stream);
+        let (stream, is_flooded) = Bounded::new(stream, ANSWER);
         let info = RedisConnectionInfo::default();
         let (redis, driver) = MultiplexedConnection::new_with_config(&info, stream, settings).await?;
         let mut tasks = JoinSet::new();

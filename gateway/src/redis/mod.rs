@@ -1,7 +1,6 @@
 //! What a node does in Redis beside the channel layer: it notes which deployment it belongs to, and reads
 //! the stream of durable events.
 
-mod bounded;
 mod connection;
 mod dead;
 mod entry;

@@ -5,7 +5,7 @@
 //! What a dead node had taken is taken up by others; what can never work goes to the dead letters.
 //!
 //! An entry may be of any size, and may be what killed the node that took it. So answers have a bound
-//! (`bounded.rs`), and an entry is done in pieces for which there is a share of the node's budget. What was taken before
+//! (`channel_layer::Bounded`), and an entry is done in pieces for which there is a share of the node's budget. What was taken before
 //! is taken up one by one, and after [`MAX_TAKEN`] times without an outcome not at all. Times in which the database was
 //! away do not count.
 
@@ -24,7 +24,7 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::RedisFailed;
-use super::bounded::ANSWER;
+use super::connection::ANSWER;
 use super::connection::Connection;
 use super::entry::{Entry, entries, entries_of_read};
 use super::server::{LETTER_TIME, Server};

@@ -21,7 +21,10 @@ use tokio::time::timeout;
 use super::registry::Topic;
 use crate::{
     BoxError,
-    redis::connection::{OPENING, Stream},
+    redis::{
+        bounded::Bounded,
+        connection::{ANSWER, OPENING, Stream},
+    },
 };
 
 pub(super) struct Subscription {
@@ -77,6 +80,7 @@ impl Subscription {
         };
         let config = AsyncConnectionConfig::new().set_response_timeout(None).set_push_sender(hear);
         let info = RedisConnectionInfo::default().set_protocol(ProtocolVersion::RESP3).set_skip_set_lib_name();
+        let (stream, _) = Bounded::new(stream, ANSWER);
         let opening = MultiplexedConnection::new_with_config(&info, stream, config);
         let late = |_late| BoxError::from("the change to RESP3 took more than 2 seconds");
         let (commands, driver) = timeout(OPENING, opening).await.map_err(late)??;
