@@ -532,9 +532,9 @@ async fn wrong_keys_are_counted_logged_and_slowed_and_the_right_one_is_not() {
     };
     let started = std::time::Instant::now();
     let wrong = async {
-        let wrong: Vec<String> = (0..20).map(|number| format!("wrong{number}")).collect();
+        let wrong: Vec<String> = (0..50).map(|number| format!("wrong{number}")).collect();
         let answers = join_all(wrong.iter().map(|key| ask(key))).await;
-        assert_eq!(answers, [401; 20]);
+        assert_eq!(answers, [401; 50]);
         started.elapsed()
     };
     let right = async {
@@ -544,8 +544,8 @@ async fn wrong_keys_are_counted_logged_and_slowed_and_the_right_one_is_not() {
         started.elapsed()
     };
     let (wrong, right) = tokio::join!(wrong, right);
-    assert!(wrong >= Duration::from_secs(2) && right < wrong, "{wrong:?} {right:?}");
-    assert_eq!(node.door.metric(r#"gateway_api_refused_total{reason="key"}"#).await, 20.0);
+    assert!(wrong >= Duration::from_secs(5) && right < wrong, "{wrong:?} {right:?}");
+    assert_eq!(node.door.metric(r#"gateway_api_refused_total{reason="key"}"#).await, 50.0);
     let lines = node.log().lines().filter(|line| line.contains("the API key is missing or wrong")).count();
     assert!((1..=3).contains(&lines) && node.log().contains("peer=127.0.0.1:"), "{}", node.log());
 }
