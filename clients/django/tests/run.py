@@ -1,0 +1,121 @@
+"""Runs the tests on real servers:  python -m tests.run [--postgres] [LABEL …]
+
+Starts a Redis and, with --postgres, a PostgreSQL of its own; GATEWAY_BINARY names the gateway, by default the one in
+the workspace's target/debug.
+"""
+
+import getpass
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent.parent
+
+
+def free_port():
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]
+
+
+def wait(what, is_there, seconds=30):
+    end = time.monotonic() + seconds
+    while not is_there():
+        if time.monotonic() > end:
+            sys.exit(f"{what} did not start")
+        time.sleep(0.02)
+
+
+def answers(port):
+    with socket.socket() as one:
+        return one.connect_ex(("127.0.0.1", port)) == 0
+
+
+@contextmanager
+def redis():
+    port, directory = free_port(), tempfile.mkdtemp(prefix="gateway-redis-")
+    command = ["redis-server", "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
+    server = subprocess.Popen([*command, "--dir", directory, "--logfile", "log"], cwd=directory)
+    try:
+        wait("Redis", lambda: answers(port))
+        yield f"redis://127.0.0.1:{port}"
+    finally:
+        server.terminate()
+        server.wait()
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+@contextmanager
+def postgres():
+    found = shutil.which("postgres") or next(iter(sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"))), None)
+    if not found:
+        sys.exit("PostgreSQL is missing: ./test.sh --install-only")
+    programs = Path(os.path.realpath(found)).parent
+    directory, port = Path(tempfile.mkdtemp(prefix="gateway-postgres-")), free_port()
+    # It refuses to run as root.
+    user = "postgres" if os.geteuid() == 0 else getpass.getuser()
+    who = {"user": user, "group": user} if os.geteuid() == 0 else {}
+    if who:
+        shutil.chown(directory, user, user)
+    data = directory / "data"
+    subprocess.run(
+        [programs / "initdb", "-D", data, "-U", "tests", "-A", "trust", "-N"],
+        check=True,
+        stdout=subprocess.DEVNULL,
+        cwd=directory,
+        **who,
+    )
+    options = ["-D", data, "-h", "127.0.0.1", "-p", str(port), "-k", directory, "-F"]
+    with (directory / "log").open("wb") as log:
+        server = subprocess.Popen([programs / "postgres", *options], stderr=log, cwd=directory, **who)
+    try:
+
+        def ready():
+            command = [programs / "pg_isready", "-q", "-h", "127.0.0.1", "-p", str(port), "-U", "tests"]
+            return subprocess.run(command, check=False).returncode == 0
+
+        wait("PostgreSQL", ready)
+        yield json.dumps({"NAME": "postgres", "USER": "tests", "HOST": "127.0.0.1", "PORT": port})
+    finally:
+        server.send_signal(2)
+        server.wait()
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def gateway():
+    named = os.environ.get("GATEWAY_BINARY")
+    path = Path(named) if named else HERE.parent.parent / "target/debug/gateway"
+    if not path.is_file():
+        sys.exit(f"{path} is missing: cargo build --workspace, or set GATEWAY_BINARY")
+    return str(path)
+
+
+def main(arguments):
+    on_postgres = "--postgres" in arguments
+    labels = [each for each in arguments if each != "--postgres"] or ["tests"]
+    with ExitStack() as stack:
+        directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="gateway-django-"))
+        environment = {key: value for key, value in os.environ.items() if not key.startswith("GATEWAY_")}
+        environment |= {
+            "DJANGO_SETTINGS_MODULE": "tests.settings",
+            "TEST_REDIS_URL": stack.enter_context(redis()),
+            "TEST_GATEWAY": gateway(),
+            "TEST_SQLITE": f"{directory}/site.sqlite3",
+            "PYTHONPATH": str(HERE),
+            "PYTHONDONTWRITEBYTECODE": "1",
+        }
+        if on_postgres:
+            environment["TEST_POSTGRES"] = stack.enter_context(postgres())
+        command = [sys.executable, "-W", "error::RuntimeWarning", "-m", "django", "test", "--noinput", *labels]
+        return subprocess.run(command, cwd=HERE, env=environment, check=False).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

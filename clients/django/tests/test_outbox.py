@@ -1,0 +1,234 @@
+"""when="outbox": neither a crash nor Redis' absence loses anything, or sends it twice to anybody."""
+
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from datetime import timedelta
+from unittest import skipUnless
+
+from django.db import connection, connections, transaction
+from django.core.management import call_command
+from django.test import TransactionTestCase
+from django.utils import timezone
+
+import channel_gateway as gw
+from channel_gateway import backends, relay
+from channel_gateway.exceptions import Unavailable
+from channel_gateway.models import Outbox
+
+from .base import StreamMixin, gateway
+from .test_publishing import _nobody
+
+FORK = multiprocessing.get_context("fork")
+
+
+class OutboxTests(StreamMixin, TransactionTestCase):
+    when = "outbox"
+
+    def setUp(self):
+        super().setUp()
+        relay._paused_until = 0
+
+    def away(self):
+        """Redis is stopped, as far as this process can see."""
+        return gateway(NAMESPACE=self.namespace, WHEN="outbox", REDIS_URL=f"redis://127.0.0.1:{_nobody()}")
+
+    def test_sent_at_once_after_the_commit_and_deleted(self):
+        with transaction.atomic():
+            given = gw.notify("alice", "paid")
+            self.assertEqual(Outbox.objects.count(), 1)
+            self.assertEqual(self.entries(), [])
+        self.assertEqual([each["id"] for each in self.entries()], [given])
+        self.assertEqual(Outbox.objects.count(), 0)
+        gw.notify("alice", "without a transaction")
+        self.assertEqual([len(self.entries()), Outbox.objects.count()], [2, 0])
+
+    def test_rolled_back_with_the_rest(self):
+        with self.assertRaises(KeyError), transaction.atomic():
+            gw.notify("alice", "x")
+            raise KeyError
+        self.assertEqual([Outbox.objects.count(), self.entries()], [0, []])
+
+    def test_redis_stopped_and_back(self):
+        with self.away():
+            with self.assertLogs("channel_gateway", "WARNING"):
+                ids = [gw.notify("alice", f"{number}") for number in range(250)]
+            # One attempt, then requests do not wait for a Redis that is away.
+            self.assertEqual(Outbox.objects.count(), 250)
+            with self.assertRaises(Unavailable):
+                relay.relay(older_than=0)
+        self.assertEqual(relay.relay(older_than=0), 250)
+        self.assertEqual([each["id"] for each in self.entries()], ids)
+        self.assertEqual(relay.waiting(), 0)
+
+    def test_the_young_are_left_to_who_wrote_them(self):
+        with self.away():
+            relay._paused_until = time.monotonic() + 60
+            gw.notify("alice", "young")
+            gw.notify("alice", "old")
+        relay._paused_until = 0
+        Outbox.objects.filter(pk=Outbox.objects.last().pk).update(created_at=timezone.now() - timedelta(seconds=6))
+        self.assertEqual(relay.relay(), 1)
+        self.assertEqual(relay.waiting(), 1)
+        call_command("gateway_relay", "--once", "--older-than", "0", stdout=open(os.devnull, "w"))
+        self.assertEqual(relay.waiting(), 0)
+
+    def test_killed_between_the_commit_and_the_xadd(self):
+        """The process dies at the worst of moments; the relay of another one sends."""
+        connections.close_all()
+        made = FORK.Pipe(duplex=False)
+
+        def child():
+            class Killed:
+                def send(self, entries):
+                    made[1].send([each["id"] for each in entries])
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+            backends._backend = Killed()
+            with transaction.atomic():
+                gw.notify("alice", "paid", id="order-42")
+
+        process = FORK.Process(target=child)
+        process.start()
+        process.join(30)
+        self.assertEqual(process.exitcode, -signal.SIGKILL)
+        self.assertEqual(made[0].recv(), ["order-42"])
+        self.assertEqual(self.entries(), [])
+        self.assertEqual(relay.relay(older_than=0), 1)
+        self.assertEqual([each["id"] for each in self.entries()], ["order-42"])
+
+    def test_killed_between_the_xadd_and_the_delete(self):
+        """Then it is sent again, under the identity that the gateway stores once."""
+        connections.close_all()
+
+        def child():
+            real = backends.backend()
+
+            class Killed:
+                def send(self, entries):
+                    real.send(entries)
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+            backends._backend = Killed()
+            gw.notify("alice", "paid", id="order-42")
+
+        process = FORK.Process(target=child)
+        process.start()
+        process.join(30)
+        self.assertEqual(process.exitcode, -signal.SIGKILL)
+        self.assertEqual(relay.relay(older_than=0), 1)
+        self.assertEqual([each["id"] for each in self.entries()], ["order-42"] * 2)
+
+    def test_two_relays_at_once(self):
+        with self.away():
+            relay._paused_until = time.monotonic() + 60
+            ids = [gw.notify("alice", f"{number}") for number in range(300)]
+            for number in range(60):
+                gw.add_members(f"room-{number % 3}", f"user{number}")
+        connections.close_all()
+
+        def work(answers):
+            answers.put(relay.relay(older_than=0, batch=7))
+
+        answers = FORK.Queue()
+        processes = [FORK.Process(target=work, args=(answers,)) for _ in range(3)]
+        for process in processes:
+            process.start()
+        sent = [answers.get(timeout=60) for _ in processes]
+        for process in processes:
+            process.join(30)
+        # What one of them held when the other looked is found by the next look.
+        sent.append(relay.relay(older_than=0))
+        entries = self.entries()
+        self.assertEqual(sum(sent), len(entries))
+        self.assertEqual(len(entries), 360)
+        self.assertEqual({each["id"] for each in entries if each["type"] == "notification"}, set(ids))
+        self.assertEqual(relay.waiting(), 0)
+        # Of a room in order.
+        for number in range(3):
+            users = [data["users"][0] for _, to, data in self.short() if to == f"room:room-{number}"]
+            self.assertEqual(users, [f"user{each}" for each in range(number, 60, 3)])
+
+    def test_a_later_change_of_a_room_does_not_overtake_an_earlier_one(self):
+        with self.away():
+            relay._paused_until = time.monotonic() + 60
+            gw.add_members("lobby", "alice")
+        relay._paused_until = 0
+        gw.remove_members("lobby", "alice")
+        self.assertEqual([type for type, _, _ in self.short()], ["member.add", "member.remove"])
+        self.assertEqual(relay.waiting(), 0)
+
+    @skipUnless(connection.vendor == "postgresql", "row locks")
+    def test_who_holds_a_room_makes_the_next_one_wait_and_the_relay_go_on(self):
+        with self.away():
+            relay._paused_until = time.monotonic() + 60
+            gw.add_members("lobby", "alice")
+            gw.notify("alice", "x")
+        relay._paused_until = 0
+        real, holds, go_on = backends.backend(), threading.Event(), threading.Event()
+
+        class Slow:
+            def send(self, entries):
+                if entries[0]["type"] == "member.add":
+                    holds.set()
+                    go_on.wait(30)
+                real.send(entries)
+
+        def hold():
+            try:
+                relay._send_key("default", "room:lobby", wait=True)
+            finally:
+                connections.close_all()
+
+        backends._backend = Slow()
+        self.addCleanup(backends.forget)
+        holder = threading.Thread(target=hold)
+        holder.start()
+        holds.wait(30)
+        # The notification goes, the room is another's.
+        self.assertEqual(relay.relay(older_than=0), 1)
+        waiter = threading.Thread(target=self.remove)
+        waiter.start()
+        waiter.join(0.3)
+        self.assertTrue(waiter.is_alive())
+        go_on.set()
+        waiter.join(30)
+        holder.join(30)
+        types = [type for type, to, _ in self.short() if to == "room:lobby"]
+        self.assertEqual(types, ["member.add", "member.remove"])
+
+    def remove(self):
+        try:
+            gw.remove_members("lobby", "alice")
+        finally:
+            connections.close_all()
+
+    def test_the_relay_of_a_service_goes_on_after_faults_and_stops_when_told(self):
+        stop = threading.Event()
+        thread = threading.Thread(target=lambda: (relay.run(stop, interval=0.05, older_than=0), connections.close_all()))
+        with self.away():
+            relay._paused_until = time.monotonic() + 60
+            gw.notify("alice", "x")
+            with self.assertLogs("channel_gateway", "WARNING") as logs:
+                thread.start()
+                self.until(lambda: logs.output)
+        self.until(lambda: len(self.entries()) == 1)
+        stop.set()
+        thread.join(10)
+        self.assertFalse(thread.is_alive())
+
+    def until(self, condition, seconds=20):
+        end = time.monotonic() + seconds
+        while not condition():
+            self.assertLess(time.monotonic(), end)
+            time.sleep(0.01)
+
+    def test_as_a_task_of_celery(self):
+        from channel_gateway import tasks
+
+        if not hasattr(tasks, "relay_task"):
+            self.skipTest("Celery is not installed")
+        self.assertEqual(tasks.relay_task.name, "channel_gateway.relay")
+        self.assertEqual(tasks.relay_task(older_than=0), 0)
