@@ -189,9 +189,10 @@ def _sessions(found: Conf) -> Iterable[CheckMessage]:
 
 
 def _classes(found: Conf) -> Iterable[CheckMessage]:
-    for key, path, methods in (
-        ("POLICY", found.policy, ("rooms", "can_enter", "user", "expires_at")),
-        ("BACKEND", BACKENDS.get(found.backend, found.backend), ("send",)),
+    policy, backend = "channel_gateway.policy.Policy", "channel_gateway.backends.Backend"
+    for key, path, default, methods in (
+        ("POLICY", found.policy, policy, ("rooms", "can_enter", "user", "expires_at")),
+        ("BACKEND", BACKENDS.get(found.backend, found.backend), backend, ("send",)),
     ):
         try:
             loaded = import_string(path)
@@ -206,7 +207,7 @@ def _classes(found: Conf) -> Iterable[CheckMessage]:
         if missing:
             yield Error(
                 f"GATEWAY[{key!r}]: {path} has no method {missing[0]}.",
-                hint="Inherit from channel_gateway.policy.Policy." if key == "POLICY" else None,
+                hint=f"Write a class with the methods of {default}.",
                 id="gateway.E007",
             )
 

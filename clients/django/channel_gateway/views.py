@@ -77,7 +77,7 @@ def token(request: HttpRequest) -> JsonResponse:
         seldom.error("token", "no token could be made for user %s: %s", user.pk, error)
         return JsonResponse({"error": "this user cannot be signed in"}, status=403)
     except ImproperlyConfigured as error:
-        seldom.error("token", "no token could be made: %s", error)
+        seldom.error("token.settings", "no token could be made: %s", error)
         return JsonResponse({"error": "not configured"}, status=503)
     if room and room not in (rooms or ()):
         return JsonResponse({"error": "no such room"}, status=404)

@@ -7,6 +7,8 @@ import redis
 from django.conf import settings
 from django.test import override_settings
 
+from channel_gateway import seldom
+
 CLIENT = redis.Redis.from_url(settings.REDIS_URL, decode_responses=True)
 
 
@@ -15,12 +17,21 @@ def gateway(**changed):
     return override_settings(GATEWAY={**settings.GATEWAY, **changed})
 
 
+class LogMixin:
+    """Each test sees the lines that come once in a minute."""
+
+    def setUp(self):
+        seldom._last.clear()
+        super().setUp()
+
+
 class StreamMixin:
     """A stream of the test's own in a real Redis."""
 
     when = "commit"
 
     def setUp(self):
+        seldom._last.clear()
         self.namespace = f"test-{uuid.uuid4().hex[:8]}"
         override = gateway(NAMESPACE=self.namespace, WHEN=self.when)
         override.enable()

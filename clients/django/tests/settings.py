@@ -63,7 +63,7 @@ CHANNEL_LAYERS = {
     }
 }
 GATEWAY = {
-    "JWT_SECRET": "a secret of the tests, 32 bytes of it",
+    "JWT_SECRET": "a secret of the tests with 32 bytes",
     "AUTH_SECRET": "what the gateway shows to Django",
     "API_KEY": "the key of the internal API",
     "NAMESPACE": "site",

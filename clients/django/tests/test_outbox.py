@@ -6,10 +6,11 @@ import signal
 import threading
 import time
 from datetime import timedelta
+from io import StringIO
 from unittest import skipUnless
 
-from django.db import connection, connections, transaction
 from django.core.management import call_command
+from django.db import connection, connections, transaction
 from django.test import TransactionTestCase
 from django.utils import timezone
 
@@ -72,7 +73,7 @@ class OutboxTests(StreamMixin, TransactionTestCase):
         Outbox.objects.filter(pk=Outbox.objects.last().pk).update(created_at=timezone.now() - timedelta(seconds=6))
         self.assertEqual(relay.relay(), 1)
         self.assertEqual(relay.waiting(), 1)
-        call_command("gateway_relay", "--once", "--older-than", "0", stdout=open(os.devnull, "w"))
+        call_command("gateway_relay", "--once", "--older-than", "0", stdout=StringIO())
         self.assertEqual(relay.waiting(), 0)
 
     def test_killed_between_the_commit_and_the_xadd(self):
@@ -157,7 +158,7 @@ class OutboxTests(StreamMixin, TransactionTestCase):
             gw.add_members("lobby", "alice")
         relay._paused_until = 0
         gw.remove_members("lobby", "alice")
-        self.assertEqual([type for type, _, _ in self.short()], ["member.add", "member.remove"])
+        self.assertEqual([kind for kind, _, _ in self.short()], ["member.add", "member.remove"])
         self.assertEqual(relay.waiting(), 0)
 
     @skipUnless(connection.vendor == "postgresql", "row locks")
@@ -196,7 +197,7 @@ class OutboxTests(StreamMixin, TransactionTestCase):
         go_on.set()
         waiter.join(30)
         holder.join(30)
-        types = [type for type, to, _ in self.short() if to == "room:lobby"]
+        types = [kind for kind, to, _ in self.short() if to == "room:lobby"]
         self.assertEqual(types, ["member.add", "member.remove"])
 
     def remove(self):
@@ -207,7 +208,9 @@ class OutboxTests(StreamMixin, TransactionTestCase):
 
     def test_the_relay_of_a_service_goes_on_after_faults_and_stops_when_told(self):
         stop = threading.Event()
-        thread = threading.Thread(target=lambda: (relay.run(stop, interval=0.05, older_than=0), connections.close_all()))
+        thread = threading.Thread(
+            target=lambda: (relay.run(stop, interval=0.05, older_than=0), connections.close_all())
+        )
         with self.away():
             relay._paused_until = time.monotonic() + 60
             gw.notify("alice", "x")

@@ -194,7 +194,7 @@ class WhenTests(StreamMixin, TransactionTestCase):
             self.assertEqual(self.entries(), [])
             if "fail" in request.GET:
                 raise KeyError
-            return None
+            return
 
         request = RequestFactory()
         connection.settings_dict["ATOMIC_REQUESTS"] = True

@@ -38,8 +38,8 @@ def gateway_client(
 ) -> SafeString:
     """Loads the client and connects it to ``url`` (``GATEWAY["URL"]``: ``/ws/chat/``).
 
-    The page finds it as ``window.gateway``, and is told by the event ``gateway`` on ``document``. ``token_url`` is where
-    it gets tokens, ``""`` for none: then the session's cookie signs in. ``room`` asks for the right to that room.
+    The page finds it as ``window.gateway``, and is told by the event ``gateway`` on ``document``. ``token_url`` is
+    where it gets tokens, ``""`` for none: then the session's cookie signs in. ``room`` asks for the right to that room.
     """
     request = context.get("request")
     nonce = nonce or context.get("csp_nonce") or getattr(request, "csp_nonce", None)

@@ -1,0 +1,291 @@
+"""Against a real node: what is published arrives, once."""
+
+import json
+import time
+from io import StringIO
+
+from asgiref.sync import sync_to_async
+from django.conf import settings
+from django.contrib.auth.models import User
+from django.core.management import call_command
+from django.db import transaction
+from django.test import override_settings
+
+import channel_gateway as gw
+from channel_gateway import api, backends, relay, sync
+from channel_gateway.exceptions import ApiError, Unavailable
+from channel_gateway.testing import GatewayCommunicator, GatewayLiveServerTestCase
+
+from .club.models import Club, Membership, Project
+from .test_publishing import _nobody
+
+
+def site(**changed):
+    return override_settings(GATEWAY={**settings.GATEWAY, **changed})
+
+
+class LiveMixin:
+    def setUp(self):
+        super().setUp()
+        relay._paused_until = 0
+        with site(BACKEND="dummy"):
+            self.ann = User.objects.create_user(f"ann{time.monotonic_ns()}")
+            self.bob = User.objects.create_user(f"bob{time.monotonic_ns()}")
+
+    def room(self, *members):
+        name = f"room{time.monotonic_ns()}"
+        api.call("PUT", api.path("rooms", name), {"display_name": "A room"})
+        for member in members:
+            api.call("PUT", api.path("rooms", name, "members", member.username))
+        return name
+
+    async def open(self, user, path="/ws/chat/", **options):
+        socket = GatewayCommunicator(self.gateway_url + path, **options).force_login(user)
+        self.assertEqual(await socket.connect(), (True, "gateway.v1"))
+        # Until its first frame has been handled, nothing is sent to it.
+        await socket.send_json_to({"cate": "rooms"})
+        await socket.receive_json_from(type="rooms")
+        return socket
+
+    def inbox(self, user):
+        return api.call("GET", api.path("users", user.username, "notifications"))["notifications"]
+
+    def until(self, condition, seconds=20):
+        end = time.monotonic() + seconds
+        while not condition():
+            self.assertLess(time.monotonic(), end)
+            time.sleep(0.02)
+
+    async def test_chat_notifications_and_disconnect(self):
+        room = await sync_to_async(self.room)(self.ann, self.bob)
+        ann, bob = await self.open(self.ann), await self.open(self.bob, "/ws/chat/")
+
+        def publish():
+            with transaction.atomic():
+                gw.chat(room, "hello", from_user=self.bob)
+                gw.notify(self.ann, "paid")
+
+        await sync_to_async(publish)()
+        frame = await ann.receive_json_from(type="chat")
+        found = [frame[key] for key in ("message", "group_name", "from_user", "seq")]
+        self.assertEqual(found, ["hello", room, self.bob.username, 1])
+        self.assertEqual((await bob.receive_json_from(type="chat"))["id"], frame["id"])
+        notification = await ann.receive_json_from(type="notification")
+        self.assertEqual([notification["message"], notification["from_user"]], ["paid", "django"])
+        self.assertTrue(await bob.receive_nothing())
+        await sync_to_async(gw.disconnect)(self.ann, code=4401, reason="bye")
+        self.assertEqual(await ann.receive_close(), 4401)
+        self.assertEqual(ann.close_reason, "bye")
+        await bob.disconnect()
+
+    async def test_a_log_out_ends_the_sockets(self):
+        ann = await self.open(self.ann)
+        client = await sync_to_async(self.client_class)()
+        await sync_to_async(client.force_login)(self.ann)
+        await sync_to_async(client.logout)()
+        self.assertEqual(await ann.receive_close(), 4401)
+
+    async def test_the_token_of_the_view_signs_in(self):
+        await sync_to_async(self.client.force_login)(self.ann)
+        token = (await sync_to_async(self.client.get)("/gateway/token/")).json()["token"]
+        socket = GatewayCommunicator(self.gateway_url + "/ws/chat/", origin=self.live_server_url).force_token(token)
+        self.assertEqual(await socket.connect(), (True, "gateway.v1"))
+        await socket.disconnect()
+        self.assertEqual(socket.close_code, 1000)
+
+    async def test_refusals(self):
+        plain = GatewayCommunicator(self.gateway_url + "/ws/chat/", subprotocols=[])
+        self.assertEqual(await plain.connect(), (False, 401))
+        nobody = GatewayCommunicator(self.gateway_url + "/ws/chat/")
+        self.assertEqual((await nobody.connect())[0], True)
+        self.assertEqual(await nobody.receive_close(), 4401)
+        elsewhere = GatewayCommunicator(self.gateway_url + "/ws/chat/", origin="https://elsewhere.example")
+        self.assertEqual(await elsewhere.force_login(self.ann).connect(), (False, 403))
+
+    async def test_sockets_say_things(self):
+        room = await sync_to_async(self.room)(self.ann)
+        ann = await self.open(self.ann)
+        await ann.send_json_to({"cate": "chat", "group_name": room, "message": "x" * 70, "client_id": "1"})
+        self.assertEqual((await ann.receive_json_from(type="ack"))["client_id"], "1")
+        await ann.send_to(bytes_data=b"\0")
+        self.assertEqual((await ann.receive_json_from(type="error"))["code"], "invalid")
+        await ann.disconnect()
+
+    def test_once_by_its_identity(self):
+        for _ in range(3):
+            gw.notify(self.ann, "paid", id="order-42")
+        gw.notify(self.ann, "last")
+        self.until(lambda: len(self.inbox(self.ann)) >= 2)
+        self.assertEqual([each["message"] for each in self.inbox(self.ann)], ["paid", "last"])
+
+    def test_sync_mends_what_sent_no_signals(self):
+        with site(BACKEND="dummy"):
+            club = Club.objects.create(slug=f"club{time.monotonic_ns()}")
+            project = Project.objects.create(title="Apollo")
+            project.team.add(self.bob)
+            Membership.objects.bulk_create([Membership(person=user, club=club) for user in (self.ann, self.bob)])
+            Membership.objects.bulk_create([Membership(person=self.bob, club=club, is_guest=True)])
+        name = f"project-{project.pk}"
+        # Somebody who is no member any more, and a room that is none of the site's.
+        api.call("PUT", api.path("rooms", name))
+        api.call("PUT", api.path("rooms", name, "members", self.ann.username))
+        other = self.room(self.ann)
+        wanted = {
+            f"room {club.slug}",
+            f"add {club.slug} {self.ann.username}",
+            f"add {club.slug} {self.bob.username}",
+            f"room {name}",
+            f"add {name} {self.bob.username}",
+            f"remove {name} {self.ann.username}",
+        }
+        out = StringIO()
+        with self.assertRaises(SystemExit):
+            call_command("gateway_sync", "--dry-run", stdout=out, stderr=StringIO())
+        self.assertEqual(set(out.getvalue().splitlines()), wanted)
+        out = StringIO()
+        call_command("gateway_sync", stdout=out, stderr=StringIO())
+        self.assertEqual(set(out.getvalue().splitlines()), wanted)
+        self.assertEqual(list(sync.differences()), [])
+        found = api.call("GET", api.path("rooms", name))
+        self.assertEqual([found["members"], found["display_name"]], [[self.bob.username], "Apollo"])
+        self.assertEqual(api.call("GET", api.path("rooms", other))["members"], [self.ann.username])
+
+    def test_the_admin(self):
+        from django.contrib.auth.models import Permission
+
+        admin = "/admin/channel_gateway/gateway/"
+        with site(BACKEND="dummy"):
+            staff = User.objects.create_user(f"staff{time.monotonic_ns()}", is_staff=True)
+            boss = User.objects.create_superuser(f"boss{time.monotonic_ns()}")
+        pages = [admin, f"{admin}user/?name={self.ann.username}", f"{admin}dead/"]
+        actions = [("user/disconnect/", {"name": self.ann.username}), ("dead/drop/", {"id": "1-1"})]
+        for page in pages:
+            self.assertEqual(self.client.get(page).status_code, 302)
+        self.client.force_login(staff)
+        for page in pages:
+            self.assertEqual(self.client.get(page).status_code, 403)
+        staff.user_permissions.add(Permission.objects.get(codename="view_gateway"))
+        for page in pages:
+            answer = self.client.get(page)
+            self.assertEqual(answer.status_code, 200)
+            self.assertNotContains(answer, "/disconnect/")
+            self.assertNotContains(answer, "/drop/")
+        for action, data in actions:
+            self.assertEqual(self.client.post(admin + action, data).status_code, 403)
+        gw.notify(self.ann, "<b>paid</b>", when="now")
+        self.until(lambda: self.inbox(self.ann))
+        answer = self.client.get(pages[1])
+        self.assertContains(answer, "&lt;b&gt;paid&lt;/b&gt;")
+        self.assertNotContains(answer, "user/disconnect/")
+        self.client.force_login(boss)
+        for action, _ in actions:
+            self.assertEqual(self.client.get(admin + action).status_code, 405)
+        strict = self.client_class(enforce_csrf_checks=True)
+        strict.force_login(boss)
+        self.assertEqual(strict.post(admin + actions[0][0], actions[0][1]).status_code, 403)
+        answer = self.client.post(
+            f"{admin}user/notify/", {"name": self.ann.username, "message": "from the admin"}, follow=True
+        )
+        self.assertContains(answer, "is notified")
+        self.until(lambda: "from the admin" in [each["message"] for each in self.inbox(self.ann)])
+        answer = self.client.post(f"{admin}user/disconnect/", {"name": self.ann.username}, follow=True)
+        self.assertContains(answer, "are being closed")
+        answer = self.client.post(f"{admin}user/disconnect/", {"name": "a/b"}, follow=True)
+        self.assertContains(answer, "no user of that name")
+        self.assertContains(self.client.get(admin), self.node_id())
+        with site(API_URL=f"http://127.0.0.1:{_nobody()}"):
+            self.assertContains(self.client.get(admin), "did not answer")
+        with site(API_KEY="a wrong key"):
+            self.assertContains(self.client.get(admin), "401")
+
+    def node_id(self):
+        found = api.call("GET", api.path("nodes"))["nodes"][0]
+        return found["id"] if isinstance(found, dict) else found
+
+    def test_the_page_of_the_site(self):
+        html = self.client.get("/").content.decode()
+        self.assertIn(f'data-gateway-url="{self.gateway_url}/ws/chat/"', html)
+        self.assertIn("/gateway/token/", html)
+
+    def test_the_api_refuses_and_is_away(self):
+        with self.assertRaises(ApiError) as raised:
+            api.call("GET", api.path("rooms", "never made"))
+        self.assertEqual(raised.exception.status, 404)
+        with site(API_URL=f"http://127.0.0.1:{_nobody()}"), self.assertRaises(Unavailable):
+            api.call("GET", api.path("nodes"))
+        # A name cannot mean another path.
+        self.assertEqual(api.path("rooms", "../a/b?c#d"), "/api/rooms/..%2Fa%2Fb%3Fc%23d")
+
+
+class MemoryTests(LiveMixin, GatewayLiveServerTestCase):
+    """The node has its in-memory layer; the site publishes through the API."""
+
+    def test_what_the_api_refuses_is_an_error_of_the_caller(self):
+        with self.assertRaises(gw.InvalidEvent):
+            gw.chat("no such room", "x", when="now")
+        with site(API_KEY="a wrong key"), self.assertRaises(ApiError):
+            gw.notify(self.ann, "x", when="now")
+
+
+class RedisTests(LiveMixin, GatewayLiveServerTestCase):
+    """Node and site share a Redis."""
+
+    gateway_redis_url = settings.REDIS_URL
+
+    def test_dead_letters_in_the_admin(self):
+        given = gw.chat("no such room", "lost")
+        self.until(lambda: api.call("GET", api.path("dead"))["dead"])
+        (letter,) = api.call("GET", api.path("dead"))["dead"]
+        self.assertEqual(letter["fields"]["id"], given)
+        with site(BACKEND="dummy"):
+            self.client.force_login(User.objects.create_superuser("boss"))
+        dead = "/admin/channel_gateway/gateway/dead/"
+        self.assertContains(self.client.get(dead), given)
+        api.call("PUT", api.path("rooms", "no such room"))
+        answer = self.client.post(f"{dead}retry/", {"id": letter["dead_id"]}, follow=True)
+        self.assertContains(answer, "is tried again")
+        self.until(lambda: api.call("GET", api.path("rooms", "no such room"))["seq"] == 1)
+        gw.chat("none either", "lost")
+        self.until(lambda: api.call("GET", api.path("dead"))["dead"])
+        (letter,) = api.call("GET", api.path("dead"))["dead"]
+        self.assertContains(self.client.post(f"{dead}drop/", {"id": letter["dead_id"]}, follow=True), "is dropped")
+        self.assertEqual(api.call("GET", api.path("dead"))["dead"], [])
+        self.assertContains(self.client.post(f"{dead}drop/", {"id": "../rooms"}, follow=True), "40")
+
+    async def test_group_send_by_the_names_of_group_of(self):
+        from channels.layers import channel_layers, get_channel_layer
+
+        channel_layers.backends.clear()
+        self.addCleanup(channel_layers.backends.clear)
+        odd = await sync_to_async(User.objects.create_user)("jose@example.com")
+        socket = await self.open(odd)
+        event = {"type": "notification.message", "message": "live", "from_user": "django", "id": 1}
+        await get_channel_layer().group_send(gw.group_of(odd), event)
+        self.assertEqual((await socket.receive_json_from(type="notification"))["message"], "live")
+        send = {"type": "gateway.send", "text": json.dumps({"type": "cart"})}
+        await get_channel_layer().group_send(gw.group_of(odd), send)
+        self.assertEqual(await socket.receive_json_from(type="cart"), {"type": "cart"})
+        await socket.disconnect()
+
+    def test_nothing_lost_and_nothing_twice_over_a_redis_that_was_away(self):
+        """Rows are relayed by two at once, one of which sent without deleting: each message comes once."""
+        with site(WHEN="outbox", REDIS_URL=f"redis://127.0.0.1:{_nobody()}"):
+            for number in range(40):
+                gw.notify(self.ann, f"{number}")
+        with site(WHEN="outbox"):
+
+            class Forgets:
+                def send(self, entries):
+                    backends.import_string(backends.BACKENDS["redis"])().send(entries)
+                    raise Unavailable("the answer got lost")
+
+            backends._backend = Forgets()
+            with self.assertRaises(Unavailable):
+                relay.relay(older_than=0)
+            backends.forget()
+            self.assertEqual(relay.relay(older_than=0), 40)
+        self.until(lambda: len(self.inbox(self.ann)) >= 40)
+        gw.notify(self.ann, "last")
+        self.until(lambda: self.inbox(self.ann)[-1]["message"] == "last")
+        found = [each["message"] for each in self.inbox(self.ann)]
+        self.assertEqual(sorted(found[:-1], key=int), [f"{number}" for number in range(40)])
