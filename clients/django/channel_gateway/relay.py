@@ -28,6 +28,10 @@ BATCH = 100
 
 #: Seconds in which nobody tries at once, after Redis did not answer: requests must not all wait for it.
 _PAUSE = 2.0
+
+#: Seconds in which somebody else may finish with a key, and how often to look.
+_PATIENCE = 0.5
+_TRIES = 10
 _paused_until = 0.0
 
 
@@ -64,8 +68,10 @@ def _at_once(db: str, rows: Sequence[Any]) -> None:
         if plain:
             backend().send([json.loads(row.fields) for row in plain])
             type(plain[0])._default_manager.using(db).filter(pk__in=[row.pk for row in plain]).delete()
+        if keys:
+            _check()
         for key in keys:
-            _send_key(db, key, wait=True)
+            _send_key(db, key, tries=_TRIES)
     except GatewayError as error:
         _paused_until = time.monotonic() + _PAUSE
         seldom.warning("outbox", "events wait in the outbox, as they could not be sent: %s", error)
@@ -82,10 +88,12 @@ def relay(*, older_than: float | None = None, batch: int = BATCH, using: str | N
     age = conf().relay_after if older_than is None else older_than
     before = timezone.now() - timedelta(seconds=age)
     total = 0
+    if waiting(using):
+        _check()
     while sent := _send_plain(db, before, batch):
         total += sent
     for key in _keys(db, before):
-        while sent := _send_key(db, key, wait=False, batch=batch):
+        while sent := _send_key(db, key, batch=batch):
             total += sent
     return total
 
@@ -113,21 +121,33 @@ def _keys(db: str, before: Any) -> list[str]:
     return list(old.order_by("key").values_list("key", flat=True).distinct()[:1000])
 
 
-def _send_key(db: str, key: str, *, wait: bool, batch: int = BATCH) -> int:
-    """Sends the oldest of a key, in order. While one process does so, others wait, or leave it to that one."""
+def _send_key(db: str, key: str, *, tries: int = 1, batch: int = BATCH) -> int:
+    """Sends the oldest of a key, in order.
+
+    While one process does so, others try again for a while, then leave it to the relay: a request must not wait for
+    long, and many of them not for each other.
+    """
     from .models import Outbox
 
-    try:
-        with transaction.atomic(using=db):
-            rows = _locked(db, Outbox._default_manager.using(db).filter(key=key), skip=False, wait=wait)
-            return _send_rows(db, list(rows[:batch]))
-    except DatabaseError:
-        if wait:
-            raise
-        return 0
+    for left in reversed(range(tries)):
+        try:
+            with transaction.atomic(using=db):
+                rows = _locked(db, Outbox._default_manager.using(db).filter(key=key), skip=False)
+                return _send_rows(db, list(rows[:batch]))
+        except DatabaseError:
+            if left:
+                time.sleep(_PATIENCE / tries)
+    return 0
 
 
-def _locked(db: str, rows: Any, *, skip: bool, wait: bool = True) -> Any:
+def _check() -> None:
+    """Whether anybody answers, before a lock is taken: while it is held, SQLite has no other writer."""
+    check = getattr(backend(), "check", None)
+    if check is not None:
+        check()
+
+
+def _locked(db: str, rows: Any, *, skip: bool) -> Any:
     """The rows in order, with a lock where the database has one."""
     has = transaction.get_connection(db).features
     rows = rows.order_by("pk")
@@ -137,7 +157,7 @@ def _locked(db: str, rows: Any, *, skip: bool, wait: bool = True) -> Any:
         return rows
     if skip and has.has_select_for_update_skip_locked:
         return rows.select_for_update(skip_locked=True)
-    if not wait and has.has_select_for_update_nowait:
+    if not skip and has.has_select_for_update_nowait:
         return rows.select_for_update(nowait=True)
     return rows.select_for_update()
 

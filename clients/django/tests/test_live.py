@@ -1,8 +1,10 @@
 """Against a real node: what is published arrives, once."""
 
 import json
+import subprocess
 import time
 from io import StringIO
+from pathlib import Path
 
 from asgiref.sync import sync_to_async
 from django.conf import settings
@@ -201,6 +203,22 @@ class LiveMixin:
     def node_id(self):
         found = api.call("GET", api.path("nodes"))["nodes"][0]
         return found["id"] if isinstance(found, dict) else found
+
+    def test_the_page_in_a_browser(self):
+        """The tag under a strict policy of content: the client loads, signs in by token, and hears."""
+        self.client.force_login(self.ann)
+        given = {"url": f"{self.live_server_url}/", "session": self.client.cookies["sessionid"].value}
+        script = Path(__file__).with_name("browser.mjs")
+        with subprocess.Popen(
+            ["node", script, json.dumps(given)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        ) as browser:
+            said = json.loads(browser.stdout.readline())
+            self.assertEqual(said, {"state": "open", "complaints": []})
+            gw.notify(self.ann, "seen in a browser")
+            said = json.loads(browser.stdout.readline())
+            self.assertEqual(said, {"message": "seen in a browser"})
+            browser.stdin.close()
+            self.assertEqual(browser.wait(30), 0)
 
     def test_the_page_of_the_site(self):
         html = self.client.get("/").content.decode()

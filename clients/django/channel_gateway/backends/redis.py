@@ -33,6 +33,13 @@ class RedisBackend:
         self._client = client()
         self._stream = f"{conf().namespace}:events"
 
+    def check(self) -> None:
+        """Asks for an answer; who holds a lock while it sends looks first whether there is anybody."""
+        try:
+            self._client.ping()
+        except (redis.RedisError, OSError) as error:
+            raise Unavailable(f"Redis does not answer: {error}") from error
+
     def send(self, entries: Sequence[Fields]) -> None:
         """Appends all of them; raises ``Unavailable`` if any of them may be missing."""
         try:
