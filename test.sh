@@ -113,6 +113,9 @@ if [ -n "${GATEWAY_LONG-}" ] && ! .venv/bin/python -c 'import daphne' 2>/dev/nul
   .venv/bin/python -m pip install --quiet --disable-pip-version-check -r testkit/requirements.txt "$daphne"
 fi
 
+# The Django app has environments of its own, one for each Django.
+clients/django/check.sh install
+
 # ---- Node: Debian's may be too old for the browser driver ----
 
 if ! node_works; then
@@ -170,8 +173,9 @@ if [ -n "${GATEWAY_LONG-}" ]; then
   check "fuzzing, a minute for each decoder" channel-layer/fuzz/run.sh 60
 fi
 check "browser client" node --test --test-reporter=spec clients/js/test/client.test.mjs clients/js/test/gateway.test.mjs
+check "Django app" clients/django/check.sh
 
-# `cargo test` and `node --test` both say how many; the sum is exact unless something did not compile.
+# `cargo test` and `node --test` (and `check.sh`, as that does) say how many; the sum is exact unless something did not compile.
 count() { awk -v word="$1" '
   /^test result: / { for (i = 2; i <= NF; i++) if ($i == word ";") sum += $(i - 1) }
   /^(ℹ|#) / && $2 == substr(word, 1, 4) { sum += $3 }

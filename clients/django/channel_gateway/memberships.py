@@ -159,6 +159,14 @@ class Relation:
         user = {self._user_name_path(self.user_path): name}
         return bool(self._all(using).filter(**{self.room_path or "pk": room.pk}, **user).exists())
 
+    def rooms_of(self, user: Any, using: str | None = None) -> list[Any]:
+        """The rooms that a user is in."""
+        rows = self._all(using).filter(**{self.user_path or "pk": user.pk})
+        if not self.room_path:
+            return list(rows)
+        keys = set(rows.values_list(f"{self.room_path}__pk", flat=True)) - {None}
+        return list(self.rooms._base_manager.using(using).filter(pk__in=keys).order_by("pk"))
+
     def all_rooms(self, using: str | None = None) -> Iterator[Any]:
         """All rooms, in pages."""
         return self.rooms._base_manager.using(using).order_by("pk").iterator(chunk_size=_PAGE)  # type: ignore[no-any-return]
@@ -340,6 +348,15 @@ def connect() -> None:
     """Listens to all relations that were named while models were loaded."""
     for relation in relations:
         relation.connect()
+
+
+def renamed(user: Any, old: str, using: str) -> None:
+    """A user has another name: their rooms are to have it, too."""
+    for relation in relations:
+        for room in relation.rooms_of(user, using):
+            name = relation.name(room)
+            relation._publish("remove", [(name, [old])], using)
+            relation._publish("add", [(name, [str(user.get_username())])], using)
 
 
 def name_of_room(room: Any) -> str:

@@ -11,7 +11,7 @@ from django.db.models.signals import post_delete, post_save, pre_save
 from . import memberships, publishing
 from .conf import conf
 from .exceptions import GatewayError
-from .names import name_of
+from .names import is_valid_name, name_of
 
 _UID = "channel_gateway"
 _NOTE = "_gateway_user_before"
@@ -41,6 +41,7 @@ def _logged_out(*, user: Any = None, **_: Any) -> None:
 def _before(*, instance: Any, raw: bool, using: str, update_fields: Any = None, **_: Any) -> None:
     instance.__dict__.pop(_NOTE, None)
     watched = {"password": "password" in conf().signals, "is_active": "deactivated" in conf().signals}
+    watched[type(instance).USERNAME_FIELD] = conf().user_name == "username"
     names = {field.name for field in instance._meta.concrete_fields}
     wanted = [name for name, is_on in watched.items() if is_on and name in names]
     if update_fields is not None:
@@ -57,7 +58,14 @@ def _saved(*, instance: Any, raw: bool, using: str, **_: Any) -> None:
     before = instance.__dict__.pop(_NOTE, None)
     if raw or not before:
         return
-    if before.get("is_active") and not instance.is_active:
+    old = before.get(type(instance).USERNAME_FIELD)
+    if old is not None and old != instance.get_username():
+        # To the gateway that is somebody else.
+        memberships.renamed(instance, str(old), using)
+        if "logout" in conf().signals and is_valid_name(str(old)):
+            with publishing.quietly("gateway.disconnect"):
+                publishing.disconnect(f"user:{old}", code=4401, reason="renamed", using=using)
+    elif before.get("is_active") and not instance.is_active:
         _close(instance, 4403, "deactivated", using)
     elif "password" in before and before["password"] != instance.password:
         _close(instance, 4401, "password changed", using)

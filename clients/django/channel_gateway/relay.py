@@ -14,7 +14,8 @@ from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
-from django.db import DatabaseError, router, transaction
+from django.db import Error as DatabaseError
+from django.db import router, transaction
 from django.utils import timezone
 
 from . import seldom

@@ -66,6 +66,8 @@ GATEWAY = {
     "JWT_SECRET": "a secret of the tests with 32 bytes",
     "AUTH_SECRET": "what the gateway shows to Django",
     "API_KEY": "the key of the internal API",
-    "NAMESPACE": "site",
+    "NAMESPACE": os.environ.get("TEST_NAMESPACE", "site"),
     "BINARY": os.environ.get("TEST_GATEWAY"),
 }
+if "TEST_SIGN_IN" in os.environ:
+    GATEWAY["SIGN_IN"] = os.environ["TEST_SIGN_IN"].split(",")

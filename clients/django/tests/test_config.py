@@ -271,7 +271,7 @@ class CommandTests(SimpleTestCase):
             self.config()
 
 
-class CheckTests(SimpleTestCase):
+class CheckTests(TestCase):
     def ids(self, **gateway_settings):
         with gateway(**gateway_settings):
             found = run_checks(tags=[checks.TAG])

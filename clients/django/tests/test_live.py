@@ -1,22 +1,29 @@
 """Against a real node: what is published arrives, once."""
 
+import asyncio
+import contextlib
 import json
+import os
 import subprocess
+import sys
+import tempfile
 import time
 from io import StringIO
 from pathlib import Path
+from unittest import SkipTest
 
-from asgiref.sync import sync_to_async
+from asgiref.sync import async_to_sync, sync_to_async
 from django.conf import settings
 from django.contrib.auth.models import User
 from django.core.management import call_command
 from django.db import transaction
-from django.test import override_settings
+from django.test import SimpleTestCase, override_settings
 
 import channel_gateway as gw
-from channel_gateway import api, backends, relay, sync
+from channel_gateway import api, backends, relay, sync, toml
 from channel_gateway.exceptions import ApiError, Unavailable
 from channel_gateway.testing import GatewayCommunicator, GatewayLiveServerTestCase
+from channel_gateway.testing.live import _free_ports
 
 from .club.models import Club, Membership, Project
 from .test_publishing import _nobody
@@ -307,3 +314,133 @@ class RedisTests(LiveMixin, GatewayLiveServerTestCase):
         self.until(lambda: self.inbox(self.ann)[-1]["message"] == "last")
         found = [each["message"] for each in self.inbox(self.ann)]
         self.assertEqual(sorted(found[:-1], key=int), [f"{number}" for number in range(40)])
+
+
+def knows(setting):
+    """Whether the gateway has this setting."""
+    done = subprocess.run([settings.GATEWAY["BINARY"], "genconfig"], capture_output=True, text=True, check=True)
+    return setting in done.stdout
+
+
+class SignInMixin:
+    """Sign-ins by Django itself, which another process of Django's judges or the gateway reads."""
+
+    def setUp(self):
+        super().setUp()
+        with site(BACKEND="dummy"):
+            self.ann = User.objects.create_user("ann", password="first")
+
+    def cookie(self, client):
+        return {"Cookie": f"sessionid={client.cookies['sessionid'].value}"}
+
+    async def open(self, headers, path="/ws/chat/", origin=None):
+        socket = GatewayCommunicator(self.gateway_url + path, headers=headers, origin=origin or self.live_server_url)
+        self.assertEqual((await socket.connect())[0], True)
+        return socket
+
+    async def rooms(self, headers, path="/ws/chat/"):
+        socket = await self.open(headers, path)
+        await socket.send_json_to({"cate": "rooms"})
+        frame = await socket.receive_json_from(type="rooms")
+        await socket.disconnect()
+        return sorted(room["group_name"] for room in frame["rooms"])
+
+    async def test_a_cookie_signs_in_and_a_log_out_ends_it(self):
+        await sync_to_async(self.client.force_login)(self.ann)
+        headers = self.cookie(self.client)
+        socket = await self.open(headers)
+        await socket.send_json_to({"cate": "rooms"})
+        await socket.receive_json_from(type="rooms")
+        found = await sync_to_async(api.call)("GET", api.path("users", "ann"))
+        self.assertEqual(len(found["sockets"]), 1)
+        await sync_to_async(self.client.logout)()
+        self.assertEqual(await socket.receive_close(), 4401)
+
+    async def test_who_does_not_count(self):
+        stranger = await self.open({"Cookie": "sessionid=forged0forged0forged0forged0forg"})
+        self.assertEqual(await stranger.receive_close(), 4401)
+        nobody = await self.open({})
+        self.assertEqual(await nobody.receive_close(), 4401)
+
+
+class SessionTests(SignInMixin, GatewayLiveServerTestCase):
+    """The node reads the sessions, with what gateway_config gives."""
+
+    @classmethod
+    def prepare_gateway(cls):
+        if not knows("[django]"):
+            raise SkipTest("this gateway reads no sessions")
+        config = toml.node_config()
+        given = {**config.plain, **{key: "\n".join(values) for key, values in config.secret.items()}}
+        cls.gateway_config = {key: value for key, value in given.items() if key.startswith("django")}
+
+
+class AskTests(SignInMixin, GatewayLiveServerTestCase):
+    """The node asks the view auth/."""
+
+    @classmethod
+    def prepare_gateway(cls):
+        if not knows("auth_url"):
+            raise SkipTest("this gateway does not ask Django")
+        url, secret = f"{cls.live_server_url}/gateway/auth/", settings.GATEWAY["AUTH_SECRET"]
+        cls.gateway_config = {"auth_url": url, "auth_secret": secret}
+        cls.gateway_site = {"AUTH_URL": url, "POLICY": "tests.test_views.RoomsPolicy"}
+
+    async def test_the_policy_names_the_rooms(self):
+        await sync_to_async(self.client.force_login)(self.ann)
+        found = await self.rooms(self.cookie(self.client), "/ws/chat/open-1/")
+        self.assertEqual(found, ["all", "of-ann", "open-1"])
+
+    async def test_a_wrong_secret_lets_nobody_in(self):
+        await sync_to_async(self.client.force_login)(self.ann)
+        with site(AUTH_SECRET="another one than the gateway has"):
+            socket = await self.open(self.cookie(self.client))
+            self.assertEqual(await socket.receive_close(), 4403)
+
+
+class ServeTests(SimpleTestCase):
+    def test_a_real_node_by_gateway_serve(self):
+        """The site's settings alone make a node that signs in the site's tokens, and ends when it is told to."""
+        with tempfile.TemporaryDirectory() as directory:
+            listen, internal = _free_ports()
+            environment = {
+                **os.environ,
+                "TEST_SQLITE": f"{directory}/site.sqlite3",
+                # What a gateway of today can do.
+                "TEST_SIGN_IN": "jwt,session" if knows("[django]") else "jwt",
+            }
+            environment.pop("TEST_POSTGRES", None)
+            manage = [sys.executable, "-m", "django"]
+            subprocess.run([*manage, "migrate", "-v", "0"], env=environment, check=True)
+            more = ["--internal-listen", f"127.0.0.1:{internal}"]
+            more += ["--namespace", f"serve-{listen}", "--layer-prefix", f"serve-{listen}"]
+            node = subprocess.Popen(
+                [*manage, "gateway_serve", "--relay", "--", "--listen", f"127.0.0.1:{listen}", *more],
+                env=environment,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            try:
+                line = ""
+                while "listening" not in line and "ready" not in line:
+                    line = node.stderr.readline()
+                    self.assertTrue(line, "the node ended")
+                async_to_sync(self.signs_in)(f"ws://127.0.0.1:{listen}/ws/chat/")
+                node.terminate()
+                rest = node.stderr.read()
+                self.assertEqual(node.wait(60), 0, rest)
+            finally:
+                node.kill()
+                node.wait()
+                node.stderr.close()
+            self.assertTrue(Path(directory, "gateway.db").exists())
+
+    async def signs_in(self, url):
+        socket = GatewayCommunicator(url).force_login(User(pk=1, username="ann"))
+        for _ in range(200):
+            with contextlib.suppress(OSError):
+                self.assertEqual(await socket.connect(), (True, "gateway.v1"))
+                break
+            await asyncio.sleep(0.05)
+        await socket.disconnect()
+        self.assertEqual(socket.close_code, 1000)

@@ -139,6 +139,24 @@ class MembershipTests(LogMixin, GatewayTestMixin, TransactionTestCase):
         project.save()
         self.assertEqual(self.said(), [("room.put", f"project-{project.pk}", "Gemini")])
 
+    def test_a_user_gets_another_name(self):
+        club, desk = Club.objects.create(slug="chess"), Desk.objects.create(name="front")
+        club.people.add(self.ann)
+        Employee.objects.create(account=self.ann, desk=desk)
+        self.said()
+        self.ann.username = "anna"
+        self.ann.save()
+        self.assertEqual(
+            self.said(),
+            [
+                ("member.remove", "chess", ["ann"]),
+                ("member.add", "chess", ["anna"]),
+                ("member.remove", "desk-front", ["ann"]),
+                ("member.add", "desk-front", ["anna"]),
+                ("gateway.disconnect", "user:ann", None),
+            ],
+        )
+
     def test_rooms_can_be_given_as_objects(self):
         club = Club.objects.create(slug="chess")
         outbox.clear()

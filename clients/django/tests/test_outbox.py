@@ -3,6 +3,8 @@
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from datetime import timedelta
@@ -217,6 +219,20 @@ class OutboxTests(StreamMixin, TransactionTestCase):
         stop.set()
         thread.join(10)
         self.assertFalse(thread.is_alive())
+
+    @skipUnless(connection.vendor == "sqlite", "another process has to find the tests' database")
+    def test_the_command_relays_until_it_is_told_to_end(self):
+        with self.away():
+            relay._paused_until = time.monotonic() + 60
+            gw.notify("alice", "x")
+        connections.close_all()
+        command = [sys.executable, "-m", "django", "gateway_relay", "--interval", "0.05", "--older-than", "0"]
+        process = subprocess.Popen(command, env={**os.environ, "TEST_NAMESPACE": self.namespace})
+        self.addCleanup(process.kill)
+        self.until(lambda: len(self.entries()) == 1)
+        self.until(lambda: relay.waiting() == 0)
+        process.terminate()
+        self.assertEqual(process.wait(30), 0)
 
     def until(self, condition, seconds=20):
         end = time.monotonic() + seconds

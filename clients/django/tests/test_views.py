@@ -4,8 +4,10 @@ import json
 import time
 from datetime import datetime, timezone
 from pathlib import Path
+from unittest import skipIf
 
 import jwt
+from django import VERSION
 from django.conf import settings
 from django.contrib.auth.models import AnonymousUser, User
 from django.contrib.staticfiles import finders
@@ -198,6 +200,18 @@ class AuthTests(LogMixin, TestCase):
         self.client.force_login(User.objects.create(username="a/b"))
         with self.assertLogs("channel_gateway", "ERROR"):
             self.ask(status=401)
+
+
+class MiddlewareTests(TestCase):
+    """A site that wants everybody signed in everywhere (Django 5.1) has answers of the views, not a page to sign in."""
+
+    @skipIf(VERSION < (5, 1), "no such middleware")
+    @override_settings(MIDDLEWARE=[*settings.MIDDLEWARE, "django.contrib.auth.middleware.LoginRequiredMiddleware"])
+    def test_views_answer_for_themselves(self):
+        self.assertEqual(self.client.get("/").status_code, 302)
+        self.assertEqual(self.client.get("/gateway/token/").status_code, 401)
+        secret = ASK["X-Gateway-Secret"]
+        self.assertEqual(self.client.get("/gateway/auth/", HTTP_X_GATEWAY_SECRET=secret).json(), {"user": None})
 
 
 class TagTests(TestCase):

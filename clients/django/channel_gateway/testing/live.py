@@ -149,6 +149,8 @@ class GatewayLiveServerTestCase(StaticLiveServerTestCase):
 
     #: Settings of the node, by their names in ``gateway.toml``.
     gateway_config: ClassVar[dict[str, Any]] = {}
+    #: Keys of ``settings.GATEWAY``.
+    gateway_site: ClassVar[dict[str, Any]] = {}
     gateway_redis_url: ClassVar[str | None] = None
     node: ClassVar[Node]
     gateway_url: ClassVar[str]
@@ -158,6 +160,7 @@ class GatewayLiveServerTestCase(StaticLiveServerTestCase):
     def setUpClass(cls) -> None:
         """Starts the live server, then the node."""
         super().setUpClass()
+        cls.prepare_gateway()
         mark = secrets.token_hex(4)
         jwt_secret, api_key = secrets.token_urlsafe(32), secrets.token_urlsafe(32)
         redis_url = cls.gateway_redis_url or os.environ.get("GATEWAY_TEST_REDIS_URL")
@@ -176,6 +179,7 @@ class GatewayLiveServerTestCase(StaticLiveServerTestCase):
             layer = {"BACKEND": PUBSUB, "CONFIG": {"hosts": [redis_url], "prefix": f"test-{mark}"}}
             changed["CHANNEL_LAYERS"] = {site.get("LAYER_ALIAS", "default"): layer}
         config |= cls.gateway_config
+        site |= cls.gateway_site
         try:
             cls.node = Node(config, program=site.get("BINARY")).start()
         except BaseException:
@@ -188,3 +192,7 @@ class GatewayLiveServerTestCase(StaticLiveServerTestCase):
         override = override_settings(GATEWAY=site, **changed)
         override.enable()
         cls.addClassCleanup(override.disable)
+
+    @classmethod
+    def prepare_gateway(cls) -> None:
+        """For a class that needs ``live_server_url`` to say its ``gateway_config`` and ``gateway_site``."""
