@@ -107,7 +107,7 @@ def announce(message: Any, *, data: Mapping[str, Any] | None = None, **options: 
 
 
 def add_members(room: Any, users: Any, **options: Any) -> str:
-    """Makes users members of a room, which is made if it is missing."""
+    """Makes users members of a room, which has to be there (``put_room``)."""
     return _members("member.add", room, users, **options)
 
 

@@ -34,6 +34,11 @@ ENGINES = ("db", "cached_db", "signed_cookies", "cache")
 _LISTS = {"jwt_secret", "django_secret_key", "layer_encryption_keys"}
 
 
+#: What the gateway takes for a secret, so that a site's own `CONFIG` is no way into the file either.
+_SECRETS = {"api_key", "auth_secret", "bridge.secret", *_LISTS}
+_URLS = {"redis_url", "database_url", "django.database_url", "django.cache_url"}
+
+
 @dataclass
 class NodeConfig:
     """What a node of this site needs to be told."""
@@ -113,7 +118,13 @@ def node_config() -> NodeConfig:
         config.plain["allowed_origins"] = origins
     for key, value in _flat(found.config).items():
         config.secret.pop(key, None)
-        config.plain[key] = value
+        config.plain.pop(key, None)
+        if key in _SECRETS:
+            config.secret[key] = [_text(each) for each in value] if isinstance(value, (list, tuple)) else [_text(value)]
+        elif key in _URLS and isinstance(value, str):
+            _put_url(config, key, value)
+        else:
+            config.plain[key] = value
     return config
 
 

@@ -198,6 +198,13 @@ class ConfigTests(SimpleTestCase):
         found = [plain[key] for key in ("allowed_origins", "listen", "limits.frame_bytes")]
         self.assertEqual(found, [["a.example"], "0.0.0.0:80", 9])
 
+    def test_secrets_of_the_sites_own_are_kept_as_such(self):
+        given = {"api_key": "canary", "database_url": "postgres://u:canary@db/x", "jwt_secret": ["canary1", "canary2"]}
+        with gateway(CONFIG=given):
+            config = toml.node_config()
+        self.assertNotIn("canary", toml.render(config, Path("/secrets")) + repr(config))
+        self.assertEqual(config.secret["jwt_secret"], ["canary1", "canary2"])
+
     def test_what_toml_cannot_misread(self):
         given = {"listen": 'a"b\\c\n\x7f', "no_io_uring": True, "x": {"y": [1, "ü"]}}
         with gateway(CONFIG=given):

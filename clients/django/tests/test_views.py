@@ -14,6 +14,7 @@ from django.contrib.staticfiles import finders
 from django.core.exceptions import ImproperlyConfigured
 from django.template import Context, Template, TemplateSyntaxError
 from django.test import Client, RequestFactory, TestCase, override_settings
+from django.utils.functional import SimpleLazyObject
 
 from channel_gateway.policy import Policy
 from channel_gateway.testing import GatewayTestMixin, outbox
@@ -31,6 +32,11 @@ class RoomsPolicy(Policy):
 
     def can_enter(self, user, room):
         return room.startswith("open-")
+
+
+class Lazy(SimpleLazyObject):
+    def __bool__(self):
+        return False
 
 
 def claims(token):
@@ -240,6 +246,18 @@ class TagTests(TestCase):
         content = Path(finders.find(f"channel_gateway/{name}")).read_bytes()
         return "sha384-" + base64.b64encode(hashlib.sha384(content).digest()).decode()
 
+    @skipIf(VERSION < (6, 0), "no policy of Django's own")
+    def test_under_djangos_own_policy(self):
+        from django.utils.csp import CSP
+
+        policy = {"script-src": [CSP.NONCE]}
+        middleware = ["django.middleware.csp.ContentSecurityPolicyMiddleware", *settings.MIDDLEWARE]
+        with override_settings(MIDDLEWARE=middleware, SECURE_CSP=policy, ROOT_URLCONF="tests.csp_urls"):
+            answer = self.client.get("/")
+        nonce = answer["Content-Security-Policy"].partition("'nonce-")[2].partition("'")[0]
+        self.assertTrue(nonce)
+        self.assertContains(answer, f'nonce="{nonce}"', count=2)
+
     def test_what_it_is_told(self):
         html = self.render("{% gateway_client '/ws/chat/lobby/' token_url='' integrity=False nonce=n %}", n='a"b')
         self.assertIn('data-gateway-url="/ws/chat/lobby/"', html)
@@ -250,7 +268,8 @@ class TagTests(TestCase):
         with gateway(SIGN_IN=["session"]):
             self.assertNotIn("data-gateway-token", self.render())
         request = RequestFactory().get("/")
-        request.csp_nonce = "of django-csp"
+        # Made when it is first read, and false until then.
+        request.csp_nonce = Lazy(lambda: "of django-csp")
         self.assertIn('nonce="of django-csp"', self.render(request=request))
 
     @override_settings(ROOT_URLCONF="channel_gateway.testing")

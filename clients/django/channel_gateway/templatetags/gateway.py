@@ -42,7 +42,8 @@ def gateway_client(
     where it gets tokens, ``""`` for none: then the session's cookie signs in. ``room`` asks for the right to that room.
     """
     request = context.get("request")
-    nonce = nonce or context.get("csp_nonce") or getattr(request, "csp_nonce", None)
+    if nonce is None:
+        nonce = _nonce(context, request)
     client, page = static(CLIENT), static(PAGE)
     shared: dict[str, Any] = {"crossorigin": "anonymous"}
     if nonce:
@@ -57,6 +58,18 @@ def gateway_client(
     if token:
         script["data-gateway-token"] = token
     return format_html("<link{}>\n<script{}></script>", flatatt(preload), flatatt(script))
+
+
+def _nonce(context: template.Context, request: Any) -> str | None:
+    """Django's (6.0) or django-csp's. Both make it when it is first read, and are false until then."""
+    for given in (
+        context.get("csp_nonce"),
+        getattr(request, "csp_nonce", None),
+        getattr(request, "_csp_nonce", None),
+    ):
+        if given is not None:
+            return str(given)
+    return None
 
 
 def _token_url(room: str | None) -> str:
