@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Checks the Django app:  check.sh [install]
 #   install   make the Python environments only; test.sh does so before it builds
-# With each Django that it supports and this machine has a Python for: the tests, on SQLite; with one of them also those that
-# depend on the database on PostgreSQL; ruff, mypy; the wheel, built, and installed into an empty environment.
+# With each Django that it supports and this machine has a Python for: the tests, on SQLite; with one of them also those
+# that depend on the database on PostgreSQL; ruff, mypy; the wheel, built, and installed into an empty environment.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 environments=$(cd ../.. && pwd)/.venv/django
@@ -82,7 +82,8 @@ for log in "$directory/Django "*; do
   case $log in *.status) continue ;; esac
   status=$(cat "$log.status")
   ran=$(sed -n 's/^Ran \([0-9]*\) tests\{0,1\} in .*/\1/p' "$log" | tail -n 1)
-  wrong=$(sed -n 's/^FAILED (\(.*\))$/\1/p' "$log" | grep -oE '(failures|errors)=[0-9]+' | grep -oE '[0-9]+$' | awk "{ sum += \$1 } END { if (NR) print sum }" || true)
+  wrong=$(sed -n 's/^FAILED (\(.*\))$/\1/p' "$log" | { grep -oE '(failures|errors)=[0-9]+' || true; } |
+    awk -F= '{ sum += $2 } END { if (NR) print sum }')
   [ "$status" -eq 0 ] || { cat "$log"; [ -n "$wrong" ] || wrong=1; }
   failed=$((failed + ${wrong:-0})) passed=$((passed + ${ran:-0} - ${wrong:-0}))
   echo "$(basename "$log"): ${ran:-0} tests$([ "$status" -eq 0 ] || echo ', FAILED')"
@@ -90,7 +91,12 @@ done
 
 tool() {
   echo "$1"
-  if ("${@:2}") >"$directory/log" 2>&1; then passed=$((passed + 1)); else failed=$((failed + 1)) && cat "$directory/log"; fi
+  if ("${@:2}") >"$directory/log" 2>&1; then
+    passed=$((passed + 1))
+  else
+    failed=$((failed + 1))
+    cat "$directory/log"
+  fi
 }
 tool "ruff" "$python" -m ruff check .
 tool "ruff format" "$python" -m ruff format --check .
