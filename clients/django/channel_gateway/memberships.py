@@ -196,22 +196,26 @@ class Relation:
     # ---- signals ----
 
     def _listen(self) -> None:
+        def connect(signal: Any, receiver: Any, model: Any, uid: str) -> None:
+            for sender in senders(model):
+                signal.connect(receiver, sender=sender, weak=False, dispatch_uid=uid)
+
         uid = f"channel_gateway.{id(self)}"
         if self.is_many_to_many:
             m2m_changed.connect(self._m2m, sender=self.rows, weak=False, dispatch_uid=uid)
         if self.is_many_to_many and self.rows._meta.auto_created:
             # Its rows go without a signal of their own when one of their ends is deleted.
             for model in (self.rooms, self.people):
-                pre_delete.connect(self._end_goes, sender=model, weak=False, dispatch_uid=uid)
-                post_delete.connect(self._end_gone, sender=model, weak=False, dispatch_uid=uid)
+                connect(pre_delete, self._end_goes, model, uid)
+                connect(post_delete, self._end_gone, model, uid)
         else:
-            pre_save.connect(self._row_before, sender=self.rows, weak=False, dispatch_uid=uid)
-            post_save.connect(self._row_saved, sender=self.rows, weak=False, dispatch_uid=uid)
-            pre_delete.connect(self._row_before, sender=self.rows, weak=False, dispatch_uid=uid)
-            post_delete.connect(self._row_deleted, sender=self.rows, weak=False, dispatch_uid=uid)
+            connect(pre_save, self._row_before, self.rows, uid)
+            connect(post_save, self._row_saved, self.rows, uid)
+            connect(pre_delete, self._row_before, self.rows, uid)
+            connect(post_delete, self._row_deleted, self.rows, uid)
         if self.rooms is not self.rows:
-            pre_save.connect(self._room_before, sender=self.rooms, weak=False, dispatch_uid=f"{uid}.room")
-            post_save.connect(self._room_saved, sender=self.rooms, weak=False, dispatch_uid=f"{uid}.room")
+            connect(pre_save, self._room_before, self.rooms, f"{uid}.room")
+            connect(post_save, self._room_saved, self.rooms, f"{uid}.room")
 
     def _m2m(self, *, instance: Any, action: str, reverse: bool, pk_set: Any, using: str, **_: Any) -> None:
         if action not in ("post_add", "post_remove", "pre_clear"):
@@ -300,6 +304,11 @@ class Relation:
             with publishing.quietly(f"member.{what}"):
                 if known:
                     do(room, known, when=self.when, using=using)
+
+
+def senders(model: Any) -> list[Any]:
+    """A model, its proxies and its children: each sends signals in its own name."""
+    return [each for each in apps.get_models(include_auto_created=True) if issubclass(each, model)]
 
 
 def _note(instance: Any, relation: Relation, value: Any) -> None:

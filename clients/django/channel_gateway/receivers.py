@@ -21,9 +21,10 @@ def connect() -> None:
     """Called once all models are there."""
     user = get_user_model()
     user_logged_out.connect(_logged_out, dispatch_uid=_UID)
-    pre_save.connect(_before, sender=user, dispatch_uid=_UID)
-    post_save.connect(_saved, sender=user, dispatch_uid=_UID)
-    post_delete.connect(_deleted, sender=user, dispatch_uid=_UID)
+    for sender in memberships.senders(user):
+        pre_save.connect(_before, sender=sender, dispatch_uid=_UID)
+        post_save.connect(_saved, sender=sender, dispatch_uid=_UID)
+        post_delete.connect(_deleted, sender=sender, dispatch_uid=_UID)
     memberships.connect()
 
 
@@ -49,7 +50,7 @@ def _before(*, instance: Any, raw: bool, using: str, update_fields: Any = None, 
         wanted = [name for name in wanted if name in update_fields]
     if raw or not wanted or instance.pk is None or instance._state.adding:
         return
-    row = type(instance)._base_manager.using(using).filter(pk=instance.pk).values(*wanted).first()
+    row = get_user_model()._base_manager.using(using).filter(pk=instance.pk).values(*wanted).first()
     if row is not None:
         instance.__dict__[_NOTE] = row
 

@@ -21,6 +21,7 @@ from channel_gateway.testing import GatewayTestMixin, outbox
 from channel_gateway.tokens import make_token, read_token
 
 from .base import LogMixin, gateway
+from .club.models import Guest
 
 SECRET = settings.GATEWAY["JWT_SECRET"]
 ASK = {"X-Gateway-Secret": settings.GATEWAY["AUTH_SECRET"]}
@@ -340,6 +341,12 @@ class SignalTests(LogMixin, GatewayTestMixin, TestCase):
         self.assertEqual(self.closed(self.ann.save), [(["user:ann"], 4403)])
         self.assertEqual(self.closed(self.ann.save), [])
         self.assertEqual(self.closed(self.ann.delete), [(["user:ann"], 4403)])
+
+    def test_by_a_proxy(self):
+        guest = Guest.objects.get(pk=self.ann.pk)
+        guest.is_active = False
+        self.assertEqual(self.closed(guest.save), [(["user:ann"], 4403)])
+        self.assertEqual(self.closed(guest.delete), [(["user:ann"], 4403)])
 
     def test_switched_off(self):
         with gateway(SIGNALS=[], BACKEND="locmem"):

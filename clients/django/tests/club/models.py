@@ -1,6 +1,7 @@
 """Rooms of every kind that a site may have."""
 
 from django.conf import settings
+from django.contrib.auth import get_user_model
 from django.db import models
 
 from channel_gateway import room_members
@@ -51,6 +52,13 @@ class Employee(models.Model):
 
     account = models.OneToOneField(USER, on_delete=models.CASCADE)
     desk = models.ForeignKey(Desk, null=True, on_delete=models.SET_NULL)
+
+
+class Guest(get_user_model()):
+    """A user by another name, as sites have them in the admin."""
+
+    class Meta:
+        proxy = True
 
 
 @room_members(Employee, user="account", room="desk")
