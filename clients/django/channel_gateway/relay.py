@@ -22,7 +22,8 @@ from . import seldom
 from .backends import backend
 from .conf import conf
 from .envelope import Entry
-from .exceptions import GatewayError
+from .exceptions import GatewayError, InvalidEvent
+from .signals import publish_failed
 
 #: Rows that one transaction sends, at most.
 BATCH = 100
@@ -66,9 +67,7 @@ def _at_once(db: str, rows: Sequence[Any]) -> None:
     try:
         keys = list(dict.fromkeys(row.key for row in rows if row.key))
         plain = [row for row in rows if not row.key]
-        if plain:
-            backend().send([json.loads(row.fields) for row in plain])
-            type(plain[0])._default_manager.using(db).filter(pk__in=[row.pk for row in plain]).delete()
+        _send_rows(db, plain)
         if keys:
             _check()
         for key in keys:
@@ -166,9 +165,23 @@ def _locked(db: str, rows: Any, *, skip: bool) -> Any:
 def _send_rows(db: str, rows: Sequence[Any]) -> int:
     if not rows:
         return 0
-    backend().send([json.loads(row.fields) for row in rows])
+    entries = [json.loads(row.fields) for row in rows]
+    try:
+        backend().send(entries)
+    except InvalidEvent:
+        # Of the backend `api`: a room that does not exist, say. That one must not keep the others.
+        for entry in entries:
+            _send_or_drop(entry)
     type(rows[0])._default_manager.using(db).filter(pk__in=[row.pk for row in rows]).delete()
     return len(rows)
+
+
+def _send_or_drop(entry: dict[str, str]) -> None:
+    try:
+        backend().send([entry])
+    except InvalidEvent as error:
+        seldom.error("outbox.refused", "event %s of the outbox is dropped: %s", entry.get("id"), error)
+        publish_failed.send_robust(sender=None, entries=[entry], error=error)
 
 
 def run(stop: Any, *, interval: float = 1.0, older_than: float | None = None, using: str | None = None) -> None:

@@ -20,8 +20,9 @@ from django.db import transaction
 from django.test import SimpleTestCase, override_settings
 
 import channel_gateway as gw
-from channel_gateway import api, backends, relay, sync, toml
+from channel_gateway import api, backends, relay, seldom, sync, toml
 from channel_gateway.exceptions import ApiError, Unavailable
+from channel_gateway.signals import publish_failed
 from channel_gateway.testing import GatewayCommunicator, GatewayLiveServerTestCase
 from channel_gateway.testing.live import _free_ports
 
@@ -244,6 +245,21 @@ class LiveMixin:
 
 class MemoryTests(LiveMixin, GatewayLiveServerTestCase):
     """The node has its in-memory layer; the site publishes through the API."""
+
+    def test_what_the_api_refuses_does_not_keep_the_rest_of_the_outbox(self):
+        failed = []
+        receiver = lambda **given: failed.extend(given["entries"])  # noqa: E731
+        publish_failed.connect(receiver)
+        self.addCleanup(publish_failed.disconnect, receiver)
+        seldom._last.clear()
+        with site(API_URL=f"http://127.0.0.1:{_nobody()}", WHEN="outbox"):
+            gw.notify(self.ann, "first")
+            wrong = gw.chat("no such room", "x")
+            gw.notify(self.ann, "second")
+        with self.assertLogs("channel_gateway", "ERROR"):
+            self.assertEqual(relay.relay(older_than=0), 3)
+        self.assertEqual([each["message"] for each in self.inbox(self.ann)], ["first", "second"])
+        self.assertEqual([each["id"] for each in failed], [wrong])
 
     def test_what_the_api_refuses_is_an_error_of_the_caller(self):
         with self.assertRaises(gw.InvalidEvent):
