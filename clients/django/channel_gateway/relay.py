@@ -6,9 +6,11 @@ does. Both may send the same: the gateway stores an identity once.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import os
+import select
 import time
 from collections.abc import Sequence
 from datetime import timedelta
@@ -184,8 +186,30 @@ def _send_or_drop(entry: dict[str, str]) -> None:
         publish_failed.send_robust(sender=None, entries=[entry], error=error)
 
 
+class Stop:
+    """A ``threading.Event`` that a signal may set: setting an event while its own thread waits for it can hang."""
+
+    def __init__(self) -> None:
+        """Not set."""
+        self._reader, self._writer = os.pipe()
+        os.set_blocking(self._writer, False)
+
+    def set(self) -> None:
+        """From any thread, or a signal's handler."""
+        with contextlib.suppress(BlockingIOError):
+            os.write(self._writer, b"x")
+
+    def is_set(self) -> bool:
+        """Whether it is."""
+        return self.wait(0)
+
+    def wait(self, timeout: float) -> bool:
+        """Until it is set, or so many seconds."""
+        return bool(select.select([self._reader], [], [], timeout)[0])
+
+
 def run(stop: Any, *, interval: float = 1.0, older_than: float | None = None, using: str | None = None) -> None:
-    """Relays until ``stop`` (a ``threading.Event``) is set; what goes wrong is logged and tried again."""
+    """Relays until ``stop`` (a ``Stop`` or ``threading.Event``) is set; what goes wrong is logged and tried again."""
     from django.db import close_old_connections
 
     failing = False

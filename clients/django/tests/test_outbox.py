@@ -234,6 +234,26 @@ class OutboxTests(StreamMixin, TransactionTestCase):
         process.terminate()
         self.assertEqual(process.wait(30), 0)
 
+    def test_a_signal_ends_a_wait_whenever_it_comes(self):
+        """A handler runs in the thread that waits, between any two of its instructions."""
+        stop, seen = relay.Stop(), []
+
+        def handler(*_):
+            seen.append(1)
+            stop.set()
+
+        before = signal.signal(signal.SIGALRM, handler)
+        self.addCleanup(signal.signal, signal.SIGALRM, before)
+        self.addCleanup(signal.setitimer, signal.ITIMER_REAL, 0)
+        for _ in range(2000):
+            stop = relay.Stop()
+            signal.setitimer(signal.ITIMER_REAL, 0.0002)
+            while not stop.wait(0.0001):
+                pass
+            os.close(stop._reader)
+            os.close(stop._writer)
+        self.assertEqual(len(seen), 2000)
+
     def until(self, condition, seconds=20):
         end = time.monotonic() + seconds
         while not condition():
