@@ -8,6 +8,7 @@ import getpass
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -17,6 +18,10 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent.parent
+
+
+# In front of a server's command: then it does not outlive a killed run.
+WITH_US = ["setpriv", "--pdeathsig", "TERM"] if shutil.which("setpriv") else []
 
 
 def free_port():
@@ -41,7 +46,7 @@ def answers(port):
 @contextmanager
 def redis():
     port, directory = free_port(), tempfile.mkdtemp(prefix="gateway-redis-")
-    command = ["redis-server", "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
+    command = [*WITH_US, "redis-server", "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
     server = subprocess.Popen([*command, "--dir", directory, "--logfile", "log"], cwd=directory)
     try:
         wait("Redis", lambda: answers(port))
@@ -74,7 +79,7 @@ def postgres():
     )
     options = ["-D", data, "-h", "127.0.0.1", "-p", str(port), "-k", directory, "-F"]
     with (directory / "log").open("wb") as log:
-        server = subprocess.Popen([programs / "postgres", *options], stderr=log, cwd=directory, **who)
+        server = subprocess.Popen([*WITH_US, programs / "postgres", *options], stderr=log, cwd=directory, **who)
     try:
 
         def ready():
@@ -98,6 +103,7 @@ def gateway():
 
 
 def main(arguments):
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     on_postgres = "--postgres" in arguments
     labels = [each for each in arguments if each != "--postgres"] or ["tests"]
     with ExitStack() as stack:
@@ -113,7 +119,17 @@ def main(arguments):
         }
         if on_postgres:
             environment["TEST_POSTGRES"] = stack.enter_context(postgres())
-        command = [sys.executable, "-W", "error::RuntimeWarning", "-m", "django", "test", "--noinput", *labels]
+        command = [
+            *WITH_US,
+            sys.executable,
+            "-W",
+            "error::RuntimeWarning",
+            "-m",
+            "django",
+            "test",
+            "--noinput",
+            *labels,
+        ]
         return subprocess.run(command, cwd=HERE, env=environment, check=False).returncode
 
 

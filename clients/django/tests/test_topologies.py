@@ -14,13 +14,15 @@ import channel_gateway as gw
 from channel_gateway import backends
 
 from .base import gateway
-from .run import free_port, wait
+from .run import WITH_US, free_port, wait
 
 
 @contextmanager
 def server(*arguments, sentinel=None):
     directory, port = Path(tempfile.mkdtemp(prefix="gateway-redis-")), free_port()
-    command = ["redis-server"]
+    while port > 55535:  # a cluster's second port is 10,000 higher
+        port = free_port()
+    command = [*WITH_US, "redis-server"]
     if sentinel:
         (directory / "sentinel.conf").write_text(sentinel)
         command += ["sentinel.conf", "--sentinel"]

@@ -72,7 +72,7 @@ class Node:
         self._log = self._directory / "log"
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(  # noqa: S603
-                [self.program, "serve"],
+                [*_with_us(), self.program, "serve"],
                 env={**clean, **variables},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -124,6 +124,12 @@ class Node:
     def __exit__(self, *_: object) -> None:
         """Stops it."""
         self.stop()
+
+
+def _with_us() -> list[str]:
+    """In front of a command, where Linux' own tools are: then it does not outlive a killed test run."""
+    setpriv = shutil.which("setpriv")
+    return [setpriv, "--pdeathsig", "TERM"] if setpriv else []
 
 
 def _free_ports() -> tuple[int, int]:
