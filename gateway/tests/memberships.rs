@@ -198,3 +198,34 @@ async fn where_memberships_cannot_be_read_there_is_silence() {
     };
     assert_eq!((code, heard), (1013, vec![]));
 }
+
+/// How often Redis was asked to do something, so far.
+fn asked(redis: &RedisServer, command: &str) -> u64 {
+    let stats = redis.cli(&["INFO", "commandstats"]);
+    let line =
+        stats.lines().find_map(|line| line.strip_prefix(&format!("cmdstat_{command}:calls=")).map(str::to_owned));
+    line.and_then(|line| line.split(',').next()?.parse().ok()).unwrap_or(0)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn thirty_rooms_that_are_new_to_the_node_are_joined_with_one_command() {
+    // On core the script also runs for the node's own groups, now and then.
+    for (layer, command, most) in [("pubsub", "subscribe", 1), ("core", "eval", 5)] {
+        let redis = RedisServer::start();
+        let node = TestNode::start(&[("redis-url", &redis.url()), ("layer", layer), ("room-policy", "members")]).await;
+        let rooms: Vec<String> = (10..40).map(|number| format!("room{number}")).collect();
+        for room in &rooms {
+            assert_eq!(node.at().api("PUT", &format!("/api/rooms/{room}"), None).await.0, 200);
+            assert_eq!(node.at().api("PUT", &format!("/api/rooms/{room}/members/alice"), None).await.0, 200);
+        }
+        let before = asked(&redis, command);
+        let mut alice = node.at().connect("/ws/chat/", "alice").await;
+        let commands = asked(&redis, command) - before;
+        assert!((1..=most).contains(&commands), "{commands} times {command} for a connect");
+        assert_eq!(alice.rooms().await, rooms);
+        for room in [&rooms[0], &rooms[29]] {
+            say(&node, room, room).await;
+            assert_eq!(&alice.hears().await, room);
+        }
+    }
+}

@@ -36,8 +36,12 @@ pub(crate) enum JoinError {
 /// Makes groups live, one batch after another, so that joining and leaving never race.
 pub(super) struct Joiner(Batcher<Request, (), JoinError>);
 
+/// A group, and the stream that it carries.
+type Wanted = (GroupName, Option<Stream>);
+
 enum Request {
-    MakeLive(GroupName, Option<Stream>),
+    /// All that a socket lacks.
+    MakeLive(Vec<Wanted>),
     Reap,
 }
 
@@ -55,8 +59,8 @@ impl Joiner {
         }))
     }
 
-    pub(super) async fn make_live(&self, name: GroupName, stream: Option<Stream>) -> Result<(), JoinError> {
-        self.load(Request::MakeLive(name, stream)).await
+    pub(super) async fn make_live(&self, groups: Vec<Wanted>) -> Result<(), JoinError> {
+        self.load(Request::MakeLive(groups)).await
     }
 
     async fn load(&self, request: Request) -> Result<(), JoinError> {
@@ -85,18 +89,26 @@ impl Hub {
         let mut wanted: HashMap<GroupName, Option<Stream>> = HashMap::new();
         let mut reap = false;
         for request in requests {
-            match request {
-                Request::Reap => reap = true,
-                Request::MakeLive(name, stream) => {
-                    let known = self.group(&name).is_some_and(|group| group.follows(stream.as_ref()));
-                    if !known {
-                        let entry = wanted.entry(name).or_default();
-                        *entry = stream.or_else(|| entry.take());
-                    }
+            let Request::MakeLive(groups) = request else {
+                reap = true;
+                continue;
+            };
+            for (name, stream) in groups {
+                let known = self.group(&name).is_some_and(|group| group.follows(stream.as_ref()));
+                if !known {
+                    let entry = wanted.entry(name).or_default();
+                    *entry = stream.or_else(|| entry.take());
                 }
             }
         }
-        self.make_live(wanted).await?;
+        let mut wanted = wanted.into_iter();
+        loop {
+            let some: HashMap<_, _> = wanted.by_ref().take(GROUPS_PER_BATCH).collect();
+            if some.is_empty() {
+                break;
+            }
+            self.make_live(some).await?;
+        }
         if reap {
             self.leave_empty_groups().await?;
         }
@@ -105,9 +117,6 @@ impl Hub {
 
     /// Subscribes, then reads the positions: what is committed after the head was read is heard.
     async fn make_live(&self, wanted: HashMap<GroupName, Option<Stream>>) -> Result<(), JoinError> {
-        if wanted.is_empty() {
-            return Ok(());
-        }
         let relay = self.relay.get().ok_or(JoinError::Stopped)?;
         let new: Vec<GroupName> = wanted.keys().filter(|name| self.group(name).is_none()).cloned().collect();
         if !new.is_empty() {

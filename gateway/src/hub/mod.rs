@@ -201,7 +201,8 @@ impl Hub {
         self.relay.get().map(Relay::new_channel)
     }
 
-    /// Adds a socket to groups; returns when all of them are heard on this node.
+    /// Adds a socket to groups; returns when all of them are heard on this node. What the node lacks of them is asked for
+    /// in one go.
     pub(crate) async fn join(
         &self,
         socket: &Arc<Socket>,
@@ -209,16 +210,17 @@ impl Hub {
         held: bool,
     ) -> Result<(), JoinError> {
         let joins = self.joins.get().ok_or(JoinError::Stopped)?;
-        for (name, stream) in groups {
-            let mut member = Some(Member::new(socket, held && stream.is_some()));
-            loop {
-                if self.group(&name).is_some_and(|group| group.add(&mut member, stream.as_ref())) {
-                    break;
-                }
-                joins.make_live(name.clone(), stream.clone()).await?;
+        let mut lacking = groups;
+        loop {
+            lacking.retain(|(name, stream)| {
+                let mut member = Some(Member::new(socket, held && stream.is_some()));
+                !self.group(name).is_some_and(|group| group.add(&mut member, stream.as_ref()))
+            });
+            if lacking.is_empty() {
+                return Ok(());
             }
+            joins.make_live(lacking.clone()).await?;
         }
-        Ok(())
     }
 
     /// Takes a socket out of a group. The group itself stays for some seconds, so that a client that
