@@ -70,7 +70,6 @@ impl Site {
         let directory = private_dir("gateway-bench");
         let database_url = match &postgres {
             Some(postgres) => postgres.fresh_database(),
-            None if nodes == 1 => "sqlite::memory:".to_owned(),
             None => format!("sqlite://{}/gateway.db?mode=rwc", directory.display()),
         };
         let mut directories = vec![directory];

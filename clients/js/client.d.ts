@@ -195,7 +195,7 @@ export interface Requests {
 }
 
 type AnswerOf<C extends keyof Requests> = C extends "ping" ? PongFrame : Events[Exclude<C, "ping">];
-type Message = { message: string; client_id?: string };
+type Message = { message: string; data?: Record<string, unknown>; client_id?: string };
 
 /** Why a message or request failed. */
 export class GatewayError extends Error {
@@ -204,6 +204,13 @@ export class GatewayError extends Error {
   readonly client_id?: string;
   readonly closeCode?: number;
   constructor(code: string, detail?: string, extra?: object);
+}
+
+export interface SendOptions {
+  /** Something of the site's own beside the text, up to 16 KiB of JSON; a larger one is `too_large`. */
+  data?: Record<string, unknown>;
+  /** ms until it is given up; 0 waits for ever. */
+  timeout?: number;
 }
 
 /** Opens a connection that stays: `url` may be relative, and `http` stands for `ws`. */
@@ -222,10 +229,10 @@ export class Gateway {
   open(token?: string): this;
   /** Leaves for good; what was not acknowledged is rejected with `closed`. */
   close(): void;
-  /** Sends a chat message; resolves with the ack once it is stored. */
-  chat(room: string, message: string, options?: { timeout?: number }): Promise<AckFrame>;
+  /** Sends a chat message; resolves with the ack once it is stored. `data` is an object of the site's own beside the text. */
+  chat(room: string, message: string, options?: SendOptions): Promise<AckFrame>;
   /** Sends a notification to a user; resolves with the ack once it is stored. */
-  notify(user: string, message: string, options?: { timeout?: number }): Promise<AckFrame>;
+  notify(user: string, message: string, options?: SendOptions): Promise<AckFrame>;
   /** Sends a chat or notification frame; after a `timeout`, again with the same `client_id`. */
   send(
     frame: ({ cate: "chat"; group_name: string } | { cate: "notification"; user_name: string }) & Message,

@@ -159,14 +159,14 @@ export class Gateway {
     this.#finish(1000, "closed by this client");
   }
 
-  /** Sends a chat message; resolves with the ack once it is stored. */
-  chat(room, message, options) {
-    return this.send({ cate: "chat", group_name: room, message }, options);
+  /** Sends a chat message; resolves with the ack once it is stored. `data` is an object of the site's own beside the text. */
+  chat(room, message, { data, ...options } = {}) {
+    return this.send({ cate: "chat", group_name: room, message, data }, options);
   }
 
   /** Sends a notification to a user; resolves with the ack once it is stored. */
-  notify(user, message, options) {
-    return this.send({ cate: "notification", user_name: user, message }, options);
+  notify(user, message, { data, ...options } = {}) {
+    return this.send({ cate: "notification", user_name: user, message, data }, options);
   }
 
   /**

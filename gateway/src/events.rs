@@ -1,7 +1,7 @@
 //! Events on the channel layer and what they look like to a browser (`docs/protocol.md`).
 
 use channel_layer::{Event, Value};
-use persistence::{Message, Notification, Seen};
+use persistence::{Message, Seen};
 use serde::Serialize;
 use serde_json::value::RawValue;
 use time::OffsetDateTime;
@@ -9,6 +9,7 @@ use time::macros::format_description;
 use uuid::Uuid;
 
 use crate::consumers::framework::Rendering;
+use crate::data;
 use crate::json;
 
 /// Handler names of the events that everybody on the layer may send.
@@ -60,7 +61,7 @@ pub(crate) fn rfc3339(date: OffsetDateTime) -> String {
 
 /// The layer event of a stored chat message.
 pub(crate) fn chat_event(room: &str, display_name: &str, message: &Message) -> Event {
-    Event::new(CHAT_MESSAGE)
+    let event = Event::new(CHAT_MESSAGE)
         .with("message", message.message.as_str())
         .with("group_name", room)
         .with("from_user", message.from_user.as_str())
@@ -69,19 +70,21 @@ pub(crate) fn chat_event(room: &str, display_name: &str, message: &Message) -> E
         .with("seq", message.seq as i64)
         .with("epoch", message.epoch)
         .with("date", rfc3339(message.date))
-        .with("display_name", display_name)
+        .with("display_name", display_name);
+    data::into_event(event, message.data.as_deref())
 }
 
 /// The layer event of a stored notification.
-pub(crate) fn notification_event(notification: &Notification) -> Event {
-    Event::new(NOTIFICATION_MESSAGE)
+pub(crate) fn notification_event(notification: &Message) -> Event {
+    let event = Event::new(NOTIFICATION_MESSAGE)
         .with("message", notification.message.as_str())
         .with("from_user", notification.from_user.as_str())
         .with("cate", "notification")
         .with("id", notification.id.to_string())
         .with("seq", notification.seq as i64)
         .with("epoch", notification.epoch)
-        .with("date", rfc3339(notification.date))
+        .with("date", rfc3339(notification.date));
+    data::into_event(event, notification.data.as_deref())
 }
 
 /// The position an event takes in its stream: `(epoch, seq)`, if it was stored by a gateway. What comes from
@@ -110,6 +113,8 @@ struct ChatFrame<'a> {
     group_name: &'a str,
     display_name: &'a str,
     message: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    data: Option<data::Shown<'a>>,
     from_user: &'a str,
     date: &'a str,
 }
@@ -122,20 +127,23 @@ struct NotificationFrame<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     seq: Option<u64>,
     message: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    data: Option<data::Shown<'a>>,
     from_user: &'a str,
     date: &'a str,
 }
 
 /// `chat.message` → the `chat` frame, once per node for all members.
 pub(crate) fn chat_message(event: &Event) -> Option<Rendering> {
-    let group_name = event.text("group_name")?;
+    let (group_name, seq) = (event.text("group_name")?, position(event).map(|(_, seq)| seq));
     let frame = ChatFrame {
         r#type: "chat",
         id: id(event),
-        seq: position(event).map(|(_, seq)| seq),
+        seq,
         group_name,
         display_name: event.text("display_name").unwrap_or(group_name),
         message: event.text("message")?,
+        data: data::Shown::of(event, seq.is_some()),
         from_user: event.text("from_user").unwrap_or_default(),
         date: event.text("date").unwrap_or_default(),
     };
@@ -144,11 +152,13 @@ pub(crate) fn chat_message(event: &Event) -> Option<Rendering> {
 
 /// `notification.message` → the `notification` frame.
 pub(crate) fn notification_message(event: &Event) -> Option<Rendering> {
+    let seq = position(event).map(|(_, seq)| seq);
     let frame = NotificationFrame {
         r#type: "notification",
         id: id(event),
-        seq: position(event).map(|(_, seq)| seq),
+        seq,
         message: event.text("message")?,
+        data: data::Shown::of(event, seq.is_some()),
         from_user: event.text("from_user").unwrap_or_default(),
         date: event.text("date").unwrap_or_default(),
     };
@@ -280,9 +290,12 @@ mod tests {
             id,
             seq: 7,
             epoch: 3,
-            room: "lobby".into(),
             from_user: "alice".into(),
             message: "hi".into(),
+            data: Some(r#"{"a": 1.10}"#.into()),
+            source: None,
+            event_id: None,
+            seen: false,
             date: datetime!(2026-01-02 03:04:05.000006 UTC),
         };
         let event = chat_event("lobby", "The Lobby", &message);
@@ -290,7 +303,7 @@ mod tests {
         assert_eq!(
             rendered(&event, chat_message),
             serde_json::json!({"type":"chat","id":id.to_string(),"seq":7,"group_name":"lobby","display_name":"The Lobby",
-                "message":"hi","from_user":"alice","date":"2026-01-02T03:04:05.000006Z"})
+                "message":"hi","data":{"a":1.1},"from_user":"alice","date":"2026-01-02T03:04:05.000006Z"})
         );
     }
 
@@ -301,6 +314,10 @@ mod tests {
         assert_eq!(frame.get("seq"), None);
         assert_eq!(frame["display_name"], "lobby");
         let event = Event::new("notification_message").with("message", "hi").with("id", 17).with("from_user", "shop");
+        let with_data = event.clone().with("data", Value::from_json(br#"{"b":[1,null],"a":{}}"#).unwrap());
+        let shown = rendered(&with_data, notification_message);
+        assert_eq!((&shown["data"], shown["seq"].is_null()), (&serde_json::json!({"b": [1, null], "a": {}}), true));
+        assert_eq!(rendered(&event.clone().with("data", "own"), notification_message).get("data"), None);
         assert_eq!(rendered(&event, notification_message)["id"], 17);
         assert!(chat_message(&Event::new("chat.message").with("message", 5).with("group_name", "x")).is_none());
     }

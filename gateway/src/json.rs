@@ -1,9 +1,12 @@
 //! JSON as browsers and Python write it. Both let through what the standard does not: `"\ud83d"` for a
 //! text that was cut in an emoji, a byte order mark, and Python `NaN`, `Infinity` and integers of any size.
 
+use std::collections::HashMap;
+
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use serde_json::error::Category;
+use serde_json::value::RawValue;
 
 /// Reads JSON. What the strict reader refuses is read as Python would: half of a surrogate pair is U+FFFD,
 /// a byte order mark is skipped, a number that JSON cannot write is null, as in `JSON.stringify`.
@@ -44,6 +47,51 @@ pub(crate) fn whole(value: &Value) -> Option<u64> {
         (None, Some(number)) => ((0.0..END).contains(&number) && number.fract() == 0.0).then_some(number as u64),
         (None, None) => None,
     }
+}
+
+/// Bytes of a JSON text without the blanks between its values, and with each character as short as it can be
+/// written: what a sender's library makes of it should not count.
+/// One that is `enough` short as it is is not looked into.
+pub(crate) fn compact_len(json: &str, enough: usize) -> usize {
+    if json.len() <= enough {
+        return json.len();
+    }
+    let (mut len, mut in_text) = (0, false);
+    let mut bytes = json.bytes().enumerate();
+    while let Some((at, byte)) = bytes.next() {
+        match byte {
+            b' ' | b'\n' | b'\r' | b'\t' if !in_text => {}
+            b'\\' => {
+                let short = match bytes.next() {
+                    Some((_, b'u')) => {
+                        let code = json.get(at + 2..at + 6).and_then(|digits| u32::from_str_radix(digits, 16).ok());
+                        bytes.nth(3);
+                        match code.unwrap_or_default() {
+                            0x22 | 0x5c => 2,
+                            0..0x20 => 6,
+                            0x20..0x80 => 1,
+                            // Half of one that has four.
+                            0x80..0x800 | 0xd800..0xe000 => 2,
+                            _ => 3,
+                        }
+                    }
+                    Some((_, b'/')) => 1,
+                    _ => 2,
+                };
+                len += short;
+            }
+            _ => {
+                in_text ^= byte == b'"';
+                len += 1;
+            }
+        }
+    }
+    len
+}
+
+/// A field of the outermost object as it stands there, if it can be read.
+pub(crate) fn raw_field(json: &str, field: &str) -> Option<Box<RawValue>> {
+    read::<HashMap<String, Box<RawValue>>>(json.as_bytes()).ok()?.remove(field)
 }
 
 /// The text of a field of the outermost object, as far as that can be told, of what is no JSON: cut off,
@@ -107,6 +155,27 @@ fn text_of(quoted: &str) -> Option<String> {
 mod tests {
     use super::*;
     use serde_json::json;
+
+    #[test]
+    fn data_is_measured_as_short_as_it_can_be_written() {
+        const ENOUGH: usize = 1000;
+        let long = "x".repeat(ENOUGH);
+        for text in [long.clone(), format!("{long}é€👍\n\u{1}/\"\\")] {
+            let value = serde_json::json!({"message": text, "more": [1, true, null]});
+            let short = value.to_string();
+            let pretty = serde_json::to_string_pretty(&value).unwrap();
+            let spelled: String = short.chars().fold(String::new(), |mut spelled, char| {
+                match char {
+                    '\0'..='\x7f' => spelled.push(char),
+                    _ => char.encode_utf16(&mut [0; 2]).iter().for_each(|unit| spelled += &format!("\\u{unit:04x}")),
+                }
+                spelled
+            });
+            for json in [&short, &pretty, &spelled] {
+                assert_eq!(compact_len(json, ENOUGH), short.len());
+            }
+        }
+    }
 
     #[test]
     fn what_browsers_and_python_write_is_read() {

@@ -20,6 +20,7 @@ mod clock;
 mod close;
 pub mod config;
 pub mod consumers;
+mod data;
 mod events;
 mod files;
 mod health;

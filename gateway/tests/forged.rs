@@ -72,8 +72,8 @@ fn lobby() -> Stream {
 
 /// Stores a message without telling anybody.
 async fn store(node: &TestNode, stream: Stream, text: &str) -> Appended {
-    let append =
-        Append { stream, from_user: "ops".into(), message: text.into(), key: None, create_inbox: true, origin: None };
+    let (from_user, message) = ("ops".into(), text.into());
+    let append = Append { stream, from_user, message, data: None, key: None, create_inbox: true, origin: None };
     node.running.node().store.append(&[append]).await.unwrap().pop().unwrap().unwrap()
 }
 

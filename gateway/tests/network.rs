@@ -88,6 +88,7 @@ fn large_message() -> Append {
         stream: Stream::Room("lobby".into()),
         from_user: "bob".into(),
         message: "x".repeat(8000).into(),
+        data: None,
         key: None,
         create_inbox: false,
         origin: None,

@@ -23,6 +23,7 @@ async fn store(node: &TestNode, stream: &Stream, texts: &[&str]) -> Vec<Appended
         stream: stream.clone(),
         from_user: "ops".into(),
         message: (*text).into(),
+        data: None,
         key: None,
         create_inbox: true,
         origin: None,

@@ -21,6 +21,7 @@ fn chat(text: &str) -> Append {
         stream: Stream::Room("lobby".into()),
         from_user: "alice".into(),
         message: text.into(),
+        data: None,
         key: None,
         create_inbox: false,
         origin: None,

@@ -17,10 +17,10 @@ use crate::{
     clock,
     db::{Transaction, dated_rows},
     error::Fault,
-    inboxes::{InboxRow, select_inboxes},
+    heads::{HeadRow, head_lock, select_heads},
+    kind::Kind,
     receipts::{self, Identity},
-    rooms::{RoomRow, head_lock, select_rooms},
-    types::{MAX_EVENT_ID_BYTES, MAX_MESSAGE_BYTES, MAX_NAME_CHARS},
+    types::{MAX_DATA_BYTES, MAX_EVENT_ID_BYTES, MAX_MESSAGE_BYTES, MAX_NAME_CHARS},
     values::{MAX_LIST, distinct, is_valid_name},
 };
 
@@ -31,8 +31,7 @@ impl Store {
     /// then repeat with the same keys.
     ///
     /// Up to 32 messages are one statement on PostgreSQL and SQLite, unless a stream is missing or a key was used
-    /// before; on PostgreSQL they must all be for rooms, or all for inboxes. In a SQLite in memory
-    /// they are one transaction of plain statements, counted as one. A lone one is five statements on
+    /// before; on PostgreSQL they must all be for rooms, or all for inboxes. A lone one is five statements on
     /// MySQL, BEGIN and COMMIT included, and one more with a key. A thousand to any number of streams, with
     /// keys, are nine.
     pub async fn append(&self, batch: &[Append]) -> Result<Vec<Result<Appended, AppendError>>, StoreError> {
@@ -76,8 +75,9 @@ impl Store {
     ) -> Result<Vec<Result<Appended, AppendError>>, Fault> {
         let transaction = self.db.begin().await?;
         let mut heads = Heads::default();
-        self.lock_rooms(&transaction, batch, &mut heads).await?;
-        self.lock_inboxes(&transaction, batch, &mut heads).await?;
+        for kind in Kind::ALL {
+            self.lock_heads(&transaction, kind, batch, &mut heads).await?;
+        }
         let mut plan = Plan::new(batch, checked, heads);
         if all_or_nothing && plan.refuses_any() {
             return Ok(plan.answers());
@@ -94,71 +94,50 @@ impl Store {
                 receipts::amend(&transaction, &mut plan.claims()).await?;
             }
         }
-        write::messages(&transaction, &plan).await?;
-        write::notifications(&transaction, &plan).await?;
-        write::room_heads(&transaction, &plan).await?;
-        write::inbox_heads(&transaction, &plan).await?;
+        for kind in Kind::ALL {
+            write::messages(&transaction, kind, &plan).await?;
+        }
+        for kind in Kind::ALL {
+            write::heads(&transaction, kind, &plan).await?;
+        }
         transaction.commit().await?;
         Ok(plan.answers())
     }
 
-    async fn lock_rooms(
+    /// Locks the heads of a kind. A user who is to be known is made known.
+    async fn lock_heads(
         &self,
         transaction: &Transaction<'_>,
+        kind: Kind,
         batch: &[Append],
         heads: &mut Heads,
     ) -> Result<(), Fault> {
-        let names = distinct(batch.iter().filter_map(|append| match &append.stream {
-            Stream::Room(name) => Some(&**name),
-            Stream::Inbox(_) => None,
-        }));
-        for names in names.chunks(MAX_LIST) {
-            let mut select = select_rooms(names);
-            write::force_index(&mut select, "gateway_rooms_name").lock(head_lock(self.backend()));
-            select.expr_as(clock::micros(self.backend()), "now");
-            for (row, now) in dated_rows::<RoomRow>(&transaction.inner, &select).await? {
-                heads.rooms.insert(row.name.clone(), row);
-                heads.locked_at = heads.locked_at.max(now);
-            }
-        }
-        Ok(())
-    }
-
-    async fn lock_inboxes(
-        &self,
-        transaction: &Transaction<'_>,
-        batch: &[Append],
-        heads: &mut Heads,
-    ) -> Result<(), Fault> {
-        let inboxes = || {
-            batch.iter().filter_map(|append| match &append.stream {
-                Stream::Inbox(user) => Some((&**user, append.create_inbox)),
-                Stream::Room(_) => None,
-            })
+        let streams = || batch.iter().filter(|append| append.stream.kind() == kind);
+        self.lock_these(transaction, kind, &distinct(streams().map(|append| append.stream.name())), heads).await?;
+        let is_missing = |append: &&Append| {
+            kind == Kind::Inbox && append.create_inbox && heads.get(kind, append.stream.name()).is_none()
         };
-        self.lock_these_inboxes(transaction, &distinct(inboxes().map(|(user, _)| user)), heads).await?;
-        let is_missing = |(user, create): &(&str, bool)| *create && !heads.inboxes.contains_key(*user);
-        let missing = distinct(inboxes().filter(is_missing).map(|(user, _)| user));
+        let missing = distinct(streams().filter(is_missing).map(|append| append.stream.name()));
         if !missing.is_empty() {
-            self.insert_inboxes(&transaction.inner, &missing).await?;
-            self.lock_these_inboxes(transaction, &missing, heads).await?;
+            self.insert_heads(&transaction.inner, kind, &missing).await?;
+            self.lock_these(transaction, kind, &missing, heads).await?;
         }
         Ok(())
     }
 
-    async fn lock_these_inboxes(
+    async fn lock_these(
         &self,
         transaction: &Transaction<'_>,
-        users: &[&str],
+        kind: Kind,
+        names: &[&str],
         heads: &mut Heads,
     ) -> Result<(), Fault> {
-        for users in users.chunks(MAX_LIST) {
-            let mut select = select_inboxes(users);
-            write::force_index(&mut select, "gateway_inboxes_user").lock(head_lock(self.backend()));
+        for names in names.chunks(MAX_LIST) {
+            let mut select = select_heads(kind, names);
+            write::force_index(&mut select, kind.tables().name_index).lock(head_lock(self.backend()));
             select.expr_as(clock::micros(self.backend()), "now");
-            for (row, now) in dated_rows::<InboxRow>(&transaction.inner, &select).await? {
-                heads.inboxes.insert(row.user_name.clone(), row);
-                heads.locked_at = heads.locked_at.max(now);
+            for (row, now) in dated_rows::<HeadRow>(&transaction.inner, &select).await? {
+                heads.insert(kind, row, now);
             }
         }
         Ok(())
@@ -184,6 +163,9 @@ fn check(append: &Append) -> Result<(), AppendError> {
     }
     if append.message.contains('\0') || append.message.len() > MAX_MESSAGE_BYTES {
         return Err(AppendError::Invalid("message"));
+    }
+    if append.data.as_ref().is_some_and(|data| data.contains('\0') || data.len() > MAX_DATA_BYTES) {
+        return Err(AppendError::Invalid("data"));
     }
     if let Some((source, id)) = &append.origin
         && [source, id].into_iter().any(|text| text.contains('\0') || text.len() > MAX_EVENT_ID_BYTES)

@@ -72,27 +72,6 @@ impl Db {
         Connections { _place: pools.keeper.place(), pool: pools.writes }
     }
 
-    /// What a statement gives that writes and commits by itself, of a database in memory. None if it is elsewhere, or
-    /// if SQLite has refused: nothing is stored then, and the driver's way says why.
-    pub(crate) async fn write_memory<T>(
-        &self,
-        write: impl FnOnce(&rusqlite::Connection) -> rusqlite::Result<T>,
-    ) -> Result<Option<T>, DbErr> {
-        let Pools { writes, keeper: Keeper::Sqlite(kept), memory: Some(memory), .. } = self.pools().1 else {
-            return Ok(None);
-        };
-        // So that nobody else uses the database.
-        let only = kept.take_only(writes.get_sqlite_connection_pool()).await.map_err(connect_error)?;
-        self.statements.fetch_add(1, Ordering::Relaxed);
-        let written = memory.call(write);
-        kept.keep(only);
-        match written {
-            Ok(written) => Ok(Some(written)),
-            Err(rusqlite::Error::SqliteFailure(..)) => Ok(None),
-            Err(error) => Err(DbErr::Custom(error.to_string())),
-        }
-    }
-
     /// Reads the rows of a statement that writes and commits by itself.
     pub(crate) async fn write_sqlite(
         &self,
@@ -115,11 +94,6 @@ impl Db {
         let rows = sqlx::query_with(sql, values).fetch_all(&mut *connection).await.map_err(query_error)?;
         kept.keep(connection);
         Ok(rows)
-    }
-
-    #[cfg(test)]
-    pub(crate) fn memory(&self) -> Option<Arc<crate::memory::Memory>> {
-        self.pools().1.memory
     }
 
     /// Connections of their own for a rare and slow piece of work, whose statements may take `limit`.

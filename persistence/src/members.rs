@@ -13,7 +13,8 @@ use crate::{
     db::rows,
     entity::{memberships, rooms},
     error::Fault,
-    rooms::{COLUMNS, RoomRow, select_rooms},
+    heads::{HeadRow, add_columns, select_heads},
+    kind::Kind,
     values::{MAX_LIST, builder, check_name, distinct, is_valid_name, padded},
 };
 
@@ -37,7 +38,7 @@ struct UserRoom {
     user_name: String,
     member_since: i64,
     #[sea_orm(nested)]
-    room: RoomRow,
+    room: HeadRow,
 }
 
 impl Store {
@@ -107,15 +108,15 @@ impl Store {
         let connection = &transaction.inner;
         let to_create = distinct(pairs.iter().filter(|pair| pair.create_room).map(|pair| &*pair.room));
         if !to_create.is_empty() {
-            let existing: Vec<RoomRow> = rows(connection, &select_rooms(&to_create)).await?;
+            let existing: Vec<HeadRow> = rows(connection, &select_heads(Kind::Room, &to_create)).await?;
             let existing: HashSet<_> = existing.iter().map(|room| &*room.name).collect();
             let missing: Vec<_> = to_create.into_iter().filter(|name| !existing.contains(name)).collect();
             if !missing.is_empty() {
-                self.insert_rooms(connection, &missing).await?;
+                self.insert_heads(connection, Kind::Room, &missing).await?;
             }
         }
         let names = distinct(pairs.iter().map(|pair| &*pair.room));
-        let ids: HashMap<String, Uuid> = rows::<RoomRow>(connection, &select_rooms(&names))
+        let ids: HashMap<String, Uuid> = rows::<HeadRow>(connection, &select_heads(Kind::Room, &names))
             .await?
             .into_iter()
             .map(|room| (room.name, room.id))
@@ -191,10 +192,7 @@ impl Store {
             select.column((memberships::Entity, memberships::Column::UserName));
             let since = Expr::col((memberships::Entity, memberships::Column::CreatedAt));
             select.expr_as(since, "member_since");
-            for column in COLUMNS {
-                select.column((rooms::Entity, column));
-            }
-            select
+            add_columns(&mut select, Kind::Room)
                 .from(memberships::Entity)
                 .inner_join(
                     rooms::Entity,

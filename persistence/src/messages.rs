@@ -1,102 +1,130 @@
-//! Reading the chat of a room.
+//! Reading streams: the chat of a room, the notifications of an inbox.
 
 use sea_orm::{
     ExprTrait, FromQueryResult, Order,
-    sea_query::{Expr, IntoColumnRef, Query, SelectStatement},
+    sea_query::{Expr, Query, SelectStatement},
 };
 use uuid::Uuid;
 
 use crate::{
-    Message, Range, Store, StoreError,
-    entity::{messages, rooms},
-    values::{date, is_valid_name, signed, unsigned},
+    After, Head, Message, Page, Range, Store, StoreError, Stream, heads,
+    row::{Beside, Row},
+    values::{is_valid_name, signed, unsigned},
 };
 
-/// What is read of a message, beside the epoch of its room.
-pub(crate) const COLUMNS: [messages::Column; 5] = [
-    messages::Column::Id,
-    messages::Column::Seq,
-    messages::Column::FromUser,
-    messages::Column::Message,
-    messages::Column::Date,
-];
+#[derive(FromQueryResult)]
+struct Epoch {
+    epoch: i64,
+}
 
 #[derive(FromQueryResult)]
-struct MessageRow {
-    id: Uuid,
-    seq: i64,
+struct Place {
+    display_name: Option<String>,
     epoch: i64,
-    from_user: String,
-    message: String,
-    date: i64,
-}
-
-/// Restricts a query to a range of `seq`.
-pub(crate) fn limit_to(select: &mut SelectStatement, seq: impl IntoColumnRef + Clone, range: Range, limit: u64) {
-    let column = seq.clone().into_column_ref();
-    match range {
-        Range::Latest => select.order_by(column, Order::Desc),
-        Range::Before(end) => select.and_where(Expr::col(seq).lt(signed(end))).order_by(column, Order::Desc),
-        Range::After(start) => select.and_where(Expr::col(seq).gt(signed(start))).order_by(column, Order::Asc),
-        Range::Between(start, end) => select
-            .and_where(Expr::col(seq.clone()).gt(signed(start)))
-            .and_where(Expr::col(seq).lt(signed(end)))
-            .order_by(column, Order::Asc),
-    }
-    .limit(signed(limit).unsigned_abs());
-}
-
-/// The rows were read from the near end; results always ascend.
-pub(crate) fn ascending<T>(mut rows: Vec<T>, range: Range) -> Vec<T> {
-    if !range.is_forward() {
-        rows.reverse();
-    }
-    rows
+    last_seq: i64,
+    last_id: Option<Uuid>,
 }
 
 impl Store {
     /// Up to `limit` messages of a room, ascending; none when there is no such room. When the first
     /// of `After(n)` is not n + 1, older messages have been deleted.
     pub async fn messages(&self, room: &str, range: Range, limit: u64) -> Result<Vec<Message>, StoreError> {
-        Ok(self.messages_within(room, range, limit, usize::MAX).await?.0)
+        Ok(self.page(&Stream::Room(room.to_owned()), Page::new(range, limit)).await?.0)
     }
 
-    /// The same, but not many more than so many bytes of text; two messages at least, if there are. Tells whether
-    /// that left out any.
-    pub async fn messages_within(
+    /// Up to `limit` notifications of a user, ascending; none for an unknown user. When the first of
+    /// `After(n)` is not n + 1 (and all were asked for), older notifications have been deleted.
+    pub async fn notifications(
         &self,
-        room: &str,
+        user: &str,
         range: Range,
+        unseen_only: bool,
         limit: u64,
-        bytes: usize,
-    ) -> Result<(Vec<Message>, bool), StoreError> {
-        if !is_valid_name(room) {
+    ) -> Result<Vec<Message>, StoreError> {
+        let page = Page { unseen_only, ..Page::new(range, limit) };
+        Ok(self.page(&Stream::Inbox(user.to_owned()), page).await?.0)
+    }
+
+    /// A part of a stream, ascending; nothing of one that does not exist. Tells whether the bytes asked for left out any.
+    pub async fn page(&self, stream: &Stream, page: Page) -> Result<(Vec<Message>, bool), StoreError> {
+        if !is_valid_name(stream.name()) {
             return Ok((Vec::new(), false));
         }
+        let tables = stream.kind().tables();
         let mut select = Query::select();
         select
-            .columns(COLUMNS.map(|column| (messages::Entity, column)))
-            .column((rooms::Entity, rooms::Column::Epoch))
-            .from(rooms::Entity)
-            .inner_join(
-                messages::Entity,
-                Expr::col((messages::Entity, messages::Column::RoomId)).equals((rooms::Entity, rooms::Column::Id)),
-            )
-            .and_where(Expr::col((rooms::Entity, rooms::Column::Name)).eq(room));
-        limit_to(&mut select, (messages::Entity, messages::Column::Seq), range, limit);
-        let (rows, cut) = self.db.select_within::<MessageRow>(&select, bytes, |row| row.message.len()).await?;
-        let messages = ascending(rows, range)
-            .into_iter()
-            .map(|row| Message {
-                id: row.id,
-                seq: unsigned(row.seq),
-                epoch: row.epoch,
-                room: room.to_owned(),
-                from_user: row.from_user,
-                message: row.message,
-                date: date(row.date),
-            })
-            .collect();
+            .column((tables.heads, "epoch"))
+            .from(tables.heads)
+            .inner_join(tables.rows, Expr::col((tables.rows, tables.stream)).equals((tables.heads, "id")));
+        add_rows(&mut select, stream);
+        if let (true, Some(seen_at)) = (page.unseen_only, tables.seen_at) {
+            select.and_where(Expr::col((tables.rows, seen_at)).is_null());
+        }
+        let seq = (tables.rows, "seq");
+        match page.range {
+            Range::Latest => select.order_by(seq, Order::Desc),
+            Range::Before(end) => select.and_where(Expr::col(seq).lt(signed(end))).order_by(seq, Order::Desc),
+            Range::After(start) => select.and_where(Expr::col(seq).gt(signed(start))).order_by(seq, Order::Asc),
+            Range::Between(start, end) => select
+                .and_where(Expr::col(seq).gt(signed(start)))
+                .and_where(Expr::col(seq).lt(signed(end)))
+                .order_by(seq, Order::Asc),
+        }
+        .limit(signed(page.limit).unsigned_abs());
+        let (rows, cut) = self.db.select_within(&select, page.bytes, |Beside::<Epoch>(_, row)| row.bytes()).await?;
+        let mut messages: Vec<_> =
+            rows.into_iter().filter_map(|Beside(stream, row)| row.message(stream.epoch)).collect();
+        // They were read from the near end.
+        if !page.range.is_forward() {
+            messages.reverse();
+        }
         Ok((messages, cut))
     }
+
+    /// The head of a stream with up to `limit` of its messages after `seq`, ascending, in one statement; `None` when there
+    /// is no such stream. Not many more than so many bytes of text; two messages at least, if there are. When the first
+    /// one is not `seq` + 1, older messages have been deleted.
+    pub async fn after(
+        &self,
+        stream: &Stream,
+        seq: u64,
+        limit: u64,
+        bytes: usize,
+    ) -> Result<Option<After>, StoreError> {
+        if !is_valid_name(stream.name()) {
+            return Ok(None);
+        }
+        let tables = stream.kind().tables();
+        let mut select = Query::select();
+        select
+            .columns(["epoch", "last_seq", "last_id"].map(|column| (tables.heads, column)))
+            .expr_as(heads::display_name(stream.kind()), "display_name")
+            .from(tables.heads)
+            .left_join(
+                tables.rows,
+                Expr::col((tables.rows, tables.stream))
+                    .equals((tables.heads, "id"))
+                    .and(Expr::col((tables.rows, "seq")).gt(signed(seq))),
+            );
+        add_rows(&mut select, stream)
+            .order_by((tables.rows, "seq"), Order::Asc)
+            // At least one row, or there would be no head.
+            .limit(signed(Ord::max(limit, 1)).unsigned_abs());
+        let (rows, cut) = self.db.select_within(&select, bytes, |Beside::<Place>(_, row)| row.bytes()).await?;
+        let Some(Beside(place, _)) = rows.first() else { return Ok(None) };
+        let head = Head { epoch: place.epoch, last_seq: unsigned(place.last_seq), last_id: place.last_id };
+        let display_name = place.display_name.clone();
+        let messages = rows.into_iter().filter_map(|Beside(place, row)| row.message(place.epoch)).collect();
+        Ok(Some(After { head, display_name, messages, cut }))
+    }
+}
+
+/// Reads the columns of a stream's messages.
+fn add_rows<'s>(select: &'s mut SelectStatement, stream: &Stream) -> &'s mut SelectStatement {
+    let tables = stream.kind().tables();
+    select.columns(Row::columns(tables).map(|column| (tables.rows, column)));
+    if tables.seen_at.is_none() {
+        select.expr_as(Expr::cust("NULL"), "seen_at");
+    }
+    select.and_where(Expr::col((tables.heads, tables.name)).eq(stream.name()))
 }

@@ -1,6 +1,6 @@
 //! How to reach a database, and the connection pools that do.
 
-use std::{fmt, str::FromStr, sync::Arc, time::Duration};
+use std::{fmt, str::FromStr, time::Duration};
 
 use sea_orm::{
     DatabaseConnection, SqlxMySqlConnector, SqlxPostgresConnector, SqlxSqliteConnector,
@@ -13,7 +13,7 @@ use sea_orm::{
     },
 };
 
-use crate::{Backend, StoreError, append::sqlite, kept::Keeper, memory::Memory, private, values::MAX_LIST};
+use crate::{Backend, StoreError, append::sqlite, kept::Keeper, private, values::MAX_LIST};
 
 /// A connection idle for so long is pinged before it is used.
 pub(crate) const PING_AFTER_IDLE: Duration = Duration::from_secs(2);
@@ -145,8 +145,6 @@ pub(crate) struct Pools {
     pub(crate) writes: DatabaseConnection,
     /// For `writes`.
     pub(crate) keeper: Keeper,
-    /// The same database, if it is in memory.
-    pub(crate) memory: Option<Arc<Memory>>,
 }
 
 impl Pools {
@@ -169,12 +167,11 @@ impl Pools {
                 let connection = SqlxSqliteConnector::from_sqlx_sqlite_pool;
                 if *in_memory {
                     let writer = connection(writer);
-                    let memory = Some(Arc::new(Memory::new(file.get_filename())));
-                    return Self { reads: writer.clone(), writes: writer, keeper, memory };
+                    return Self { reads: writer.clone(), writes: writer, keeper };
                 }
                 let readers =
                     common::<sqlx::Sqlite>(options).test_before_acquire(false).connect_lazy_with(file.clone());
-                Self { reads: connection(readers), writes: connection(writer), keeper, memory: None }
+                Self { reads: connection(readers), writes: connection(writer), keeper }
             }
             Target::Postgres(postgres) => {
                 let setup = format!(
@@ -185,12 +182,7 @@ impl Pools {
                 );
                 let pool: PgPool = setup_each(common(options), setup).connect_lazy_with(postgres.clone());
                 let pool = SqlxPostgresConnector::from_sqlx_postgres_pool(pool);
-                Self {
-                    reads: pool.clone(),
-                    writes: pool,
-                    keeper: Keeper::postgres(options.max_connections),
-                    memory: None,
-                }
+                Self { reads: pool.clone(), writes: pool, keeper: Keeper::postgres(options.max_connections) }
             }
             Target::MySql(mysql) => {
                 // READ COMMITTED: every statement sees what is committed, and no gap locks are taken.
@@ -205,7 +197,7 @@ impl Pools {
                 );
                 let pool: MySqlPool = setup_each(common(options), setup).connect_lazy_with(mysql.clone());
                 let pool = SqlxMySqlConnector::from_sqlx_mysql_pool(pool);
-                Self { reads: pool.clone(), writes: pool, keeper: Keeper::MySql, memory: None }
+                Self { reads: pool.clone(), writes: pool, keeper: Keeper::MySql }
             }
         }
     }

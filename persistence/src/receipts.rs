@@ -10,10 +10,11 @@ use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
 use crate::{
-    Append, Key, Stream,
+    Append, Key,
     db::{Transaction, rows},
     entity::receipts,
     error::Fault,
+    row,
     values::{MAX_LIST, builder, padded, signed},
 };
 
@@ -28,22 +29,19 @@ pub(crate) struct Identity {
 
 impl Identity {
     pub(crate) fn of(append: &Append) -> Option<Self> {
-        let (kind, name) = match &append.stream {
-            Stream::Room(name) => ("room", name),
-            Stream::Inbox(name) => ("inbox", name),
-        };
+        let (kind, name) = (append.stream.kind().tables().word, append.stream.name());
         let key = match append.key.as_ref()? {
             // Unique per user and kind of frame: the same id for another room is a misuse.
-            Key::Client { user, client_id } => digest(&["client", user, client_id, kind]),
+            Key::Client { user, client_id } => digest(["client", user, client_id, kind]),
             // One event may go to many streams; it is known in each.
-            Key::Event { source, id } => digest(&["event", source, id, kind, name]),
+            Key::Event { source, id } => digest(["event", source, id, kind, name]),
         };
-        Some(Self { key, content: digest(&[kind, name, &append.from_user, &append.message]) })
+        Some(Self { key, content: digest([kind, name].into_iter().chain(row::content(append))) })
     }
 }
 
 /// Each part goes in behind its length, so that no two lists of parts give the same bytes.
-fn digest(parts: &[&str]) -> Hash {
+fn digest<'p>(parts: impl IntoIterator<Item = &'p str>) -> Hash {
     let mut hash = Sha256::new();
     for part in parts {
         hash.update((part.len() as u64).to_be_bytes());
@@ -182,7 +180,7 @@ mod tests {
 
     #[test]
     fn parts_cannot_be_shifted() {
-        assert_ne!(digest(&["ab", "c"]), digest(&["a", "bc"]));
-        assert_ne!(digest(&["a", ""]), digest(&["a"]));
+        assert_ne!(digest(["ab", "c"]), digest(["a", "bc"]));
+        assert_ne!(digest(["a", ""]), digest(["a"]));
     }
 }

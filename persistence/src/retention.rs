@@ -12,7 +12,8 @@ use uuid::Uuid;
 
 use crate::{
     Deleted, Retention, Store, StoreError, clock,
-    entity::{inboxes, messages, notifications, receipts, rooms},
+    entity::receipts,
+    kind::Kind,
     values::{micros, padded, signed},
 };
 
@@ -96,65 +97,59 @@ impl Pace {
 }
 
 /// The streams of a kind from the first after `after`, each with its oldest row.
-macro_rules! select_streams {
-    ($streams:ident, $rows:ident, $stream:ident, $limits:expr, $now:expr, $after:expr) => {{
-        let oldest = |column| {
-            let select = Query::select()
-                .column(($rows::Entity, column))
-                .from($rows::Entity)
-                .and_where(
-                    Expr::col(($rows::Entity, $rows::Column::$stream)).equals(($streams::Entity, $streams::Column::Id)),
-                )
-                .and_where_option($limits.dated(
-                    Expr::col(($rows::Entity, $rows::Column::Date)),
-                    Expr::col(($rows::Entity, $rows::Column::Seq)),
-                    Expr::col(($streams::Entity, $streams::Column::LastSeq)),
-                    $now,
-                ))
-                .order_by(($rows::Entity, $rows::Column::Seq), Order::Asc)
-                .limit(1)
-                .to_owned();
-            Expr::SubQuery(None, Box::new(select.into()))
-        };
-        let mut select = Query::select();
-        select
-            .column(($streams::Entity, $streams::Column::Id))
-            .column(($streams::Entity, $streams::Column::LastSeq))
-            .expr_as(oldest($rows::Column::Seq), "first_seq")
-            .expr_as(oldest($rows::Column::Date), "first_date")
-            .from($streams::Entity)
-            .and_where(Expr::col(($streams::Entity, $streams::Column::LastSeq)).gt(1));
-        if let Some(after) = $after {
-            select.and_where(Expr::col(($streams::Entity, $streams::Column::Id)).gt::<Uuid>(after));
-        }
-        select.order_by(($streams::Entity, $streams::Column::Id), Order::Asc).limit(PAGE).to_owned()
-    }};
+fn select_streams(kind: Kind, limits: Limits, now: SimpleExpr, after: Option<Uuid>) -> SelectStatement {
+    let tables = kind.tables();
+    let (head, row) = (|column| (tables.heads, column), |column| (tables.rows, column));
+    let oldest = |column| {
+        let select = Query::select()
+            .column(row(column))
+            .from(tables.rows)
+            .and_where(Expr::col(row(tables.stream)).equals(head("id")))
+            .and_where_option(limits.dated(
+                Expr::col(row("date")),
+                Expr::col(row("seq")),
+                Expr::col(head("last_seq")),
+                now.clone(),
+            ))
+            .order_by(row("seq"), Order::Asc)
+            .limit(1)
+            .to_owned();
+        Expr::SubQuery(None, Box::new(select.into()))
+    };
+    let mut select = Query::select();
+    select
+        .columns(["id", "last_seq"].map(head))
+        .expr_as(oldest("seq"), "first_seq")
+        .expr_as(oldest("date"), "first_date")
+        .from(tables.heads)
+        .and_where(Expr::col(head("last_seq")).gt(1));
+    if let Some(after) = after {
+        select.and_where(Expr::col(head("id")).gt(after));
+    }
+    select.order_by(head("id"), Order::Asc).limit(PAGE).to_owned()
 }
 
-/// The oldest rows of one stream, and the statement that deletes them up to a `seq`.
-macro_rules! stream_statements {
-    ($rows:ident, $stream:ident, $limits:expr, $now:expr) => {
-        (
-            |id: Uuid, last_seq: i64, slice: u64| {
-                let (date, seq) = (Expr::col($rows::Column::Date), Expr::col($rows::Column::Seq));
-                Query::select()
-                    .columns([$rows::Column::Seq, $rows::Column::Date])
-                    .from($rows::Entity)
-                    .and_where(Expr::col($rows::Column::$stream).eq(id))
-                    .and_where_option($limits.dated(date, seq, Expr::value(last_seq), $now))
-                    .order_by($rows::Column::Seq, Order::Asc)
-                    .limit(slice)
-                    .to_owned()
-            },
-            |id: Uuid, last: i64| {
-                Query::delete()
-                    .from_table($rows::Entity)
-                    .and_where(Expr::col($rows::Column::$stream).eq(id))
-                    .and_where(Expr::col($rows::Column::Seq).lte(last))
-                    .to_owned()
-            },
-        )
-    };
+/// The oldest rows of a stream.
+fn select_oldest(kind: Kind, stream: &StreamRow, limits: Limits, now: SimpleExpr, slice: u64) -> SelectStatement {
+    let tables = kind.tables();
+    Query::select()
+        .columns(["seq", "date"])
+        .from(tables.rows)
+        .and_where(Expr::col(tables.stream).eq(stream.id))
+        .and_where_option(limits.dated(Expr::col("date"), Expr::col("seq"), Expr::value(stream.last_seq), now))
+        .order_by("seq", Order::Asc)
+        .limit(slice)
+        .to_owned()
+}
+
+/// Deletes the rows of a stream up to a `seq`.
+fn delete_up_to(kind: Kind, stream: Uuid, last: i64) -> DeleteStatement {
+    let tables = kind.tables();
+    Query::delete()
+        .from_table(tables.rows)
+        .and_where(Expr::col(tables.stream).eq(stream))
+        .and_where(Expr::col("seq").lte(last))
+        .to_owned()
 }
 
 impl Store {
@@ -174,40 +169,23 @@ impl Store {
         let chat =
             Limits { keep: retention.messages_per_room.map(signed), before: retention.messages_before.map(micros) };
         let notified = Limits { keep: None, before: retention.notifications_before.map(micros) };
-        let now = || clock::micros(self.backend());
-        let streams = |after: Option<Uuid>| select_streams!(rooms, messages, RoomId, chat, now(), after);
-        self.clean_streams(chat, streams, stream_statements!(messages, RoomId, chat, now()), |messages| {
-            note(Deleted { messages, ..Deleted::default() });
-        })
-        .await?;
-        let streams = |after: Option<Uuid>| select_streams!(inboxes, notifications, InboxId, notified, now(), after);
-        let statements = stream_statements!(notifications, InboxId, notified, now());
-        self.clean_streams(notified, streams, statements, |notifications| {
-            note(Deleted { notifications, ..Deleted::default() });
-        })
-        .await?;
+        self.clean_streams(Kind::Room, chat, |messages| note(Deleted { messages, ..Deleted::default() })).await?;
+        let note_notifications = |notifications| note(Deleted { notifications, ..Deleted::default() });
+        self.clean_streams(Kind::Inbox, notified, note_notifications).await?;
         if let Some(before) = retention.receipts_before {
             self.clean_receipts(before, |receipts| note(Deleted { receipts, ..Deleted::default() })).await?;
         }
         Ok(all)
     }
 
-    async fn clean_streams(
-        &self,
-        limits: Limits,
-        select_streams: impl Fn(Option<Uuid>) -> SelectStatement,
-        (select_oldest, delete_up_to): (
-            impl Fn(Uuid, i64, u64) -> SelectStatement,
-            impl Fn(Uuid, i64) -> DeleteStatement,
-        ),
-        mut note: impl FnMut(u64),
-    ) -> Result<(), StoreError> {
+    async fn clean_streams(&self, kind: Kind, limits: Limits, mut note: impl FnMut(u64)) -> Result<(), StoreError> {
+        let now = || clock::micros(self.backend());
         if limits.keep.is_none() && limits.before.is_none() {
             return Ok(());
         }
         let (mut pace, mut after) = (Pace { slice: MAX_SLICE }, None);
         loop {
-            let page = self.db.select::<StreamRow>(&select_streams(after)).await?;
+            let page = self.db.select::<StreamRow>(&select_streams(kind, limits, now(), after)).await?;
             for stream in &page {
                 let oldest = stream.first_seq.zip(stream.first_date);
                 if !oldest.is_some_and(|(seq, date)| limits.delete(stream.last_seq, seq, date)) {
@@ -215,11 +193,12 @@ impl Store {
                 }
                 loop {
                     let slice = pace.slice;
-                    let oldest = self.db.select::<Old>(&select_oldest(stream.id, stream.last_seq, slice)).await?;
+                    let select = select_oldest(kind, stream, limits, now(), slice);
+                    let oldest = self.db.select::<Old>(&select).await?;
                     let old = oldest.iter().take_while(|row| limits.delete(stream.last_seq, row.seq, row.date));
                     let (count, last) = old.fold((0, None), |(count, _), row| (count + 1, Some(row.seq)));
                     let Some(last) = last else { break };
-                    note(pace.delete(self, &delete_up_to(stream.id, last)).await?);
+                    note(pace.delete(self, &delete_up_to(kind, stream.id, last)).await?);
                     if count < slice {
                         break;
                     }

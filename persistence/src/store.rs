@@ -50,7 +50,7 @@ impl Store {
             .await
     }
 
-    /// How many statements this store has sent, BEGIN and COMMIT included, pings not. An append in memory counts as one.
+    /// How many statements this store has sent, BEGIN and COMMIT included, pings not.
     pub fn statements(&self) -> u64 {
         self.db.statements()
     }

@@ -13,6 +13,8 @@ pub const MAX_DISPLAY_NAME_CHARS: usize = 255;
 pub const MAX_EVENT_ID_BYTES: usize = 128;
 /// Longest text of a stored message, in bytes (1 MiB).
 pub const MAX_MESSAGE_BYTES: usize = 1024 * 1024;
+/// Longest data of a stored message, in bytes (1 MiB).
+pub const MAX_DATA_BYTES: usize = 1024 * 1024;
 
 /// A room and the head of its stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -67,6 +69,8 @@ pub struct Append {
     pub from_user: Arc<str>,
     /// The text, at most [`MAX_MESSAGE_BYTES`].
     pub message: Arc<str>,
+    /// Something of the sender's own beside the text, at most [`MAX_DATA_BYTES`]: JSON, which is not looked at here.
+    pub data: Option<Arc<str>>,
     /// What makes a repeat of it recognisable; `None` stores every time.
     pub key: Option<Key>,
     /// For inboxes: make the user known when nobody has heard of them. Ignored for rooms.
@@ -139,46 +143,67 @@ pub struct Refused {
     pub error: AppendError,
 }
 
-/// A stored chat message.
+/// A stored message: chat of a room, or a notification of an inbox.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Message {
     /// UUIDv7.
     pub id: Uuid,
-    /// Position in the room.
+    /// Position in the stream.
     pub seq: u64,
-    /// Epoch of the room.
-    pub epoch: i64,
-    /// Name of the room.
-    pub room: String,
-    /// Who sent it.
-    pub from_user: String,
-    /// The text.
-    pub message: String,
-    /// When it was stored: UTC, microseconds.
-    pub date: OffsetDateTime,
-}
-
-/// A stored notification.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Notification {
-    /// UUIDv7.
-    pub id: Uuid,
-    /// Position in the inbox.
-    pub seq: u64,
-    /// Epoch of the inbox.
+    /// Epoch of the stream.
     pub epoch: i64,
     /// Who sent it.
     pub from_user: String,
     /// The text.
     pub message: String,
+    /// What the sender gave beside the text, as it came.
+    pub data: Option<String>,
     /// When it was stored: UTC, microseconds.
     pub date: OffsetDateTime,
-    /// Whether the user has marked it seen.
-    pub seen: bool,
     /// The publishing service, for events.
     pub source: Option<String>,
     /// The service's id of the event.
     pub event_id: Option<String>,
+    /// Whether the user has marked it seen; never of chat.
+    pub seen: bool,
+}
+
+/// A part of a stream, from which the message on was asked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct After {
+    /// The stream's head.
+    pub head: Head,
+    /// What people call the stream; `None` for an inbox.
+    pub display_name: Option<String>,
+    /// What comes after the place, ascending.
+    pub messages: Vec<Message>,
+    /// Whether the bytes asked for left out any.
+    pub cut: bool,
+}
+
+/// What to read of a stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Page {
+    /// Which part.
+    pub range: Range,
+    /// So many messages, at most.
+    pub limit: u64,
+    /// Not many more than so many bytes of text and data; two messages at least, if there are.
+    pub bytes: usize,
+    /// Only what the user has not seen.
+    pub unseen_only: bool,
+}
+
+impl Page {
+    /// Messages of any length, seen or not.
+    pub fn new(range: Range, limit: u64) -> Self {
+        Self { range, limit, bytes: usize::MAX, unseen_only: false }
+    }
+
+    /// The same with not many more than so many bytes; two messages at least, if there are.
+    pub fn within(self, bytes: usize) -> Self {
+        Self { bytes, ..self }
+    }
 }
 
 /// Which part of a stream to read. Results ascend by `seq` in every case.

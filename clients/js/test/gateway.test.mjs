@@ -39,6 +39,30 @@ function state(gateway, wanted) {
   });
 }
 
+test("data beside a text arrives as it was, live and in pages", async () => {
+  const gateway = await client(node, { user: "dora" });
+  await state(gateway, "open");
+  const data = { z: 1.5, a: [null, { "é": "👍" }], big: 2 ** 53 };
+  const heard = (kind) => new Promise((resolve) => gateway.on(kind, resolve));
+  const live = Promise.all([heard("chat"), heard("notification")]);
+  await gateway.chat("lobby", "with", { data });
+  await gateway.notify("dora", "with", { data, timeout: PATIENCE });
+  const pages = [
+    (await gateway.request({ cate: "history", group_name: "lobby", limit: 1 })).messages[0],
+    (await gateway.request({ cate: "notifications", limit: 1 })).notifications[0],
+  ];
+  for (const frame of [...(await live), ...pages]) {
+    assert.deepEqual(frame.data, data);
+    assert.deepEqual(Object.keys(frame.data), ["z", "a", "big"]);
+  }
+  const large = { text: "x".repeat(17_000) };
+  await assert.rejects(gateway.chat("lobby", "large", { data: large }), { code: "too_large" });
+  await assert.rejects(gateway.chat("lobby", "list", { data: [] }), { code: "invalid" });
+  await gateway.chat("lobby", "without");
+  const [last] = (await gateway.request({ cate: "history", group_name: "lobby", limit: 1 })).messages;
+  assert.equal("data" in last, false);
+});
+
 test("every request gets its own answer, however many there are at once", async () => {
   const gateway = await client(node, { window: 100 });
   const other = await client(node);

@@ -49,6 +49,7 @@ pub struct Limits {
     pub connections_per_user: usize,
     pub connections_per_address: usize,
     pub frame_bytes: usize,
+    pub data_bytes: usize,
     pub outbox_bytes: usize,
     pub frames_per_second: u32,
     pub frames_burst: u32,
@@ -70,6 +71,7 @@ impl Default for Limits {
             connections_per_user: 100,
             connections_per_address: 0,
             frame_bytes: 65_536,
+            data_bytes: 16_384,
             outbox_bytes: 1_048_576,
             frames_per_second: 50,
             frames_burst: 100,
@@ -213,6 +215,7 @@ impl Reader<'_> {
             connections_per_user: self.number("limits.connections_per_user"),
             connections_per_address: self.number("limits.connections_per_address"),
             frame_bytes: self.number("limits.frame_bytes"),
+            data_bytes: self.data_bytes(),
             outbox_bytes: self.number("limits.outbox_bytes"),
             frames_per_second: self.number("limits.frames_per_second"),
             frames_burst: self.number("limits.frames_burst"),
@@ -306,6 +309,13 @@ impl Reader<'_> {
         match self.text(key).parse() {
             Ok(number) => number,
             Err(_) => self.wrong(key, "must be a number, 0 or more", T::default()),
+        }
+    }
+
+    fn data_bytes(&mut self) -> usize {
+        match self.number("limits.data_bytes") {
+            bytes if bytes <= persistence::MAX_DATA_BYTES => bytes,
+            _ => self.wrong("limits.data_bytes", "at most 1048576", 0),
         }
     }
 

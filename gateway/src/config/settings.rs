@@ -141,6 +141,11 @@ pub const SETTINGS: &[Setting] = &[
         "Connections of one client address (of IPv6, a /64) on this node, also those that are no sockets yet; over it 429. Needs trusted proxies behind a balancer",
     ),
     text("limits.frame_bytes", Some("65536"), "Bytes of a client's frame or message; over it close 1009"),
+    text(
+        "limits.data_bytes",
+        Some("16384"),
+        "Bytes of the data that a sender may give beside the text of a message, at most 1048576; over it too_large. 0: none",
+    ),
     text("limits.outbox_bytes", Some("1048576"), "Bytes that may wait for a slow client; over it close 4008"),
     text(
         "limits.frames_per_second",

@@ -79,14 +79,14 @@ impl Consumer for ChatConsumer {
     async fn receive(&mut self, ctx: &mut Context, frame: Frame) -> Outcome {
         let Some(Asked { frame, client_id }) = send::read(ctx, &mut self.bad, frame)? else { return Ok(()) };
         match frame {
-            ClientFrame::Chat { group_name, message } => {
+            ClientFrame::Chat { group_name, content } => {
                 if !self.hears_or_says(ctx, &group_name, client_id.as_deref()) {
                     return Ok(());
                 }
-                send::chat(ctx, group_name, message, client_id).await
+                send::chat(ctx, group_name, content, client_id).await
             }
-            ClientFrame::Notification { user_name, message } => {
-                send::notification(ctx, user_name, message, client_id).await
+            ClientFrame::Notification { user_name, content } => {
+                send::notification(ctx, user_name, content, client_id).await
             }
             ClientFrame::Rooms => self.answer_rooms(ctx, client_id).await,
             ClientFrame::History { group_name, range, limit } => {
@@ -166,7 +166,7 @@ impl ChatConsumer {
         }
         let page = async {
             match ctx.store().room(room).await? {
-                Some(room) => pages::history(ctx.node(), &room, range, limit).await.map(Some),
+                Some(room) => pages::history(ctx.node(), room, range, limit).await.map(Some),
                 None => Ok(None),
             }
         };

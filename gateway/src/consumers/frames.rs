@@ -21,6 +21,8 @@ pub(crate) enum ErrorCode {
     RoomNotFound,
     /// Nobody has heard of that user.
     UserNotFound,
+    /// More data than a message may have.
+    TooLarge,
     /// Too many frames.
     RateLimited,
     /// The database or the layer is away; trying again helps.
@@ -36,6 +38,7 @@ impl ErrorCode {
             Self::Forbidden => "forbidden",
             Self::RoomNotFound => "room_not_found",
             Self::UserNotFound => "user_not_found",
+            Self::TooLarge => "too_large",
             Self::RateLimited => "rate_limited",
             Self::Unavailable => "unavailable",
         }
@@ -79,6 +82,14 @@ pub(crate) struct Ack<'a> {
     pub date: String,
 }
 
+/// What is said.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Content {
+    pub(crate) message: String,
+    /// A JSON object, as it came.
+    pub(crate) data: Option<Box<str>>,
+}
+
 /// What a client asks for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum ClientFrame {
@@ -87,14 +98,14 @@ pub(crate) enum ClientFrame {
         /// The room.
         group_name: String,
         /// What to say.
-        message: String,
+        content: Content,
     },
     /// Notify a user.
     Notification {
         /// The user.
         user_name: String,
         /// What to say.
-        message: String,
+        content: Content,
     },
     /// Which rooms may be heard.
     Rooms,
@@ -178,7 +189,7 @@ impl ClientFrame {
             Ok(_) => return invalid("the frame is not a JSON object", None),
             Err(_) => return invalid("the frame is not JSON", client_id(text)),
         };
-        let fields = Fields { client_id: readable_client_id(&object), object };
+        let fields = Fields { client_id: readable_client_id(&object), object, text };
         let frame = Self::of(&fields)?;
         Ok(Asked { frame, client_id: fields.client_id()? })
     }
@@ -192,7 +203,7 @@ impl ClientFrame {
             && Self::parse(text).is_ok_and(|asked| asked.frame == ClientFrame::Ping)
     }
 
-    fn of(fields: &Fields) -> Result<Self, ErrorFrame> {
+    fn of(fields: &Fields<'_>) -> Result<Self, ErrorFrame> {
         let Some(cate) = fields.first(&["cate", "type"]) else {
             return Err(fields.invalid("cate is missing"));
         };
@@ -200,9 +211,9 @@ impl ClientFrame {
             return Err(fields.invalid("cate must be text"));
         };
         match cate {
-            "chat" => Ok(Self::Chat { group_name: fields.room()?, message: fields.message()? }),
+            "chat" => Ok(Self::Chat { group_name: fields.room()?, content: fields.content()? }),
             "notification" => {
-                Ok(Self::Notification { user_name: fields.name(&["user_name"])?, message: fields.message()? })
+                Ok(Self::Notification { user_name: fields.name(&["user_name"])?, content: fields.content()? })
             }
             "rooms" => Ok(Self::Rooms),
             "history" => {
@@ -227,13 +238,14 @@ impl ClientFrame {
     }
 }
 
-struct Fields {
+struct Fields<'t> {
     object: Map<String, Value>,
+    text: &'t str,
     /// For errors: the client's id, if it can be read.
     client_id: Option<String>,
 }
 
-impl Fields {
+impl Fields<'_> {
     fn invalid(&self, detail: &str) -> ErrorFrame {
         ErrorFrame::new(ErrorCode::Invalid, detail, self.client_id.clone())
     }
@@ -326,6 +338,15 @@ impl Fields {
         }
     }
 
+    fn content(&self) -> Result<Content, ErrorFrame> {
+        let data = match self.first(&["data"]) {
+            None => None,
+            Some(Value::Object(_)) => json::raw_field(self.text, "data").map(|data| data.get().into()),
+            Some(_) => return Err(self.invalid("data must be a JSON object")),
+        };
+        Ok(Content { message: self.message()?, data })
+    }
+
     fn client_id(&self) -> Result<Option<String>, ErrorFrame> {
         match self.first(&["client_id"]) {
             None => Ok(None),
@@ -374,7 +395,8 @@ mod tests {
 
     #[test]
     fn frames_and_their_other_spellings() {
-        let frame = ClientFrame::Chat { group_name: "lobby".into(), message: "hi".into() };
+        let content = Content { message: "hi".into(), data: None };
+        let frame = ClientFrame::Chat { group_name: "lobby".into(), content };
         let chat = Asked { frame, client_id: Some("1".into()) };
         for text in [
             r#"{"cate":"chat","group_name":"lobby","message":"hi","client_id":"1"}"#,
@@ -386,6 +408,18 @@ mod tests {
         }
         assert_eq!(code(r#"{"cate":"notification","user_name":"bob","message":"hi"}"#), "notification");
         assert_eq!(code(r#"{"cate":"rooms"}"#), "rooms");
+    }
+
+    #[test]
+    fn data_is_taken_as_it_came() {
+        let data = |text: &str| match ClientFrame::parse(text).unwrap().frame {
+            ClientFrame::Chat { content, .. } => content.data.map(String::from),
+            other => panic!("{other:?}"),
+        };
+        let chat = |more: &str| format!(r#"{{"cate":"chat","group_name":"a","message":"x"{more}}}"#);
+        assert_eq!(data(&chat(r#","data":{ "a":1.10, "b":[1e400]}"#)).as_deref(), Some(r#"{ "a":1.10, "b":[1e400]}"#));
+        assert_eq!((data(&chat(r#","data":null"#)), data(&chat(""))), (None, None));
+        assert_eq!(data(&chat(",\"data\":{\"a\":NaN}")).as_deref(), Some(r#"{"a":null}"#));
     }
 
     #[test]
@@ -404,6 +438,8 @@ mod tests {
             r#"{"cate":"chat","group_name":"a","message":"\u0000"}"#,
             r#"{"cate":"chat","group_name":"a","message":"x","client_id":""}"#,
             r#"{"cate":"chat","group_name":"a","message":"x","client_id":7}"#,
+            r#"{"cate":"chat","group_name":"a","message":"x","data":[]}"#,
+            r#"{"cate":"notification","user_name":"a","message":"x","data":"{}"}"#,
             &"[".repeat(10_000),
         ] {
             assert_eq!(code(text), "invalid", "{text}");
@@ -458,7 +494,8 @@ mod tests {
         for (sent, read) in [(r"\ud83d", "\u{fffd}"), (r"a\ude00b", "a\u{fffd}b"), (r"\ud83d\ude00", "\u{1f600}")] {
             let asked =
                 ClientFrame::parse(&format!(r#"{{"cate":"chat","group_name":"a","message":"{sent}"}}"#)).unwrap();
-            assert_eq!(asked.frame, ClientFrame::Chat { group_name: "a".into(), message: read.into() });
+            let content = Content { message: read.into(), data: None };
+            assert_eq!(asked.frame, ClientFrame::Chat { group_name: "a".into(), content });
         }
     }
 

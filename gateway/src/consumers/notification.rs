@@ -45,8 +45,8 @@ impl Consumer for NotificationConsumer {
     async fn receive(&mut self, ctx: &mut Context, frame: Frame) -> Outcome {
         let Some(Asked { frame, client_id }) = send::read(ctx, &mut self.bad, frame)? else { return Ok(()) };
         match frame {
-            ClientFrame::Notification { user_name, message } => {
-                send::notification(ctx, user_name, message, client_id).await
+            ClientFrame::Notification { user_name, content } => {
+                send::notification(ctx, user_name, content, client_id).await
             }
             ClientFrame::Notifications { range, limit, unseen } => {
                 send::inbox(ctx, range, unseen, limit, client_id).await

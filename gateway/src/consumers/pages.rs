@@ -1,7 +1,11 @@
 //! Pages of stored messages and notifications, alike for browsers (`history`, `notifications`) and the API.
 
-use persistence::{Range, Room, Seen, StoreError};
-use serde_json::{Value, json};
+use std::sync::Arc;
+
+use persistence::{Message, Page, Range, Room, Seen, StoreError, Stream};
+use serde::Serialize;
+use serde_json::value::RawValue;
+use uuid::Uuid;
 
 use crate::events::{self, rfc3339};
 use crate::node::Node;
@@ -13,46 +17,89 @@ pub(crate) const MAX_LIMIT: u64 = 100;
 /// Bytes of text in a page, about: of long messages there are fewer, and `has_more` says so.
 pub(crate) const PAGE_BYTES: usize = 256 * 1024;
 
-/// The `history` frame: ascending, with the news whether there is more in that direction.
-pub(crate) async fn history(node: &Node, room: &Room, range: Range, limit: u64) -> Result<Value, StoreError> {
-    let read = node.store.messages_within(&room.name, range, limit + 1, PAGE_BYTES);
-    let (mut rows, was_cut) = node.metrics.time_store("history", read).await?;
-    let has_more = cut(&mut rows, range, limit) || was_cut;
-    let messages: Vec<Value> = rows
-        .iter()
-        .map(|row| {
-            json!({
-                "type": "chat", "id": row.id.to_string(), "seq": row.seq, "group_name": room.name,
-                "display_name": room.display_name, "message": row.message, "from_user": row.from_user,
-                "date": rfc3339(row.date),
-            })
-        })
-        .collect();
-    Ok(json!({"type": "history", "group_name": room.name, "messages": messages, "has_more": has_more}))
+/// A row as it is shown, beside the place that it has.
+#[derive(Serialize)]
+struct Shown {
+    r#type: &'static str,
+    id: Uuid,
+    seq: u64,
+    #[serde(flatten)]
+    room: Option<RoomNames>,
+    message: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    data: Option<Box<RawValue>>,
+    from_user: String,
+    date: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    seen: Option<bool>,
+}
+
+#[derive(Clone, Serialize)]
+struct RoomNames {
+    group_name: Arc<str>,
+    display_name: Arc<str>,
+}
+
+impl Shown {
+    fn of(row: Message, room: Option<RoomNames>) -> Self {
+        Self {
+            r#type: if room.is_some() { "chat" } else { "notification" },
+            id: row.id,
+            seq: row.seq,
+            message: row.message,
+            // What was stored was JSON.
+            data: row.data.and_then(|data| RawValue::from_string(data).ok()),
+            from_user: row.from_user,
+            date: rfc3339(row.date),
+            seen: room.is_none().then_some(row.seen),
+            room,
+        }
+    }
+}
+
+/// The `history` frame.
+#[derive(Serialize)]
+pub(crate) struct History {
+    r#type: &'static str,
+    group_name: String,
+    messages: Vec<Shown>,
+    has_more: bool,
 }
 
 /// The `notifications` frame.
+#[derive(Serialize)]
+pub(crate) struct Notifications {
+    r#type: &'static str,
+    notifications: Vec<Shown>,
+    unseen: u64,
+    has_more: bool,
+}
+
+/// A page of a room: ascending, with the news whether there is more in that direction.
+pub(crate) async fn history(node: &Node, room: Room, range: Range, limit: u64) -> Result<History, StoreError> {
+    let (stream, page) = (Stream::Room(room.name), Page::new(range, limit + 1).within(PAGE_BYTES));
+    let (mut rows, was_cut) = node.metrics.time_store("history", node.store.page(&stream, page)).await?;
+    let has_more = cut(&mut rows, range, limit) || was_cut;
+    let names = RoomNames { group_name: stream.name().into(), display_name: room.display_name.into() };
+    let messages = rows.into_iter().map(|row| Shown::of(row, Some(names.clone()))).collect();
+    Ok(History { r#type: "history", group_name: stream.name().to_owned(), messages, has_more })
+}
+
+/// A page of an inbox, in the same way.
 pub(crate) async fn notifications(
     node: &Node,
     user: &str,
     range: Range,
     unseen_only: bool,
     limit: u64,
-) -> Result<Value, StoreError> {
-    let read = node.store.notifications_within(user, range, unseen_only, limit + 1, PAGE_BYTES);
+) -> Result<Notifications, StoreError> {
+    let (stream, page) = (Stream::Inbox(user.to_owned()), Page::new(range, limit + 1).within(PAGE_BYTES));
+    let read = node.store.page(&stream, Page { unseen_only, ..page });
     let (mut rows, was_cut) = node.metrics.time_store("notifications", read).await?;
     let has_more = cut(&mut rows, range, limit) || was_cut;
     let unseen = node.store.unseen(user).await?;
-    let rows: Vec<Value> = rows
-        .iter()
-        .map(|row| {
-            json!({
-                "type": "notification", "id": row.id.to_string(), "seq": row.seq, "message": row.message,
-                "from_user": row.from_user, "date": rfc3339(row.date), "seen": row.seen,
-            })
-        })
-        .collect();
-    Ok(json!({"type": "notifications", "notifications": rows, "unseen": unseen, "has_more": has_more}))
+    let notifications = rows.into_iter().map(|row| Shown::of(row, None)).collect();
+    Ok(Notifications { r#type: "notifications", notifications, unseen, has_more })
 }
 
 /// Marks notifications as seen, tells the user's sockets on all nodes except the one `by` whom it was asked, and returns the `seen` frame.

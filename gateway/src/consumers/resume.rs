@@ -7,7 +7,7 @@ use std::future::poll_fn;
 use std::task::Poll;
 
 use channel_layer::GroupName;
-use persistence::{Head, Range, StoreError, Stream};
+use persistence::{Head, Message, Page, Range, StoreError, Stream};
 use uuid::Uuid;
 
 use crate::consumers::connection::poll_flush;
@@ -254,18 +254,13 @@ impl<'a> Reader<'a> {
         let range = Range::After(self.at - u64::from(self.check.is_some()));
         let _permit = ctx.node().resumes.acquire().await;
         let read = async {
-            Ok(match self.stream {
-                Stream::Room(room) => {
-                    let (rows, cut) = store.messages_within(room, range, self.limit(), PAGE_BYTES).await?;
-                    let frame = |row| render(&events::chat_event(room, &self.display_name, row));
-                    (rows.iter().map(|row| (row.seq, row.id, frame(row).map(|shown| shown.frame))).collect(), cut)
-                }
-                Stream::Inbox(user) => {
-                    let (rows, cut) = store.notifications_within(user, range, false, self.limit(), PAGE_BYTES).await?;
-                    let frame = |row| render(&events::notification_event(row));
-                    (rows.iter().map(|row| (row.seq, row.id, frame(row).map(|shown| shown.frame))).collect(), cut)
-                }
-            })
+            let (rows, cut) = store.page(self.stream, Page::new(range, self.limit()).within(PAGE_BYTES)).await?;
+            let event = |row: &Message| match self.stream {
+                Stream::Room(room) => events::chat_event(room, &self.display_name, row),
+                Stream::Inbox(_) => events::notification_event(row),
+            };
+            let row = |row: &Message| (row.seq, row.id, render(&event(row)).map(|shown| shown.frame));
+            Ok((rows.iter().map(row).collect(), cut))
         };
         ctx.node().metrics.time_store("resume", read).await
     }

@@ -11,10 +11,11 @@ use serde::Serialize;
 use crate::auth::NotSignedIn;
 use crate::close::CloseReason;
 use crate::config::ClientNotifications;
-use crate::consumers::frames::{self, Ack, Asked, ClientFrame, ErrorCode, ErrorFrame};
+use crate::consumers::frames::{self, Ack, Asked, ClientFrame, Content, ErrorCode, ErrorFrame};
 use crate::consumers::framework::{Context, Frame, Outcome, Streams};
 use crate::consumers::pages;
 use crate::consumers::resume::Place;
+use crate::data;
 use crate::events;
 use crate::metrics::{ByCate, ByReason};
 use crate::storing::writer::WriteError;
@@ -195,12 +196,12 @@ pub(super) fn pong(ctx: &Context, client_id: Option<String>) -> Outcome {
 }
 
 /// Stores a chat message; it reaches the room when it is committed.
-pub(super) async fn chat(ctx: &Context, room: String, message: String, client_id: Option<String>) -> Outcome {
-    store(ctx, Stream::Room(room), message, client_id).await
+pub(super) async fn chat(ctx: &Context, room: String, content: Content, client_id: Option<String>) -> Outcome {
+    store(ctx, Stream::Room(room), content, client_id).await
 }
 
 /// Stores a notification; it reaches the user when it is committed.
-pub(super) async fn notification(ctx: &Context, user: String, message: String, client_id: Option<String>) -> Outcome {
+pub(super) async fn notification(ctx: &Context, user: String, content: Content, client_id: Option<String>) -> Outcome {
     let allowed = match ctx.node().config.client_notifications {
         ClientNotifications::Any => true,
         ClientNotifications::Off => false,
@@ -217,7 +218,7 @@ pub(super) async fn notification(ctx: &Context, user: String, message: String, c
         answer_error(ctx, &ErrorFrame::new(ErrorCode::Forbidden, "you may not notify this user", client_id));
         return Ok(());
     }
-    store(ctx, Stream::Inbox(user), message, client_id).await
+    store(ctx, Stream::Inbox(user), content, client_id).await
 }
 
 async fn share_a_room(ctx: &Context, user: &str) -> Result<bool, StoreError> {
@@ -227,11 +228,20 @@ async fn share_a_room(ctx: &Context, user: &str) -> Result<bool, StoreError> {
 /// Hands over to the writer. The answer goes to the socket from there, so the next frame of this
 /// client need not wait for this one's commit, and many share one transaction. It waits only while too much
 /// of this client's waits to be stored.
-async fn store(ctx: &Context, stream: Stream, message: String, client_id: Option<String>) -> Outcome {
+async fn store(ctx: &Context, stream: Stream, content: Content, client_id: Option<String>) -> Outcome {
+    let most = ctx.node().config.limits.data_bytes;
+    let data = match content.data.map_or(Ok(None), |data| data::read(&data, most)) {
+        Ok(data) => data,
+        Err(wrong) => {
+            let code = if wrong == data::Wrong::TooLarge { ErrorCode::TooLarge } else { ErrorCode::Invalid };
+            answer_error(ctx, &ErrorFrame::new(code, wrong.detail(), client_id));
+            return Ok(());
+        }
+    };
     let username = Arc::clone(ctx.username());
     let key = client_id.clone().map(|client_id| Key::Client { user: Arc::clone(&username), client_id });
-    let append =
-        Append { stream, from_user: username, message: message.into(), key, create_inbox: false, origin: None };
+    let message = content.message.into();
+    let append = Append { stream, from_user: username, message, data, key, create_inbox: false, origin: None };
     let (node, socket) = (Arc::clone(ctx.node()), Arc::clone(ctx.socket()));
     let writer = &ctx.node().writer;
     let bytes = writer.cost(&append);

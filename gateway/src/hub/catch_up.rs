@@ -3,7 +3,7 @@
 use std::hash::BuildHasher;
 
 use channel_layer::GroupName;
-use persistence::{Range, StoreError, Stream};
+use persistence::{Page, Range, StoreError, Stream};
 use tokio::sync::Semaphore;
 use uuid::Uuid;
 
@@ -93,7 +93,8 @@ impl Hub {
     async fn rows_before(&self, stream: &Stream, epoch: i64, to: u64) -> Result<Option<Rows>, StoreError> {
         let Stream::Room(room) = stream else { return Ok(None) };
         let Some(head) = self.store.room(room).await? else { return Ok(None) };
-        let (rows, cut) = self.store.messages_within(room, Range::Before(to + 1), CHUNK, PAGE_BYTES).await?;
+        let page = Page::new(Range::Before(to + 1), CHUNK).within(PAGE_BYTES);
+        let (rows, cut) = self.store.page(stream, page).await?;
         let complete = !cut && (rows.len() as u64) < CHUNK;
         if rows.last().is_some_and(|row| row.seq != to) || rows.iter().any(|row| row.epoch != epoch) {
             return Ok(None);

@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use channel_layer::{Event, GroupName};
-use persistence::{Head, StoreError, Stream};
+use persistence::{Head, Message, StoreError, Stream};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
 
@@ -91,26 +91,15 @@ impl Hub {
     /// The stream's head, its rows after `seq` as events, and whether some were left out for their size: one
     /// statement for all members.
     async fn missing(&self, stream: &Stream, seq: u64) -> Result<(Option<Head>, Missing, bool), StoreError> {
-        match stream {
-            Stream::Room(name) => {
-                let read = self.store.messages_after_within(name, seq, PAGE, PAGE_BYTES).await?;
-                let Some((room, rows, cut)) = read else {
-                    return Ok((None, Vec::new(), false));
-                };
-                let event = |row: &persistence::Message| Arc::new(events::chat_event(name, &room.display_name, row));
-                let events = rows.iter().map(|row| (row.epoch, row.seq, event(row))).collect();
-                Ok((Some(Head { epoch: room.epoch, last_seq: room.last_seq, last_id: room.last_id }), events, cut))
-            }
-            Stream::Inbox(user) => {
-                let read = self.store.notifications_after_within(user, seq, PAGE, PAGE_BYTES).await?;
-                let Some((head, rows, cut)) = read else {
-                    return Ok((None, Vec::new(), false));
-                };
-                let events =
-                    rows.iter().map(|row| (row.epoch, row.seq, Arc::new(events::notification_event(row)))).collect();
-                Ok((Some(head), events, cut))
-            }
-        }
+        let Some(read) = self.store.after(stream, seq, PAGE, PAGE_BYTES).await? else {
+            return Ok((None, Vec::new(), false));
+        };
+        let event = |row: &Message| match stream {
+            Stream::Room(name) => events::chat_event(name, read.display_name.as_deref().unwrap_or(name), row),
+            Stream::Inbox(_) => events::notification_event(row),
+        };
+        let events = read.messages.iter().map(|row| (row.epoch, row.seq, Arc::new(event(row)))).collect();
+        Ok((Some(read.head), events, read.cut))
     }
 
     /// Finds streams that are behind the database, in one statement for all rooms and one for all inboxes.

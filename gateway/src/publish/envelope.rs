@@ -14,6 +14,7 @@ use serde_json::value::RawValue;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
+use crate::data;
 use crate::json;
 use crate::names;
 use crate::node::Node;
@@ -66,6 +67,7 @@ enum Meaning {
     Store {
         from_user: Arc<str>,
         message: Arc<str>,
+        data: Option<Arc<str>>,
     },
     Disconnect(Event),
     /// It was too late already.
@@ -158,14 +160,21 @@ fn wrong_number() -> String {
 struct Data {
     message: Option<Box<RawValue>>,
     from_user: Option<Box<RawValue>>,
+    data: Option<Box<RawValue>>,
     code: Option<Box<RawValue>>,
     reason: Option<Box<RawValue>>,
 }
 
 impl Envelope<'_> {
-    /// What it means. `default_source` stands in where it names none; `now` is by the database's clock.
-    pub(crate) fn delivery(self, default_source: &str, now: OffsetDateTime) -> Result<Delivery, Unusable> {
-        if compact_len(self.data.get()) > MAX_DATA {
+    /// What it means. `default_source` stands in where it names none; `now` is by the database's clock, and what is stored
+    /// of the data beside a text has at most so many bytes.
+    pub(crate) fn delivery(
+        self,
+        default_source: &str,
+        now: OffsetDateTime,
+        data_bytes: usize,
+    ) -> Result<Delivery, Unusable> {
+        if json::compact_len(self.data.get(), MAX_DATA) > MAX_DATA {
             return Err(unusable("too_large", "data is over 64 KiB"));
         }
         if !self.data.get().starts_with('{') {
@@ -193,7 +202,8 @@ impl Envelope<'_> {
                 fits(&self.r#type, &stream)?;
             }
         }
-        let meaning = if is_late { Meaning::Nothing } else { meaning(&self.r#type, self.data, &source, &id)? };
+        let meaning =
+            if is_late { Meaning::Nothing } else { meaning(&self.r#type, self.data, &source, &id, data_bytes)? };
         Ok(Delivery { meaning, source, id, expires_at, to: self.to.0 })
     }
 }
@@ -207,7 +217,7 @@ fn fits(kind: &str, to: &Stream) -> Result<(), Unusable> {
     }
 }
 
-fn meaning(kind: &str, data: &RawValue, source: &Arc<str>, id: &str) -> Result<Meaning, Unusable> {
+fn meaning(kind: &str, data: &RawValue, source: &Arc<str>, id: &str, data_bytes: usize) -> Result<Meaning, Unusable> {
     let data: Data = json::read(data.get().as_bytes())
         .map_err(|error| unusable("malformed", format!("data is malformed: {error}")))?;
     if kind == "gateway.disconnect" {
@@ -238,7 +248,12 @@ fn meaning(kind: &str, data: &RawValue, source: &Arc<str>, id: &str) -> Result<M
     if from_user.chars().count() > persistence::MAX_NAME_CHARS {
         return Err(unusable("malformed", "data.from_user is too long"));
     }
-    Ok(Meaning::Store { from_user, message })
+    let data = data.data.map_or(Ok(None), |data| data::read(data.get(), data_bytes));
+    let data = data.map_err(|wrong| {
+        let reason = if wrong == data::Wrong::TooLarge { "too_large" } else { "malformed" };
+        unusable(reason, format!("data.{}", wrong.detail()))
+    })?;
+    Ok(Meaning::Store { from_user, message, data })
 }
 
 impl Delivery {
@@ -250,7 +265,7 @@ impl Delivery {
     /// Bytes that the item of one recipient takes until it is stored and sent.
     pub(crate) fn bytes_each(&self) -> usize {
         match &self.meaning {
-            Meaning::Store { message, .. } => message.len() + ITEM,
+            Meaning::Store { message, data, .. } => message.len() + data.as_ref().map_or(0, |data| data.len()) + ITEM,
             _ => ITEM,
         }
     }
@@ -260,10 +275,12 @@ impl Delivery {
         from..(from + (PIECE / self.bytes_each()).max(1)).min(self.to.len())
     }
 
-    /// Sender and text, if it is one to store.
-    pub(crate) fn content(&self) -> Option<[&str; 2]> {
+    /// Sender, text and data, if it is one to store.
+    pub(crate) fn content(&self) -> Option<[&str; 3]> {
         match &self.meaning {
-            Meaning::Store { from_user, message } => Some([from_user, message]),
+            Meaning::Store { from_user, message, data } => {
+                Some([from_user, message, data.as_deref().unwrap_or_default()])
+            }
             _ => None,
         }
     }
@@ -294,10 +311,11 @@ impl Delivery {
                 let group = group.map_err(|_| unusable("malformed", "no group of that name"))?;
                 What::Disconnect(group, event.clone())
             }
-            Meaning::Store { from_user, message } => What::Store(Append {
+            Meaning::Store { from_user, message, data } => What::Store(Append {
                 stream,
                 from_user: Arc::clone(from_user),
                 message: Arc::clone(message),
+                data: data.clone(),
                 key: Some(Key::Event { source: Arc::clone(&self.source), id: Arc::clone(&self.id) }),
                 create_inbox: true,
                 origin: Some((Arc::clone(&self.source), Arc::clone(&self.id))),
@@ -320,45 +338,6 @@ fn recipient(to: &str) -> Result<Stream, Unusable> {
         "room" if valid => Ok(Stream::Room(name.to_owned())),
         _ => Err(unusable("malformed", "to must be user:NAME or room:NAME")),
     }
-}
-
-/// Bytes of a JSON text without the blanks between its values, and with each character as short as it can be
-/// written: what a publisher's library makes of it should not count.
-fn compact_len(json: &str) -> usize {
-    if json.len() <= MAX_DATA {
-        return json.len();
-    }
-    let (mut len, mut in_text) = (0, false);
-    let mut bytes = json.bytes().enumerate();
-    while let Some((at, byte)) = bytes.next() {
-        match byte {
-            b' ' | b'\n' | b'\r' | b'\t' if !in_text => {}
-            b'\\' => {
-                let short = match bytes.next() {
-                    Some((_, b'u')) => {
-                        let code = json.get(at + 2..at + 6).and_then(|digits| u32::from_str_radix(digits, 16).ok());
-                        bytes.nth(3);
-                        match code.unwrap_or_default() {
-                            0x22 | 0x5c => 2,
-                            0..0x20 => 6,
-                            0x20..0x80 => 1,
-                            // Half of one that has four.
-                            0x80..0x800 | 0xd800..0xe000 => 2,
-                            _ => 3,
-                        }
-                    }
-                    Some((_, b'/')) => 1,
-                    _ => 2,
-                };
-                len += short;
-            }
-            _ => {
-                in_text ^= byte == b'"';
-                len += 1;
-            }
-        }
-    }
-    len
 }
 
 /// Does what an item asks for; stored things are committed when this returns.
@@ -412,26 +391,6 @@ mod tests {
         assert!(recipients(&list).unwrap().iter().all(|to| recipient(to).is_ok()));
     }
 
-    #[test]
-    fn data_is_measured_as_short_as_it_can_be_written() {
-        let long = "x".repeat(MAX_DATA);
-        for text in [long.clone(), format!("{long}é€👍\n\u{1}/\"\\")] {
-            let value = serde_json::json!({"message": text, "more": [1, true, null]});
-            let short = value.to_string();
-            let pretty = serde_json::to_string_pretty(&value).unwrap();
-            let spelled: String = short.chars().fold(String::new(), |mut spelled, char| {
-                match char {
-                    '\0'..='\x7f' => spelled.push(char),
-                    _ => char.encode_utf16(&mut [0; 2]).iter().for_each(|unit| spelled += &format!("\\u{unit:04x}")),
-                }
-                spelled
-            });
-            for json in [&short, &pretty, &spelled] {
-                assert_eq!(compact_len(json), short.len());
-            }
-        }
-    }
-
     fn delivery(data: &str) -> Result<Delivery, Unusable> {
         let data: &RawValue = serde_json::from_str(data).unwrap();
         let to = Recipients(vec!["user:alice".into()]);
@@ -444,7 +403,7 @@ mod tests {
             expires_at: None,
             time: None,
         };
-        envelope.delivery("api", OffsetDateTime::now_utc())
+        envelope.delivery("api", OffsetDateTime::now_utc(), 100)
     }
 
     #[test]
@@ -455,8 +414,12 @@ mod tests {
         assert_eq!(reason(r#"{"message":"x","from_user":1}"#), "malformed");
         assert_eq!(reason(&format!(r#"{{"message":"{}"}}"#, "x".repeat(MAX_DATA))), "too_large");
         let good = delivery(r#" {"from_user":null,"more":[{}],"message":"x"}"#).unwrap();
-        assert_eq!(good.content(), Some(["api", "x"]));
+        assert_eq!(good.content(), Some(["api", "x", ""]));
+        let more = delivery(r#"{"message":"x","data":{ "a":1.10}}"#).unwrap();
+        assert_eq!(more.content(), Some(["api", "x", r#"{ "a":1.10}"#]));
+        assert_eq!(reason(r#"{"message":"x","data":[1]}"#), "malformed");
+        assert_eq!(reason(&format!(r#"{{"message":"x","data":{{"a":"{}"}}}}"#, "x".repeat(100))), "too_large");
         let cut = delivery(r#"{"message":"\ud800","\ud800":1}"#).unwrap();
-        assert_eq!(cut.content(), Some(["api", "\u{fffd}"]));
+        assert_eq!(cut.content(), Some(["api", "\u{fffd}", ""]));
     }
 }

@@ -489,7 +489,8 @@ impl Reader {
         }
         let bytes = check_lengths(entry).map_err(Failed::Unusable)?;
         let _share = self.node.publishing.take(bytes + expansion(entry)).await;
-        let delivery = delivery(entry, self.node.clock.database()).map_err(Failed::Unusable)?;
+        let data_bytes = self.node.config.limits.data_bytes;
+        let delivery = delivery(entry, self.node.clock.database(), data_bytes).map_err(Failed::Unusable)?;
         while progress.next < delivery.recipients() {
             let piece = delivery.piece(progress.next);
             let end = piece.end;
@@ -556,7 +557,7 @@ fn expansion(entry: &Entry) -> usize {
 }
 
 /// What an entry's fields say.
-fn delivery(entry: &Entry, now: OffsetDateTime) -> Result<Delivery, Unusable> {
+fn delivery(entry: &Entry, now: OffsetDateTime, data_bytes: usize) -> Result<Delivery, Unusable> {
     let mut texts = HashMap::new();
     for (name, value) in &entry.fields {
         let name = String::from_utf8_lossy(name);
@@ -585,5 +586,5 @@ fn delivery(entry: &Entry, now: OffsetDateTime) -> Result<Delivery, Unusable> {
         expires_at: texts.get("expires_at").map(|text| (*text).to_owned()),
         time: None,
     };
-    envelope.delivery("", now)
+    envelope.delivery("", now, data_bytes)
 }

@@ -9,7 +9,7 @@ use std::pin::pin;
 use std::sync::Arc;
 
 use channel_layer::{ChannelLayer, Event};
-use persistence::{Append, AppendError, Appended, Key, Message, Notification, Refused, Store, StoreError, Stream};
+use persistence::{Append, AppendError, Appended, Key, Message, Refused, Store, StoreError, Stream};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -106,7 +106,8 @@ fn cost(append: &Append) -> usize {
         Key::Event { source, id } => source.len() + id.len(),
     });
     let origin = append.origin.as_ref().map_or(0, |(source, id)| source.len() + id.len());
-    COST + append.stream.name().len() + append.from_user.len() + append.message.len() + key + origin
+    let data = append.data.as_ref().map_or(0, |data| data.len());
+    COST + append.stream.name().len() + append.from_user.len() + append.message.len() + data + key + origin
 }
 
 /// A handle to the lanes that write. Items of one stream share a lane, so they are committed and
@@ -395,19 +396,17 @@ impl Lane {
         appended: &Appended,
     ) -> (Result<channel_layer::GroupName, channel_layer::NameError>, Event) {
         let Appended { id, seq, epoch, date, .. } = *appended;
-        let (from_user, message) = (append.from_user.to_string(), append.message.to_string());
+        let text = |text: &Arc<str>| text.to_string();
+        let (from_user, message) = (text(&append.from_user), text(&append.message));
+        let (source, event_id) = append.origin.as_ref().map(|(source, id)| (text(source), text(id))).unzip();
+        let data = append.data.as_ref().map(text);
+        let row = Message { id, seq, epoch, from_user, message, data, date, source, event_id, seen: false };
         match &append.stream {
             Stream::Room(room) => {
                 let display_name = appended.display_name.as_deref().unwrap_or(room);
-                let row = Message { id, seq, epoch, room: room.clone(), from_user, message, date };
                 (self.names.room(room), events::chat_event(room, display_name, &row))
             }
-            Stream::Inbox(user) => {
-                let origin = append.origin.as_ref();
-                let (source, event_id) = origin.map(|(source, id)| (source.to_string(), id.to_string())).unzip();
-                let row = Notification { id, seq, epoch, from_user, message, date, seen: false, source, event_id };
-                (self.names.user(user), events::notification_event(&row))
-            }
+            Stream::Inbox(user) => (self.names.user(user), events::notification_event(&row)),
         }
     }
 }
@@ -429,6 +428,7 @@ mod tests {
             stream: Stream::Room("lobby".into()),
             from_user: "alice".into(),
             message: "x".repeat(10_000).into(),
+            data: None,
             key: None,
             create_inbox: false,
             origin: None,

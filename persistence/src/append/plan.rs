@@ -6,34 +6,49 @@ use uuid::Uuid;
 
 use crate::{
     Append, AppendError, Appended, Stream,
-    inboxes::InboxRow,
+    heads::HeadRow,
+    kind::Kind,
     receipts::{Claim, Hash, Identity, Receipt},
-    rooms::RoomRow,
     values::{date, unsigned},
 };
 
 /// The locked heads of the batch's streams, by name, as they were before the batch.
 #[derive(Default)]
 pub(super) struct Heads {
-    pub(super) rooms: HashMap<String, RoomRow>,
-    pub(super) inboxes: HashMap<String, InboxRow>,
+    rooms: HashMap<String, HeadRow>,
+    inboxes: HashMap<String, HeadRow>,
     /// When the last of them was locked, by the database's clock: the date of what is stored.
-    pub(super) locked_at: i64,
+    locked_at: i64,
 }
 
 impl Heads {
-    /// Epoch and last position of a stream.
-    fn of(&self, stream: &Stream) -> Result<(i64, u64), AppendError> {
-        match stream {
-            Stream::Room(name) => {
-                self.rooms.get(name).map(|room| (room.epoch, unsigned(room.last_seq))).ok_or(AppendError::RoomNotFound)
-            }
-            Stream::Inbox(name) => self
-                .inboxes
-                .get(name)
-                .map(|inbox| (inbox.epoch, unsigned(inbox.last_seq)))
-                .ok_or(AppendError::UserNotFound),
+    /// Notes a head that was locked at that moment.
+    pub(super) fn insert(&mut self, kind: Kind, row: HeadRow, locked_at: i64) {
+        let heads = match kind {
+            Kind::Room => &mut self.rooms,
+            Kind::Inbox => &mut self.inboxes,
+        };
+        heads.insert(row.name.clone(), row);
+        self.locked_at = self.locked_at.max(locked_at);
+    }
+
+    pub(super) fn get(&self, kind: Kind, name: &str) -> Option<&HeadRow> {
+        match kind {
+            Kind::Room => self.rooms.get(name),
+            Kind::Inbox => self.inboxes.get(name),
         }
+    }
+
+    pub(super) fn of(&self, stream: &Stream) -> Option<&HeadRow> {
+        self.get(stream.kind(), stream.name())
+    }
+
+    /// Epoch of a stream, if it is there.
+    fn epoch(&self, stream: &Stream) -> Result<i64, AppendError> {
+        self.of(stream).map(|head| head.epoch).ok_or(match stream {
+            Stream::Room(_) => AppendError::RoomNotFound,
+            Stream::Inbox(_) => AppendError::UserNotFound,
+        })
     }
 }
 
@@ -79,10 +94,10 @@ impl<'a> Plan<'a> {
         let mut first: HashMap<Hash, (usize, Hash)> = HashMap::new();
         let mut fates = Vec::with_capacity(batch.len());
         for (index, (append, checked)) in batch.iter().zip(checked).enumerate() {
-            fates.push(match (checked, heads.of(&append.stream)) {
+            fates.push(match (checked, heads.epoch(&append.stream)) {
                 (Err(error), _) => Fate::Refused(error.clone()),
                 (_, Err(error)) => Fate::Refused(error),
-                (Ok(identity), Ok((epoch, _))) => {
+                (Ok(identity), Ok(epoch)) => {
                     let new = Fate::New { id: Uuid::now_v7(), seq: 0, epoch };
                     match identity {
                         None => new,
@@ -109,7 +124,7 @@ impl<'a> Plan<'a> {
         let mut last: HashMap<&Stream, u64> = HashMap::new();
         for (append, fate) in self.batch.iter().zip(&mut self.fates) {
             if let Fate::New { seq, .. } = fate {
-                let before = self.heads.of(&append.stream).map_or(0, |(_, seq)| seq);
+                let before = self.heads.of(&append.stream).map_or(0, |head| unsigned(head.last_seq));
                 let last = last.entry(&append.stream).or_insert(before);
                 *last += 1;
                 *seq = *last;
@@ -174,10 +189,7 @@ impl<'a> Plan<'a> {
     }
 
     fn answer(&self, index: usize) -> Result<Appended, AppendError> {
-        let display_name = || match &self.batch[index].stream {
-            Stream::Room(name) => self.heads.rooms.get(name).map(|room| room.display_name.clone()),
-            Stream::Inbox(_) => None,
-        };
+        let display_name = || self.heads.of(&self.batch[index].stream)?.display_name.clone();
         let answer = |id: Uuid, seq, epoch, micros, repeated| {
             Ok(Appended { id, seq, epoch, date: date(micros), display_name: display_name(), repeated })
         };
@@ -202,10 +214,10 @@ mod tests {
 
     fn heads(rooms: &[(&str, i64)]) -> Heads {
         let rooms = rooms.iter().map(|(name, last_seq)| {
-            let room = RoomRow {
+            let room = HeadRow {
                 id: Uuid::now_v7(),
                 name: (*name).to_owned(),
-                display_name: (*name).to_owned(),
+                display_name: Some((*name).to_owned()),
                 epoch: 7,
                 last_seq: *last_seq,
                 last_id: None,
@@ -221,6 +233,7 @@ mod tests {
             stream: Stream::Room(["a", "b", "missing"][room].to_owned()),
             from_user: "alice".into(),
             message: text.to_string().into(),
+            data: None,
             key: key.map(|key| Key::Client { user: "alice".into(), client_id: key.to_string() }),
             create_inbox: false,
             origin: None,

@@ -5,25 +5,28 @@ use std::sync::LazyLock;
 use sea_orm::sqlx::{self, Arguments as _, FromRow, error::BoxDynError, postgres::PgArguments};
 
 use crate::{
-    Append, Stream,
     append::together::{New, Place},
     clock,
     db::Db,
     error::{Fault, key_taken, query_error},
+    kind::{Kind, Tables},
+    row,
 };
 
-static ROOMS: LazyLock<String> =
-    LazyLock::new(|| statement("gateway_rooms", "name", "display_name", "gateway_messages", "room_id"));
-static INBOXES: LazyLock<String> =
-    LazyLock::new(|| statement("gateway_inboxes", "user_name", "NULL::text", "gateway_notifications", "inbox_id"));
+static ROOMS: LazyLock<String> = LazyLock::new(|| statement(Kind::Room));
+static INBOXES: LazyLock<String> = LazyLock::new(|| statement(Kind::Inbox));
 
 /// One text for any number: what is new comes in arrays. Nothing is `placed` unless everything can be; its
 /// date is of then, when the heads are locked.
-fn statement(heads: &str, name: &str, display_name: &str, rows: &str, stream: &str) -> String {
+fn statement(kind: Kind) -> String {
+    let &Tables { heads, name, rows, stream, .. } = kind.tables();
+    let display_name = kind.tables().display_name.unwrap_or("NULL::text");
+    let columns = row::list(str::to_owned);
+    let arrays = (0..row::COLUMNS.len()).map(|at| format!(", ${}::text[]", at + 5)).collect::<String>();
     format!(
         "WITH new AS (\
-         SELECT * FROM unnest($1::text[], $2::uuid[], $3::text[], $4::text[], $5::text[], $6::text[], $7::bytea[], $8::bytea[]) \
-         WITH ORDINALITY AS new (stream, id, from_user, message, source, event_id, key_hash, content_hash, n)), \
+         SELECT * FROM unnest($1::text[], $2::uuid[], $3::bytea[], $4::bytea[]{arrays}) \
+         WITH ORDINALITY AS new (stream, id, key_hash, content_hash, {columns}, n)), \
          head AS (\
          SELECT id, {name} AS stream, {display_name} AS display_name, epoch, last_seq FROM {heads} \
          WHERE {name} = ANY($1) ORDER BY {name} FOR UPDATE), \
@@ -34,8 +37,7 @@ fn statement(heads: &str, name: &str, display_name: &str, rows: &str, stream: &s
          WHERE NOT EXISTS (SELECT 1 FROM gateway_receipts AS known WHERE known.key_hash = new.key_hash)), \
          placed AS (SELECT *, {now} AS date FROM numbered WHERE (SELECT count(*) FROM numbered) = cardinality($1)), \
          stored AS (\
-         INSERT INTO {rows} ({stream}, seq, id, from_user, message, date, source, event_id) \
-         SELECT head, seq, id, from_user, message, date, source, event_id FROM placed), \
+         INSERT INTO {rows} ({stream}, seq, id, date, {columns}) SELECT head, seq, id, date, {columns} FROM placed), \
          claimed AS (\
          INSERT INTO gateway_receipts (key_hash, content_hash, id, seq, epoch, date, created_at) \
          SELECT key_hash, content_hash, id, seq, epoch, date, date FROM placed WHERE key_hash IS NOT NULL ORDER BY key_hash), \
@@ -50,7 +52,7 @@ fn statement(heads: &str, name: &str, display_name: &str, rows: &str, stream: &s
 
 /// Stores all of them or nothing. They must be for rooms, or for inboxes, for the order in which heads are locked.
 pub(super) async fn insert(db: &Db, new: &[New<'_>]) -> Result<Option<Vec<Place>>, Fault> {
-    let rooms = new.iter().filter(|new| matches!(new.append.stream, Stream::Room(_))).count();
+    let rooms = new.iter().filter(|new| new.append.stream.kind() == Kind::Room).count();
     let sql = match rooms {
         0 => &INBOXES,
         rooms if rooms == new.len() => &ROOMS,
@@ -78,14 +80,12 @@ pub(super) async fn insert(db: &Db, new: &[New<'_>]) -> Result<Option<Vec<Place>
 
 fn values(new: &[New<'_>]) -> Result<PgArguments, BoxDynError> {
     let mut values = PgArguments::default();
-    let texts = |text: fn(&Append) -> &str| new.iter().map(|new| text(new.append)).collect::<Vec<_>>();
-    values.add(texts(|append| append.stream.name()))?;
+    values.add(new.iter().map(|new| new.append.stream.name()).collect::<Vec<_>>())?;
     values.add(new.iter().map(|new| new.id).collect::<Vec<_>>())?;
-    values.add(texts(|append| &append.from_user))?;
-    values.add(texts(|append| &append.message))?;
-    values.add(new.iter().map(|new| new.origin().0).collect::<Vec<_>>())?;
-    values.add(new.iter().map(|new| new.origin().1).collect::<Vec<_>>())?;
     values.add(new.iter().map(|new| new.identity.map(|identity| &identity.key[..])).collect::<Vec<_>>())?;
     values.add(new.iter().map(|new| new.identity.map(|identity| &identity.content[..])).collect::<Vec<_>>())?;
+    for column in &row::COLUMNS {
+        values.add(new.iter().map(|new| (column.of)(new.append)).collect::<Vec<_>>())?;
+    }
     Ok(values)
 }

@@ -27,13 +27,6 @@ pub(super) struct New<'a> {
 /// Where and when something was stored: id, seq, epoch, display name, date.
 pub(super) type Place = (Uuid, i64, i64, Option<String>, i64);
 
-impl New<'_> {
-    /// The source, and the id that it gave.
-    pub(super) fn origin(&self) -> (Option<&str>, Option<&str>) {
-        self.append.origin.as_ref().map(|(source, id)| (&**source, &**id)).unzip()
-    }
-}
-
 impl Store {
     /// Stores what is not refused of a few messages, or nothing where that takes more than one statement.
     pub(super) async fn append_together(

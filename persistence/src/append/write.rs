@@ -3,18 +3,18 @@
 use sea_orm::{
     ConnectionTrait, ExprTrait,
     sea_query::{
-        Expr, InsertStatement, OnConflict, Query, SelectStatement,
+        Expr, OnConflict, Query, SelectStatement,
         extension::mysql::{IndexHintScope, MySqlSelectStatementExt},
     },
 };
 
 use crate::{
-    Append, Stream,
     append::plan::{NewMessage, Plan},
     db::Transaction,
-    entity::{inboxes, messages, notifications, rooms},
     error::Fault,
-    inboxes as inbox_rows, rooms as room_rows,
+    heads::columns,
+    kind::Kind,
+    row,
     values::{MAX_BINDS, MAX_INSERT_BYTES, MAX_LIST, builder, signed},
 };
 
@@ -24,76 +24,23 @@ pub(super) fn force_index<'a>(select: &'a mut SelectStatement, index: &'static s
     select.force_index(index, IndexHintScope::All)
 }
 
-pub(super) async fn messages(transaction: &Transaction<'_>, plan: &Plan<'_>) -> Result<(), Fault> {
-    let new: Vec<_> = plan
-        .new_messages()
-        .filter_map(|new| match &new.append.stream {
-            Stream::Room(name) => Some((plan.heads.rooms.get(name)?.id, new)),
-            Stream::Inbox(_) => None,
-        })
-        .collect();
-    for new in slices(&new) {
-        let mut insert = Query::insert();
-        insert.into_table(messages::Entity).columns([
-            messages::Column::RoomId,
-            messages::Column::Seq,
-            messages::Column::Id,
-            messages::Column::FromUser,
-            messages::Column::Message,
-            messages::Column::Date,
-            messages::Column::Source,
-            messages::Column::EventId,
-        ]);
-        add_rows(&mut insert, new, plan.date)?;
-        transaction.inner.execute(&insert).await?;
-    }
-    Ok(())
-}
-
-pub(super) async fn notifications(transaction: &Transaction<'_>, plan: &Plan<'_>) -> Result<(), Fault> {
-    let new: Vec<_> = plan
-        .new_messages()
-        .filter_map(|new| match &new.append.stream {
-            Stream::Inbox(user) => Some((plan.heads.inboxes.get(user)?.id, new)),
-            Stream::Room(_) => None,
-        })
-        .collect();
-    for new in slices(&new) {
-        let mut insert = Query::insert();
-        insert.into_table(notifications::Entity).columns([
-            notifications::Column::InboxId,
-            notifications::Column::Seq,
-            notifications::Column::Id,
-            notifications::Column::FromUser,
-            notifications::Column::Message,
-            notifications::Column::Date,
-            notifications::Column::Source,
-            notifications::Column::EventId,
-        ]);
-        add_rows(&mut insert, new, plan.date)?;
-        transaction.inner.execute(&insert).await?;
-    }
-    Ok(())
-}
-
 type Row<'a> = (uuid::Uuid, NewMessage<'a>);
 
-fn add_rows(insert: &mut InsertStatement, new: &[Row<'_>], date: i64) -> Result<(), Fault> {
-    for (stream, NewMessage { append, id, seq }) in new {
-        let Append { from_user, message, origin, .. } = append;
-        let (source, event_id) = origin.as_ref().map_or((None, None), |(source, id)| (Some(&**source), Some(&**id)));
-        insert
-            .values([
-                (*stream).into(),
-                signed(*seq).into(),
-                (*id).into(),
-                (&**from_user).into(),
-                (&**message).into(),
-                date.into(),
-                source.into(),
-                event_id.into(),
-            ])
-            .map_err(builder)?;
+/// Inserts what is new in streams of a kind.
+pub(super) async fn messages(transaction: &Transaction<'_>, kind: Kind, plan: &Plan<'_>) -> Result<(), Fault> {
+    let tables = kind.tables();
+    let of_kind = plan.new_messages().filter(|new| new.append.stream.kind() == kind);
+    let new: Vec<Row<'_>> = of_kind.filter_map(|new| Some((plan.heads.of(&new.append.stream)?.id, new))).collect();
+    for new in slices(&new) {
+        let mut insert = Query::insert();
+        let own = [tables.stream, "seq", "id", "date"];
+        insert.into_table(tables.rows).columns(own.into_iter().chain(row::COLUMNS.iter().map(|column| column.name)));
+        for (stream, NewMessage { append, id, seq }) in new {
+            let own = [(*stream).into(), signed(*seq).into(), (*id).into(), plan.date.into()];
+            let rest = row::COLUMNS.iter().map(|column| (column.of)(append).into());
+            insert.values(own.into_iter().chain(rest)).map_err(builder)?;
+        }
+        transaction.inner.execute(&insert).await?;
     }
     Ok(())
 }
@@ -105,9 +52,9 @@ fn slices<'s, 'a>(new: &'s [Row<'a>]) -> impl Iterator<Item = &'s [Row<'a>]> {
         let mut bytes = 0;
         let fits = rest
             .iter()
-            .take(MAX_BINDS / 8)
+            .take(MAX_BINDS / (4 + row::COLUMNS.len()))
             .take_while(|(_, new)| {
-                bytes += new.append.message.len();
+                bytes += row::bytes(new.append);
                 bytes <= MAX_INSERT_BYTES
             })
             .count();
@@ -117,94 +64,36 @@ fn slices<'s, 'a>(new: &'s [Row<'a>]) -> impl Iterator<Item = &'s [Row<'a>]> {
     })
 }
 
-pub(super) async fn room_heads(transaction: &Transaction<'_>, plan: &Plan<'_>) -> Result<(), Fault> {
+/// Moves the heads of streams of a kind.
+pub(super) async fn heads(transaction: &Transaction<'_>, kind: Kind, plan: &Plan<'_>) -> Result<(), Fault> {
+    let tables = kind.tables();
     let heads = plan.new_heads();
-    let mut changed: Vec<_> = heads
-        .iter()
-        .filter_map(|(stream, (seq, id))| match stream {
-            Stream::Room(name) => Some((plan.heads.rooms.get(name)?, *seq, *id)),
-            Stream::Inbox(_) => None,
-        })
-        .collect();
-    if let [(room, seq, id)] = &changed[..] {
+    let of_kind = heads.iter().filter(|(stream, _)| stream.kind() == kind);
+    let mut changed: Vec<_> =
+        of_kind.filter_map(|(stream, (seq, id))| Some((plan.heads.of(stream)?, signed(*seq), *id))).collect();
+    if let [(head, seq, id)] = &changed[..] {
         let update = Query::update()
-            .table(rooms::Entity)
-            .value(rooms::Column::LastSeq, signed(*seq))
-            .value(rooms::Column::LastId, *id)
-            .and_where(Expr::col(rooms::Column::Id).eq(room.id))
+            .table(tables.heads)
+            .value("last_seq", *seq)
+            .value("last_id", *id)
+            .and_where(Expr::col("id").eq(head.id))
             .to_owned();
         transaction.inner.execute(&update).await?;
         return Ok(());
     }
-    changed.sort_unstable_by_key(|(room, ..)| room.id);
+    changed.sort_unstable_by_key(|(head, ..)| head.id);
     for changed in changed.chunks(MAX_LIST) {
         // An upsert of rows known to exist: unlike CASE it stays linear, and unlike UPDATE … FROM
         // all three databases have it.
         let mut upsert = Query::insert();
-        upsert.into_table(rooms::Entity).columns(room_rows::COLUMNS);
-        for (room, seq, id) in changed {
-            upsert
-                .values([
-                    room.id.into(),
-                    (&*room.name).into(),
-                    (&*room.display_name).into(),
-                    room.epoch.into(),
-                    signed(*seq).into(),
-                    Some(*id).into(),
-                    room.created_at.into(),
-                ])
-                .map_err(builder)?;
+        upsert.into_table(tables.heads).columns(columns(kind));
+        for (head, seq, id) in changed {
+            let mut values = vec![head.id.into(), (&*head.name).into()];
+            values.extend(head.display_name.as_deref().map(Into::into));
+            values.extend([head.epoch.into(), (*seq).into(), Some(*id).into(), head.created_at.into()]);
+            upsert.values(values).map_err(builder)?;
         }
-        upsert.on_conflict(
-            OnConflict::column(rooms::Column::Id)
-                .update_columns([rooms::Column::LastSeq, rooms::Column::LastId])
-                .to_owned(),
-        );
-        transaction.inner.execute(&upsert).await?;
-    }
-    Ok(())
-}
-
-pub(super) async fn inbox_heads(transaction: &Transaction<'_>, plan: &Plan<'_>) -> Result<(), Fault> {
-    let heads = plan.new_heads();
-    let mut changed: Vec<_> = heads
-        .iter()
-        .filter_map(|(stream, (seq, id))| match stream {
-            Stream::Inbox(user) => Some((plan.heads.inboxes.get(user)?, *seq, *id)),
-            Stream::Room(_) => None,
-        })
-        .collect();
-    if let [(inbox, seq, id)] = &changed[..] {
-        let update = Query::update()
-            .table(inboxes::Entity)
-            .value(inboxes::Column::LastSeq, signed(*seq))
-            .value(inboxes::Column::LastId, *id)
-            .and_where(Expr::col(inboxes::Column::Id).eq(inbox.id))
-            .to_owned();
-        transaction.inner.execute(&update).await?;
-        return Ok(());
-    }
-    changed.sort_unstable_by_key(|(inbox, ..)| inbox.id);
-    for changed in changed.chunks(MAX_LIST) {
-        let mut upsert = Query::insert();
-        upsert.into_table(inboxes::Entity).columns(inbox_rows::COLUMNS);
-        for (inbox, seq, id) in changed {
-            upsert
-                .values([
-                    inbox.id.into(),
-                    (&*inbox.user_name).into(),
-                    inbox.epoch.into(),
-                    signed(*seq).into(),
-                    Some(*id).into(),
-                    inbox.created_at.into(),
-                ])
-                .map_err(builder)?;
-        }
-        upsert.on_conflict(
-            OnConflict::column(inboxes::Column::Id)
-                .update_columns([inboxes::Column::LastSeq, inboxes::Column::LastId])
-                .to_owned(),
-        );
+        upsert.on_conflict(OnConflict::column("id").update_columns(["last_seq", "last_id"]).to_owned());
         transaction.inner.execute(&upsert).await?;
     }
     Ok(())

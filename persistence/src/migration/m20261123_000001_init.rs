@@ -12,7 +12,7 @@ use sea_orm_migration::{
 };
 
 use crate::{
-    entity::{deployment, inboxes, memberships, messages, notifications, receipts, rooms},
+    entity::{deployment, inboxes, memberships, receipts, rooms},
     types::{MAX_DISPLAY_NAME_CHARS, MAX_EVENT_ID_BYTES, MAX_NAME_CHARS},
 };
 
@@ -46,14 +46,9 @@ impl MigrationTrait for Migration {
                     .to_owned(),
             ),
             (
-                notifications::Entity.into_iden(),
+                "gateway_notifications".into_iden(),
                 "gateway_notifications_unseen",
-                Index::create()
-                    .table(notifications::Entity)
-                    .col(notifications::Column::InboxId)
-                    .col(notifications::Column::SeenAt)
-                    .col(notifications::Column::Seq)
-                    .to_owned(),
+                Index::create().table("gateway_notifications").col("inbox_id").col("seen_at").col("seq").to_owned(),
             ),
             (
                 receipts::Entity.into_iden(),
@@ -109,7 +104,7 @@ impl Dialect {
         column
     }
 
-    fn long_text(&self, column: impl IntoIden) -> ColumnDef {
+    pub(super) fn long_text(&self, column: impl IntoIden) -> ColumnDef {
         let mut column = ColumnDef::new(column);
         match self.backend {
             // MySQL's TEXT ends at 64 KiB.
@@ -168,35 +163,33 @@ fn memberships(dialect: &Dialect) -> TableCreateStatement {
 }
 
 fn messages(dialect: &Dialect) -> TableCreateStatement {
-    use messages::Column::*;
     dialect
-        .table(messages::Entity)
-        .col(ColumnDef::new(RoomId).uuid().not_null())
-        .col(ColumnDef::new(Seq).big_integer().not_null())
-        .col(ColumnDef::new(Id).uuid().not_null())
-        .col(dialect.text(FromUser, MAX_NAME_CHARS).not_null())
-        .col(dialect.long_text(Message).not_null())
-        .col(ColumnDef::new(Date).big_integer().not_null())
-        .col(dialect.text(Source, MAX_EVENT_ID_BYTES).null())
-        .col(dialect.text(EventId, MAX_EVENT_ID_BYTES).null())
-        .primary_key(Index::create().col(RoomId).col(Seq))
+        .table("gateway_messages")
+        .col(ColumnDef::new("room_id").uuid().not_null())
+        .col(ColumnDef::new("seq").big_integer().not_null())
+        .col(ColumnDef::new("id").uuid().not_null())
+        .col(dialect.text("from_user", MAX_NAME_CHARS).not_null())
+        .col(dialect.long_text("message").not_null())
+        .col(ColumnDef::new("date").big_integer().not_null())
+        .col(dialect.text("source", MAX_EVENT_ID_BYTES).null())
+        .col(dialect.text("event_id", MAX_EVENT_ID_BYTES).null())
+        .primary_key(Index::create().col("room_id").col("seq"))
         .to_owned()
 }
 
 fn notifications(dialect: &Dialect) -> TableCreateStatement {
-    use notifications::Column::*;
     dialect
-        .table(notifications::Entity)
-        .col(ColumnDef::new(InboxId).uuid().not_null())
-        .col(ColumnDef::new(Seq).big_integer().not_null())
-        .col(ColumnDef::new(Id).uuid().not_null())
-        .col(dialect.text(FromUser, MAX_NAME_CHARS).not_null())
-        .col(dialect.long_text(Message).not_null())
-        .col(ColumnDef::new(Date).big_integer().not_null())
-        .col(ColumnDef::new(SeenAt).big_integer().null())
-        .col(dialect.text(Source, MAX_EVENT_ID_BYTES).null())
-        .col(dialect.text(EventId, MAX_EVENT_ID_BYTES).null())
-        .primary_key(Index::create().col(InboxId).col(Seq))
+        .table("gateway_notifications")
+        .col(ColumnDef::new("inbox_id").uuid().not_null())
+        .col(ColumnDef::new("seq").big_integer().not_null())
+        .col(ColumnDef::new("id").uuid().not_null())
+        .col(dialect.text("from_user", MAX_NAME_CHARS).not_null())
+        .col(dialect.long_text("message").not_null())
+        .col(ColumnDef::new("date").big_integer().not_null())
+        .col(ColumnDef::new("seen_at").big_integer().null())
+        .col(dialect.text("source", MAX_EVENT_ID_BYTES).null())
+        .col(dialect.text("event_id", MAX_EVENT_ID_BYTES).null())
+        .primary_key(Index::create().col("inbox_id").col("seq"))
         .to_owned()
 }
 

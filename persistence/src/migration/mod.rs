@@ -3,6 +3,7 @@
 mod m20261123_000001_init;
 mod m20261124_000002_leases;
 mod m20261129_000003_secrets;
+mod m20261130_000004_data;
 
 use sea_orm_migration::{
     MigrationTrait, MigratorTrait,
@@ -17,6 +18,7 @@ impl MigratorTrait for Migrator {
             Box::new(m20261123_000001_init::Migration),
             Box::new(m20261124_000002_leases::Migration),
             Box::new(m20261129_000003_secrets::Migration),
+            Box::new(m20261130_000004_data::Migration),
         ]
     }
 

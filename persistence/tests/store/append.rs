@@ -1,6 +1,6 @@
 //! Positions, batches and what they cost.
 
-use persistence::{AppendError, Backend, Range, Seen, Stream};
+use persistence::{Append, AppendError, Backend, Page, Range, Seen, Stream};
 use uuid::Uuid;
 
 use crate::common::*;
@@ -12,6 +12,8 @@ on_all_databases!(
     ranges_ascend,
     what_comes_after_a_place_is_read_with_its_head_in_one_statement,
     long_texts_are_read_few_at_a_time,
+    data_is_stored_as_it_came_and_is_a_part_of_what_a_repeat_must_repeat,
+    a_node_that_does_not_know_data_goes_on_beside_one_that_does,
     a_thousand_rows_cost_few_statements,
     batches_of_any_size_are_stored_alike,
     large_messages_fit,
@@ -82,7 +84,7 @@ async fn what_is_read_is_what_was_stored(database: Database) {
         (sent.id, sent.seq, sent.epoch, sent.date),
         "the date keeps its microseconds"
     );
-    assert_eq!((&*read.room, &*read.from_user, &*read.message), ("lobby", "élise", text));
+    assert_eq!((&*read.from_user, &*read.message, read.data, read.seen), ("élise", text, None, false));
     assert_eq!(read.date.offset(), time::UtcOffset::UTC);
 
     let mut append = notify("alice", "");
@@ -117,7 +119,10 @@ async fn ranges_ascend(database: Database) {
 async fn what_comes_after_a_place_is_read_with_its_head_in_one_statement(database: Database) {
     let store = database.store().await;
     let room = store.create_room("lobby", Some("The Lobby")).await.unwrap();
-    assert_eq!(store.messages_after("lobby", 0, 10).await.unwrap(), Some((room, vec![])), "nothing but the head");
+    let (lobby, carol) = (Stream::Room("lobby".into()), Stream::Inbox("carol".into()));
+    let after = async |stream, seq, limit| store.after(stream, seq, limit, usize::MAX).await.unwrap();
+    let nothing = after(&lobby, 0, 10).await.unwrap();
+    assert_eq!((nothing.head.epoch, nothing.messages.len()), (room.epoch, 0), "nothing but the head");
     let (mut chats, mut rings) = (Vec::new(), Vec::new());
     for n in 1..=4 {
         chats.push(stored(&store, chat("lobby", "alice", &n.to_string())).await);
@@ -125,18 +130,19 @@ async fn what_comes_after_a_place_is_read_with_its_head_in_one_statement(databas
     }
     store.mark_seen("carol", Seen::UpTo(2)).await.unwrap();
     let before = store.statements();
-    let (room, messages) = store.messages_after("lobby", 1, 2).await.unwrap().unwrap();
-    let (head, notifications) = store.notifications_after("carol", 1, 2).await.unwrap().unwrap();
+    let (chat, rung) = (after(&lobby, 1, 2).await.unwrap(), after(&carol, 1, 2).await.unwrap());
     assert_eq!(store.statements() - before, 2);
-    assert_eq!((room.display_name.as_str(), room.last_seq, room.last_id), ("The Lobby", 4, Some(chats[3].id)));
-    assert_eq!((head.epoch, head.last_seq, head.last_id), (rings[3].epoch, 4, Some(rings[3].id)));
-    assert_eq!(messages, store.messages("lobby", Range::After(1), 2).await.unwrap());
-    assert_eq!(notifications, store.notifications("carol", Range::After(1), false, 2).await.unwrap());
-    assert_eq!((messages.len(), notifications[0].seen, notifications[1].seen), (2, true, false));
-    assert_eq!(store.notifications_after("carol", 4, 10).await.unwrap(), Some((head, vec![])));
-    assert_eq!(store.messages_after("lobby", u64::MAX, 10).await.unwrap().unwrap().1, []);
-    assert_eq!(store.messages_after("nowhere", 0, 10).await.unwrap(), None);
-    assert_eq!(store.notifications_after("nobody", 0, 10).await.unwrap(), None);
+    assert_eq!((chat.display_name.as_deref(), rung.display_name), (Some("The Lobby"), None));
+    assert_eq!((chat.head.epoch, chat.head.last_seq, chat.head.last_id), (room.epoch, 4, Some(chats[3].id)));
+    assert_eq!((rung.head.epoch, rung.head.last_seq, rung.head.last_id), (rings[3].epoch, 4, Some(rings[3].id)));
+    assert_eq!(chat.messages, store.messages("lobby", Range::After(1), 2).await.unwrap());
+    assert_eq!(rung.messages, store.notifications("carol", Range::After(1), false, 2).await.unwrap());
+    assert_eq!((chat.messages.len(), rung.messages[0].seen, rung.messages[1].seen), (2, true, false));
+    assert_eq!(after(&carol, 4, 10).await.unwrap().messages, []);
+    assert_eq!(after(&lobby, u64::MAX, 10).await.unwrap().messages, []);
+    for nowhere in [Stream::Room("nowhere".into()), Stream::Inbox("nobody".into())] {
+        assert_eq!(store.after(&nowhere, 0, 10, usize::MAX).await.unwrap(), None);
+    }
 }
 
 async fn long_texts_are_read_few_at_a_time(database: Database) {
@@ -147,26 +153,85 @@ async fn long_texts_are_read_few_at_a_time(database: Database) {
     let rings: Vec<_> = (0..9).map(|_| notify("carol", &text)).collect();
     store.append(&chats).await.unwrap();
     store.append(&rings).await.unwrap();
+    let (lobby, carol) = (Stream::Room("lobby".into()), Stream::Inbox("carol".into()));
+    let page = async |stream, range, bytes| store.page(stream, Page::new(range, 9).within(bytes)).await.unwrap();
     for (bytes, few) in [(35_000, 3), (1, 2)] {
         let few = few as usize;
         let seqs = |rows: &[persistence::Message]| rows.iter().map(|row| row.seq).collect::<Vec<_>>();
-        let (rows, cut) = store.messages_within("lobby", Range::Latest, 9, bytes).await.unwrap();
+        let (rows, cut) = page(&lobby, Range::Latest, bytes).await;
         assert_eq!((seqs(&rows), cut), ((10 - few as u64..=9).collect(), true));
-        let (rows, cut) = store.messages_within("lobby", Range::After(2), 9, bytes).await.unwrap();
+        let (rows, cut) = page(&lobby, Range::After(2), bytes).await;
         assert_eq!((seqs(&rows), cut), ((3..3 + few as u64).collect(), true));
-        assert!(!store.messages_within("lobby", Range::After(7), 9, bytes).await.unwrap().1);
-        let (rows, cut) = store.notifications_within("carol", Range::Before(9), false, 9, bytes).await.unwrap();
+        assert!(!page(&lobby, Range::After(7), bytes).await.1);
+        let (rows, cut) = page(&carol, Range::Before(9), bytes).await;
         assert_eq!((rows.last().unwrap().seq, rows.len(), cut), (8, few, true));
-        let (room, rows, cut) = store.messages_after_within("lobby", 0, 9, bytes).await.unwrap().unwrap();
-        assert_eq!((room.last_seq, rows.len(), cut), (9, few, true));
-        let (head, rows, cut) = store.notifications_after_within("carol", 0, 9, bytes).await.unwrap().unwrap();
-        assert_eq!((head.last_seq, rows.len(), cut), (9, few, true));
+        for stream in [&lobby, &carol] {
+            let read = store.after(stream, 0, 9, bytes).await.unwrap().unwrap();
+            assert_eq!((read.head.last_seq, read.messages.len(), read.cut), (9, few, true));
+        }
     }
     // A read that was broken off leaves its connection as it should be.
     for _ in 0..30 {
-        assert_eq!(store.messages_within("lobby", Range::After(0), 9, 15_000).await.unwrap().0.len(), 2);
+        assert_eq!(page(&lobby, Range::After(0), 15_000).await.0.len(), 2);
     }
-    assert_eq!(store.messages_within("lobby", Range::After(0), 9, 1_000_000).await.unwrap().0.len(), 9);
+    assert_eq!(page(&lobby, Range::After(0), 1_000_000).await.0.len(), 9);
+}
+
+/// Whichever way it is stored: alone, with others, with so many that they are not one statement.
+async fn data_is_stored_as_it_came_and_is_a_part_of_what_a_repeat_must_repeat(database: Database) {
+    let store = database.store().await;
+    store.create_room("lobby", None).await.unwrap();
+    let data = |n: usize| Some(format!("{{ \"n\": {n}.0, \"big\":1e400, \"\\u0000\":[\"🦀\"] }}").into());
+    let mut ids = 0;
+    for size in [1, 3, 40] {
+        for append in [chat("lobby", "alice", "with"), notify("alice", "with")] {
+            let mut batch: Vec<_> = (0..size).map(|n| Append { data: data(n), ..append.clone() }).collect();
+            batch.push(Append { message: "without".into(), ..append });
+            batch.iter_mut().for_each(|append| {
+                ids += 1;
+                append.key = client_key("alice", &ids.to_string());
+            });
+            let stored = store.append(&batch).await.unwrap();
+            let after = stored[0].as_ref().unwrap().seq - 1;
+            let page = Page::new(Range::After(after), 100);
+            let (read, _) = store.page(&batch[0].stream, page).await.unwrap();
+            assert_eq!(read.len(), size + 1);
+            for (append, read) in batch.iter().zip(&read) {
+                assert_eq!(append.data.as_deref(), read.data.as_deref());
+            }
+            assert_eq!(read, store.after(&batch[0].stream, after, 100, usize::MAX).await.unwrap().unwrap().messages);
+            let first = stored[0].as_ref().unwrap();
+            let again = store.append(&batch[..1]).await.unwrap().pop().unwrap().unwrap();
+            assert_eq!((again.id, again.repeated), (first.id, true));
+            for other in [None, data(7)] {
+                let other = Append { data: other, ..batch[0].clone() };
+                assert_eq!(store.append(&[other]).await.unwrap(), [Err(AppendError::KeyReused)]);
+            }
+        }
+    }
+    let large = Append { data: Some("x".repeat(persistence::MAX_DATA_BYTES + 1).into()), ..chat("lobby", "alice", "") };
+    assert_eq!(store.append(&[large]).await.unwrap(), [Err(AppendError::Invalid("data"))]);
+}
+
+/// Nodes of the version before, which know no `data`, on the same database.
+async fn a_node_that_does_not_know_data_goes_on_beside_one_that_does(database: Database) {
+    if database.is_in_memory() {
+        return;
+    }
+    let store = database.store().await;
+    store.create_room("lobby", None).await.unwrap();
+    let with = Append { data: Some("{}".into()), ..chat("lobby", "alice", "with") };
+    stored(&store, with.clone()).await;
+    // As it stores.
+    database.sql(
+        "INSERT INTO gateway_messages (room_id, seq, id, from_user, message, date, source, event_id) \
+         SELECT id, last_seq + 1, id, 'bob', 'of old', 0, NULL, NULL FROM gateway_rooms WHERE name = 'lobby'; \
+         UPDATE gateway_rooms SET last_seq = last_seq + 1 WHERE name = 'lobby'",
+    );
+    assert_eq!(stored(&store, with).await.seq, 3);
+    let read = store.messages("lobby", Range::After(0), 10).await.unwrap();
+    let read: Vec<_> = read.iter().map(|row| (row.seq, &*row.message, row.data.as_deref())).collect();
+    assert_eq!(read, [(1, "with", Some("{}")), (2, "of old", None), (3, "with", Some("{}"))]);
 }
 
 /// Few, many, and what lies between the ways of storing them.

@@ -1,6 +1,7 @@
 //! Fresh databases, and small words for what the tests do.
 
 use persistence::{Append, Appended, Key, Membership, Store, StoreOptions, Stream};
+use sea_orm::sqlx::{AssertSqlSafe, Connection as _, Executor as _, SqliteConnection};
 use tempfile::TempDir;
 use testkit::{mariadb::MariaDb, postgres::Postgres};
 use tokio::sync::OnceCell;
@@ -58,13 +59,23 @@ impl Database {
         match self.url.split_once("://") {
             Some(("postgres", _)) => drop(Postgres::shared().sql(&self.url, statements)),
             Some(("mysql", _)) => drop(MariaDb::shared().sql(&self.url, statements)),
-            Some(("sqlite", file)) => {
-                let file = file.split('?').next().unwrap();
-                rusqlite::Connection::open(file).unwrap().execute_batch(statements).unwrap();
+            Some(("sqlite", _)) => {
+                let (url, statements) = (self.url.clone(), statements.to_owned());
+                std::thread::spawn(move || sqlite(&url, statements)).join().unwrap();
             }
             _ => panic!("{} cannot be asked", self.url),
         }
     }
+}
+
+/// Runs statements on a connection of their own.
+fn sqlite(url: &str, statements: String) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let mut connection = SqliteConnection::connect(url).await.unwrap();
+        connection.execute(AssertSqlSafe(statements)).await.unwrap();
+        connection.close().await.unwrap();
+    });
 }
 
 /// Makes of each `async fn name(database: Database)` of this file a test on every database.
@@ -96,6 +107,7 @@ pub(crate) fn chat(room: &str, from: &str, text: &str) -> Append {
         stream: Stream::Room(room.into()),
         from_user: from.into(),
         message: text.into(),
+        data: None,
         key: None,
         create_inbox: false,
         origin: None,

@@ -2,8 +2,7 @@
 
 use std::time::Duration;
 
-use persistence::{Backend, Store};
-use testkit::{mariadb::MariaDb, postgres::Postgres};
+use persistence::Backend;
 
 use crate::common::*;
 
@@ -29,7 +28,7 @@ async fn nodes_that_start_together_have_one_secret_and_a_new_one_leaves_the_old_
 
     // However many find it old, it is replaced once.
     let old = "UPDATE gateway_deployment SET secret_made_at = secret_made_at - 7 * 24 * 3600";
-    if !sql(&store, &database, old) {
+    if !sql(&database, old) {
         return;
     }
     let mut nodes = tokio::task::JoinSet::new();
@@ -55,7 +54,7 @@ async fn a_database_of_before_gets_its_secret(database: Database) {
     let undo = "ALTER TABLE gateway_deployment DROP COLUMN secret; ALTER TABLE gateway_deployment DROP COLUMN previous_secret; \
                 ALTER TABLE gateway_deployment DROP COLUMN secret_made_at; \
                 DELETE FROM gateway_migrations WHERE version = 'm20261129_000003_secrets'";
-    if !sql(&store, &database, undo) {
+    if !sql(&database, undo) {
         return;
     }
     assert!(store.check_schema().await.is_err());
@@ -64,7 +63,7 @@ async fn a_database_of_before_gets_its_secret(database: Database) {
         Backend::Postgres => "bytea",
         _ => "binary(32)",
     };
-    sql(&store, &database, &format!("ALTER TABLE gateway_deployment ADD COLUMN secret {half}"));
+    sql(&database, &format!("ALTER TABLE gateway_deployment ADD COLUMN secret {half}"));
     assert_eq!(store.migrate().await.unwrap(), ["m20261129_000003_secrets"]);
     let secrets = store.secrets(WEEK).await.unwrap();
     assert_eq!((store.deployment_id().await.unwrap(), secrets.previous), (id, None));
@@ -73,17 +72,10 @@ async fn a_database_of_before_gets_its_secret(database: Database) {
 }
 
 /// Runs statements beside the store; `false` where nobody else has the database.
-fn sql(store: &Store, database: &Database, statements: &str) -> bool {
-    match store.backend() {
-        Backend::Postgres => drop(Postgres::shared().sql(&database.url, statements)),
-        Backend::MySql => drop(MariaDb::shared().sql(&database.url, statements)),
-        Backend::Sqlite => {
-            let Some(path) = database.url.strip_prefix("sqlite://").and_then(|rest| rest.strip_suffix("?mode=rwc"))
-            else {
-                return false;
-            };
-            rusqlite::Connection::open(path).unwrap().execute_batch(statements).unwrap();
-        }
+fn sql(database: &Database, statements: &str) -> bool {
+    if database.is_in_memory() {
+        return false;
     }
+    database.sql(statements);
     true
 }

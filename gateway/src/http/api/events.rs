@@ -84,7 +84,7 @@ type Placed = (Option<usize>, Item);
 
 /// Everything is looked at before anything is stored; what is stored then is stored in parts, each as a whole.
 pub(super) async fn publish(call: &Call, node: &Arc<Node>) -> Result<String, Problem> {
-    let published = Published::read(call, node.clock.database())?;
+    let published = Published::read(call, node.clock.database(), node.config.limits.data_bytes)?;
     let _share = share(node, &node.publishing, published.bytes()).await?;
     check(node, &published).await?;
     let mut results = String::from(r#"{"results":["#);
@@ -133,12 +133,12 @@ impl<'de: 'a, 'a> Deserialize<'de> for List<'a> {
 }
 
 impl Published {
-    fn read(call: &Call, now: OffsetDateTime) -> Result<Self, Problem> {
+    fn read(call: &Call, now: OffsetDateTime, data_bytes: usize) -> Result<Self, Problem> {
         let key = idempotency_key(&call.headers)?.unwrap_or_else(|| Uuid::now_v7().to_string());
-        lenient(call.text()?, |body| Self::of(body, &key, now))
+        lenient(call.text()?, |body| Self::of(body, &key, now, data_bytes))
     }
 
-    fn of(body: &str, key: &str, now: OffsetDateTime) -> Result<Self, Problem> {
+    fn of(body: &str, key: &str, now: OffsetDateTime, data_bytes: usize) -> Result<Self, Problem> {
         let body = body.trim_start();
         let is_list = body.starts_with('[');
         let malformed = |error: serde_json::Error| match error.classify() {
@@ -159,7 +159,7 @@ impl Published {
                 true => format!("{key}/{index}"),
                 false => key.to_owned(),
             });
-            let delivery = envelope.delivery(SOURCE, now);
+            let delivery = envelope.delivery(SOURCE, now, data_bytes);
             let delivery = delivery.map_err(|unusable| Problem::from(unusable).in_envelope(place))?;
             recipients += delivery.recipients();
             if recipients > MAX_RECIPIENTS {

@@ -16,8 +16,8 @@ use bytes::{Buf, Bytes, BytesMut};
 use futures_util::{Stream, StreamExt, pin_mut};
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE, EXPECT};
 use http::{HeaderMap, Method, StatusCode};
-use serde::Deserialize;
 use serde::de::{DeserializeOwned, IgnoredAny};
+use serde::{Deserialize, Serialize};
 use serde_json::error::Category;
 use serde_json::{Value, json};
 use warp::Filter;
@@ -205,11 +205,11 @@ impl Call {
             Operation::ShowRoom => rooms::show(node, room()?).await,
             Operation::CreateRoom => rooms::create(self, node, room()?).await,
             Operation::DeleteRoom => rooms::delete(node, room()?).await,
-            Operation::History => rooms::history(self, node, room()?).await,
+            Operation::History => return rooms::history(self, node, room()?).await,
             Operation::AddMember => rooms::add_member(node, room()?, user(1)?).await,
             Operation::RemoveMember => rooms::remove_member(node, room()?, user(1)?).await,
             Operation::ShowUser => users::show(node, user(0)?).await,
-            Operation::Notifications => users::notifications(self, node, user(0)?).await,
+            Operation::Notifications => return users::notifications(self, node, user(0)?).await,
             Operation::Seen => users::seen(self, node, user(0)?).await,
             Operation::Nodes => Ok(json!({"nodes": node.peers.nodes()})),
             Operation::ListDead => dead::list(self, node).await,
@@ -271,6 +271,14 @@ fn lenient<T>(json: &str, read: impl Fn(&str) -> Result<T, Problem>) -> Result<T
 }
 
 const NOT_JSON: &str = "the body is not JSON";
+
+/// An answer with something in it that is passed on as it came.
+fn text(answer: &impl Serialize) -> Result<String, Problem> {
+    serde_json::to_string(answer).map_err(|error| {
+        tracing::error!(error = &error as &dyn std::error::Error, "an answer could not be written");
+        Problem::unavailable("the answer could not be written")
+    })
+}
 
 fn not_json() -> Problem {
     Problem::bad(NOT_JSON)

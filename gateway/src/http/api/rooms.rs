@@ -7,7 +7,7 @@ use persistence::Membership;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::{ApiResult, Call, Problem};
+use super::{ApiResult, Call, Problem, text};
 use crate::consumers::pages;
 use crate::events::ROOMS_CHANGED;
 use crate::node::Node;
@@ -91,8 +91,8 @@ async fn tell(node: &Node, group: Result<GroupName, NameError>, event: Event) {
     }
 }
 
-pub(super) async fn history(call: &Call, node: &Arc<Node>, room: &str) -> ApiResult {
+pub(super) async fn history(call: &Call, node: &Arc<Node>, room: &str) -> Result<String, Problem> {
     let (range, limit) = call.range()?;
     let room = node.store.room(room).await?.ok_or_else(Problem::no_room)?;
-    Ok(pages::history(node, &room, range, limit).await?)
+    text(&pages::history(node, room, range, limit).await?)
 }

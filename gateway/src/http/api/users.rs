@@ -5,7 +5,7 @@ use serde::Deserialize;
 use serde_json::json;
 use uuid::Uuid;
 
-use super::{ApiResult, Call, Problem};
+use super::{ApiResult, Call, Problem, text};
 use crate::consumers::pages;
 use crate::node::Node;
 
@@ -17,10 +17,10 @@ pub(super) async fn show(node: &Node, user: &str) -> ApiResult {
     Ok(json!({"name": user, "sockets": sockets}))
 }
 
-pub(super) async fn notifications(call: &Call, node: &Node, user: &str) -> ApiResult {
+pub(super) async fn notifications(call: &Call, node: &Node, user: &str) -> Result<String, Problem> {
     let (range, limit) = call.range()?;
     let unseen_only = call.query::<bool>("unseen")?.unwrap_or(false);
-    Ok(pages::notifications(node, user, range, unseen_only, limit).await?)
+    text(&pages::notifications(node, user, range, unseen_only, limit).await?)
 }
 
 /// One of the two.
