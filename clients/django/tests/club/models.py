@@ -54,6 +54,26 @@ class Employee(models.Model):
     desk = models.ForeignKey(Desk, null=True, on_delete=models.SET_NULL)
 
 
+class Post(models.Model):
+    """What was said before there was a gateway."""
+
+    club = models.ForeignKey(Club, on_delete=models.CASCADE)
+    author = models.ForeignKey(USER, null=True, on_delete=models.SET_NULL)
+    text = models.TextField()
+    said_at = models.DateTimeField()
+    extra = models.JSONField(null=True)
+
+
+class Alert(models.Model):
+    """And who was told what."""
+
+    user = models.ForeignKey(USER, on_delete=models.CASCADE)
+    sender = models.CharField(max_length=50)
+    text = models.TextField()
+    created = models.DateTimeField()
+    read_at = models.DateTimeField(null=True)
+
+
 class Guest(get_user_model()):
     """A user by another name, as sites have them in the admin."""
 
