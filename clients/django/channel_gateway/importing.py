@@ -24,6 +24,7 @@ ROLES: dict[str, tuple[tuple[str, ...], int]] = {
     "notifications": (("user", "from_user", "message", "date", "seen", "data"), 4),
 }
 _PAGE = 2000
+_encode = _Encoder(ensure_ascii=False, separators=(",", ":")).encode
 _NAMES = {"room": "room", "name": "room", "user": "user", "from_user": "user"}
 
 
@@ -100,10 +101,10 @@ class Table:
 
     def lines(self, using: str | None = None) -> Iterator[str]:
         """One line of JSON for each row."""
+        make = getattr(self, f"_{self.kind}")
+        source = None if self.kind in ("rooms", "members") else self.source
         for pk, row in self.rows(using):
-            yield _line(
-                getattr(self, f"_{self.kind}")(row), None if self.kind in ("rooms", "members") else self.source, pk
-            )
+            yield _line(make(row), source, pk)
 
     def _rooms(self, row: dict[str, Any]) -> dict[str, Any]:
         line = {"room": _text(row["name"])}
@@ -139,7 +140,7 @@ class Table:
 def _line(value: dict[str, Any], source: str | None, pk: Any) -> str:
     if source is not None:
         value |= {"source": source, "id": str(pk)}
-    return whole(json.dumps(value, cls=_Encoder, ensure_ascii=False, separators=(",", ":"))) + "\n"
+    return whole(_encode(value)) + "\n"
 
 
 def _text(value: Any) -> str:
