@@ -247,19 +247,26 @@ def _origins(found: Conf) -> Iterable[CheckMessage]:
 
 def _urls(found: Conf) -> Iterable[CheckMessage]:
     ways = sign_in(found)
-    if "jwt" not in ways and "auth" not in ways:
-        return
     try:
         reverse("channel_gateway:token")
     except NoReverseMatch:
-        yield Warn(
-            "The views token/ and auth/ of channel_gateway are not in the site's URLs.",
-            hint="urlpatterns += [path('gateway/', include('channel_gateway.urls'))]",
-            id="gateway.W007",
-        )
+        if "jwt" in ways or "auth" in ways:
+            yield Warn(
+                "The views token/ and auth/ of channel_gateway are not in the site's URLs.",
+                hint="urlpatterns += [path('gateway/', include('channel_gateway.urls'))]",
+                id="gateway.W007",
+            )
     except Exception:
         # A mistake in the site's URLs is another check's.
         return
+    else:
+        if ways and not found.jwt_secret and found.sign_in is None:
+            yield Warn(
+                "There is no GATEWAY['JWT_SECRET'], so the view token/ has no tokens to give.",
+                hint="Set it to a random text of 32 characters (python -c 'import secrets;"
+                " print(secrets.token_urlsafe(32))'), or say GATEWAY['SIGN_IN'] = ['session'].",
+                id="gateway.W008",
+            )
 
 
 def check_usernames(

@@ -297,6 +297,8 @@ class CheckTests(TestCase):
             self.assertEqual(self.ids(SIGN_IN=["session"]), ["gateway.E006"])
             self.assertEqual(self.ids(), [])
         self.assertEqual(self.ids(SIGN_IN=["jwt", "auth"], JWT_SECRET=None), ["gateway.E002"] * 2)
+        self.assertEqual(self.ids(JWT_SECRET=None), ["gateway.W008"])
+        self.assertEqual(self.ids(JWT_SECRET=None, SIGN_IN=["session"]), [])
         self.assertEqual(self.ids(JWT_SECRET="short"), ["gateway.E003"])
         self.assertEqual(self.ids(JWT_SECRET=settings.SECRET_KEY), ["gateway.W004"])
         memory = {"default": {"BACKEND": "channels.layers.InMemoryChannelLayer"}}
