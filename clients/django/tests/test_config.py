@@ -17,7 +17,7 @@ from django.core.checks import run_checks
 from django.core.exceptions import ImproperlyConfigured
 from django.core.management import CommandError, call_command
 from django.core.management.base import SystemCheckError
-from django.test import SimpleTestCase, TestCase, override_settings
+from django.test import SimpleTestCase, TestCase, override_settings, tag
 
 from channel_gateway import binary, checks, toml
 from channel_gateway.conf import conf
@@ -375,6 +375,7 @@ class BinaryTests(SimpleTestCase):
                     self.assertRaises(binary.BinaryNotFound, binary.find)
 
 
+@tag("once")
 class ServeTests(SimpleTestCase):
     """A program in the gateway's place writes down what reaches it."""
 

@@ -17,7 +17,7 @@ from django.conf import settings
 from django.contrib.auth.models import User
 from django.core.management import call_command
 from django.db import transaction
-from django.test import SimpleTestCase, override_settings
+from django.test import SimpleTestCase, override_settings, tag
 
 import channel_gateway as gw
 from channel_gateway import api, backends, relay, seldom, sync, toml
@@ -212,6 +212,7 @@ class LiveMixin:
         found = api.call("GET", api.path("nodes"))["nodes"][0]
         return found["id"] if isinstance(found, dict) else found
 
+    @tag("once")
     def test_the_page_in_a_browser(self):
         """The tag under a strict policy of content: the client loads, signs in by token, and hears."""
         self.client.force_login(self.ann)

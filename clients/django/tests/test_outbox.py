@@ -13,7 +13,7 @@ from unittest import skipUnless
 
 from django.core.management import call_command
 from django.db import connection, connections, transaction
-from django.test import TransactionTestCase
+from django.test import TransactionTestCase, tag
 from django.utils import timezone
 
 import channel_gateway as gw
@@ -124,6 +124,7 @@ class OutboxTests(StreamMixin, TransactionTestCase):
         self.assertEqual(relay.relay(older_than=0), 1)
         self.assertEqual([each["id"] for each in self.entries()], ["order-42"] * 2)
 
+    @tag("once")
     def test_two_relays_at_once(self):
         with self.away():
             relay._paused_until = time.monotonic() + 60
@@ -234,6 +235,7 @@ class OutboxTests(StreamMixin, TransactionTestCase):
         process.terminate()
         self.assertEqual(process.wait(30), 0)
 
+    @tag("once")
     def test_a_signal_ends_a_wait_whenever_it_comes(self):
         """A handler runs in the thread that waits, between any two of its instructions."""
         stop, seen = relay.Stop(), []

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import redis
 from django.conf import settings
-from django.test import SimpleTestCase, override_settings
+from django.test import SimpleTestCase, override_settings, tag
 
 import channel_gateway as gw
 from channel_gateway import backends
@@ -45,6 +45,7 @@ def pings(client):
         return False
 
 
+@tag("once")
 class TopologyTests(SimpleTestCase):
     def publish(self, count=3):
         for number in range(count):
