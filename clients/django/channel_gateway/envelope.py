@@ -58,6 +58,10 @@ OWN_FRAMES = frozenset(
     ]
 )
 
+#: Levels of objects and lists in the site's own data.
+MAX_LEVELS = 64
+
+_TEXT = re.compile(r'"(?:[^"\\]|\\.)*"')
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}(-.*)?", re.ASCII)
 
 
@@ -177,10 +181,24 @@ def site_data(data: Any) -> dict[str, Any] | None:
         return None
     if not isinstance(data, Mapping):
         raise InvalidEvent("data must be a dict")
-    most = conf().data_bytes
-    if len(to_json(data).encode()) > most:
+    most, written = conf().data_bytes, to_json(dict(data))
+    if len(written.encode()) > most:
         raise InvalidEvent(f"data is over {most} bytes")
+    if _depth(written) > MAX_LEVELS:
+        raise InvalidEvent(f"data has more than {MAX_LEVELS} levels")
     return dict(data)
+
+
+def _depth(written: str) -> int:
+    """How many levels of objects and lists JSON has, outside of its texts."""
+    deepest = level = 0
+    for bracket in _TEXT.sub("", written):
+        if bracket in "[{":
+            level += 1
+            deepest = max(deepest, level)
+        elif bracket in "]}":
+            level -= 1
+    return deepest
 
 
 def entries(

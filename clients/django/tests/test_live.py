@@ -34,6 +34,12 @@ def site(**changed):
     return override_settings(GATEWAY={**settings.GATEWAY, **changed})
 
 
+def knows(setting):
+    """Whether the gateway has this setting."""
+    done = subprocess.run([settings.GATEWAY["BINARY"], "genconfig"], capture_output=True, text=True, check=True)
+    return setting in done.stdout
+
+
 class LiveMixin:
     def setUp(self):
         super().setUp()
@@ -87,6 +93,25 @@ class LiveMixin:
         self.assertEqual(await ann.receive_close(), 4401)
         self.assertEqual(ann.close_reason, "bye")
         await bob.disconnect()
+
+    async def test_data_of_the_sites_own(self):
+        if not knows("data_bytes"):
+            self.skipTest("this gateway passes on no data")
+        room = await sync_to_async(self.room)(self.ann)
+        ann = await self.open(self.ann)
+        data = {"order": 7, "deep": [{"k": "\U0001f389"}] * 3, "long": "x" * 16000}
+        for levels in range(60):
+            data = {"level": data} if levels % 2 else {"level": data, "n": levels}
+            if len(json.dumps(data, ensure_ascii=False).encode()) > 16300:
+                break
+        await sync_to_async(gw.chat)(room, "hello", data=data)
+        self.assertEqual((await ann.receive_json_from(type="chat"))["data"], data)
+        deep = {"k": 1}
+        for _ in range(63):
+            deep = {"k": deep}
+        await sync_to_async(gw.notify)(self.ann, "paid", data=deep)
+        self.assertEqual((await ann.receive_json_from(type="notification"))["data"], deep)
+        await ann.disconnect()
 
     async def test_a_log_out_ends_the_sockets(self):
         ann = await self.open(self.ann)
@@ -331,12 +356,6 @@ class RedisTests(LiveMixin, GatewayLiveServerTestCase):
         self.until(lambda: self.inbox(self.ann)[-1]["message"] == "last")
         found = [each["message"] for each in self.inbox(self.ann)]
         self.assertEqual(sorted(found[:-1], key=int), [f"{number}" for number in range(40)])
-
-
-def knows(setting):
-    """Whether the gateway has this setting."""
-    done = subprocess.run([settings.GATEWAY["BINARY"], "genconfig"], capture_output=True, text=True, check=True)
-    return setting in done.stdout
 
 
 class SignInMixin:

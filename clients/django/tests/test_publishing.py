@@ -72,6 +72,15 @@ class FieldsTests(StreamMixin, SimpleTestCase):
             ],
         )
 
+    def test_data_of_64_levels(self):
+        def deep(levels):
+            return {"[{": None} if levels == 1 else {'k\\"': deep(levels - 1)}
+
+        gw.notify("a", "x", data=deep(64))
+        with self.assertRaises(gw.InvalidEvent):
+            gw.notify("a", "x", data=deep(65))
+        self.assertEqual(len(self.entries()), 1)
+
     def test_identity_expiry_and_trace(self):
         trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
         moment = datetime(2030, 1, 2, 3, 4, 5, 6, tzinfo=timezone.utc)
