@@ -13,7 +13,7 @@
 
 const DEFAULTS = {
   token: null, // JWT, offered as the subprotocol `bearer.<jwt>`; without one the cookies sign in
-  getToken: null, // async () => JWT, or null for nobody: asked for the first token, after 4401, and before one expires
+  getToken: null, // async () => JWT: asked for the first token, after 4401, and before one expires
   tokenTimeout: 10_000, // ms until `getToken` is given up; it is asked again later
   protocols: [], // further subprotocols to offer
   resume: true, // ask for what was missed after a reconnect
@@ -209,11 +209,11 @@ export class Gateway {
       try {
         token = await this.#newToken();
       } catch (error) {
-        if (run === this.#run) this.#wait(this.#backoff(), 0, `no token: ${error?.message ?? error}`);
+        const reason = error?.code === "bad_token" ? "bad_token" : `no token: ${error?.message ?? error}`;
+        if (run === this.#run) this.#wait(this.#backoff(), 0, reason);
         return;
       }
       if (run !== this.#run) return;
-      if (!token) return this.#finish(4401, "not signed in");
       this.#token = token;
     } else if (unusable) {
       return this.#finish(4401, "what was given as a token cannot be one");
@@ -439,10 +439,9 @@ export class Gateway {
   async #newToken() {
     const { tokenTimeout } = this.#options;
     const given = await within(tokenTimeout, () => this.#options.getToken(), "getToken gave none in time");
-    if (given === null || given === undefined || given === false) return null;
     const token = typeof given === "string" ? given.trim() : "";
-    // Not its text: there may be a token somewhere in it.
-    if (!isToken(token)) throw new Error(`getToken gave ${token ? "a text" : `an empty text or ${typeof given}`} that cannot be one`);
+    // A page that asks to sign in, or nothing: the next answer may be a token. Its text may hold one, and is not shown.
+    if (!isToken(token)) throw new GatewayError("bad_token", "getToken gave something that is no token");
     return token;
   }
 
@@ -459,7 +458,7 @@ export class Gateway {
     this.#timers.renew = setTimeout(async () => {
       try {
         const token = await this.#newToken();
-        if (run !== this.#run || !token) return;
+        if (run !== this.#run) return;
         await this.request({ cate: "auth", token });
         if (run === this.#run) this.#token = token;
       } catch {

@@ -247,7 +247,7 @@ impl ApiClient {
         // Clients of HTTP fold a segment of dots, encoded or not, and then mean another path.
         let segment = |matches: &ArgMatches, name: &str| valid(text(matches, name)).map(|name| encode(&name));
         if command == "notify" {
-            let (user, from) = (valid(text(matches, "user"))?, text(matches, "from"));
+            let (user, from) = (valid_user(text(matches, "user"))?, text(matches, "from"));
             let mut body = json!({
                 "type": "notification", "to": format!("user:{user}"), "source": "cli",
                 "data": {"message": text(matches, "text"), "from_user": from},
@@ -273,7 +273,10 @@ impl ApiClient {
             return Ok(self.call(method, &path, None).await?.to_string());
         }
         let room = || Ok::<_, ApiError>(format!("/api/rooms/{}", segment(matches, "room")?));
-        let member = || Ok::<_, ApiError>(format!("{}/members/{}", room()?, segment(matches, "user")?));
+        let member = || {
+            let user = valid_user(text(matches, "user"))?;
+            Ok::<_, ApiError>(format!("{}/members/{}", room()?, encode(&user)))
+        };
         let answer = match action {
             "list" => self.all_rooms().await?,
             "create" => {
@@ -344,6 +347,13 @@ fn reachable(address: std::net::SocketAddr) -> std::net::SocketAddr {
         });
     }
     address
+}
+
+fn valid_user(name: String) -> Result<String, ApiError> {
+    match names::check_user(&name) {
+        Ok(()) => Ok(name),
+        Err(rule) => Err(ApiError::Name(name, rule)),
+    }
 }
 
 fn valid(name: String) -> Result<String, ApiError> {

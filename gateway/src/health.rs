@@ -36,6 +36,14 @@ pub(crate) struct Health {
     /// Background tasks that failed the last time.
     failing: Mutex<BTreeSet<&'static str>>,
     clocks: Mutex<Clocks>,
+    /// What else a way to sign in needs: whether it is there, and whether the node is of no use without it.
+    needed: Mutex<BTreeMap<&'static str, Needed>>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Needed {
+    up: bool,
+    counts: bool,
 }
 
 /// A server the node cannot do without. It is asked one question at a time, whoever wants to know.
@@ -73,7 +81,14 @@ impl Health {
             database: Part::default(),
             failing: Mutex::default(),
             clocks: Mutex::default(),
+            needed: Mutex::default(),
         }
+    }
+
+    /// Notes whether something is there that a way to sign in needs. `/readyz` names it, and says 503 without it if it
+    /// counts.
+    pub(crate) fn note_part(&self, part: &'static str, up: bool, counts: bool) {
+        self.needed.lock().insert(part, Needed { up, counts });
     }
 
     /// Notes how a background task's turn ended. The log hears when it begins to fail and when it works again.
@@ -112,13 +127,26 @@ impl Health {
         clocks.apart = now;
     }
 
+    /// Whether a part was there when it was last looked for.
+    pub(crate) fn is_there(&self, part: &'static str) -> bool {
+        self.needed.lock().get(part).is_none_or(|part| part.up)
+    }
+
+    /// Whether everything is there that the node is of no use without.
+    fn has_what_it_needs(&self) -> bool {
+        self.needed.lock().values().all(|part| part.up || !part.counts)
+    }
+
     /// Asks the parts, and tells how the node is: whether it is ready, and the words for it.
     pub(crate) async fn report(&self, draining: bool) -> (bool, Value) {
         let (redis, database) = tokio::join!(self.redis.answers_now(), self.database.answers_now());
-        let ready = redis && database && !draining;
+        let needed = self.needed.lock().clone();
+        let ready = redis && database && !draining && self.has_what_it_needs();
         let clocks = self.clocks.lock();
         let degraded = clocks.apart.iter().map(|of| format!("clock_skew_{of}"));
-        let degraded: Vec<String> = degraded.chain(self.failing.lock().iter().map(|task| (*task).to_owned())).collect();
+        let missing = needed.iter().filter(|(_, part)| !part.up && !part.counts).map(|(name, _)| (*name).to_owned());
+        let degraded: Vec<String> =
+            degraded.chain(missing).chain(self.failing.lock().iter().map(|task| (*task).to_owned())).collect();
         let status = match (ready, degraded.is_empty()) {
             (false, _) => "unavailable",
             (true, false) => "degraded",
@@ -126,10 +154,13 @@ impl Health {
         };
         let state = |up: bool| if up { "ok" } else { "unavailable" };
         let skews = clocks.skews.iter().map(|(of, skew)| ((*of).to_owned(), json!((skew.seconds * 1e3).round() / 1e3)));
-        let report = json!({
+        let mut report = json!({
             "status": status, "ready": ready, "redis": state(redis), "database": state(database), "draining": draining,
             "degraded": degraded, "clock_skew_seconds": skews.collect::<serde_json::Map<_, _>>(),
         });
+        for (part, needed) in needed {
+            report[part] = state(needed.up).into();
+        }
         (ready, report)
     }
 }
@@ -152,7 +183,8 @@ fn apart(skews: &BTreeMap<&'static str, Skew>) -> BTreeSet<&'static str> {
 pub(crate) async fn watch(node: Arc<Node>) {
     let (health, metrics) = (&node.health, &node.metrics);
     let tell = || {
-        let ready = health.redis.is_up() && health.database.is_up() && !node.is_draining();
+        let ready =
+            health.redis.is_up() && health.database.is_up() && health.has_what_it_needs() && !node.is_draining();
         metrics.ready.set(i64::from(ready));
     };
     tokio::join!(

@@ -8,7 +8,7 @@ use std::process::ExitCode;
 
 use gateway::cli::{self, ApiClient};
 use gateway::config::{self, ConfigErrors};
-use gateway::{Config, JwtAuth, Node, consumers, store_options};
+use gateway::{Config, Node, consumers, store_options};
 use persistence::Store;
 
 /// Wrong settings.
@@ -166,12 +166,12 @@ async fn check_config(config: &Config, live: bool) -> anyhow::Result<ExitCode> {
 }
 
 fn token(config: &Config, arguments: &clap::ArgMatches) -> anyhow::Result<ExitCode> {
-    let auth =
-        JwtAuth::new(&config.jwt_secrets, &config.jwt_user_claim, &config.jwt_audience, config.jwt_issuer.as_deref());
+    let auth = config.jwt();
     let user = arguments.get_one::<String>("user").cloned().unwrap_or_default();
     let rooms =
         arguments.get_one::<String>("rooms").map(|rooms| rooms.split(',').map(str::to_owned).collect::<Vec<_>>());
-    for name in rooms.iter().flatten().chain([&user]) {
+    gateway::check_user_name(&user).map_err(|rule| anyhow::anyhow!("{user:?} is not valid: {rule}"))?;
+    for name in rooms.iter().flatten() {
         gateway::check_name(name).map_err(|rule| anyhow::anyhow!("{name:?} is not valid: {rule}"))?;
     }
     let seconds = arguments.get_one::<u64>("seconds").copied().unwrap_or(3600);

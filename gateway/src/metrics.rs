@@ -49,6 +49,7 @@ pub struct Metrics {
     pub connections_opened: Counter,
     pub connections_closed: Family<ByCode, Counter>,
     pub handshakes_rejected: Family<ByReason, Counter>,
+    pub django_asked: Family<ByResult, Counter>,
     pub accept_errors: Counter,
     pub accept_pauses: Counter,
     pub log_lines_dropped: Gauge<u64, AtomicU64>,
@@ -120,6 +121,12 @@ impl Metrics {
             "connections_closed", "Sockets closed, by close code", Family::<ByCode, Counter>::default();
             "handshakes_rejected", "Handshakes refused before the upgrade, or closed right after it", Family::<ByReason, Counter>::default();
         };
+        let django_asked = Family::<ByResult, Counter>::default();
+        registry.register(
+            "django_asked",
+            "Questions to auth_url about who somebody is, by the answer",
+            django_asked.clone(),
+        );
         let (accept_errors, accept_pauses, log_lines_dropped) = register! {
             "accept_errors", "Errors of accept(), such as no free file descriptor", Counter::default();
             "accept_pauses", "Moments in which nothing was accepted, to keep files for the node itself", Counter::default();
@@ -216,6 +223,7 @@ impl Metrics {
             connections_opened,
             connections_closed,
             handshakes_rejected,
+            django_asked,
             accept_errors,
             accept_pauses,
             log_lines_dropped,

@@ -11,6 +11,20 @@ pub fn check(name: &str) -> Result<(), &'static str> {
     if is_valid_name(name) { Ok(()) } else { Err(rule) }
 }
 
+/// How the names begin of those whom nobody knows by name; no user's may.
+pub(crate) const ANONYMOUS: &str = "anon.";
+
+/// Whether a user can have this name.
+pub fn is_user_name(name: &str) -> bool {
+    is_valid_name(name) && !name.starts_with(ANONYMOUS)
+}
+
+/// Says the rule to who gave something else for a user's name.
+pub fn check_user(name: &str) -> Result<(), &'static str> {
+    check(name)?;
+    if is_user_name(name) { Ok(()) } else { Err("names that begin with anon. are those of visitors without a name") }
+}
+
 /// Makes group names of users and rooms, by the site's settings.
 #[derive(Debug, Clone)]
 pub struct GroupNames {

@@ -13,7 +13,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
-use crate::auth::{JwtAuth, Origins, SignIn};
+use crate::auth::again::{self, Again};
+use crate::auth::{AskDjango, Jwks, JwtAuth, SignIn, Tokens};
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::consumers::routing::Router;
@@ -45,6 +46,9 @@ const LAST_WORDS: Duration = Duration::from_secs(5);
 /// Bytes of what is being published at the same time, about: from reading it until it is stored.
 const PUBLISHING: u32 = 16 * 1024 * 1024;
 
+/// How often Django is asked again about those whom it let in without an end.
+const RECHECK: Duration = Duration::from_secs(300);
+
 /// Bytes of the bodies of API calls, with what is made of them.
 const BODIES: u32 = 16 * 1024 * 1024;
 
@@ -63,6 +67,9 @@ pub enum NodeError {
     /// Redis does not answer beside the layer.
     #[error(transparent)]
     Redis(#[from] redis::RedisFailed),
+    /// There can be no client of HTTP, for the ways to sign in that need one.
+    #[error("HTTP cannot be used")]
+    Http(#[source] reqwest::Error),
     /// An address cannot be listened on.
     #[error("cannot listen on {0}")]
     Listen(SocketAddr, #[source] std::io::Error),
@@ -85,7 +92,7 @@ pub struct Node {
     /// What `limits.handshakes_per_second` allows just now.
     pub(crate) handshakes: parking_lot::Mutex<Bucket>,
     pub(crate) sign_in: SignIn,
-    pub(crate) origins: Origins,
+    pub(crate) again: Again,
     pub(crate) peers: Peers,
     pub(crate) seals: Arc<Seals>,
     pub(crate) redis: Option<redis::Server>,
@@ -143,6 +150,7 @@ impl Node {
         let (metrics, registry) = (Arc::new(Metrics::new()), Arc::new(Registry::new()));
         let health = Arc::new(Health::new(&metrics));
         let seals = Arc::new(Seals::new(&secrets, &metrics));
+        let sign_in = sign_in(&config, &health)?;
         let start_hub = || {
             Hub::start(
                 Arc::clone(&layer),
@@ -173,8 +181,8 @@ impl Node {
             ),
             admissions: Admissions::start(&store, config.limits.rooms_per_user, &metrics, &background, &stop),
             handshakes: parking_lot::Mutex::new(Bucket::full(config.limits.handshakes_per_second, Instant::now())),
-            sign_in: SignIn { tokens: jwt(&config) },
-            origins: Origins::new(&config.allowed_origins),
+            sign_in,
+            again: Again::default(),
             peers: Peers::new(&config, &layer, &seals, &metrics),
             seals,
             resumes: Semaphore::new(16),
@@ -204,6 +212,14 @@ impl Node {
             background.spawn(stop.clone().run_until_cancelled_owned(deployment.keep_claiming(Arc::clone(&node))));
         }
         background.spawn(stop.clone().run_until_cancelled_owned(watch::watch(Arc::clone(&node))));
+        background.spawn(stop.clone().run_until_cancelled_owned(again::look_again(Arc::clone(&node), node.recheck())));
+        if let Some(jwks) = &node.sign_in.tokens.jwks {
+            let keep = Arc::clone(jwks).keep(Arc::clone(&node.health));
+            background.spawn(stop.clone().run_until_cancelled_owned(keep));
+        }
+        if let Some(ask) = &node.sign_in.ask {
+            background.spawn(stop.clone().run_until_cancelled_owned(Arc::clone(ask).keep()));
+        }
         memory::start(&node, &background, &stop);
         background.spawn(stop.clone().run_until_cancelled_owned(memberships::watch(Arc::clone(&node))));
         background.spawn(stop.clone().run_until_cancelled_owned(seal::keep_reading(Arc::clone(&node))));
@@ -237,6 +253,11 @@ impl Node {
         self.memory.wanted().await;
     }
 
+    /// How often it is looked at again who is signed in.
+    pub(crate) fn recheck(&self) -> Duration {
+        RECHECK
+    }
+
     /// Whether the node is leaving.
     pub fn is_draining(&self) -> bool {
         self.draining.load(Ordering::Relaxed)
@@ -268,12 +289,23 @@ impl RunningNode {
 }
 
 fn jwt(config: &Config) -> JwtAuth {
-    let mut secrets = config.jwt_secrets.clone();
-    if secrets.is_empty() && config.dev {
+    if config.jwt_secrets.is_empty() && config.dev {
         // Good for this process: nobody else can sign in, and a restart signs everybody out.
-        secrets.push(SecretString::from(Uuid::new_v4().to_string()));
+        let secret = SecretString::from(Uuid::new_v4().to_string());
+        return Config { jwt_secrets: vec![secret], ..config.clone() }.jwt();
     }
-    JwtAuth::new(&secrets, &config.jwt_user_claim, &config.jwt_audience, config.jwt_issuer.as_deref())
+    config.jwt()
+}
+
+fn sign_in(config: &Config, health: &Arc<Health>) -> Result<SignIn, NodeError> {
+    let jwks = config.jwks.clone().map(Jwks::new).transpose().map_err(NodeError::Http)?;
+    let ask = config.auth_url.clone().map(|url| AskDjango::new(url, config.auth_secret.as_ref(), health));
+    Ok(SignIn {
+        tokens: Tokens { auth: jwt(config), jwks: jwks.map(Arc::new) },
+        ask: ask.transpose().map_err(NodeError::Http)?.map(Arc::new),
+        user_name: config.user_name,
+        anonymous: config.anonymous,
+    })
 }
 
 /// The store's options that follow from the settings.

@@ -15,6 +15,7 @@ use tokio::sync::mpsc;
 use crate::config::Config;
 use crate::layer::SharedLayer;
 use crate::metrics::Metrics;
+use crate::names;
 use crate::node::Node;
 use crate::seal::Seals;
 
@@ -116,6 +117,8 @@ impl Peers {
                 online.extend(users.iter().filter_map(Value::as_str).map(str::to_owned));
             }
         }
+        // Those without a name are nobody's to see.
+        online.retain(|user| !user.starts_with(names::ANONYMOUS));
         online
     }
 

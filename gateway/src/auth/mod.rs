@@ -1,24 +1,43 @@
 //! Who is signed in, and from where a page may connect.
 
+pub(crate) mod again;
+mod ask;
+mod http_client;
+mod jwks;
 mod jwt;
+mod jwt_keys;
 mod origin;
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use http::HeaderMap;
 use http::header::{AUTHORIZATION, ORIGIN};
 
-pub use jwt::{Claims, JwtAuth, TokenError};
+pub(crate) use ask::AskDjango;
+pub(crate) use jwks::{Jwks, Source as JwksSource};
+pub use jwt::{ClaimedUser, Claims, JwtAuth, TokenError};
+pub(crate) use jwt_keys::Key;
 pub(crate) use origin::{Origins, split_port};
 
+use crate::auth::again::Proof;
+use crate::auth::ask::{Named, Question, Said};
+use crate::auth::jwt::Token;
+use crate::auth::jwt_keys::Verdict;
+use crate::clock;
+use crate::config::{Anonymous, UserName};
 use crate::consumers::scope::{self, Access, SignedInBy, User};
+use crate::names;
+use crate::seldom::Seldom;
 
 /// The subprotocol of clients that speak the whole protocol.
 pub(crate) const V1: &str = "gateway.v1";
 
+/// Letters of a name that is made up.
+const LETTERS: usize = 12;
+
 /// What a visitor shows of themselves.
 #[derive(Debug, Clone, Copy)]
-#[allow(dead_code, reason = "path, client and host are for ways that ask Django")]
 pub(crate) struct Request<'a> {
     pub(crate) headers: &'a HeaderMap,
     /// As offered, bearer entries included.
@@ -32,11 +51,20 @@ pub(crate) struct Request<'a> {
     pub(crate) client: IpAddr,
     /// The host as the browser sees it, with its port where it has one.
     pub(crate) own_host: Option<&'a str>,
+    /// `http` or `https`, as the browser sees it.
+    pub(crate) scheme: &'static str,
+}
+
+/// Who somebody is, and what that is known by.
+#[derive(Debug)]
+pub(crate) struct SignedIn {
+    pub(crate) user: User,
+    /// What has to be looked at again while the socket is open. `None` where the sign-in has an end of its own.
+    pub(crate) proof: Option<Proof>,
 }
 
 /// Why somebody is not signed in. Each holds the reason, one word of the program's, as logs and metrics show it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[allow(dead_code, reason = "only what others decide can be forbidden or unavailable")]
 pub(crate) enum NotSignedIn {
     /// 401, or 4401 for clients of `gateway.v1`.
     Nobody(&'static str),
@@ -51,68 +79,196 @@ pub(crate) enum NotSignedIn {
 /// The ways to sign in.
 #[derive(Debug)]
 pub(crate) struct SignIn {
-    pub(crate) tokens: JwtAuth,
+    pub(crate) tokens: Tokens,
+    pub(crate) ask: Option<Arc<AskDjango>>,
+    pub(crate) user_name: UserName,
+    pub(crate) anonymous: Anonymous,
+}
+
+/// What checks tokens.
+#[derive(Debug)]
+pub(crate) struct Tokens {
+    pub(crate) auth: JwtAuth,
+    pub(crate) jwks: Option<Arc<Jwks>>,
 }
 
 impl SignIn {
     /// Who this is. The methods are tried in the order of the documents, and the first one whose credentials are there
     /// decides: what it refuses, no other method is asked about.
-    pub(crate) async fn sign_in(&self, request: &Request<'_>) -> Result<User, NotSignedIn> {
-        if let Some(user) = self.by_token(request).await? {
-            return Ok(user);
+    pub(crate) async fn sign_in(&self, request: &Request<'_>) -> Result<SignedIn, NotSignedIn> {
+        if let Some(signed_in) = self.by_token(request).await? {
+            return Ok(signed_in);
         }
         // Django's sessions have their place here: after tokens, before Django is asked.
-        Err(NotSignedIn::Nobody("no_credentials"))
+        let mut nobody = "no_credentials";
+        if let Some(question) = self.ask.as_ref().map(|_| Question::of(request)).transpose()?.flatten() {
+            match self.by_django(question).await? {
+                Some(signed_in) => return Ok(signed_in),
+                None => nobody = "django_nobody",
+            }
+        } else if request.shows_authorization() {
+            // There is no way to sign in that it would be for.
+            return Err(NotSignedIn::Nobody("no_credentials"));
+        }
+        self.by_nobody().ok_or(NotSignedIn::Nobody(nobody))
     }
 
-    async fn by_token(&self, request: &Request<'_>) -> Result<Option<User>, NotSignedIn> {
-        let Some((token, source)) = request.token() else { return Ok(None) };
-        if source == TokenSource::Cookie {
+    async fn by_token(&self, request: &Request<'_>) -> Result<Option<SignedIn>, NotSignedIn> {
+        if !self.tokens.are_on() {
+            return Ok(None);
+        }
+        let (token, is_cookie) = match (request.deliberate_token(), request.cookie_token()) {
+            (Some(token), _) => (token, false),
+            (None, Some(token)) => (token, true),
+            (None, None) => return Ok(None),
+        };
+        if is_cookie {
             request.needs_origin()?;
         }
         self.user_of(&token).await.map(Some)
     }
 
     /// Whose token this is.
-    pub(crate) async fn user_of(&self, token: &str) -> Result<User, NotSignedIn> {
-        match self.tokens.check(token) {
-            Ok(claims) => Ok(claims.into()),
-            Err(error) => {
-                if matches!(error, TokenError::Name(_)) {
-                    tracing::warn!(error = &error as &dyn std::error::Error, "a signed token is of no use here");
-                } else {
-                    tracing::debug!(error = &error as &dyn std::error::Error, "token refused");
-                }
-                Err(NotSignedIn::Nobody(error.reason()))
+    pub(crate) async fn user_of(&self, token: &str) -> Result<SignedIn, NotSignedIn> {
+        let claims = self.tokens.check(token).await.map_err(|error| {
+            let refused = refused_token(&error);
+            tracing::debug!(error = &error as &dyn std::error::Error, "token refused");
+            refused
+        })?;
+        let Claims { user, rooms, expires_at } = claims;
+        let (name, id) = match user {
+            ClaimedUser::Name(name) => (Arc::from(name), None),
+            ClaimedUser::Id(_) => return Err(NotSignedIn::Unavailable("site_database")),
+        };
+        let expires_at = Some(expires_at);
+        let user = User { name, id, by: SignedInBy::Token, access: Access::Full, rooms, expires_at };
+        Ok(SignedIn { user, proof: None })
+    }
+
+    /// Whom Django names; `None` when it says that nobody is logged in.
+    async fn by_django(&self, question: Question) -> Result<Option<SignedIn>, NotSignedIn> {
+        let Some(ask) = &self.ask else { return Ok(None) };
+        match ask.ask(&question).await {
+            Ok(Said::User(named)) => {
+                let user = self.user_named_by_django(&named)?;
+                let proof = user.expires_at.is_none().then(|| Proof::Asked(Box::new(question)));
+                Ok(Some(SignedIn { user, proof }))
             }
+            Ok(Said::Nobody) => Ok(None),
+            Ok(Said::Unauthorized) => Err(NotSignedIn::Nobody("django_unauthorized")),
+            Ok(Said::Forbidden) => Err(NotSignedIn::Forbidden("django_forbidden")),
+            Err(failed) => Err(NotSignedIn::Unavailable(failed.0)),
+        }
+    }
+
+    fn user_named_by_django(&self, named: &Named) -> Result<User, NotSignedIn> {
+        let name = Arc::clone(match self.user_name {
+            UserName::Username => &named.username,
+            UserName::Id => &named.id,
+        });
+        if !names::is_user_name(&name) {
+            return Err(impossible_name("what Django answered"));
+        }
+        if named.expires_at.is_some_and(|end| end <= clock::unix_seconds()) {
+            return Err(NotSignedIn::Nobody("expired"));
+        }
+        Ok(User {
+            name,
+            id: Some(Arc::clone(&named.id)),
+            by: SignedInBy::Django,
+            access: Access::Full,
+            rooms: named.rooms.clone(),
+            expires_at: named.expires_at,
+        })
+    }
+
+    fn by_nobody(&self) -> Option<SignedIn> {
+        let access = match self.anonymous {
+            Anonymous::Off => return None,
+            Anonymous::Listen => Access::Listen,
+            Anonymous::Talk => Access::Talk,
+        };
+        let user = User {
+            name: made_up_name(),
+            id: None,
+            by: SignedInBy::Nobody,
+            access,
+            rooms: Vec::new(),
+            expires_at: None,
+        };
+        Some(SignedIn { user, proof: None })
+    }
+
+    /// Who this is now, by what was shown at the handshake.
+    pub(crate) async fn look_again(&self, proof: &Proof) -> Result<User, NotSignedIn> {
+        match proof {
+            Proof::Asked(question) => match self.by_django(Question::clone(question)).await? {
+                Some(signed_in) => Ok(signed_in.user),
+                None => Err(NotSignedIn::Nobody("django_nobody")),
+            },
         }
     }
 }
 
-/// Where a token was found.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum TokenSource {
-    Subprotocol,
-    Header,
-    Query,
-    Cookie,
+impl Tokens {
+    fn are_on(&self) -> bool {
+        self.auth.has_keys() || self.jwks.is_some()
+    }
+
+    async fn check(&self, text: &str) -> Result<Claims, TokenError> {
+        let token = Token::parse(text)?;
+        let verdict = self.auth.verify(&token);
+        match &self.jwks {
+            _ if verdict == Verdict::Good => {}
+            Some(jwks) if !token.algorithm.is_symmetric() => jwks.verify(&token).await?,
+            _ if verdict == Verdict::Bad => return Err(TokenError::Signature),
+            _ => return Err(TokenError::Algorithm),
+        }
+        self.auth.claims(&token)
+    }
+}
+
+fn refused_token(error: &TokenError) -> NotSignedIn {
+    match error {
+        TokenError::KeysAway => NotSignedIn::Unavailable(error.reason()),
+        TokenError::Name(_) => impossible_name("a signed token"),
+        _ => NotSignedIn::Nobody(error.reason()),
+    }
+}
+
+/// Somebody is known who can have no name here: the site's people should hear of it.
+fn impossible_name(by: &'static str) -> NotSignedIn {
+    static LINE: Seldom = Seldom::new();
+    if let Some(times) = LINE.again() {
+        tracing::warn!(
+            by,
+            times,
+            "somebody has a name that is impossible here (docs/protocol.md) and cannot sign in: see --user-name"
+        );
+    }
+    NotSignedIn::Nobody("name")
+}
+
+fn made_up_name() -> Arc<str> {
+    let letters: String = (0..LETTERS).map(|_| char::from(rand::random_range(b'a'..=b'z'))).collect();
+    format!("{}{letters}", names::ANONYMOUS).into()
 }
 
 impl Request<'_> {
-    /// A `bearer.<jwt>` subprotocol, `Authorization: Bearer`, `?token=`, or the cookie `gateway_token`, the most
-    /// deliberate first.
-    fn token(&self) -> Option<(String, TokenSource)> {
-        let offered = self.subprotocols.iter().find_map(|entry| entry.strip_prefix("bearer."));
-        if let Some(token) = offered {
-            return Some((token.to_owned(), TokenSource::Subprotocol));
-        }
-        if let Some(token) = bearer(self.headers) {
-            return Some((token.to_owned(), TokenSource::Header));
-        }
-        if let Some(token) = scope::query(self.query_string, "token") {
-            return Some((token, TokenSource::Query));
-        }
-        scope::cookie(self.cookies, "gateway_token").map(|token| (token.to_owned(), TokenSource::Cookie))
+    /// A `bearer.<jwt>` subprotocol, `Authorization: Bearer`, or `?token=`, the most deliberate first.
+    fn deliberate_token(&self) -> Option<String> {
+        let offered = self.subprotocols.iter().find_map(|entry| entry.strip_prefix("bearer.")).map(str::to_owned);
+        let authorized = || bearer(self.headers).map(str::to_owned);
+        offered.or_else(authorized).or_else(|| scope::query(self.query_string, "token"))
+    }
+
+    fn cookie_token(&self) -> Option<String> {
+        scope::cookie(self.cookies, "gateway_token").map(str::to_owned)
+    }
+
+    /// Whether there is anything, of whatever scheme, that was sent on purpose to say who this is.
+    fn shows_authorization(&self) -> bool {
+        self.headers.contains_key(AUTHORIZATION) || self.deliberate_token().is_some()
     }
 
     /// Cookies are sent by any page's WebSocket, so whoever signs in by cookie must have an origin. Whether that one
@@ -129,15 +285,16 @@ pub(crate) fn bearer(headers: &HeaderMap) -> Option<&str> {
     scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
 }
 
-impl From<Claims> for User {
-    fn from(claims: Claims) -> Self {
-        Self {
-            name: claims.username.into(),
-            id: None,
-            by: SignedInBy::Token,
-            access: Access::Full,
-            rooms: claims.rooms,
-            expires_at: Some(claims.expires_at),
-        }
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn made_up_names_are_nobody_s() {
+        let (one, other) = (made_up_name(), made_up_name());
+        assert_ne!(one, other);
+        let letters = one.strip_prefix("anon.").unwrap();
+        assert!(letters.len() == 12 && letters.bytes().all(|letter| letter.is_ascii_lowercase()), "{one}");
+        assert!(names::is_valid_name(&one) && !names::is_user_name(&one));
     }
 }

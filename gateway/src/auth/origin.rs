@@ -1,7 +1,7 @@
 //! The origin check, by Channels' rules (`OriginValidator`), with `host:port` entries that work.
 
 /// Allowed origins of a node.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub(crate) struct Origins(Vec<Pattern>);
 
 #[derive(Debug, Clone)]
@@ -16,7 +16,8 @@ enum Pattern {
     Full {
         scheme: String,
         host: String,
-        port: u16,
+        /// `None` where the scheme has no port of its own, and none is named: those of app shells.
+        port: Option<u16>,
     },
 }
 
@@ -28,8 +29,16 @@ struct Parsed {
 }
 
 impl Origins {
-    pub(crate) fn new(entries: &[String]) -> Self {
-        Self(entries.iter().filter_map(|entry| Pattern::parse(entry)).collect())
+    /// What cannot be read is refused with a sentence each.
+    pub(crate) fn parse(entries: &[String]) -> Result<Self, Vec<String>> {
+        let (mut patterns, mut wrong) = (Vec::new(), Vec::new());
+        for entry in entries {
+            match Pattern::parse(entry) {
+                Ok(pattern) => patterns.push(pattern),
+                Err(why) => wrong.push(format!("{entry:?} {why}")),
+            }
+        }
+        if wrong.is_empty() { Ok(Self(patterns)) } else { Err(wrong) }
     }
 
     /// Whether there are any; else the request's own host counts.
@@ -76,17 +85,34 @@ impl Parsed {
 }
 
 impl Pattern {
-    fn parse(entry: &str) -> Option<Self> {
+    fn parse(entry: &str) -> Result<Self, &'static str> {
         if entry == "*" {
-            return Some(Self::Any);
+            return Ok(Self::Any);
         }
-        if entry.contains("://") {
-            let parsed = Parsed::origin(entry)?;
-            let port = parsed.port.or(parsed.default_port())?;
-            return Some(Self::Full { scheme: parsed.scheme, host: parsed.host, port });
+        if entry.eq_ignore_ascii_case("null") {
+            return Err("is sent by any sandboxed page and any file, whoever made it: it cannot be allowed");
         }
-        let (host, port) = split_port(entry)?;
-        Some(Self::Host { host: host.to_ascii_lowercase(), port })
+        if entry.contains('*') {
+            return Err("has a * in it: for a domain and its subdomains write .example.com");
+        }
+        if let Some((scheme, rest)) = entry.split_once("://") {
+            let is_scheme = |scheme: &str| {
+                scheme.starts_with(|c: char| c.is_ascii_alphabetic())
+                    && scheme.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '+' | '-' | '.'))
+            };
+            if rest.trim_end_matches('/').contains(['/', '?', '#']) || rest.ends_with('/') {
+                return Err("has a path: an origin is scheme://host[:port]");
+            }
+            let parsed = Parsed::origin(entry).filter(|parsed| is_scheme(scheme) && is_host(&parsed.host));
+            let parsed = parsed.ok_or("is no origin: write scheme://host or scheme://host:port")?;
+            let port = parsed.port.or(parsed.default_port());
+            return Ok(Self::Full { scheme: parsed.scheme, host: parsed.host, port });
+        }
+        let (host, port) = split_port(entry).ok_or("has a port that is no number")?;
+        if !is_host(host) {
+            return Err("is no host: write example.com, .example.com or scheme://host[:port]");
+        }
+        Ok(Self::Host { host: host.to_ascii_lowercase(), port })
     }
 
     fn admits(&self, origin: &Parsed) -> bool {
@@ -99,10 +125,22 @@ impl Pattern {
             Self::Full { scheme, host, port } => {
                 *scheme == origin.scheme
                     && host_matches(host, &origin.host)
-                    && origin.port.or(origin.default_port()) == Some(*port)
+                    && origin.port.or(origin.default_port()) == *port
             }
         }
     }
+}
+
+/// A name as DNS or an app shell has it, with a dot in front for subdomains, or an IPv6 address in brackets.
+fn is_host(host: &str) -> bool {
+    if let Some(address) = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')) {
+        return address.parse::<std::net::Ipv6Addr>().is_ok();
+    }
+    let labels = host.strip_prefix('.').unwrap_or(host);
+    // What browsers send of any other name is its ASCII form (xn--).
+    let is_label =
+        |label: &str| !label.is_empty() && label.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_'));
+    labels.split('.').all(is_label)
 }
 
 /// `.example.com` admits the domain and its subdomains; nothing else is a wildcard.
@@ -135,7 +173,7 @@ mod tests {
 
     fn allows(entries: &[&str], origin: &str) -> bool {
         let entries: Vec<String> = entries.iter().map(|entry| entry.to_string()).collect();
-        Origins::new(&entries).allows(origin, Some("chat.example.com:8443"))
+        Origins::parse(&entries).unwrap().allows(origin, Some("chat.example.com:8443"))
     }
 
     #[test]
@@ -158,8 +196,8 @@ mod tests {
         ] {
             assert!(!allows(&[], foreign), "{foreign}");
         }
-        assert!(Origins::new(&[]).allows("http://localhost", Some("localhost")));
-        assert!(Origins::new(&[]).allows("http://[::1]:8000", Some("[::1]:8000")));
+        assert!(Origins::parse(&[]).unwrap().allows("http://localhost", Some("localhost")));
+        assert!(Origins::parse(&[]).unwrap().allows("http://[::1]:8000", Some("[::1]:8000")));
     }
 
     #[test]
@@ -171,9 +209,47 @@ mod tests {
         assert!(allows(&["https://example.com"], "https://example.com:443"));
         assert!(!allows(&["https://example.com"], "http://example.com"));
         assert!(!allows(&["https://example.com:8443"], "https://example.com"));
-        assert!(!allows(&["*.example.com"], "http://www.example.com"));
         assert!(allows(&["*"], "null") && allows(&["localhost:8000"], "http://localhost:8000"));
         assert!(!allows(&["localhost:8000"], "http://localhost:9000"));
         assert!(!allows(&["example.com"], "http://example.com."));
+    }
+
+    #[test]
+    fn app_shells_have_origins_of_their_own() {
+        for shell in ["capacitor://localhost", "ionic://localhost", "tauri://localhost", "app://bundle"] {
+            assert!(allows(&[shell], shell), "{shell}");
+            assert!(!allows(&[shell], "http://localhost") && !allows(&["localhost.example"], shell), "{shell}");
+        }
+        assert!(!allows(&["capacitor://localhost"], "capacitor://localhost:81"));
+        assert!(!Origins::parse(&[]).unwrap().allows("capacitor://localhost", Some("localhost")));
+        assert!(allows(&["chrome-extension://abcdef"], "chrome-extension://abcdef"));
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_named() {
+        let wrong = |entry: &str| Origins::parse(&["good.example.com".into(), entry.into()]).unwrap_err().remove(0);
+        for entry in [
+            "null",
+            "*.example.com",
+            "https://*.example.com",
+            "https://",
+            "https://example.com/",
+            "https://example.com/chat",
+            "https://user@example.com",
+            "https://example.com:port",
+            "example.com/",
+            "example.com:port",
+            "://example.com",
+            "exam ple.com",
+            "https://example.com.",
+            "https:/example.com",
+        ] {
+            assert!(wrong(entry).contains(entry), "{entry}");
+        }
+        for entry in
+            ["*", "localhost:8000", ".example.com", "[::1]", "https://[::1]:8443", "my_host", "xn--bcher-kva.example"]
+        {
+            assert!(Origins::parse(&[entry.into()]).is_ok(), "{entry}");
+        }
     }
 }

@@ -97,7 +97,7 @@ fn from_environment(
     if let Some(value) = environment(&name) {
         return Some(value);
     }
-    let path = environment(&format!("{name}_FILE")).filter(|_| setting.secret)?;
+    let path = environment(&format!("{name}_FILE")).filter(|_| setting.has_file())?;
     match std::fs::read_to_string(&path) {
         Ok(text) => Some(text.trim_end_matches(['\r', '\n']).to_owned()),
         Err(error) => {

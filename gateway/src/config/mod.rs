@@ -10,7 +10,11 @@ mod settings;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
+use ipnet::IpNet;
 use secrecy::{ExposeSecret, SecretString};
+
+use crate::auth::{JwksSource, JwtAuth, Key, Origins};
+use crate::http::proxies;
 
 pub use collect::{Collected, Source, collect, warnings};
 pub use layer::{LayerConfig, LayerKind};
@@ -28,6 +32,26 @@ pub enum RoomPolicy {
     Members,
     /// Connecting to a room makes it and joins it.
     Open,
+}
+
+/// What a user is called everywhere.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum UserName {
+    /// By username.
+    Username,
+    /// By id, as Django writes it.
+    Id,
+}
+
+/// What visitors may do who show no credentials.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Anonymous {
+    /// Nothing.
+    Off,
+    /// Hear the open room of the URL.
+    Listen,
+    /// And post there.
+    Talk,
 }
 
 /// Whom a browser may notify.
@@ -127,12 +151,20 @@ pub struct Config {
     pub database_url: SecretString,
     pub database_connections: u32,
     pub jwt_secrets: Vec<SecretString>,
+    pub(crate) jwt_public_keys: Vec<Key>,
+    pub(crate) jwks: Option<JwksSource>,
+    pub jwt_leeway: u32,
     pub jwt_user_claim: String,
+    pub jwt_user_id_claim: Option<String>,
     pub jwt_audience: Vec<String>,
     pub jwt_issuer: Option<String>,
+    pub user_name: UserName,
+    pub anonymous: Anonymous,
+    pub(crate) auth_url: Option<reqwest::Url>,
+    pub auth_secret: Option<SecretString>,
     pub api_key: Option<SecretString>,
-    pub allowed_origins: Vec<String>,
-    pub trusted_proxies: Vec<IpAddr>,
+    pub(crate) allowed_origins: Origins,
+    pub trusted_proxies: Vec<IpNet>,
     pub room_policy: RoomPolicy,
     pub client_notifications: ClientNotifications,
     pub dev: bool,
@@ -159,18 +191,42 @@ impl Config {
 
     /// Whether this is a proxy of ours.
     pub(crate) fn trusts(&self, address: IpAddr) -> bool {
-        self.trusted_proxies.contains(&address.to_canonical())
+        let address = address.to_canonical();
+        self.trusted_proxies.iter().any(|network| network.contains(&address))
+    }
+
+    /// Whether tokens are a way to sign in.
+    pub(crate) fn has_tokens(&self) -> bool {
+        !self.jwt_secrets.is_empty() || !self.jwt_public_keys.is_empty() || self.jwks.is_some()
+    }
+
+    /// What makes and checks tokens.
+    pub fn jwt(&self) -> JwtAuth {
+        let auth =
+            JwtAuth::new(&self.jwt_secrets, &self.jwt_user_claim, &self.jwt_audience, self.jwt_issuer.as_deref());
+        auth.with_user_id_claim(self.jwt_user_id_claim.as_deref())
+            .with_leeway(self.jwt_leeway)
+            .with_public_keys(&self.jwt_public_keys)
     }
 
     /// What `serve` needs beyond well-formed settings.
     pub fn check_serve(&self) -> Result<(), ConfigErrors> {
         let mut errors = Vec::new();
-        if !self.dev && self.jwt_secrets.is_empty() {
+        let asks_the_site = self.auth_url.is_some();
+        if !self.dev && !self.has_tokens() && !asks_the_site && self.anonymous == Anonymous::Off {
             errors.push(
                 "nobody could sign in: set --jwt-secret (GATEWAY_JWT_SECRET) to the secret your site signs tokens with, \
-                 or use --dev on your own machine"
+                 --jwt-public-key or --jwks to its public keys, --auth-url to a view that says who somebody is, or use \
+                 --dev on your own machine"
                     .to_owned(),
             );
+        }
+        if self.user_name == UserName::Id && asks_the_site && self.has_tokens() && self.jwt_user_id_claim.is_none() {
+            errors.push(format!(
+                "one person would have two names: user-name is id, but tokens name the user by the claim {}: set \
+                 --jwt-user-id-claim to the claim that holds the id, or --user-name to username",
+                self.jwt_user_claim
+            ));
         }
         if self.dev {
             for (name, address) in [("--listen", self.listen), ("--internal-listen", self.internal_listen)] {
@@ -266,12 +322,29 @@ impl Reader<'_> {
             database_url,
             database_connections: self.number("database-connections"),
             jwt_secrets,
-            jwt_user_claim: self.text("jwt-user-claim"),
+            jwt_public_keys: self.public_keys(),
+            jwks: self.jwks(),
+            jwt_leeway: self.number("jwt-leeway"),
+            jwt_user_claim: self.claim("jwt-user-claim").unwrap_or_else(|| "sub".to_owned()),
+            jwt_user_id_claim: self.claim("jwt-user-id-claim"),
             jwt_audience: self.list("jwt-audience"),
-            jwt_issuer: self.collected.get("jwt-issuer").map(str::to_owned),
+            jwt_issuer: self.set("jwt-issuer"),
+            user_name: match self.text("user-name").as_str() {
+                "username" | "" => UserName::Username,
+                "id" => UserName::Id,
+                _ => self.wrong("user-name", "must be username or id", UserName::Username),
+            },
+            anonymous: match self.text("anonymous").as_str() {
+                "off" | "" => Anonymous::Off,
+                "listen" => Anonymous::Listen,
+                "talk" => Anonymous::Talk,
+                _ => self.wrong("anonymous", "must be off, listen or talk", Anonymous::Off),
+            },
+            auth_url: self.auth_url(),
+            auth_secret: self.auth_secret(),
             api_key: self.secret("api-key"),
-            allowed_origins: self.list("allowed-origins"),
-            trusted_proxies: self.addresses("trusted-proxies"),
+            allowed_origins: self.origins(),
+            trusted_proxies: self.networks("trusted-proxies"),
             room_policy,
             client_notifications,
             dev,
@@ -295,6 +368,73 @@ impl Reader<'_> {
 
     fn text(&mut self, key: &str) -> String {
         self.collected.get(key).unwrap_or_default().to_owned()
+    }
+
+    /// An empty value is an unset one.
+    fn set(&mut self, key: &str) -> Option<String> {
+        self.collected.get(key).filter(|text| !text.trim().is_empty()).map(str::to_owned)
+    }
+
+    /// The name of a claim that can hold a name.
+    fn claim(&mut self, key: &str) -> Option<String> {
+        let claim = self.set(key)?;
+        if claim.trim() != claim || claim.contains(|c: char| c.is_control() || c == ',') {
+            return self.wrong(key, &format!("{claim:?} is not the name of a claim"), None);
+        }
+        if ["exp", "nbf", "iat", "iss", "aud", "rooms", "token_type"].contains(&claim.as_str()) {
+            return self.wrong(key, &format!("the claim {claim} says something else than who somebody is"), None);
+        }
+        Some(claim)
+    }
+
+    fn public_keys(&mut self) -> Vec<Key> {
+        let Some(text) = self.set("jwt-public-key") else { return Vec::new() };
+        match Key::all_of_pem(&text) {
+            Ok(keys) => keys,
+            Err(why) => self.wrong("jwt-public-key", &why, Vec::new()),
+        }
+    }
+
+    fn jwks(&mut self) -> Option<JwksSource> {
+        let text = self.set("jwks")?;
+        match JwksSource::parse(&text) {
+            Ok(source) => Some(source),
+            Err(why) => self.wrong("jwks", why, None),
+        }
+    }
+
+    fn auth_url(&mut self) -> Option<reqwest::Url> {
+        let text = self.set("auth-url")?;
+        let url =
+            reqwest::Url::parse(&text).ok().filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host());
+        let Some(url) = url else {
+            return self.wrong("auth-url", "must be a URL that begins with http:// or https://", None);
+        };
+        if !url.username().is_empty() || url.password().is_some() {
+            let what =
+                "must hold no user and no password: Django would get them in place of the visitor's; use auth-secret";
+            return self.wrong("auth-url", what, None);
+        }
+        Some(url)
+    }
+
+    fn auth_secret(&mut self) -> Option<SecretString> {
+        let secret = self.secret("auth-secret")?;
+        if secret.expose_secret().len() < 16 {
+            return self.wrong("auth-secret", "must have at least 16 bytes", None);
+        }
+        if http::HeaderValue::from_str(secret.expose_secret()).is_err() {
+            return self.wrong("auth-secret", "has characters that no header can carry", None);
+        }
+        Some(secret)
+    }
+
+    fn origins(&mut self) -> Origins {
+        let list = self.list("allowed-origins");
+        Origins::parse(&list).unwrap_or_else(|wrong| {
+            self.errors.extend(wrong.into_iter().map(|wrong| format!("allowed-origins: {wrong}")));
+            Origins::default()
+        })
     }
 
     fn flag(&mut self, key: &str) -> bool {
@@ -342,14 +482,13 @@ impl Reader<'_> {
         }
     }
 
-    fn addresses(&mut self, key: &str) -> Vec<IpAddr> {
+    fn networks(&mut self, key: &str) -> Vec<IpNet> {
         let list = self.list(key);
-        list.iter()
-            .filter_map(|entry| match entry.parse() {
-                Ok(address) => Some(address),
-                Err(_) => self.wrong(key, "must be IP addresses, comma between", None),
-            })
-            .collect()
+        let network = |entry: &String| {
+            let what = || format!("{entry:?} is no IP address, and no network like 10.0.0.0/8");
+            proxies::network(entry).or_else(|| self.wrong(key, &what(), None))
+        };
+        list.iter().filter_map(network).collect()
     }
 }
 
@@ -384,6 +523,48 @@ mod tests {
         assert_eq!(config.retention, Retention::default());
         assert_eq!(config.room_policy, RoomPolicy::Members);
         assert!(config.check_serve().unwrap_err().to_string().contains("--jwt-secret"));
+        assert_eq!((config.jwt_leeway, config.user_name, config.anonymous), (30, UserName::Username, Anonymous::Off));
+    }
+
+    #[test]
+    fn ways_to_sign_in_that_cannot_be_understood_are_mistakes_that_name_the_entry() {
+        let wrong = |name: &str, value: &str| {
+            let errors = config(&[(name, value)], &[], "").unwrap_err();
+            assert!(errors.iter().any(|error| error.starts_with(name)), "{name}={value}: {errors:?}");
+            errors.join(" ")
+        };
+        assert!(wrong("allowed-origins", "good.example.com,null").contains("null"));
+        assert!(wrong("allowed-origins", "https://example.com/").contains("https://example.com/"));
+        assert!(wrong("trusted-proxies", "10.0.0.0/8,proxy.example.com").contains("proxy.example.com"));
+        assert!(wrong("trusted-proxies", "null").contains("null"));
+        assert!(wrong("jwt-user-claim", "sub,name").contains("sub,name"));
+        assert!(wrong("jwt-user-id-claim", "exp").contains("exp"));
+        wrong("jwt-public-key", "-----BEGIN PUBLIC KEY-----");
+        assert!(wrong("jwt-public-key", "not a key").contains("BEGIN PUBLIC KEY"));
+        wrong("jwks", "ftp://id.example.com");
+        wrong("jwt-leeway", "long");
+        wrong("auth-url", "/auth/");
+        wrong("auth-url", "http://user:password@site/auth/");
+        wrong("auth-secret", "short");
+        wrong("user-name", "email");
+        wrong("anonymous", "yes");
+        let empty = ["allowed-origins", "trusted-proxies", "jwt-user-claim", "jwt-user-id-claim", "jwt-issuer", "jwks"];
+        let empty: Vec<_> =
+            empty.into_iter().chain(["auth-url", "user-name", "anonymous"]).map(|name| (name, "")).collect();
+        let config = config(&empty, &[], "").unwrap();
+        assert_eq!((config.jwt_user_claim.as_str(), config.jwt_issuer), ("sub", None));
+    }
+
+    #[test]
+    fn what_would_give_one_person_two_names_is_refused() {
+        let by_id = ("user-name", "id");
+        let (tokens, site) = (("jwt-secret", "0123456789abcdef"), ("auth-url", "http://site/auth/"));
+        let error = config(&[by_id, tokens, site], &[], "").unwrap().check_serve().unwrap_err().to_string();
+        assert!(error.contains("two names") && error.contains("--jwt-user-id-claim"), "{error}");
+        for good in [vec![by_id, tokens], vec![by_id, site], vec![tokens, site]] {
+            assert!(config(&good, &[], "").unwrap().check_serve().is_ok(), "{good:?}");
+        }
+        assert!(config(&[("anonymous", "listen")], &[], "").unwrap().check_serve().is_ok());
     }
 
     #[test]

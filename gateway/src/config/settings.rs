@@ -27,6 +27,11 @@ impl Setting {
         self.name.replace('-', "_")
     }
 
+    /// Whether a file can hold it (`…_FILE`): secrets, and keys of many lines.
+    pub fn has_file(&self) -> bool {
+        self.secret || self.name == "jwt-public-key"
+    }
+
     /// Whether it has a flag of its own.
     pub fn has_flag(&self) -> bool {
         !self.name.contains('.')
@@ -105,19 +110,51 @@ pub const SETTINGS: &[Setting] = &[
         None,
         "Secrets of HS256/384/512 tokens, comma between; the first one signs. At least 16 bytes each",
     ),
+    text(
+        "jwt-public-key",
+        None,
+        "Public keys (PEM) of RS, PS, ES and EdDSA tokens, one block behind the other; also from a file, as secrets are",
+    ),
+    text("jwks", None, "JWKS with the public keys of tokens: an https:// URL, or the name of a file"),
+    text(
+        "jwt-leeway",
+        Some("30"),
+        "Seconds that nbf and iat may be ahead of this node's clock; exp counts to the second",
+    ),
     text("jwt-user-claim", Some("sub"), "Claim that holds the username"),
+    text(
+        "jwt-user-id-claim",
+        None,
+        "Claim that holds the user's id, such as user_id; the username is then read from Django's user table, and jwt-user-claim means nothing",
+    ),
     text("jwt-audience", None, "Accepted values of the claim aud, comma between; unset: not checked"),
     text("jwt-issuer", None, "Accepted value of the claim iss; unset: not checked"),
+    text(
+        "user-name",
+        Some("username"),
+        "What a user is called everywhere: username, or id (as Django writes it). The same for every way to sign in",
+    ),
+    text(
+        "anonymous",
+        Some("off"),
+        "Visitors without credentials: off, listen (they hear the open room of the URL) or talk (and post there)",
+    ),
+    text(
+        "auth-url",
+        None,
+        "View of the site that is asked who somebody is, with the browser's Cookie and Authorization. Only what every node can reach; never a page that redirects",
+    ),
+    secret("auth-secret", None, "What the view at auth-url gets as X-Gateway-Secret, at least 16 bytes"),
     secret("api-key", None, "Key of the API on the internal listener; without it the API answers 401 (not with --dev)"),
     text(
         "allowed-origins",
         None,
-        "Origins that may connect, comma between: hosts (.example.com with subdomains), or scheme://host[:port], or *; default: the request's own host",
+        "Origins that may connect, comma between: hosts (.example.com with subdomains), or scheme://host[:port] (app shells' too), or *; default: the request's own host",
     ),
     text(
         "trusted-proxies",
         None,
-        "Addresses of proxies whose X-Forwarded-For and X-Forwarded-Host count, comma between",
+        "Proxies whose X-Forwarded-For, -Host and -Proto, or Forwarded, count: addresses and networks (10.0.0.0/8), comma between",
     ),
     text(
         "room-policy",

@@ -13,6 +13,7 @@ use crate::config::RoomPolicy;
 use crate::consumers::frames::{Asked, ClientFrame, ErrorCode, ErrorFrame};
 use crate::consumers::framework::{Consumer, Context, Frame, Handlers, Outcome, Refusal};
 use crate::consumers::pages;
+use crate::consumers::scope::Access;
 use crate::events;
 use crate::names;
 use crate::seldom::Seldom;
@@ -40,6 +41,7 @@ const MAX_LEFT: usize = 1000;
 
 impl Consumer for ChatConsumer {
     const KEEPS_SCOPE: bool = false;
+    const TAKES_ANONYMOUS: bool = true;
 
     fn handlers(handlers: &mut Handlers<Self>) {
         handlers
@@ -56,6 +58,9 @@ impl Consumer for ChatConsumer {
         let enter = scope.kwarg("room_name").map(str::to_owned);
         if enter.as_deref().is_some_and(|room| !names::is_valid_name(room)) {
             return Err(Refusal::NotFound);
+        }
+        if ctx.access() != Access::Full {
+            return self.connect_anonymous(ctx, enter).await;
         }
         self.named = scope.user.rooms.clone();
         let Admitted { rooms, unheard, version, joined } = self.load_rooms(ctx, enter.clone()).await?;
@@ -78,6 +83,11 @@ impl Consumer for ChatConsumer {
 
     async fn receive(&mut self, ctx: &mut Context, frame: Frame) -> Outcome {
         let Some(Asked { frame, client_id }) = send::read(ctx, &mut self.bad, frame)? else { return Ok(()) };
+        if !may(ctx.access(), &frame) {
+            let what = "who is not signed in may not do this";
+            send::answer_error(ctx, &ErrorFrame::new(ErrorCode::Forbidden, what, client_id));
+            return Ok(());
+        }
         match frame {
             ClientFrame::Chat { group_name, content } => {
                 if !self.hears_or_says(ctx, &group_name, client_id.as_deref()) {
@@ -113,6 +123,15 @@ impl Consumer for ChatConsumer {
     }
 }
 
+/// What somebody may ask for. The rooms are looked at after that.
+fn may(access: Access, frame: &ClientFrame) -> bool {
+    match frame {
+        ClientFrame::Ping | ClientFrame::History { .. } | ClientFrame::Resume { .. } => true,
+        ClientFrame::Chat { .. } | ClientFrame::Typing { .. } => access != Access::Listen,
+        _ => access == Access::Full,
+    }
+}
+
 fn tell_of_unheard(ctx: &Context, admitted: &Admitted) {
     static LINE: Seldom = Seldom::new();
     ctx.node().metrics.rooms_unheard.inc();
@@ -139,6 +158,19 @@ struct RoomEntry<'a> {
 }
 
 impl ChatConsumer {
+    /// Hears the room of the path, if it is one that anybody may enter, and nothing else.
+    async fn connect_anonymous(&mut self, ctx: &mut Context, enter: Option<String>) -> Result<(), Refusal> {
+        let Some(room) = enter else { return Ok(()) };
+        if ctx.node().config.room_policy != RoomPolicy::Open {
+            return Err(Refusal::NotFound);
+        }
+        let Admitted { rooms, .. } = self.load_rooms(ctx, Some(room)).await?;
+        if rooms.is_empty() {
+            return Err(Refusal::NotFound);
+        }
+        self.join(ctx, &rooms, false).await
+    }
+
     fn hears(&self, room: &str) -> bool {
         self.rooms.binary_search_by(|known| (**known).cmp(room)).is_ok()
     }
@@ -210,7 +242,8 @@ impl ChatConsumer {
 
     async fn load_rooms(&self, ctx: &Context, enter: Option<String>) -> Result<Admitted, Refusal> {
         let open = ctx.node().config.room_policy == RoomPolicy::Open;
-        let ask = Ask { user: ctx.username().clone(), enter, named: self.named.clone(), open };
+        let anonymous = ctx.access() != Access::Full;
+        let ask = Ask { user: ctx.username().clone(), enter, named: self.named.clone(), open, anonymous };
         match ctx.node().admissions.admit(ask).await {
             Ok(admitted) => {
                 if !admitted.unheard.is_empty() {
@@ -264,6 +297,9 @@ impl ChatConsumer {
                 let room = self.rooms.remove(at);
                 self.leave(ctx, room);
             }
+        }
+        if ctx.access() != Access::Full {
+            return Ok(());
         }
         self.refresh(ctx).await
     }

@@ -17,7 +17,7 @@ use persistence::{Store, Stream};
 use serde::Serialize;
 
 use crate::close::CloseReason;
-use crate::consumers::scope::Scope;
+use crate::consumers::scope::{Access, Scope};
 use crate::events;
 use crate::hub::Released;
 use crate::node::Node;
@@ -58,6 +58,10 @@ pub enum Refusal {
 pub trait Consumer: Sized + Send + 'static {
     /// Whether [`Context::scope`] keeps headers, cookies and query after `connect`. They cost about a KiB per socket.
     const KEEPS_SCOPE: bool = true;
+
+    /// Whether visitors are let in who show no credentials, where `anonymous` allows them. What they may do then is the
+    /// consumer's to keep to ([`Context::access`]).
+    const TAKES_ANONYMOUS: bool = false;
 
     /// Names the handlers of this class; called once per route.
     fn handlers(_handlers: &mut Handlers<Self>) {}
@@ -201,6 +205,7 @@ pub(crate) struct ConsumerClass {
     table: HashMap<String, Lookup>,
     make: Box<dyn Fn() -> Box<dyn AnyConsumer> + Send + Sync>,
     pub(crate) keeps_scope: bool,
+    pub(crate) takes_anonymous: bool,
 }
 
 impl ConsumerClass {
@@ -230,7 +235,7 @@ impl ConsumerClass {
                 .collect(),
         );
         let make = move || -> Box<dyn AnyConsumer> { Box::new(Instance { consumer: make(), own: Arc::clone(&own) }) };
-        Self { table, make: Box::new(make), keeps_scope: C::KEEPS_SCOPE }
+        Self { table, make: Box::new(make), keeps_scope: C::KEEPS_SCOPE, takes_anonymous: C::TAKES_ANONYMOUS }
     }
 
     pub(crate) fn lookup(&self, handler_name: &str) -> Lookup {
@@ -325,6 +330,11 @@ impl Context {
     /// The signed-in user's name.
     pub fn username(&self) -> &Arc<str> {
         &self.socket.user
+    }
+
+    /// What the user may do.
+    pub fn access(&self) -> Access {
+        self.socket.access
     }
 
     /// The name under which `send` on the layer reaches this connection alone.
@@ -453,6 +463,7 @@ impl Drop for Context {
             self.node.hub.leave(&self.socket, group);
         }
         self.node.registry.remove(&self.socket);
+        self.node.again.forget(&self.socket.channel_name);
     }
 }
 

@@ -28,7 +28,7 @@ impl Consumer for NotificationConsumer {
 
     async fn connect(&mut self, ctx: &mut Context) -> Result<(), Refusal> {
         // Makes the user known; rooms are of no interest here.
-        let ask = Ask { user: ctx.username().clone(), enter: None, named: Vec::new(), open: false };
+        let ask = Ask { user: ctx.username().clone(), enter: None, named: Vec::new(), open: false, anonymous: false };
         ctx.node().admissions.admit(ask).await.map_err(|error| {
             tracing::warn!(error = &error as &dyn std::error::Error, "the user could not be noted");
             Refusal::Unavailable

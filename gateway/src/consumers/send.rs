@@ -15,6 +15,7 @@ use crate::consumers::frames::{self, Ack, Asked, ClientFrame, Content, ErrorCode
 use crate::consumers::framework::{Context, Frame, Outcome, Streams};
 use crate::consumers::pages;
 use crate::consumers::resume::Place;
+use crate::consumers::scope::Access;
 use crate::data;
 use crate::events;
 use crate::metrics::{ByCate, ByReason};
@@ -152,6 +153,13 @@ async fn catch_up(
         resumed.insert(room, went_on.into());
     }
     let mut frame = serde_json::json!({"type": "resumed", "rooms": resumed});
+    if ctx.access() != Access::Full {
+        // Who has no name has no inbox.
+        if inbox.is_some() {
+            frame["notifications"] = false.into();
+        }
+        return Ok(frame);
+    }
     if let (Some(place), Ok(group)) = (inbox, names.user(ctx.username())) {
         let stream = Stream::Inbox(ctx.username().to_string());
         frame["notifications"] = crate::consumers::resume::resume(ctx, &group, &stream, place).await?.into();
@@ -167,7 +175,7 @@ pub(super) async fn renew(
 ) -> Result<Option<Vec<String>>, crate::CloseReason> {
     let refuse = |code, detail: &str| answer_error(ctx, &ErrorFrame::new(code, detail, client_id.clone()));
     let user = match ctx.node().sign_in.user_of(token).await {
-        Ok(user) => user,
+        Ok(signed_in) => signed_in.user,
         Err(NotSignedIn::Unavailable(_)) => {
             refuse(ErrorCode::Unavailable, "try again");
             return Ok(None);
@@ -183,6 +191,8 @@ pub(super) async fn renew(
     }
     let Some(unix) = user.expires_at else { return Ok(Some(user.rooms)) };
     ctx.socket().expires_at.store(ctx.node().clock.deadline(unix), std::sync::atomic::Ordering::Relaxed);
+    // From now on the token says how long, whatever was shown before.
+    ctx.node().again.forget(ctx.channel_name());
     let expires_at =
         time::OffsetDateTime::from_unix_timestamp(unix).unwrap_or(time::macros::datetime!(9999-12-31 23:59:59 UTC));
     let frame = serde_json::json!({"type": "auth", "expires_at": events::rfc3339(expires_at)});

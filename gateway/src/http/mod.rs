@@ -8,6 +8,7 @@ pub(crate) mod answers;
 pub(crate) mod api;
 pub(crate) mod head;
 mod page;
+pub(crate) mod proxies;
 pub(crate) mod server;
 mod visit;
 pub(crate) mod visitors;

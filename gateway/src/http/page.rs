@@ -79,10 +79,10 @@ fn login(node: &Arc<Node>) -> BoxedFilter<(Answer,)> {
             let Ok(Login { username }) = json::read(&body) else {
                 return answers::json(StatusCode::BAD_REQUEST, &serde_json::json!({"detail": "username is missing"}));
             };
-            if let Err(detail) = names::check(&username) {
+            if let Err(detail) = names::check_user(&username) {
                 return answers::json(StatusCode::BAD_REQUEST, &serde_json::json!({"detail": detail}));
             }
-            match node.sign_in.tokens.sign(&username, None, DEV_TOKEN_SECONDS) {
+            match node.sign_in.tokens.auth.sign(&username, None, DEV_TOKEN_SECONDS) {
                 Ok(token) => answers::json(StatusCode::OK, &serde_json::json!({"username": username, "token": token})),
                 Err(_) => answers::json(StatusCode::INTERNAL_SERVER_ERROR, &serde_json::json!({"detail": "no token"})),
             }

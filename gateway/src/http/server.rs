@@ -13,7 +13,7 @@ use warp::filters::BoxedFilter;
 use crate::http::addresses::Visitor;
 use crate::http::answers::{Answer, json, plain};
 use crate::http::visit::Visit;
-use crate::http::{api, page};
+use crate::http::{api, page, proxies};
 use crate::node::Node;
 
 /// Connections the kernel may hold until we accept them. A reconnect storm of thousands must not
@@ -76,10 +76,11 @@ fn websocket_routes(node: &Arc<Node>) -> BoxedFilter<(Answer,)> {
         .and(warp::header::headers_cloned())
         .and(warp::ext::optional::<OnUpgrade>())
         .and(warp::ext::optional::<Arrival>())
-        .then(|node, method, path: warp::path::FullPath, query, headers, upgrade, arrival| async move {
+        .then(|node: Arc<Node>, method, path: warp::path::FullPath, query, headers, upgrade, arrival: Option<Arrival>| async move {
             let path = path.as_str().to_owned();
             let Some(arrival) = arrival else { return plain(StatusCode::INTERNAL_SERVER_ERROR, "") };
-            Visit { node, method, path, query, headers, arrival }.handshake(upgrade).await
+            let seen = proxies::see(&headers, arrival.peer.ip(), |address| node.config.trusts(address));
+            Visit { node, method, path, query, headers, arrival, seen }.handshake(upgrade).await
         })
         .boxed()
 }

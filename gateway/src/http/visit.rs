@@ -1,23 +1,23 @@
 //! One request from its head to its 101: who is it, from where, and is there a place.
 
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use http::header::{HOST, ORIGIN, RETRY_AFTER};
+use http::header::{FORWARDED, HOST, ORIGIN, RETRY_AFTER};
 use http::{HeaderMap, HeaderValue, Method, StatusCode};
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use tokio::time::timeout;
 
-use crate::auth::{self, NotSignedIn};
+use crate::auth::{self, NotSignedIn, SignedIn};
 use crate::clock::NEVER;
 use crate::close::CloseReason;
 use crate::consumers::connection::{FoundOrigin, Handshake, refused, refused_origin};
 use crate::consumers::framework::Refusal;
-use crate::consumers::scope::{Scope, parse_cookies};
+use crate::consumers::scope::{Access, Scope, parse_cookies};
 use crate::http::addresses;
 use crate::http::answers::{Answer, plain};
+use crate::http::proxies::Seen;
 use crate::http::server::Arrival;
 use crate::node::Node;
 use crate::socket::registry::LimitReached;
@@ -33,6 +33,8 @@ pub(crate) struct Visit {
     pub(crate) query: String,
     pub(crate) headers: HeaderMap,
     pub(crate) arrival: Arrival,
+    /// As it looks from outside.
+    pub(crate) seen: Seen,
 }
 
 impl Visit {
@@ -65,12 +67,11 @@ impl Visit {
             return refuse(Refusal::Unavailable, "handshakes_per_second");
         }
         let cookies = parse_cookies(&self.headers);
-        let client = self.client_address();
-        let own_host = self.own_host();
-        if !self.origin_is_allowed(own_host.as_deref()) {
-            return self.refuse_origin(client);
+        if !self.origin_is_allowed() {
+            return self.refuse_origin();
         }
         let chosen = v1.then_some(auth::V1);
+        let client = self.seen.client;
         let request = auth::Request {
             headers: &self.headers,
             subprotocols: &subprotocols,
@@ -78,11 +79,13 @@ impl Visit {
             cookies: &cookies,
             path: &self.path,
             client,
-            own_host: own_host.as_deref(),
+            own_host: self.seen.host.as_deref(),
+            scheme: self.scheme(),
         };
-        let user = match self.node.sign_in.sign_in(&request).await {
-            Ok(user) => user,
-            Err(NotSignedIn::CookieWithoutOrigin) => return self.refuse_origin(client),
+        let SignedIn { user, proof } = match self.node.sign_in.sign_in(&request).await {
+            Ok(signed_in) if signed_in.user.access == Access::Full || class.takes_anonymous => signed_in,
+            Ok(_) => return self.refuse_or_close(Refusal::Unauthorized, "anonymous", v1, accept, upgrade),
+            Err(NotSignedIn::CookieWithoutOrigin) => return self.refuse_origin(),
             Err(NotSignedIn::Unavailable(reason)) => return refuse(Refusal::Unavailable, reason),
             Err(NotSignedIn::Nobody(reason)) => {
                 return self.refuse_or_close(Refusal::Unauthorized, reason, v1, accept, upgrade);
@@ -98,6 +101,7 @@ impl Visit {
             user: Arc::clone(&user.name),
             path: self.path.as_str().into(),
             v1,
+            access: user.access,
             expires_at: user.expires_at.map_or(NEVER, |unix| self.node.clock.deadline(unix)),
             counted_address: (limits.connections_per_address > 0).then(|| addresses::network(client)),
         };
@@ -119,8 +123,12 @@ impl Visit {
             url_route,
             headers: self.headers.clone(),
         };
+        let channel = socket.channel_name.clone();
         match Handshake::connect(&self.node, socket, scope).await {
             Ok(connection) => {
+                if let Some(proof) = proof {
+                    self.node.again.watch(&channel, proof, self.node.recheck());
+                }
                 self.node.tasks.spawn(connection.serve(upgrade));
                 handshake::switching_protocols(accept, chosen).map(|()| String::new())
             }
@@ -142,23 +150,24 @@ impl Visit {
     }
 
     /// Whether a page of this origin may connect; who is no browser has none.
-    fn origin_is_allowed(&self, own_host: Option<&str>) -> bool {
+    fn origin_is_allowed(&self) -> bool {
         let Some(origin) = self.headers.get_all(ORIGIN).iter().next_back() else { return true };
-        origin.to_str().is_ok_and(|origin| self.node.origins.allows(origin, own_host))
+        let own_host = self.seen.host.as_deref();
+        origin.to_str().is_ok_and(|origin| self.node.config.allowed_origins.allows(origin, own_host))
     }
 
-    fn refuse_origin(&self, client: IpAddr) -> Answer {
-        let forwarded_host = self.headers.get("x-forwarded-host");
+    fn refuse_origin(&self) -> Answer {
+        let forwarded_host = self.headers.get("x-forwarded-host").or_else(|| self.headers.get(FORWARDED));
         let origin = self.headers.get_all(ORIGIN).iter().next_back();
         let change = match origin {
             None => "a cookie counts only from a page: a program signs in with a token, and sends no cookie",
             Some(origin) if origin.as_bytes() == b"null" => {
                 "a page without an origin of its own (a file, a sandboxed frame) cannot be let in"
             }
-            Some(_) if self.node.origins.are_configured() => {
+            Some(_) if self.node.config.allowed_origins.are_configured() => {
                 "if this is a page of yours, add its origin to allowed_origins (GATEWAY_ALLOWED_ORIGINS)"
             }
-            Some(_) if forwarded_host.is_some() && !self.is_trusted(self.arrival.peer.ip()) => {
+            Some(_) if forwarded_host.is_some() && !self.node.config.trusts(self.arrival.peer.ip()) => {
                 "if that came from a proxy of yours, add its address to trusted_proxies (GATEWAY_TRUSTED_PROXIES)"
             }
             Some(_) => {
@@ -166,19 +175,17 @@ impl Visit {
                  (GATEWAY_ALLOWED_ORIGINS)"
             }
         };
-        let host = self.headers.get(HOST);
-        refused_origin(&self.node, &self.path, client, &FoundOrigin { origin, host, forwarded_host, change });
+        let found = FoundOrigin { origin, host: self.headers.get(HOST), forwarded_host, change };
+        refused_origin(&self.node, &self.path, self.seen.client, &found);
         self.answer(Refusal::Forbidden)
     }
 
-    fn own_host(&self) -> Option<String> {
-        let forwarded = self.headers.get("x-forwarded-host").filter(|_| self.is_trusted(self.arrival.peer.ip()));
-        let host = forwarded.or_else(|| self.headers.get(HOST))?.to_str().ok()?;
-        host.split(',').next_back().map(|host| host.trim().to_owned())
-    }
-
-    fn is_trusted(&self, address: IpAddr) -> bool {
-        self.node.config.trusts(address)
+    /// The scheme of the browser's request: what a proxy of ours says, or else the page's, which a page of the same
+    /// site nearly always shares.
+    fn scheme(&self) -> &'static str {
+        let origin = self.headers.get(ORIGIN).map(|origin| origin.as_bytes());
+        let of_page = origin.filter(|origin| origin.starts_with(b"https://")).map_or("http", |_| "https");
+        self.seen.scheme.unwrap_or(of_page)
     }
 
     /// Takes one of this second's handshakes.
@@ -187,30 +194,8 @@ impl Visit {
         rate == 0 || self.node.handshakes.lock().take(1, rate, rate, Instant::now()) == 1
     }
 
-    /// The right-most hop that is no proxy of ours.
-    fn client_address(&self) -> IpAddr {
-        let mut client = self.arrival.peer.ip().to_canonical();
-        let forwarded: Vec<&str> = self
-            .headers
-            .get_all("x-forwarded-for")
-            .iter()
-            .filter_map(|value| value.to_str().ok())
-            .flat_map(|value| value.split(','))
-            .collect();
-        for hop in forwarded.iter().rev() {
-            if !self.is_trusted(client) {
-                break;
-            }
-            match hop.trim().parse::<IpAddr>() {
-                Ok(address) => client = address.to_canonical(),
-                Err(_) => break,
-            }
-        }
-        client
-    }
-
     fn refuse(&self, refusal: Refusal, reason: &'static str) -> Answer {
-        refused(&self.node, &self.path, self.client_address(), reason);
+        refused(&self.node, &self.path, self.seen.client, reason);
         self.answer(refusal)
     }
 
@@ -249,7 +234,7 @@ impl Visit {
         if !v1 {
             return self.refuse(refusal, reason);
         }
-        refused(&self.node, &self.path, self.client_address(), reason);
+        refused(&self.node, &self.path, self.seen.client, reason);
         self.node.tasks.spawn(close_after_upgrade(upgrade, close));
         handshake::switching_protocols(accept, Some(auth::V1)).map(|()| String::new())
     }

@@ -356,6 +356,7 @@ mod tests {
             path: "/".into(),
             v1: true,
             expires_at: u64::MAX,
+            access: crate::consumers::scope::Access::Full,
             counted_address: None,
         };
         Arc::new(Socket::new(identity, Arc::new(ConsumerClass::new(|| Listens)), outbox_limit, 0))

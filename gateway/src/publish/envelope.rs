@@ -334,7 +334,7 @@ fn recipient(to: &str) -> Result<Stream, Unusable> {
     let (kind, name) = to.split_once(':').unwrap_or_default();
     let valid = names::is_valid_name(name);
     match kind {
-        "user" if valid => Ok(Stream::Inbox(name.to_owned())),
+        "user" if names::is_user_name(name) => Ok(Stream::Inbox(name.to_owned())),
         "room" if valid => Ok(Stream::Room(name.to_owned())),
         _ => Err(unusable("malformed", "to must be user:NAME or room:NAME")),
     }

@@ -22,6 +22,7 @@ use tokio::net::TcpStream;
 
 use crate::close::CloseReason;
 use crate::consumers::framework::ConsumerClass;
+use crate::consumers::scope::Access;
 use crate::websocket::WireFrame;
 
 /// Events for *own* handlers that may wait per connection, so that a stuck consumer cannot take the node's memory.
@@ -57,6 +58,8 @@ pub struct Socket {
     pub since: OffsetDateTime,
     /// Whether the client speaks the subprotocol `gateway.v1`.
     pub v1: bool,
+    /// What the user may do.
+    pub(crate) access: Access,
     /// The client's address, where addresses are limited.
     pub(crate) counted_address: Option<IpAddr>,
     pub(crate) class: Arc<ConsumerClass>,
@@ -91,6 +94,7 @@ pub(crate) struct Identity {
     pub(crate) user: Arc<str>,
     pub(crate) path: Arc<str>,
     pub(crate) v1: bool,
+    pub(crate) access: Access,
     /// As [`Socket::expires_at`].
     pub(crate) expires_at: u64,
     pub(crate) counted_address: Option<IpAddr>,
@@ -129,13 +133,14 @@ pub(crate) enum Pushed {
 
 impl Socket {
     pub(crate) fn new(identity: Identity, class: Arc<ConsumerClass>, outbox_limit: usize, now: u32) -> Self {
-        let Identity { channel_name, user, path, v1, expires_at, counted_address } = identity;
+        let Identity { channel_name, user, path, v1, access, expires_at, counted_address } = identity;
         Self {
             channel_name,
             user,
             path,
             since: OffsetDateTime::now_utc(),
             v1,
+            access,
             counted_address,
             class,
             outbox_limit,
@@ -553,6 +558,7 @@ mod tests {
             path: "/".into(),
             v1: true,
             expires_at: crate::clock::NEVER,
+            access: crate::consumers::scope::Access::Full,
             counted_address: None,
         };
         Socket::new(identity, Arc::new(ConsumerClass::new(|| Listens)), outbox_limit, 0)

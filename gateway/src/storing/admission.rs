@@ -32,6 +32,8 @@ pub(crate) struct Ask {
     pub(crate) named: Vec<String>,
     /// Entering makes the room and joins it for good.
     pub(crate) open: bool,
+    /// Nobody by name: hears the room of the path if it exists, and leaves no trace.
+    pub(crate) anonymous: bool,
 }
 
 /// What a user may hear.
@@ -115,8 +117,8 @@ type Joining = HashMap<Arc<str>, HashSet<String>>;
 impl Desk {
     /// `None` for who is refused.
     async fn admit(&self, asks: Vec<Ask>) -> Result<Vec<Option<Admitted>>, StoreError> {
-        let users = unique(asks.iter().map(|ask| ask.user.to_string()));
-        let mut rooms_of = self.store.rooms_of(&users).await?;
+        let users = unique(asks.iter().filter(|ask| !ask.anonymous).map(|ask| ask.user.to_string()));
+        let mut rooms_of = if users.is_empty() { HashMap::new() } else { self.store.rooms_of(&users).await? };
         let mut joining = Joining::new();
         let admitted: Vec<bool> = asks.iter().map(|ask| self.has_room_for(ask, &rooms_of, &mut joining)).collect();
         let of_admitted = || asks.iter().zip(&admitted).filter(|(_, admitted)| **admitted).map(|(ask, _)| ask);
@@ -130,7 +132,11 @@ impl Desk {
             self.store.add_members(&pairs).await?;
         }
         let named = unique(
-            pairs.iter().map(|pair| pair.room.clone()).chain(of_admitted().flat_map(|ask| ask.named.iter().cloned())),
+            pairs
+                .iter()
+                .map(|pair| pair.room.clone())
+                .chain(of_admitted().flat_map(|ask| ask.named.iter().cloned()))
+                .chain(asks.iter().filter(|ask| ask.anonymous).filter_map(|ask| ask.enter.clone())),
         );
         let mut heads = if named.is_empty() { HashMap::new() } else { self.store.room_heads(&named).await? };
         for pair in &pairs {
@@ -142,6 +148,10 @@ impl Desk {
         for (ask, admitted) in asks.iter().zip(&admitted) {
             answers.push(match admitted {
                 false => None,
+                true if ask.anonymous => {
+                    let rooms = ask.enter.as_ref().and_then(|room| heads.get(room)).cloned().into_iter().collect();
+                    Some(Admitted { rooms, unheard: Vec::new(), version: 0, joined: false })
+                }
                 true => Some(self.admitted(ask, rooms_of.get(&*ask.user), &mut heads, &joining).await?),
             });
         }
@@ -150,7 +160,7 @@ impl Desk {
 
     /// Whether the user may enter: the room is theirs already, or is not too much. Who enters for good is noted.
     fn has_room_for(&self, ask: &Ask, rooms_of: &HashMap<String, Vec<Room>>, joining: &mut Joining) -> bool {
-        let Some(room) = ask.enter.as_ref().filter(|_| ask.open) else { return true };
+        let Some(room) = ask.enter.as_ref().filter(|_| ask.open && !ask.anonymous) else { return true };
         let stored = rooms_of.get(&*ask.user).map_or(&[][..], Vec::as_slice);
         let joins = joining.get(&ask.user);
         let is_member = |room: &str| {
@@ -200,7 +210,10 @@ impl Desk {
     async fn see_users(&self, asks: impl Iterator<Item = &Ask>) -> Result<(), StoreError> {
         let new: Vec<Arc<str>> = {
             let known = self.known.lock();
-            asks.map(|ask| Arc::clone(&ask.user)).filter(|user| !known.users.contains(user)).collect()
+            asks.filter(|ask| !ask.anonymous)
+                .map(|ask| Arc::clone(&ask.user))
+                .filter(|user| !known.users.contains(user))
+                .collect()
         };
         if new.is_empty() {
             return Ok(());

@@ -13,6 +13,7 @@ use channel_layer::Event;
 use persistence::{Room, StoreError};
 
 use crate::events::ROOMS_CHANGED;
+use crate::names;
 use crate::node::Node;
 
 /// How often: while the layer works, and while it is away.
@@ -47,7 +48,10 @@ pub(crate) async fn watch(node: Arc<Node>) {
 
 async fn compare(node: &Node) -> Result<(), StoreError> {
     let news = Arc::new(Event::new(ROOMS_CHANGED));
-    for users in node.registry.users().chunks(CHUNK) {
+    let mut users = node.registry.users();
+    // Who has no name has no memberships.
+    users.retain(|user| !user.starts_with(names::ANONYMOUS));
+    for users in users.chunks(CHUNK) {
         let rooms = node.store.rooms_of(users).await?;
         for user in users {
             let current = version(rooms.get(user).map_or(&[], Vec::as_slice));

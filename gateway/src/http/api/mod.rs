@@ -196,7 +196,7 @@ impl Call {
     async fn run(&self, node: &Arc<Node>, operation: Operation, names: &[&str]) -> Result<String, Problem> {
         let name = |index: usize| names.get(index).copied().unwrap_or_default();
         let room = || valid("the room", name(0));
-        let user = |index| valid("the user", name(index));
+        let user = |index| valid_user(name(index));
         let value = match operation {
             // Answered before.
             Operation::Document => Ok(Value::Null),
@@ -282,6 +282,14 @@ fn text(answer: &impl Serialize) -> Result<String, Problem> {
 
 fn not_json() -> Problem {
     Problem::bad(NOT_JSON)
+}
+
+/// The name, if it can be a user's.
+fn valid_user(name: &str) -> Result<&str, Problem> {
+    match crate::names::is_user_name(name) {
+        true => Ok(name),
+        false => Err(Problem::bad("the user is not a valid name")),
+    }
 }
 
 /// The name, if it can be one.

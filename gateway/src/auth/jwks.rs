@@ -1,0 +1,270 @@
+//! The keys of a JWKS, from a file or a URL: kept, read again when their time is over or a token names a key that is
+//! not among them. One task reads; whoever needs a newer one waits for it a moment.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::header::CACHE_CONTROL;
+use http::{HeaderMap, StatusCode};
+use tokio::sync::{Notify, watch};
+use tokio::time::{Instant, sleep, timeout};
+
+use super::http_client::{self, BodyError};
+use super::jwt::{Token, TokenError};
+use super::jwt_keys::{self, Key, MAX_JWKS, MAX_KEYS, Verdict};
+use crate::health::Health;
+
+/// How often an unknown `kid` has it read again, at most.
+const AGAIN: Duration = Duration::from_secs(10);
+
+/// How long a visitor waits until it is read again.
+const PATIENCE: Duration = Duration::from_secs(4);
+
+/// How long reading it may take.
+const READ_TIME: Duration = Duration::from_secs(3);
+
+/// How long it is good where the answer does not say, and the bounds of what it may say.
+const GOOD_FOR: Duration = Duration::from_secs(300);
+const SHORTEST: Duration = Duration::from_secs(5);
+const LONGEST: Duration = Duration::from_secs(86_400);
+
+/// How often a file is read again.
+const FILE_GOOD_FOR: Duration = Duration::from_secs(10);
+
+/// The first wait after a failure, and the longest.
+const RETRY: Duration = Duration::from_millis(500);
+const RETRY_MOST: Duration = Duration::from_secs(5);
+
+/// The name of this part in `/readyz`, and of its task.
+const NAME: &str = "jwks";
+
+/// Where it is.
+#[derive(Debug, Clone)]
+pub(crate) enum Source {
+    File(PathBuf),
+    Url(reqwest::Url),
+}
+
+impl Source {
+    /// A URL, or else the name of a file.
+    pub(crate) fn parse(text: &str) -> Result<Self, &'static str> {
+        let (scheme, is_url) = text.split_once("://").map_or(("", false), |(scheme, _)| (scheme, true));
+        if !is_url {
+            return Ok(Self::File(text.into()));
+        }
+        let url = reqwest::Url::parse(text).map_err(|_| "is no URL, and no name of a file")?;
+        match scheme.to_ascii_lowercase().as_str() {
+            "http" | "https" if url.has_host() => Ok(Self::Url(url)),
+            "file" => url.to_file_path().map(Self::File).map_err(|()| "names no file of this machine"),
+            _ => Err("must be the name of a file, or begin with https:// or http://"),
+        }
+    }
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::File(path) => write!(f, "{}", path.display()),
+            Self::Url(url) => f.write_str(&http_client::shown(url)),
+        }
+    }
+}
+
+/// Why it was not read.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum JwksError {
+    #[error("the JWKS {0} cannot be read")]
+    File(String, #[source] std::io::Error),
+    #[error("the JWKS at {0} cannot be fetched")]
+    Url(String, #[source] BodyError),
+    #[error("the JWKS at {0} answered {1}{2}")]
+    Status(String, StatusCode, String),
+    #[error("{1} ({0})")]
+    Document(String, &'static str),
+    #[error("the JWKS at {0} did not come within {READ_TIME:?}")]
+    Late(String),
+}
+
+/// See the [module](self).
+pub(crate) struct Jwks {
+    source: Source,
+    http: reqwest::Client,
+    state: watch::Sender<State>,
+    wanted: Notify,
+}
+
+#[derive(Debug, Default, Clone)]
+struct State {
+    /// Those that were had last; `None` when there have never been any.
+    keys: Option<Arc<Vec<Key>>>,
+    /// When what is here was asked for.
+    fetched: Option<Instant>,
+    /// When it was last asked for, with whatever outcome.
+    tried: Option<Instant>,
+}
+
+impl State {
+    fn is_fresh(&self) -> bool {
+        self.fetched.is_some_and(|at| at.elapsed() < AGAIN)
+    }
+
+    fn was_tried(&self) -> bool {
+        self.tried.is_some_and(|at| at.elapsed() < AGAIN)
+    }
+}
+
+impl Jwks {
+    pub(crate) fn new(source: Source) -> Result<Self, reqwest::Error> {
+        let http = http_client::builder().timeout(READ_TIME).build()?;
+        Ok(Self { source, http, state: watch::Sender::default(), wanted: Notify::new() })
+    }
+
+    /// Checks a token's signature.
+    pub(crate) async fn verify(&self, token: &Token<'_>) -> Result<(), TokenError> {
+        let mut states = self.state.subscribe();
+        let give_up = Instant::now() + PATIENCE;
+        loop {
+            let state = states.borrow_and_update().clone();
+            let Some(keys) = &state.keys else { return Err(TokenError::KeysAway) };
+            match jwt_keys::verify(keys, &token.signed()) {
+                Verdict::Good => return Ok(()),
+                Verdict::Bad => return Err(TokenError::Signature),
+                Verdict::NoSuchAlgorithm => return Err(TokenError::Algorithm),
+                Verdict::NoSuchKey if token.key_id.is_none() || state.is_fresh() => return Err(TokenError::UnknownKey),
+                Verdict::NoSuchKey if state.was_tried() => return Err(TokenError::KeysAway),
+                Verdict::NoSuchKey => {}
+            }
+            self.wanted.notify_one();
+            if !matches!(tokio::time::timeout_at(give_up, states.changed()).await, Ok(Ok(()))) {
+                return Err(TokenError::KeysAway);
+            }
+        }
+    }
+
+    /// Reads it, again and again; runs until the node stops.
+    pub(crate) async fn keep(self: Arc<Self>, health: Arc<Health>) {
+        let mut failures = 0_u32;
+        health.note_part(NAME, false, true);
+        loop {
+            let asked = Instant::now();
+            let read = match timeout(READ_TIME, self.read()).await {
+                Ok(read) => read,
+                Err(_) => Err(JwksError::Late(self.source.to_string())),
+            };
+            health.note(NAME, &read);
+            let wait = match read {
+                Ok((keys, good_for)) => {
+                    failures = 0;
+                    self.state.send_replace(State {
+                        keys: Some(Arc::new(keys)),
+                        fetched: Some(asked),
+                        tried: Some(asked),
+                    });
+                    health.note_part(NAME, true, true);
+                    // Not all nodes at once.
+                    good_for.mul_f64(rand::random_range(0.9..1.0))
+                }
+                Err(_) => {
+                    failures += 1;
+                    self.state.send_modify(|state| state.tried = Some(asked));
+                    RETRY_MOST.min(RETRY * 2_u32.saturating_pow(failures - 1))
+                }
+            };
+            tokio::select! {
+                () = sleep(wait) => {}
+                () = async {
+                    // What was asked for a moment ago is what another one would find.
+                    sleep(AGAIN.saturating_sub(asked.elapsed())).await;
+                    self.wanted.notified().await;
+                } => {}
+            }
+        }
+    }
+
+    /// The keys, and how long they are good.
+    async fn read(&self) -> Result<(Vec<Key>, Duration), JwksError> {
+        let name = || self.source.to_string();
+        let (json, good_for) = match &self.source {
+            Source::File(path) => {
+                (read_file(path).await.map_err(|error| JwksError::File(name(), error))?, FILE_GOOD_FOR)
+            }
+            Source::Url(url) => {
+                let failed = |error| JwksError::Url(name(), error);
+                let answer = self.http.get(url.clone()).send().await.map_err(|error| failed(error.into()))?;
+                if answer.status() != StatusCode::OK {
+                    let to = http_client::redirected_to(answer.headers());
+                    return Err(JwksError::Status(name(), answer.status(), to));
+                }
+                let good_for = good_for(answer.headers());
+                (http_client::body(answer, MAX_JWKS).await.map_err(failed)?, good_for)
+            }
+        };
+        let (keys, unused) = jwt_keys::keys_of_jwks(&json).map_err(|what| JwksError::Document(name(), what))?;
+        if keys.is_empty() || keys.len() == MAX_KEYS {
+            tracing::warn!(jwks = %self.source, used = keys.len(), unused, "the JWKS has no key that is of use here, or too many");
+        } else {
+            tracing::debug!(jwks = %self.source, used = keys.len(), unused, "the JWKS is read");
+        }
+        Ok((keys, good_for))
+    }
+}
+
+async fn read_file(path: &std::path::Path) -> std::io::Result<Vec<u8>> {
+    use tokio::io::AsyncReadExt as _;
+    let mut json = Vec::new();
+    // One byte more than may be there shows that there is more.
+    tokio::fs::File::open(path).await?.take(MAX_JWKS as u64 + 1).read_to_end(&mut json).await?;
+    Ok(json)
+}
+
+/// What `Cache-Control` says. Who wants it not to be kept at all is asked as often as who says nothing.
+fn good_for(headers: &HeaderMap) -> Duration {
+    let directives = headers.get_all(CACHE_CONTROL).iter().filter_map(|value| value.to_str().ok());
+    let max_age = directives.flat_map(|value| value.split(',')).find_map(|directive| {
+        let (name, seconds) = directive.split_once('=')?;
+        let seconds = seconds.trim().trim_matches('"').parse().ok()?;
+        name.trim().eq_ignore_ascii_case("max-age").then_some(seconds)
+    });
+    match max_age {
+        None | Some(0) => GOOD_FOR,
+        Some(seconds) => Duration::from_secs(seconds).clamp(SHORTEST, LONGEST),
+    }
+}
+
+impl fmt::Debug for Jwks {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Jwks").field("source", &self.source).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn how_long_it_is_good_is_what_the_answer_says_within_bounds() {
+        let said = |value: &str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(CACHE_CONTROL, value.parse().unwrap());
+            good_for(&headers)
+        };
+        assert_eq!(good_for(&HeaderMap::new()), GOOD_FOR);
+        assert_eq!(said("public, max-age=20000, must-revalidate"), Duration::from_secs(20_000));
+        assert_eq!([said("no-cache"), said("max-age=0"), said("max-age=x")], [GOOD_FOR; 3]);
+        assert_eq!([said("max-age=1"), said("Max-Age=\"99999999\"")], [SHORTEST, LONGEST]);
+    }
+
+    #[test]
+    fn a_source_is_a_url_or_a_file() {
+        assert!(matches!(Source::parse("/etc/jwks.json"), Ok(Source::File(_))));
+        assert!(matches!(Source::parse("file:///etc/jwks.json"), Ok(Source::File(_))));
+        assert!(matches!(Source::parse("https://id.example.com/jwks"), Ok(Source::Url(_))));
+        assert!(Source::parse("ftp://id.example.com/jwks").is_err() && Source::parse("https://").is_err());
+        assert_eq!(
+            Source::parse("https://a:b@id.example.com/jwks?key=c").unwrap().to_string(),
+            "https://id.example.com/jwks"
+        );
+    }
+}
