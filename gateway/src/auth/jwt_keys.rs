@@ -107,7 +107,7 @@ pub(crate) struct Key {
 
 #[derive(Clone)]
 enum Material {
-    Secret(hmac::Key),
+    Secret(Box<hmac::Key>),
     Public(ParsedPublicKey),
 }
 
@@ -151,7 +151,8 @@ pub(crate) fn verify(keys: &[Key], signed: &Signed<'_>) -> Verdict {
 impl Key {
     /// A shared secret.
     pub(crate) fn secret(secret: &[u8]) -> Self {
-        let takes = SYMMETRIC.map(|algorithm| (algorithm, Material::Secret(hmac::Key::new(algorithm.mac(), secret))));
+        let takes =
+            SYMMETRIC.map(|algorithm| (algorithm, Material::Secret(hmac::Key::new(algorithm.mac(), secret).into())));
         Self { id: None, takes: takes.into() }
     }
 

@@ -231,13 +231,13 @@ impl Tokens {
 fn refused_token(error: &TokenError) -> NotSignedIn {
     match error {
         TokenError::KeysAway => NotSignedIn::Unavailable(error.reason()),
-        TokenError::Name(_) => impossible_name("a signed token"),
+        TokenError::Name(_) => impossible_name(&error.to_string()),
         _ => NotSignedIn::Nobody(error.reason()),
     }
 }
 
 /// Somebody is known who can have no name here: the site's people should hear of it.
-fn impossible_name(by: &'static str) -> NotSignedIn {
+fn impossible_name(by: &str) -> NotSignedIn {
     static LINE: Seldom = Seldom::new();
     if let Some(times) = LINE.again() {
         tracing::warn!(
