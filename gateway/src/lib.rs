@@ -43,6 +43,7 @@ mod storing;
 mod upkeep;
 mod websocket;
 
+pub use auth::django::SourceFailed;
 pub use auth::{ClaimedUser, Claims, JwtAuth, TokenError};
 pub use close::CloseReason;
 pub use config::Config;
@@ -53,7 +54,7 @@ pub use consumers::routing::Router;
 pub use consumers::scope::{Access, Scope, SignedInBy, User};
 pub use layer::SharedLayer;
 pub use names::{GroupNames, check as check_name, check_user as check_user_name, is_user_name, is_valid_name};
-pub use node::{Node, NodeError, RunningNode, check_layer, store_options};
+pub use node::{Node, NodeError, RunningNode, check_layer, check_site, check_users, store_options};
 pub use redis::{DeploymentError, RedisFailed};
 
 pub use channel_layer::{Event, GroupName};

@@ -84,6 +84,14 @@ async fn serve(config: Config, warnings: &[String]) -> anyhow::Result<ExitCode> 
     warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
     let dev = config.dev;
     let mut stop = StopSignals::new()?;
+    let users = tokio::select! {
+        users = gateway::check_users(&config) => users,
+        () = stop.recv() => return Ok(ExitCode::SUCCESS),
+    };
+    match users {
+        Ok(warning) => warning.iter().for_each(|warning| tracing::warn!("{warning}")),
+        Err(errors) => return Ok(wrong_settings(&errors)),
+    }
     // While it waits for Redis or the database too.
     let node = tokio::select! {
         node = Node::start(config, consumers::routes()) => node?,
@@ -151,6 +159,10 @@ async fn migrate(config: &Config, arguments: &clap::ArgMatches) -> anyhow::Resul
 }
 
 async fn check_config(config: &Config, live: bool) -> anyhow::Result<ExitCode> {
+    match gateway::check_users(config).await {
+        Ok(warning) => warning.iter().for_each(|warning| println!("warning: {warning}")),
+        Err(errors) => return Ok(wrong_settings(&errors)),
+    }
     if live {
         let store = Store::connect(store_options(config)).await?;
         store.ping().await?;
@@ -159,6 +171,9 @@ async fn check_config(config: &Config, live: bool) -> anyhow::Result<ExitCode> {
         println!("the channel layer answers");
         if let Some(odd) = odd {
             println!("warning: {odd}");
+        }
+        if gateway::check_site(config).await? {
+            println!("the site's users can be read, and its sessions where they are wanted");
         }
     }
     println!("the settings are good");

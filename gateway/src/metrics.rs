@@ -104,6 +104,8 @@ pub struct Metrics {
     pub ready: Gauge,
     pub clock_skew: Family<ByOf, Gauge<f64, AtomicU64>>,
     pub background_failures: Family<ByTask, Counter>,
+    pub sign_ins_rechecked: Family<ByResult, Counter>,
+    pub recheck_oldest: Gauge<f64, AtomicU64>,
 }
 
 impl Metrics {
@@ -202,6 +204,10 @@ impl Metrics {
             "clock_skew_seconds", "How far the clock of the database or of Redis is ahead of this node's", Family::<ByOf, Gauge<f64, AtomicU64>>::default();
             "background_failures", "Turns of background tasks that failed", Family::<ByTask, Counter>::default();
         };
+        let (sign_ins_rechecked, recheck_oldest) = register! {
+            "sign_ins_rechecked", "Sessions and users looked at again while their sockets are open: good, unavailable (nobody could tell), or why they are over", Family::<ByResult, Counter>::default();
+            "sign_ins_recheck_oldest_seconds", "How long the oldest look at a session or user has been due", Gauge::<f64, AtomicU64>::default();
+        };
         let (held_bytes, hub_queue_bytes, write_queue_bytes, write_waits, writes_refused, questions_refused) = register! {
             "held_bytes", "Memory taken by events that wait for what is missing before them", Gauge::default();
             "hub_queue_bytes", "Memory taken by events on their way from the layer to the sockets", Gauge::default();
@@ -278,6 +284,8 @@ impl Metrics {
             ready,
             clock_skew,
             background_failures,
+            sign_ins_rechecked,
+            recheck_oldest,
         }
     }
 

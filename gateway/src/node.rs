@@ -13,10 +13,12 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
+use crate::auth;
 use crate::auth::again::{self, Again};
+use crate::auth::django::{Django, SourceFailed};
 use crate::auth::{AskDjango, Jwks, JwtAuth, SignIn, Tokens};
 use crate::clock::Clock;
-use crate::config::Config;
+use crate::config::{Config, ConfigErrors};
 use crate::consumers::routing::Router;
 use crate::files::Files;
 use crate::health::{self, Health};
@@ -35,7 +37,7 @@ use crate::socket::registry::Registry;
 use crate::storing::admission::Admissions;
 use crate::storing::writer::Writer;
 use crate::upkeep::memory::{self, MemoryLimit};
-use crate::upkeep::{drain, memberships, skew, watch};
+use crate::upkeep::{drain, memberships, recheck, site, skew, watch};
 
 /// How long a node waits for Redis and the database when it starts.
 const START_PATIENCE: Duration = Duration::from_secs(30);
@@ -45,9 +47,6 @@ const LAST_WORDS: Duration = Duration::from_secs(5);
 
 /// Bytes of what is being published at the same time, about: from reading it until it is stored.
 const PUBLISHING: u32 = 16 * 1024 * 1024;
-
-/// How often Django is asked again about those whom it let in without an end.
-const RECHECK: Duration = Duration::from_secs(300);
 
 /// Bytes of the bodies of API calls, with what is made of them.
 const BODIES: u32 = 16 * 1024 * 1024;
@@ -70,6 +69,9 @@ pub enum NodeError {
     /// There can be no client of HTTP, for the ways to sign in that need one.
     #[error("HTTP cannot be used")]
     Http(#[source] reqwest::Error),
+    /// The site's sessions cannot be read with these settings.
+    #[error(transparent)]
+    Site(#[from] SourceFailed),
     /// An address cannot be listened on.
     #[error("cannot listen on {0}")]
     Listen(SocketAddr, #[source] std::io::Error),
@@ -93,6 +95,8 @@ pub struct Node {
     pub(crate) handshakes: parking_lot::Mutex<Bucket>,
     pub(crate) sign_in: SignIn,
     pub(crate) again: Again,
+    /// The site's sessions and users, if they are read.
+    pub(crate) django: Option<Arc<Django>>,
     pub(crate) peers: Peers,
     pub(crate) seals: Arc<Seals>,
     pub(crate) redis: Option<redis::Server>,
@@ -150,7 +154,12 @@ impl Node {
         let (metrics, registry) = (Arc::new(Metrics::new()), Arc::new(Registry::new()));
         let health = Arc::new(Health::new(&metrics));
         let seals = Arc::new(Seals::new(&secrets, &metrics));
-        let sign_in = sign_in(&config, &health)?;
+        let django = if config.reads_site() {
+            Some(Arc::new(Django::start(&config.django, &store, &metrics, &background, &stop)?))
+        } else {
+            None
+        };
+        let sign_in = sign_in(&config, django.clone(), &health)?;
         let start_hub = || {
             Hub::start(
                 Arc::clone(&layer),
@@ -183,6 +192,7 @@ impl Node {
             handshakes: parking_lot::Mutex::new(Bucket::full(config.limits.handshakes_per_second, Instant::now())),
             sign_in,
             again: Again::default(),
+            django,
             peers: Peers::new(&config, &layer, &seals, &metrics),
             seals,
             resumes: Semaphore::new(16),
@@ -220,6 +230,10 @@ impl Node {
         if let Some(ask) = &node.sign_in.ask {
             background.spawn(stop.clone().run_until_cancelled_owned(Arc::clone(ask).keep()));
         }
+        if node.django.is_some() {
+            background.spawn(stop.clone().run_until_cancelled_owned(recheck::watch(Arc::clone(&node))));
+            background.spawn(stop.clone().run_until_cancelled_owned(site::watch(Arc::clone(&node))));
+        }
         memory::start(&node, &background, &stop);
         background.spawn(stop.clone().run_until_cancelled_owned(memberships::watch(Arc::clone(&node))));
         background.spawn(stop.clone().run_until_cancelled_owned(seal::keep_reading(Arc::clone(&node))));
@@ -255,7 +269,7 @@ impl Node {
 
     /// How often it is looked at again who is signed in.
     pub(crate) fn recheck(&self) -> Duration {
-        RECHECK
+        self.config.django.recheck
     }
 
     /// Whether the node is leaving.
@@ -297,15 +311,43 @@ fn jwt(config: &Config) -> JwtAuth {
     config.jwt()
 }
 
-fn sign_in(config: &Config, health: &Arc<Health>) -> Result<SignIn, NodeError> {
+fn sign_in(config: &Config, django: Option<Arc<Django>>, health: &Arc<Health>) -> Result<SignIn, NodeError> {
     let jwks = config.jwks.clone().map(Jwks::new).transpose().map_err(NodeError::Http)?;
     let ask = config.auth_url.clone().map(|url| AskDjango::new(url, config.auth_secret.as_ref(), health));
     Ok(SignIn {
         tokens: Tokens { auth: jwt(config), jwks: jwks.map(Arc::new) },
+        django,
         ask: ask.transpose().map_err(NodeError::Http)?.map(Arc::new),
         user_name: config.user_name,
         anonymous: config.anonymous,
     })
+}
+
+/// What speaks against these settings that only the site's database knows: a claim that holds an id means nothing
+/// without the users. Returns a warning where the database does not answer.
+pub async fn check_users(config: &Config) -> Result<Option<String>, ConfigErrors> {
+    let Some(claim) = &config.jwt_user_id_claim else { return Ok(None) };
+    let (django, own) = (&config.django, &config.database_url);
+    let is_file = django.database_url.as_ref().unwrap_or(own).expose_secret().starts_with("sqlite:");
+    match auth::django::check_tables(django, own).await {
+        Ok(()) => Ok(None),
+        Err(error) if error.is_retryable() && !is_file => Ok(Some(
+            "the database with the site's users does not answer: nobody comes by an id until it does".to_owned(),
+        )),
+        Err(_) => Err(ConfigErrors(vec![format!(
+            "jwt-user-id-claim: {claim} holds ids, and the names to them cannot be read from the table {}: set \
+             django.database_url, django.user_table and its columns, and let the role read them",
+            django.tables.users
+        )])),
+    }
+}
+
+/// Whether sessions and users of the site are read with these settings; an error if that is not possible now.
+pub async fn check_site(config: &Config) -> Result<bool, NodeError> {
+    if config.reads_site() {
+        auth::django::check_tables(&config.django, &config.database_url).await.map_err(SourceFailed::from)?;
+    }
+    Ok(config.reads_site())
 }
 
 /// The store's options that follow from the settings.

@@ -5,6 +5,7 @@ mod common;
 
 use common::{TestNode, eventually};
 use serde_json::Value;
+use testkit::postgres::Postgres;
 use tokio::io::AsyncBufReadExt as _;
 
 struct Output {
@@ -51,6 +52,28 @@ async fn all_mistakes_are_told_at_once_and_no_secret_is() {
     assert!(output.code == 0 && output.out.contains("jwt-secret") && !output.out.contains("canary"), "{}", output.out);
     let output = gateway(&["migrate"], &env).await;
     assert!(output.code == 1 && !output.err.contains("canary"), "{}", output.err);
+}
+
+#[tokio::test]
+async fn a_claim_with_ids_needs_users_that_can_be_read() {
+    let url = Postgres::shared().fresh_database();
+    let env = [
+        ("GATEWAY_JWT_SECRET", common::SECRET),
+        ("GATEWAY_JWT_USER_ID_CLAIM", "user_id"),
+        ("GATEWAY_DJANGO__DATABASE_URL", url.as_str()),
+    ];
+    for command in ["check-config", "serve"] {
+        for env in [&env[..], &env[..2]] {
+            let output = gateway(&[command], env).await;
+            assert!(output.code == 2 && output.err.contains("django.user_table"), "{command}: {}", output.err);
+        }
+    }
+    let table = "CREATE TABLE auth_user (id integer PRIMARY KEY, username text, password text, is_active boolean)";
+    Postgres::shared().sql(&url, table);
+    let output = gateway(&["check-config"], &env).await;
+    assert_eq!(output.code, 0, "{}", output.err);
+    let output = gateway(&["check-config", "--user-name", "id", "--django-secret-key", "key"], &env[..1]).await;
+    assert!(output.code == 2 && output.err.contains("--jwt-user-id-claim"), "{}", output.err);
 }
 
 #[tokio::test]

@@ -51,9 +51,18 @@ impl Db {
     pub(crate) fn new(options: StoreOptions) -> Result<Self, StoreError> {
         let target = Target::parse(&options.url)?;
         target.keep_private();
+        Ok(Self::with(target, options))
+    }
+
+    /// Of a database that is another program's, and only read.
+    pub(crate) fn of_a_site(options: StoreOptions) -> Result<Self, StoreError> {
+        Ok(Self::with(Target::parse_foreign(&options.url)?, options))
+    }
+
+    fn with(target: Target, options: StoreOptions) -> Self {
         let statements = Arc::new(AtomicU64::new(0));
         let pools = counted(Pools::new(&target, &options), &statements);
-        Ok(Self { backend: target.backend(), target, options, pools: RwLock::new((0, pools)), statements })
+        Self { backend: target.backend(), target, options, pools: RwLock::new((0, pools)), statements }
     }
 
     fn pools(&self) -> (u64, Pools) {

@@ -73,6 +73,7 @@ mod rooms;
 mod row;
 mod schema;
 mod secrets;
+mod site;
 mod store;
 mod types;
 mod values;
@@ -80,6 +81,7 @@ mod values;
 pub use error::{BoxError, StoreError};
 pub use options::StoreOptions;
 pub use secrets::{Secret, Secrets};
+pub use site::{Site, SiteMoment, SiteSession, SiteTables, SiteUser};
 pub use store::Store;
 pub use types::{
     After, Append, AppendError, Appended, Backend, Deleted, Head, Key, MAX_DATA_BYTES, MAX_DISPLAY_NAME_CHARS,

@@ -24,6 +24,9 @@ const LOCK_TIMEOUT_SECONDS: u64 = 3;
 /// How long a frozen node may keep others from a stream.
 const IDLE_IN_TRANSACTION_SECONDS: u64 = 15;
 
+/// Rows of a foreign SQLite file that are read ahead.
+const ROWS_AHEAD: usize = 128;
+
 /// Where the database is and how long to wait for it.
 #[derive(Clone)]
 pub struct StoreOptions {
@@ -116,6 +119,23 @@ impl Target {
                 Err(StoreError::Invalid("the database URL must begin with sqlite:, postgres:// or mysql://".to_owned()))
             }
         }
+    }
+
+    /// As [`parse`](Self::parse), of a database that is another program's and only read: nothing of a file is changed,
+    /// not even how it is written.
+    pub(crate) fn parse_foreign(url: &str) -> Result<Self, StoreError> {
+        let target = Self::parse(url)?;
+        let Self::Sqlite { options, in_memory, .. } = target else { return Ok(target) };
+        if in_memory {
+            return Err(StoreError::Invalid("a database in memory is its process's own".to_owned()));
+        }
+        let options = SqliteConnectOptions::new()
+            .filename(options.get_filename())
+            .read_only(true)
+            .busy_timeout(Duration::from_secs(5))
+            .row_buffer_size(ROWS_AHEAD)
+            .disable_statement_logging();
+        Ok(Self::Sqlite { options, in_memory, create: false })
     }
 
     /// Sees to it that a database in a file is its owner's only.

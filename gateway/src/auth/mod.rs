@@ -2,6 +2,7 @@
 
 pub(crate) mod again;
 mod ask;
+pub(crate) mod django;
 mod http_client;
 mod jwks;
 mod jwt;
@@ -22,6 +23,7 @@ pub(crate) use origin::{Origins, split_port};
 
 use crate::auth::again::Proof;
 use crate::auth::ask::{Named, Question, Said};
+use crate::auth::django::{Away, Django, Kept, NoSession, Person};
 use crate::auth::jwt::Token;
 use crate::auth::jwt_keys::Verdict;
 use crate::clock;
@@ -61,6 +63,8 @@ pub(crate) struct SignedIn {
     pub(crate) user: User,
     /// What has to be looked at again while the socket is open. `None` where the sign-in has an end of its own.
     pub(crate) proof: Option<Proof>,
+    /// The same of what is read at the site, and when that ends as things stand.
+    pub(crate) kept: Option<(Kept, Option<i64>)>,
 }
 
 /// Why somebody is not signed in. Each holds the reason, one word of the program's, as logs and metrics show it.
@@ -80,6 +84,7 @@ pub(crate) enum NotSignedIn {
 #[derive(Debug)]
 pub(crate) struct SignIn {
     pub(crate) tokens: Tokens,
+    pub(crate) django: Option<Arc<Django>>,
     pub(crate) ask: Option<Arc<AskDjango>>,
     pub(crate) user_name: UserName,
     pub(crate) anonymous: Anonymous,
@@ -99,7 +104,9 @@ impl SignIn {
         if let Some(signed_in) = self.by_token(request).await? {
             return Ok(signed_in);
         }
-        // Django's sessions have their place here: after tokens, before Django is asked.
+        if let Some(signed_in) = self.by_session(request).await? {
+            return Ok(signed_in);
+        }
         let mut nobody = "no_credentials";
         if let Some(question) = self.ask.as_ref().map(|_| Question::of(request)).transpose()?.flatten() {
             match self.by_django(question).await? {
@@ -136,13 +143,66 @@ impl SignIn {
             refused
         })?;
         let Claims { user, rooms, expires_at } = claims;
-        let (name, id) = match user {
-            ClaimedUser::Name(name) => (Arc::from(name), None),
-            ClaimedUser::Id(_) => return Err(NotSignedIn::Unavailable("site_database")),
+        let (name, id, kept) = match user {
+            ClaimedUser::Name(name) => (Arc::from(name), None, None),
+            ClaimedUser::Id(id) => {
+                let person = self.user_by_id(&id).await?;
+                let name = self.known_name(&person, "the user of a signed token")?;
+                (name, Some(Arc::clone(&person.id)), Some((Kept::User((*person.id).into()), None)))
+            }
         };
         let expires_at = Some(expires_at);
         let user = User { name, id, by: SignedInBy::Token, access: Access::Full, rooms, expires_at };
-        Ok(SignedIn { user, proof: None })
+        Ok(SignedIn { user, proof: None, kept })
+    }
+
+    /// The user of the site with this id, who may sign in.
+    async fn user_by_id(&self, id: &str) -> Result<Person, NotSignedIn> {
+        let Some(django) = &self.django else { return Err(NotSignedIn::Unavailable("site_database")) };
+        match django.users.find(id).await {
+            Ok(Some(person)) if person.active => Ok(person),
+            Ok(Some(_)) => Err(NotSignedIn::Nobody("user_inactive")),
+            Ok(None) => Err(NotSignedIn::Nobody("user_unknown")),
+            Err(Away(what)) => Err(NotSignedIn::Unavailable(what)),
+        }
+    }
+
+    /// Whose Django session the cookie is; `None` where nobody is logged in by it.
+    async fn by_session(&self, request: &Request<'_>) -> Result<Option<SignedIn>, NotSignedIn> {
+        let Some(django) = self.django.as_ref().filter(|django| django.has_cookie(request.cookies)) else {
+            return Ok(None);
+        };
+        request.needs_origin()?;
+        let logged_in = match django.check(request.cookies).await {
+            None => return Ok(None),
+            Some(Ok(logged_in)) => logged_in,
+            Some(Err(NoSession::Refused(reason))) => return Err(NotSignedIn::Nobody(reason)),
+            Some(Err(NoSession::Away(Away(what)))) => return Err(NotSignedIn::Unavailable(what)),
+        };
+        let user = User {
+            name: self.known_name(&logged_in.person, "a Django session")?,
+            id: Some(logged_in.person.id),
+            by: SignedInBy::Session,
+            access: Access::Full,
+            rooms: Vec::new(),
+            // Django may extend it: it is looked at again then.
+            expires_at: None,
+        };
+        Ok(Some(SignedIn { user, proof: None, kept: Some((logged_in.kept, logged_in.ends)) }))
+    }
+
+    /// What a person of the site is called here, if that is possible.
+    fn known_name(&self, person: &Person, by: &'static str) -> Result<Arc<str>, NotSignedIn> {
+        let name = self.name_of(person);
+        if names::is_user_name(name) { Ok(Arc::clone(name)) } else { Err(impossible_name(by)) }
+    }
+
+    /// What a person of the site is called here.
+    pub(crate) fn name_of<'a>(&self, person: &'a Person) -> &'a Arc<str> {
+        match self.user_name {
+            UserName::Username => &person.username,
+            UserName::Id => &person.id,
+        }
     }
 
     /// Whom Django names; `None` when it says that nobody is logged in.
@@ -152,7 +212,7 @@ impl SignIn {
             Ok(Said::User(named)) => {
                 let user = self.user_named_by_django(&named)?;
                 let proof = user.expires_at.is_none().then(|| Proof::Asked(Box::new(question)));
-                Ok(Some(SignedIn { user, proof }))
+                Ok(Some(SignedIn { user, proof, kept: None }))
             }
             Ok(Said::Nobody) => Ok(None),
             Ok(Said::Unauthorized) => Err(NotSignedIn::Nobody("django_unauthorized")),
@@ -196,7 +256,7 @@ impl SignIn {
             rooms: Vec::new(),
             expires_at: None,
         };
-        Some(SignedIn { user, proof: None })
+        Some(SignedIn { user, proof: None, kept: None })
     }
 
     /// Who this is now, by what was shown at the handshake.

@@ -99,12 +99,20 @@ fn from_environment(
     }
     let path = environment(&format!("{name}_FILE")).filter(|_| setting.has_file())?;
     match std::fs::read_to_string(&path) {
+        Ok(text) if setting.is_list_of_secrets() => {
+            Some(text.lines().filter(|line| !line.is_empty()).map(entry).collect())
+        }
         Ok(text) => Some(text.trim_end_matches(['\r', '\n']).to_owned()),
         Err(error) => {
             errors.push(format!("{name}_FILE: {path} cannot be read: {error}"));
             None
         }
     }
+}
+
+/// A list whose entries may hold commas has each on a line of its own.
+fn entry(text: &str) -> String {
+    format!("{text}\n")
 }
 
 /// Flattens `[section]` and key to `section.key`; lists become comma-separated.
@@ -138,7 +146,11 @@ fn insert(values: &mut HashMap<String, String>, key: String, value: toml::Value,
         toml::Value::Float(number) => number.to_string(),
         toml::Value::Boolean(switch) => switch.to_string(),
         toml::Value::Array(entries) if entries.iter().all(toml::Value::is_str) => {
-            entries.iter().filter_map(toml::Value::as_str).collect::<Vec<_>>().join(",")
+            let entries = entries.iter().filter_map(toml::Value::as_str);
+            match SETTINGS.iter().any(|setting| setting.is_list_of_secrets() && setting.file_key() == key) {
+                true => entries.map(entry).collect(),
+                false => entries.collect::<Vec<_>>().join(","),
+            }
         }
         _ => {
             errors.push(format!("{key}: must be text, a number, true or false, or a list of texts"));

@@ -4,6 +4,7 @@
 //! every mistake at once.
 
 mod collect;
+mod django;
 mod layer;
 mod settings;
 
@@ -17,6 +18,7 @@ use crate::auth::{JwksSource, JwtAuth, Key, Origins};
 use crate::http::proxies;
 
 pub use collect::{Collected, Source, collect, warnings};
+pub use django::{DjangoConfig, SessionEngine};
 pub use layer::{LayerConfig, LayerKind};
 pub use settings::{SETTINGS, Setting};
 
@@ -162,6 +164,7 @@ pub struct Config {
     pub anonymous: Anonymous,
     pub(crate) auth_url: Option<reqwest::Url>,
     pub auth_secret: Option<SecretString>,
+    pub django: DjangoConfig,
     pub api_key: Option<SecretString>,
     pub(crate) allowed_origins: Origins,
     pub trusted_proxies: Vec<IpNet>,
@@ -209,14 +212,20 @@ impl Config {
             .with_public_keys(&self.jwt_public_keys)
     }
 
+    /// Whether sessions or users of the site are read.
+    pub(crate) fn reads_site(&self) -> bool {
+        !self.django.secret_keys.is_empty() || self.jwt_user_id_claim.is_some()
+    }
+
     /// What `serve` needs beyond well-formed settings.
     pub fn check_serve(&self) -> Result<(), ConfigErrors> {
         let mut errors = Vec::new();
-        let asks_the_site = self.auth_url.is_some();
+        let asks_the_site = self.auth_url.is_some() || !self.django.secret_keys.is_empty();
         if !self.dev && !self.has_tokens() && !asks_the_site && self.anonymous == Anonymous::Off {
             errors.push(
                 "nobody could sign in: set --jwt-secret (GATEWAY_JWT_SECRET) to the secret your site signs tokens with, \
-                 --jwt-public-key or --jwks to its public keys, --auth-url to a view that says who somebody is, or use \
+                 --jwt-public-key or --jwks to its public keys, --django-secret-key to the SECRET_KEY of your Django \
+                 project, --auth-url to a view that says who somebody is, or use \
                  --dev on your own machine"
                     .to_owned(),
             );
@@ -342,6 +351,7 @@ impl Reader<'_> {
             },
             auth_url: self.auth_url(),
             auth_secret: self.auth_secret(),
+            django: self.django(),
             api_key: self.secret("api-key"),
             allowed_origins: self.origins(),
             trusted_proxies: self.networks("trusted-proxies"),
@@ -460,7 +470,11 @@ impl Reader<'_> {
     }
 
     fn list(&mut self, key: &str) -> Vec<String> {
-        self.text(key).split(',').map(str::trim).filter(|entry| !entry.is_empty()).map(str::to_owned).collect()
+        let text = self.text(key);
+        if text.contains('\n') {
+            return text.lines().filter(|entry| !entry.is_empty()).map(str::to_owned).collect();
+        }
+        text.split(',').map(str::trim).filter(|entry| !entry.is_empty()).map(str::to_owned).collect()
     }
 
     fn secret(&mut self, key: &str) -> Option<SecretString> {
@@ -639,5 +653,21 @@ mod tests {
         assert_eq!(config.jwt_secrets[0].expose_secret(), "from-a-file-0123456789");
         let shown = format!("{config:?}");
         assert!(!shown.contains("canary-key") && !shown.contains("from-a-file"));
+    }
+
+    #[test]
+    fn a_file_of_a_list_has_an_entry_a_line_and_a_key_may_hold_a_comma() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), "one, with a comma \r\n\ntwo\n").unwrap();
+        let keys = |config: Config| -> Vec<String> {
+            config.django.secret_keys.iter().map(|key| key.expose_secret().to_owned()).collect()
+        };
+        let path = file.path().to_str().unwrap();
+        let of_file = config(&[], &[("GATEWAY_DJANGO_SECRET_KEY_FILE", path)], "").unwrap();
+        assert_eq!(keys(of_file), ["one, with a comma ", "two"]);
+        let of_list = config(&[], &[], "django_secret_key = [\"one, with a comma\"]\n").unwrap();
+        assert_eq!(keys(of_list), ["one, with a comma"]);
+        let of_environment = config(&[], &[("GATEWAY_DJANGO_SECRET_KEY", "one, two")], "").unwrap();
+        assert_eq!(keys(of_environment), ["one", "two"]);
     }
 }

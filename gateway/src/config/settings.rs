@@ -22,6 +22,12 @@ impl Setting {
         format!("GATEWAY_{}", self.name.replace('.', "__").replace('-', "_").to_uppercase())
     }
 
+    /// Whether it is a list whose entries may hold commas, where they stand one a line: in its `…_FILE`, or in a list
+    /// of the settings file.
+    pub fn is_list_of_secrets(&self) -> bool {
+        matches!(self.name, "jwt-secret" | "layer-encryption-keys" | "django-secret-key")
+    }
+
     /// The key in the TOML file.
     pub fn file_key(&self) -> String {
         self.name.replace('-', "_")
@@ -145,6 +151,11 @@ pub const SETTINGS: &[Setting] = &[
         "View of the site that is asked who somebody is, with the browser's Cookie and Authorization. Only what every node can reach; never a page that redirects",
     ),
     secret("auth-secret", None, "What the view at auth-url gets as X-Gateway-Secret, at least 16 bytes"),
+    secret(
+        "django-secret-key",
+        None,
+        "SECRET_KEY of a Django project, and its SECRET_KEY_FALLBACKS behind it, comma between; in a file one a line. With it, Django's session cookie signs in",
+    ),
     secret("api-key", None, "Key of the API on the internal listener; without it the API answers 401 (not with --dev)"),
     text(
         "allowed-origins",
@@ -235,6 +246,43 @@ pub const SETTINGS: &[Setting] = &[
         "Seconds without a sign of life until a ping is sent. Less than the balancer's idle time-out",
     ),
     text("limits.pong_seconds", Some("10"), "Seconds the answer to a ping may take; then close 4000"),
+    text(
+        "django.session_engine",
+        Some("db"),
+        "SESSION_ENGINE: db, cached_db, signed_cookies or cache, by short or dotted name",
+    ),
+    text("django.time_zone", Some("UTC"), "TIME_ZONE, where USE_TZ is off and the database keeps no zones"),
+    text("django.session_cookie_name", Some("sessionid"), "SESSION_COOKIE_NAME"),
+    text("django.session_cookie_age", Some("1209600"), "SESSION_COOKIE_AGE in seconds, for signed_cookies"),
+    text(
+        "django.session_salt",
+        None,
+        "Salt of the sessions' signatures, for a session class of the site's own: django.contrib.sessions. and the class's name; default: by engine",
+    ),
+    text("django.session_table", Some("django_session"), "Table of the sessions; schema.table for another schema"),
+    secret(
+        "django.database_url",
+        None,
+        "Database of the site's sessions and users, which is only read; default: database-url",
+    ),
+    text("django.user_table", Some("auth_user"), "Table of the users (AUTH_USER_MODEL)"),
+    text("django.user_id_column", Some("id"), "Column of the users' primary key"),
+    text("django.user_name_column", Some("username"), "Column of USERNAME_FIELD"),
+    text("django.user_password_column", Some("password"), "Column of the password's hash"),
+    text("django.user_active_column", Some("is_active"), "Column that says whether a user may sign in; - for none"),
+    text(
+        "django.auth_backends",
+        Some("django.contrib.auth.backends.ModelBackend"),
+        "AUTHENTICATION_BACKENDS, comma between",
+    ),
+    secret("django.cache_url", None, "Redis of the cache with the sessions, for the engine cache"),
+    text("django.cache_key_prefix", None, "KEY_PREFIX of that cache"),
+    text("django.cache_version", Some("1"), "VERSION of that cache"),
+    text(
+        "django.recheck_seconds",
+        Some("300"),
+        "Seconds after which an open socket's session or user is looked at again, up to a quarter more. Less ends sockets sooner after a log-out, and asks the database more often",
+    ),
     text(
         "drain.delay_seconds",
         Some("5"),

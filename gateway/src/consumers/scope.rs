@@ -127,7 +127,8 @@ fn unquote(value: &str) -> String {
             continue;
         }
         let rest = characters.as_str();
-        let octal = rest.get(..3).and_then(|digits| u8::from_str_radix(digits, 8).ok());
+        let octal = rest.get(..3).filter(|digits| digits.bytes().all(|digit| digit.is_ascii_digit()));
+        let octal = octal.and_then(|digits| u8::from_str_radix(digits, 8).ok());
         match octal {
             Some(byte) => {
                 out.push(char::from(byte));
@@ -153,6 +154,19 @@ mod tests {
         assert_eq!(cookie(&cookies, "b"), Some("x=y"));
         assert_eq!(cookie(&cookies, "c"), Some("q\";"));
         assert_eq!(cookie(&cookies, "late"), None);
+        assert_eq!(unquote("\"\\+12\\400\\\\\\377\""), "+12400\\\u{ff}");
+        for plain in ["\"", "\"a", "a\"", ""] {
+            assert_eq!(unquote(plain), plain);
+        }
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn any_header_is_read(bytes in proptest::collection::vec(0x20_u8..0x7f, 0..200)) {
+            let mut headers = HeaderMap::new();
+            headers.insert("cookie", http::HeaderValue::from_bytes(&bytes).unwrap());
+            parse_cookies(&headers);
+        }
     }
 
     #[test]

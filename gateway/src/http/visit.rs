@@ -22,6 +22,7 @@ use crate::http::server::Arrival;
 use crate::node::Node;
 use crate::socket::registry::LimitReached;
 use crate::socket::{Identity, Socket};
+use crate::upkeep::recheck::Recheck;
 use crate::websocket::handshake;
 
 /// A request that may become a socket.
@@ -82,7 +83,7 @@ impl Visit {
             own_host: self.seen.host.as_deref(),
             scheme: self.scheme(),
         };
-        let SignedIn { user, proof } = match self.node.sign_in.sign_in(&request).await {
+        let SignedIn { user, proof, kept } = match self.node.sign_in.sign_in(&request).await {
             Ok(signed_in) if signed_in.user.access == Access::Full || class.takes_anonymous => signed_in,
             Ok(_) => return self.refuse_or_close(Refusal::Unauthorized, "anonymous", v1, accept, upgrade),
             Err(NotSignedIn::CookieWithoutOrigin) => return self.refuse_origin(),
@@ -103,6 +104,9 @@ impl Visit {
             v1,
             access: user.access,
             expires_at: user.expires_at.map_or(NEVER, |unix| self.node.clock.deadline(unix)),
+            recheck: kept.map(|(kept, ends)| {
+                Box::new(Recheck::new(kept, ends, self.node.config.django.recheck, &self.node.clock))
+            }),
             counted_address: (limits.connections_per_address > 0).then(|| addresses::network(client)),
         };
         let socket = Arc::new(Socket::new(identity, class, limits.outbox_bytes, self.node.clock.seconds()));

@@ -355,6 +355,7 @@ mod tests {
             user: "alice".into(),
             path: "/".into(),
             v1: true,
+            recheck: None,
             expires_at: u64::MAX,
             access: crate::consumers::scope::Access::Full,
             counted_address: None,

@@ -44,10 +44,15 @@ impl Connection {
         !self.is_doubtful
     }
 
+    /// Whether an answer was too large; then the connection has ended.
+    pub(super) fn is_flooded(&self) -> bool {
+        self.is_flooded.load(Ordering::Relaxed)
+    }
+
     /// The answer, or nothing if it is too large; then the connection has ended.
     pub(super) async fn ask(&mut self, command: &Cmd) -> RedisResult<Option<Value>> {
         match command.query_async(self).await {
-            Err(_) if self.is_flooded.load(Ordering::Relaxed) => Ok(None),
+            Err(_) if self.is_flooded() => Ok(None),
             answer => answer.map(Some),
         }
     }

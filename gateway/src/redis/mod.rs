@@ -7,6 +7,7 @@ mod entry;
 mod hint;
 mod pool;
 mod server;
+mod session_cache;
 mod stream;
 mod unread;
 
@@ -22,6 +23,7 @@ pub(crate) use dead::DeadLetters;
 pub(crate) use hint::{other_layer, warn_of_other_layer};
 pub use server::RedisFailed;
 pub(crate) use server::Server;
+pub(crate) use session_cache::{Cached, SessionCache};
 pub(crate) use stream::ingest;
 pub(crate) use unread::Moved;
 

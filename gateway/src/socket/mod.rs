@@ -23,6 +23,7 @@ use tokio::net::TcpStream;
 use crate::close::CloseReason;
 use crate::consumers::framework::ConsumerClass;
 use crate::consumers::scope::Access;
+use crate::upkeep::recheck::Recheck;
 use crate::websocket::WireFrame;
 
 /// Events for *own* handlers that may wait per connection, so that a stuck consumer cannot take the node's memory.
@@ -86,6 +87,8 @@ pub struct Socket {
     pub(crate) memberships: AtomicU64,
     /// Milliseconds on the node's clock when the sign-in ends; [`NEVER`](crate::clock::NEVER) if it does not.
     pub(crate) expires_at: AtomicU64,
+    /// A sign-in that is looked at again. On its own, as most have none.
+    recheck: Option<Box<Recheck>>,
 }
 
 /// Who a socket is.
@@ -97,6 +100,7 @@ pub(crate) struct Identity {
     pub(crate) access: Access,
     /// As [`Socket::expires_at`].
     pub(crate) expires_at: u64,
+    pub(crate) recheck: Option<Box<Recheck>>,
     pub(crate) counted_address: Option<IpAddr>,
 }
 
@@ -133,7 +137,7 @@ pub(crate) enum Pushed {
 
 impl Socket {
     pub(crate) fn new(identity: Identity, class: Arc<ConsumerClass>, outbox_limit: usize, now: u32) -> Self {
-        let Identity { channel_name, user, path, v1, access, expires_at, counted_address } = identity;
+        let Identity { channel_name, user, path, v1, access, expires_at, recheck, counted_address } = identity;
         Self {
             channel_name,
             user,
@@ -156,7 +160,13 @@ impl Socket {
             held_back: AtomicBool::new(false),
             memberships: AtomicU64::new(0),
             expires_at: AtomicU64::new(expires_at),
+            recheck,
         }
+    }
+
+    /// The sign-in that is looked at again, if there is one.
+    pub(crate) fn recheck(&self) -> Option<&Recheck> {
+        self.recheck.as_deref()
     }
 
     /// Gives the socket its connection once the handshake is answered. What was pushed before goes out now.
@@ -557,6 +567,7 @@ mod tests {
             user: "alice".into(),
             path: "/".into(),
             v1: true,
+            recheck: None,
             expires_at: crate::clock::NEVER,
             access: crate::consumers::scope::Access::Full,
             counted_address: None,

@@ -3,6 +3,8 @@
 pub(crate) mod drain;
 pub(crate) mod memberships;
 pub(crate) mod memory;
+pub(crate) mod recheck;
 pub(crate) mod retention;
+pub(crate) mod site;
 pub(crate) mod skew;
 pub(crate) mod watch;

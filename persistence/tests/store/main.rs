@@ -15,4 +15,5 @@ mod retention;
 mod rooms;
 mod schema;
 mod secrets;
+mod site;
 mod tls;
