@@ -665,6 +665,27 @@ async fn django_s_rooms_count_as_a_token_s_and_its_end_ends_the_socket() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn whom_django_let_in_without_an_end_it_is_asked_about_again_and_only_its_no_ends_a_socket() {
+    let site = Site::start(|_| ok(&alice())).await;
+    let node = node_that_asks(&site, &[("django.recheck_seconds", "0.5")]).await;
+    let door = node.at();
+    let rechecked =
+        async |result: &str| door.metric(&format!("gateway_sign_ins_rechecked_total{{result=\"{result}\"}}")).await;
+    let mut alice = with_cookie(door, "/ws/chat/lobby/", "sessionid=a").await.unwrap();
+    let mut other = with_cookie(door, "/ws/chat/lobby/", "sessionid=b").await.unwrap();
+    alice.patience = Duration::from_secs(30);
+    eventually("it is asked about again", || async { rechecked("good").await >= 2.0 }).await;
+    site.answers(|_| response("500 Internal Server Error", "", ""));
+    eventually_within(Duration::from_secs(30), "nobody can tell", || async { rechecked("unavailable").await >= 1.0 })
+        .await;
+    other.say("lobby", "still here").await;
+    assert_eq!(alice.hears().await, "still here");
+    site.answers(|_| response("403 Forbidden", "", ""));
+    assert_eq!(alice.closed().await, 4403);
+    assert!(rechecked("django_forbidden").await >= 1.0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn no_more_than_64_questions_are_under_way() {
     let site = Site::start(|head| {
         let user = header(head, "authorization").unwrap_or_default().replace("Token ", "");
@@ -890,8 +911,13 @@ async fn a_real_django_signs_its_users_in_by_the_views_of_the_documents() {
     let site = DjangoSite::start().await;
     let public_key = std::fs::read_to_string(site.dir.join("chat-public.pem")).unwrap();
     let auth_url = format!("{}/gateway/auth/", site.url);
-    let node =
-        TestNode::start(&[("jwt-public-key", &public_key), ("auth-url", &auth_url), ("auth-secret", ASK_SECRET)]).await;
+    let node = TestNode::start(&[
+        ("jwt-public-key", &public_key),
+        ("auth-url", &auth_url),
+        ("auth-secret", ASK_SECRET),
+        ("django.recheck_seconds", "0.5"),
+    ])
+    .await;
     let door = node.at();
     for user in ["alice", "bob@example.com"] {
         let cookie = site.log_in(user).await;
@@ -908,6 +934,12 @@ async fn a_real_django_signs_its_users_in_by_the_views_of_the_documents() {
     assert_eq!(with_cookie(door, "/ws/chat/lobby/", "sessionid=made-up").await.err(), Some(401));
     let headers = [("cookie", "sessionid=made-up"), ("sec-websocket-protocol", "gateway.v1"), ("origin", &*page(door))];
     assert_eq!(door.try_connect("/ws/chat/", &headers).await.unwrap().closed().await, 4401);
+    // Who logs out is out, also of a socket that is open: it is asked about again.
+    let cookie = site.log_in("alice").await;
+    let mut alice = with_cookie(door, "/ws/chat/lobby/", &cookie).await.unwrap();
+    site.get("/log-out/", &cookie).await;
+    alice.patience = Duration::from_secs(30);
+    assert_eq!(alice.closed().await, 4401);
     // A site that does not know the node tells it nothing.
     let stranger = NodeProcess::start(&[("auth-url", &auth_url), ("auth-secret", "another-secret-than-that")]);
     let cookie = site.log_in("alice").await;

@@ -14,6 +14,7 @@ use tokio::time::Instant;
 use super::NotSignedIn;
 use super::ask::Question;
 use crate::close::CloseReason;
+use crate::metrics::ByResult;
 use crate::node::Node;
 
 /// How often it is looked for who is due.
@@ -72,6 +73,10 @@ impl Again {
         .collect()
     }
 
+    fn is_watched(&self, channel: &ChannelName) -> bool {
+        self.watched.lock().contains_key(channel)
+    }
+
     fn postpone(&self, channel: &ChannelName, until: Instant) {
         if let Some(watched) = self.watched.lock().get_mut(channel) {
             watched.due = until;
@@ -99,18 +104,58 @@ pub(crate) async fn look_again(node: Arc<Node>, every: Duration) {
 
 async fn look_at(node: &Node, channel: ChannelName, proof: Proof) {
     let Some(socket) = node.registry.by_channel(&channel) else { return node.again.forget(&channel) };
-    match node.sign_in.look_again(&proof).await {
+    let count = |result| node.metrics.sign_ins_rechecked.get_or_create(&ByResult { result }).inc();
+    let now = node.sign_in.look_again(&proof).await;
+    // A token may have taken its place meanwhile.
+    if !node.again.is_watched(&channel) {
+        return;
+    }
+    let (reason, close) = match now {
         Ok(user) if user.name == socket.user => {
+            count("good");
             if let Some(end) = user.expires_at {
                 socket.expires_at.store(node.clock.deadline(end), Ordering::Relaxed);
                 node.again.forget(&channel);
             }
+            return;
         }
-        Ok(_) | Err(NotSignedIn::Nobody(_) | NotSignedIn::CookieWithoutOrigin) => {
-            socket.close(CloseReason::Unauthorized)
-        }
-        Err(NotSignedIn::Forbidden(_)) => socket.close(CloseReason::Forbidden),
+        Ok(_) => ("renamed", CloseReason::Unauthorized),
+        Err(NotSignedIn::Nobody(reason)) => (reason, CloseReason::Unauthorized),
+        Err(NotSignedIn::Forbidden(reason)) => (reason, CloseReason::Forbidden),
+        Err(NotSignedIn::CookieWithoutOrigin) => ("origin", CloseReason::Unauthorized),
         // Nobody's socket ends because nobody can tell.
-        Err(NotSignedIn::Unavailable(_)) => node.again.postpone(&channel, Instant::now() + jittered(RETRY)),
+        Err(NotSignedIn::Unavailable(_)) => {
+            count("unavailable");
+            return node.again.postpone(&channel, Instant::now() + jittered(RETRY));
+        }
+    };
+    count(reason);
+    tracing::info!(channel = %channel, user = ?socket.user, reason, "a sign-in is over");
+    node.again.forget(&channel);
+    socket.close(close);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_is_due_in_its_time_and_who_is_forgotten_never() {
+        let (again, every) = (Again::default(), Duration::from_secs(300));
+        let [one, other]: [ChannelName; 2] =
+            ["specific.test!one", "specific.test!two"].map(|name| name.parse().unwrap());
+        let start = Instant::now();
+        for channel in [&one, &other] {
+            again.watch(channel, Proof::Asked(Box::new(Question::empty())), every);
+        }
+        assert!(again.due(start + every - Duration::from_secs(1), || start).is_empty());
+        again.forget(&one);
+        assert!(!again.is_watched(&one) && again.is_watched(&other));
+        let at = start + every + every / 4 + Duration::from_secs(1);
+        let due: Vec<_> = again.due(at, || at + every).into_iter().map(|(channel, _)| channel).collect();
+        assert_eq!(due, std::slice::from_ref(&other));
+        assert!(again.due(at, || at + every).is_empty(), "not before its next turn");
+        again.postpone(&other, at);
+        assert_eq!(again.due(at, || at + every).len(), 1);
     }
 }

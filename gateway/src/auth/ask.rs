@@ -154,7 +154,7 @@ impl Question {
     }
 
     /// One that shows nothing.
-    fn empty() -> Self {
+    pub(crate) fn empty() -> Self {
         let uri = HeaderValue::from_static("/");
         let client = IpAddr::from([127, 0, 0, 1]);
         Self { cookie: None, authorization: None, origin: None, uri, client, host: None, scheme: "http" }
