@@ -253,6 +253,33 @@ async fn each_cause_of_a_refusal_has_its_own_reason_in_the_metric() {
     assert_eq!(rejected(door, "origin").await, 2.0);
 }
 
+/// The status line and headers that a bare handshake is answered with.
+async fn answered(door: Door, lines: &str) -> String {
+    let mut stream = TcpStream::connect(door.public).await.unwrap();
+    let request = format!(
+        "GET /ws/chat/ HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+         Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n{lines}\r\n"
+    );
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = Vec::new();
+    while !answer.ends_with(b"\r\n\r\n") {
+        answer.push(stream.read_u8().await.unwrap());
+    }
+    String::from_utf8(answer).unwrap().to_lowercase()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_offered_alone_is_answered_as_if_the_protocol_were_beside_it() {
+    let node = TestNode::start(&[]).await;
+    for offered in [format!("gateway.v1, bearer.{}", token("alice")), format!("bearer.{}", token("alice"))] {
+        let answer = answered(node.at(), &format!("Sec-WebSocket-Protocol: {offered}\r\n")).await;
+        assert!(answer.starts_with("http/1.1 101"), "{answer}");
+        assert!(answer.contains("sec-websocket-protocol: gateway.v1\r\n"), "{answer}");
+    }
+    let answer = answered(node.at(), "Sec-WebSocket-Protocol: bearer.wrong\r\n").await;
+    assert!(answer.starts_with("http/1.1 101"), "a code that a browser can read: {answer}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn the_log_says_who_was_refused_why_and_what_to_change_and_how_a_socket_ended() {
     let own = [("log-format", "json"), ("node-id", "node-one"), ("trusted-proxies", "127.0.0.0/8")];

@@ -56,7 +56,8 @@ impl Visit {
         };
         let Some(upgrade) = upgrade else { return plain(StatusCode::BAD_REQUEST, "no upgrade") };
         let subprotocols = handshake::offered_subprotocols(&self.headers);
-        let v1 = subprotocols.iter().any(|entry| entry == auth::V1);
+        // Who offers a token among them speaks the protocol, also without its name.
+        let v1 = subprotocols.iter().any(|entry| entry == auth::V1 || entry.starts_with("bearer."));
         let refuse = |refusal, reason| self.refuse(refusal, reason);
         if self.node.is_draining() {
             return refuse(Refusal::Unavailable, "draining");
