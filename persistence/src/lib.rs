@@ -69,12 +69,14 @@ mod options;
 mod private;
 mod receipts;
 mod retention;
+mod rights;
 mod rooms;
 mod row;
 mod schema;
 mod secrets;
 mod store;
 mod types;
+mod unnamed;
 mod values;
 
 pub use error::{BoxError, StoreError};
