@@ -34,6 +34,7 @@ need redis-server has redis-server
 need redis-tools has redis-cli
 need libfaketime compgen -G '/usr/lib/*/faketime/libfaketimeMT.so.1'
 need postgresql has_postgres
+need pgbouncer has pgbouncer
 need mariadb-server has mariadbd
 need mariadb-server has mariadb-install-db
 need haproxy has haproxy

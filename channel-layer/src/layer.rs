@@ -178,4 +178,6 @@ pub struct LayerStats {
     pub unclaimed: u64,
     /// Messages the layer published to itself and did not hear; two in a row make it connect anew.
     pub probes_missed: u64,
+    /// Times the server refused what the layer does by itself: renewing memberships, removing those of the dead.
+    pub upkeep_refused: u64,
 }

@@ -16,6 +16,7 @@ pub(crate) struct Counters {
     over_capacity: AtomicU64,
     unclaimed: AtomicU64,
     probes_missed: AtomicU64,
+    upkeep_refused: AtomicU64,
 }
 
 impl Counters {
@@ -52,6 +53,9 @@ impl Counters {
     pub(crate) fn probe_missed(&self) -> u64 {
         self.probes_missed.fetch_add(1, Relaxed) + 1
     }
+    pub(crate) fn upkeep_refused(&self) {
+        self.upkeep_refused.fetch_add(1, Relaxed);
+    }
     pub(crate) fn snapshot(&self) -> LayerStats {
         LayerStats {
             published: self.published.load(Relaxed),
@@ -64,6 +68,7 @@ impl Counters {
             over_capacity: self.over_capacity.load(Relaxed),
             unclaimed: self.unclaimed.load(Relaxed),
             probes_missed: self.probes_missed.load(Relaxed),
+            upkeep_refused: self.upkeep_refused.load(Relaxed),
         }
     }
 }

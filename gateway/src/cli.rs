@@ -7,20 +7,39 @@ use std::time::Duration;
 use clap::{Arg, ArgAction, ArgMatches, Command};
 use serde_json::{Value, json};
 
-use crate::config::{Collected, Config, ConfigErrors, SETTINGS, Source, collect};
+use crate::config::{Collected, Config, ConfigErrors, RoomPolicy, SETTINGS, Source, collect};
 use crate::names;
 
 /// The whole command line.
 pub fn command() -> Command {
-    let settings = SETTINGS.iter().filter(|setting| setting.has_flag()).map(|setting| {
-        let mut help = setting.help.to_owned();
-        if let Some(default) = setting.default {
-            let _ = write!(help, " [default: {default}]");
-        }
-        let _ = write!(help, " [env: {}]", setting.environment());
-        let arg = Arg::new(setting.name).long(setting.name).help(help).global(true).help_heading("Settings");
-        if setting.switch { arg.action(ArgAction::SetTrue) } else { arg.value_name("VALUE") }
-    });
+    let settings = || {
+        SETTINGS.iter().filter(|setting| setting.has_flag()).map(|setting| {
+            let mut help = setting.help.to_owned();
+            if let Some(default) = setting.default {
+                let _ = write!(help, " [default: {default}]");
+            }
+            let _ = write!(help, " [env: {}]", setting.environment());
+            let arg = Arg::new(setting.name).long(setting.name).help(help).global(true).help_heading("Settings");
+            if setting.switch { arg.action(ArgAction::SetTrue) } else { arg.value_name("VALUE") }
+        })
+    };
+    // A command's help shows the settings that mean something to it; the others may be given all the same.
+    let only = |command: Command, wanted: &'static [&'static str]| {
+        command.args(settings().filter(|arg| !wanted.contains(&arg.get_id().as_str())).map(|arg| arg.hide(true)))
+    };
+    let api_url = Arg::new("api-url")
+        .long("api-url")
+        .global(true)
+        .value_name("URL")
+        .help("Where the API is; default: the internal listener of these settings [env: GATEWAY_API_URL]");
+    let json = Arg::new("json")
+        .long("json")
+        .global(true)
+        .action(ArgAction::SetTrue)
+        .help("Print JSON also on a terminal, as always into a file or a pipe");
+    // Clients of the API.
+    let client =
+        |command: Command| only(command.arg(api_url.clone()).arg(json.clone()), &["api-key", "internal-listen"]);
     let room = Arg::new("room").required(true).value_name("ROOM");
     let user = Arg::new("user").required(true).value_name("USER");
     let dead = Arg::new("dead").required(true).value_name("DEAD_ID");
@@ -29,39 +48,32 @@ pub fn command() -> Command {
         .about("The WebSocket tier of a Django Channels application")
         .subcommand_required(true)
         .arg_required_else_help(true)
-        .args(settings)
+        .args(settings())
         .arg(
             Arg::new("config")
                 .long("config")
                 .global(true)
                 .value_name("FILE")
-                .env("GATEWAY_CONFIG")
-                .help("TOML file with settings"),
-        )
-        .arg(
-            Arg::new("api-url")
-                .long("api-url")
-                .global(true)
-                .value_name("URL")
-                .env("GATEWAY_API_URL")
-                .help(
-                    "Where the API is, for notify, room, dead and healthcheck; default: the internal listener of these settings",
-                ),
+                .help("TOML file with settings [env: GATEWAY_CONFIG]"),
         )
         .subcommand(Command::new("serve").about("Run a node"))
-        .subcommand(
+        .subcommand(only(
             Command::new("migrate")
                 .about("Bring the database's tables up to date, or tell which migrations are applied")
                 .arg(Arg::new("what").value_parser(["up", "status"]).default_value("up")),
-        )
+            &["database-url", "database-connections"],
+        ))
         .subcommand(
             Command::new("check-config")
                 .about("Check the settings; with --live also Redis and the database")
                 .arg(Arg::new("live").long("live").action(ArgAction::SetTrue)),
         )
         .subcommand(Command::new("config").about("Show the settings in force, and where each comes from"))
-        .subcommand(Command::new("genconfig").about("Print a settings file with every setting and its default"))
-        .subcommand(
+        .subcommand(only(
+            Command::new("genconfig").about("Print a settings file with every setting and its default"),
+            &[],
+        ))
+        .subcommand(only(
             Command::new("token")
                 .about("Sign a token for a user with the first JWT secret")
                 .arg(user.clone())
@@ -73,8 +85,9 @@ pub fn command() -> Command {
                         .default_value("3600")
                         .value_parser(clap::value_parser!(u64)),
                 ),
-        )
-        .subcommand(
+            &["jwt-secret", "jwt-user-claim", "jwt-audience", "jwt-issuer"],
+        ))
+        .subcommand(client(
             Command::new("notify")
                 .about("Notify a user")
                 .arg(user.clone())
@@ -86,8 +99,8 @@ pub fn command() -> Command {
                         .value_name("ID")
                         .help("Identity, up to 128 bytes: the same again changes nothing; default: a new one"),
                 ),
-        )
-        .subcommand(
+        ))
+        .subcommand(client(
             Command::new("room")
                 .about("Rooms and members")
                 .subcommand_required(true)
@@ -102,8 +115,8 @@ pub fn command() -> Command {
                 .subcommand(Command::new("show").about("Show a room").arg(room.clone()))
                 .subcommand(Command::new("add").about("Put a user into a room").arg(room.clone()).arg(user.clone()))
                 .subcommand(Command::new("remove").about("Take a user out of a room").arg(room).arg(user)),
-        )
-        .subcommand(
+        ))
+        .subcommand(client(
             Command::new("dead")
                 .about("Events from the stream that can never work as they are")
                 .subcommand_required(true)
@@ -123,9 +136,11 @@ pub fn command() -> Command {
                 .subcommand(Command::new("show").about("Show one").arg(dead.clone()))
                 .subcommand(Command::new("retry").about("Write it to the stream again").arg(dead.clone()))
                 .subcommand(Command::new("drop").about("Forget it").arg(dead)),
-        )
-        .subcommand(Command::new("healthcheck").about("Ask the local node whether it is ready; exit code 0 or 1"))
-        .subcommand(Command::new("version").about("Print the version"))
+        ))
+        .subcommand(client(
+            Command::new("healthcheck").about("Ask the local node whether it is ready; exit code 0 or 1"),
+        ))
+        .subcommand(only(Command::new("version").about("Print the version"), &[]))
 }
 
 /// Collects the settings of a command line.
@@ -140,14 +155,22 @@ pub fn settings(matches: &ArgMatches) -> Result<Collected, ConfigErrors> {
             flags.insert(setting.name.to_owned(), value.clone());
         }
     }
-    let file = match matches.get_one::<String>("config") {
+    let file = match given(matches, "config", "GATEWAY_CONFIG") {
         Some(path) => Some(
-            std::fs::read_to_string(path)
+            std::fs::read_to_string(&path)
                 .map_err(|error| ConfigErrors(vec![format!("{path} cannot be read: {error}")]))?,
         ),
         None => None,
     };
-    collect(&flags, &|name| std::env::var(name).ok(), file.as_deref())
+    let mut collected = collect(&flags, &|name| std::env::var(name).ok(), file.as_deref())?;
+    collected.check_environment(std::env::vars_os().filter_map(|(name, _)| name.into_string().ok()))?;
+    Ok(collected)
+}
+
+/// A flag, or else its variable. Empty is unset.
+fn given(matches: &ArgMatches, name: &str, variable: &str) -> Option<String> {
+    let flag = matches.get_one::<String>(name).cloned().filter(|value| !value.is_empty());
+    flag.or_else(|| std::env::var(variable).ok().filter(|value| !value.is_empty()))
 }
 
 /// A settings file with every setting, its meaning and its default.
@@ -174,12 +197,29 @@ pub fn genconfig() -> String {
     text
 }
 
-/// The settings in force, secrets hidden.
-pub fn show(collected: &Collected) -> String {
+/// The settings in force, secrets hidden. Defaults that follow from others are what they are here.
+pub fn show(collected: &Collected, config: &Config) -> String {
+    let computed = |name: &str| -> Option<String> {
+        Some(match name {
+            "layer" => config.layer.kind.name().to_owned(),
+            "room-policy" => match config.room_policy {
+                RoomPolicy::Open => "open".to_owned(),
+                RoomPolicy::Members => "members".to_owned(),
+            },
+            "allowed-origins" => "the request's own host".to_owned(),
+            "node-id" => format!("{} (another one each time)", config.node_id),
+            "log-level" => std::env::var("RUST_LOG").ok().filter(|level| !level.is_empty()).unwrap_or("info".into()),
+            _ => return None,
+        })
+    };
     let mut text = String::new();
     for setting in SETTINGS {
         let value = match collected.get(setting.name) {
-            None => "(not set)".to_owned(),
+            None => match computed(setting.name) {
+                Some(computed) => computed,
+                None if setting.switch => "false".to_owned(),
+                None => "(not set)".to_owned(),
+            },
             Some(_) if setting.secret && collected.source(setting.name) != Source::Default => "(hidden)".to_owned(),
             Some(value) => value.to_owned(),
         };
@@ -232,7 +272,7 @@ impl ApiClient {
     /// A client for the node of these settings, or of `--api-url`.
     pub fn new(matches: &ArgMatches, config: &Config) -> Result<Self, ApiError> {
         use secrecy::ExposeSecret;
-        let url = matches.get_one::<String>("api-url").cloned();
+        let url = given(matches, "api-url", "GATEWAY_API_URL");
         let url = url.unwrap_or_else(|| format!("http://{}", reachable(config.internal_listen)));
         let key = config.api_key.as_ref().map(|key| key.expose_secret().to_owned());
         // A proxy from the environment is for the way out; a node is on this network.
@@ -241,8 +281,13 @@ impl ApiClient {
         Ok(Self { http, url: url.trim_end_matches('/').to_owned(), key })
     }
 
-    /// Runs `notify`, a `room` or a `dead` command and returns what to print.
-    pub async fn run(&self, command: &str, matches: &ArgMatches) -> Result<String, ApiError> {
+    /// Runs `notify`, a `room` or a `dead` command and returns what to print: a table for people, else JSON.
+    pub async fn run(&self, command: &str, matches: &ArgMatches, for_people: bool) -> Result<String, ApiError> {
+        let answer = self.ask(command, matches).await?;
+        Ok(if for_people { table(&answer) } else { answer.to_string() })
+    }
+
+    async fn ask(&self, command: &str, matches: &ArgMatches) -> Result<Value, ApiError> {
         let text = |matches: &ArgMatches, name: &str| matches.get_one::<String>(name).cloned().unwrap_or_default();
         // Clients of HTTP fold a segment of dots, encoded or not, and then mean another path.
         let segment = |matches: &ArgMatches, name: &str| valid(text(matches, name)).map(|name| encode(&name));
@@ -255,9 +300,10 @@ impl ApiClient {
             if let Some(id) = matches.get_one::<String>("id") {
                 body["id"] = json!(id);
             }
-            return Ok(self.call(reqwest::Method::POST, "/api/events", Some(body)).await?["results"][0].to_string());
+            let mut answer = self.call(reqwest::Method::POST, "/api/events", Some(body)).await?;
+            return Ok(answer["results"][0].take());
         }
-        let Some((action, matches)) = matches.subcommand() else { return Ok(String::new()) };
+        let Some((action, matches)) = matches.subcommand() else { return Ok(Value::Null) };
         if command == "dead" {
             let one = || Ok::<_, ApiError>(format!("/api/dead/{}", segment(matches, "dead")?));
             let (method, path) = match action {
@@ -270,7 +316,7 @@ impl ApiClient {
                 "retry" => (reqwest::Method::POST, format!("{}/retry", one()?)),
                 _ => (reqwest::Method::DELETE, one()?),
             };
-            return Ok(self.call(method, &path, None).await?.to_string());
+            return self.call(method, &path, None).await;
         }
         let room = || Ok::<_, ApiError>(format!("/api/rooms/{}", segment(matches, "room")?));
         let member = || {
@@ -288,7 +334,7 @@ impl ApiClient {
             "add" => self.call(reqwest::Method::PUT, &member()?, None).await?,
             _ => self.call(reqwest::Method::DELETE, &member()?, None).await?,
         };
-        Ok(answer.to_string())
+        Ok(answer)
     }
 
     /// All pages as one.
@@ -336,6 +382,68 @@ impl ApiClient {
     }
 }
 
+/// An answer as people read it: a list as a table, anything else a line for each of its fields.
+fn table(answer: &Value) -> String {
+    let Some(fields) = answer.as_object() else { return cell(answer) };
+    let lists = fields.values().filter_map(Value::as_array).filter(|list| list.iter().all(Value::is_object));
+    let (list, is_list) = match lists.collect::<Vec<_>>()[..] {
+        [list] if fields.values().all(|value| value.is_array() || value.is_boolean()) => (list.clone(), true),
+        _ => (Vec::new(), false),
+    };
+    let rows: Vec<Vec<(String, String)>> = match is_list {
+        true => list.iter().map(cells).collect(),
+        false => return aligned(cells(answer).into_iter().map(|(name, value)| vec![name, value]).collect()),
+    };
+    if rows.is_empty() {
+        return "none".to_owned();
+    }
+    let mut columns: Vec<&str> = Vec::new();
+    for (name, _) in rows.iter().flatten() {
+        if !columns.contains(&name.as_str()) {
+            columns.push(name);
+        }
+    }
+    let head = columns.iter().map(|name| name.to_uppercase()).collect();
+    let body = rows.iter().map(|row| {
+        let of = |column: &&str| row.iter().find(|(name, _)| name == column).map_or("-", |(_, value)| value).to_owned();
+        columns.iter().map(of).collect()
+    });
+    aligned(std::iter::once(head).chain(body).collect())
+}
+
+/// The fields of an object, with those of the objects in it.
+fn cells(value: &Value) -> Vec<(String, String)> {
+    let fields = value.as_object().into_iter().flatten();
+    fields
+        .flat_map(|(name, value)| match value {
+            Value::Object(_) => cells(value),
+            value => vec![(name.clone(), cell(value))],
+        })
+        .collect()
+}
+
+/// A value on one line; what cannot be seen is escaped.
+fn cell(value: &Value) -> String {
+    match value {
+        Value::Null => "-".to_owned(),
+        Value::String(text) => text.escape_debug().to_string().replace("\\\"", "\"").replace("\\'", "'"),
+        Value::Array(list) if list.is_empty() => "-".to_owned(),
+        Value::Array(list) => list.iter().map(cell).collect::<Vec<_>>().join(", "),
+        other => other.to_string(),
+    }
+}
+
+fn aligned(rows: Vec<Vec<String>>) -> String {
+    let columns = rows.iter().map(Vec::len).max().unwrap_or_default();
+    let width = |column: usize| rows.iter().filter_map(|row| Some(row.get(column)?.chars().count())).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..columns).map(width).collect();
+    let line = |row: &Vec<String>| {
+        let cells = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}"));
+        cells.collect::<Vec<_>>().join("  ").trim_end().to_owned()
+    };
+    rows.iter().map(line).collect::<Vec<_>>().join("\n")
+}
+
 /// An address one can connect to: a listener on all addresses is reached on loopback.
 fn reachable(address: std::net::SocketAddr) -> std::net::SocketAddr {
     let mut address = address;
@@ -374,6 +482,44 @@ mod tests {
     #[test]
     fn the_command_line_is_well_formed() {
         command().debug_assert();
+    }
+
+    #[test]
+    fn a_commands_help_shows_its_own_options_first_and_the_servers_not_at_all() {
+        let help = |command: &str| {
+            let mut root = super::command();
+            root.build();
+            root.find_subcommand_mut(command).unwrap().render_long_help().to_string()
+        };
+        let notify = help("notify");
+        let at = |what: &str| notify.find(what).unwrap_or_else(|| panic!("{what}: {notify}"));
+        assert!(at("--from") < at("--api-key") && at("--id") < at("--internal-listen") && at("--json") > 0);
+        assert!(!notify.contains("--room-policy") && !notify.contains("--database-url"), "{notify}");
+        assert!(help("migrate").contains("--database-url") && !help("migrate").contains("--api-key"));
+        assert!(help("serve").contains("--room-policy") && !help("serve").contains("--api-url"));
+        // Given all the same, in front and behind.
+        for words in
+            [&["gateway", "--listen", "x", "notify", "a", "b"][..], &["gateway", "notify", "a", "b", "--listen", "x"]]
+        {
+            let matches = super::command().try_get_matches_from(words).unwrap();
+            let (_, notify) = matches.subcommand().unwrap();
+            assert_eq!(notify.get_one::<String>("listen").unwrap(), "x", "{words:?}");
+        }
+    }
+
+    #[test]
+    fn people_read_tables() {
+        let rooms = json!({"rooms": [
+            {"name": "lobby", "display_name": "The \u{202e}Lobby", "seq": 7}, {"name": "a", "display_name": "a", "seq": 10},
+        ]});
+        let lines = ["DISPLAY_NAME       NAME   SEQ", "The \\u{202e}Lobby  lobby  7", "a                  a      10"];
+        assert_eq!(table(&rooms), lines.join("\n"));
+        let room = json!({"name": "lobby", "members": ["alice", "bob"], "online": [], "seq": 7});
+        assert_eq!(table(&room), "members  alice, bob\nname     lobby\nonline   -\nseq      7");
+        let dead =
+            json!({"dead": [{"dead_id": "1-0", "fields": {"id": "42", "reason": "no_room"}}], "has_more": false});
+        assert_eq!(table(&dead), "DEAD_ID  ID  REASON\n1-0      42  no_room");
+        assert_eq!(table(&json!({"dead": [], "has_more": false})), "none");
     }
 
     #[test]

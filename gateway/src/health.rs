@@ -7,15 +7,19 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use channel_layer::LayerError;
 use parking_lot::Mutex;
+use persistence::StoreError;
 use prometheus_client::metrics::gauge::Gauge;
+use redis::RedisError;
 use serde_json::{Value, json};
 use tokio::sync::{Notify, watch};
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use crate::clock::Clock;
 use crate::metrics::{ByOf, ByTask, Metrics};
 use crate::node::Node;
+use crate::seldom::SeldomOfKind;
 
 /// How soon a part must answer. A page must come within half a second.
 const ANSWER: Duration = Duration::from_millis(400);
@@ -23,8 +27,38 @@ const ANSWER: Duration = Duration::from_millis(400);
 /// How often a part is asked when nobody wants to know.
 const EVERY: Duration = Duration::from_secs(5);
 
+/// How late an answer may be before the log is told that there is none.
+const LATE: Duration = Duration::from_secs(2);
+
+/// The same while it is away.
+const SOON: Duration = Duration::from_secs(1);
+
+/// How long a server may fail to serve before that is told though it answers; and when an earlier time is forgotten.
+const GRACE: Duration = Duration::from_secs(10);
+const FORGOTTEN: Duration = Duration::from_secs(60);
+
 /// Clocks that are further apart are named.
 const APART: f64 = 2.0;
+
+/// The background tasks whose turns can fail.
+pub(crate) const TASKS: &[&str] = &[
+    "backlog",
+    "clocks",
+    "dead_letters",
+    "deployment",
+    "fills",
+    "groups",
+    "layer",
+    "losses",
+    "memberships",
+    "node_id",
+    "peers",
+    "positions",
+    "retention",
+    "secrets",
+    "stream",
+    "writes",
+];
 
 /// See the [module](self).
 #[derive(Debug)]
@@ -33,11 +67,14 @@ pub(crate) struct Health {
     pub(crate) clock: Clock,
     redis: Part,
     database: Part,
-    /// Background tasks that failed the last time.
-    failing: Mutex<BTreeSet<&'static str>>,
+    /// Background tasks that failed the last time, and whether the log has been told.
+    failing: Mutex<BTreeMap<&'static str, bool>>,
     clocks: Mutex<Clocks>,
     /// What else a way to sign in needs: whether it is there, and whether the node is of no use without it.
     needed: Mutex<BTreeMap<&'static str, Needed>>,
+    /// What has gone wrong for want of a server: since when, and when again.
+    troubles: Mutex<BTreeMap<&'static str, (Instant, Instant)>>,
+    seldom: SeldomOfKind,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -47,8 +84,9 @@ struct Needed {
 }
 
 /// A server the node cannot do without. It is asked one question at a time, whoever wants to know.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Part {
+    name: &'static str,
     wanted: Notify,
     answers: watch::Sender<Answer>,
 }
@@ -77,11 +115,13 @@ impl Health {
         Self {
             metrics: Arc::clone(metrics),
             clock: Clock::start(),
-            redis: Part::default(),
-            database: Part::default(),
+            redis: Part::new("Redis"),
+            database: Part::new("the database"),
             failing: Mutex::default(),
             clocks: Mutex::default(),
             needed: Mutex::default(),
+            troubles: Mutex::default(),
+            seldom: SeldomOfKind::default(),
         }
     }
 
@@ -91,19 +131,92 @@ impl Health {
         self.needed.lock().insert(part, Needed { up, counts });
     }
 
-    /// Notes how a background task's turn ended. The log hears when it begins to fail and when it works again.
+    /// Notes how a background task's turn ended. The log hears when it begins to fail and when it works again, but for
+    /// want of a server that is away: of that there is one line for all.
     pub(crate) fn note<T, E: Error + 'static>(&self, task: &'static str, turn: &Result<T, E>) {
-        let failures = self.metrics.background_failures.get_or_create(&ByTask { task });
+        self.note_with(task, turn, "");
+    }
+
+    /// The same, with what to do about it.
+    pub(crate) fn note_with<T, E: Error + 'static>(&self, task: &'static str, turn: &Result<T, E>, hint: &str) {
         match turn {
-            Ok(_) if self.failing.lock().remove(task) => tracing::warn!(task, "a background task works again"),
-            Ok(_) => {}
-            Err(error) => {
-                failures.inc();
-                if self.failing.lock().insert(task) {
-                    tracing::warn!(task, error = error as &dyn Error, "a background task fails, and is tried again");
-                }
-            }
+            Ok(_) => self.note_good(task),
+            Err(error) => self.note_failure(task, error, hint),
         }
+    }
+
+    fn note_good(&self, task: &'static str) {
+        if self.failing.lock().remove(task) == Some(true) {
+            tracing::warn!(task, "a background task works again");
+        }
+    }
+
+    fn note_failure(&self, task: &'static str, error: &(dyn Error + 'static), hint: &str) {
+        self.metrics.background_failures.get_or_create(&ByTask { task }).inc();
+        let missing = self.missing(error);
+        let mut failing = self.failing.lock();
+        let (told, is_new) = match failing.get(task) {
+            Some(told) => (*told, false),
+            None => (false, true),
+        };
+        let silent = missing.is_some_and(|part| {
+            // It may be away since just now.
+            part.wanted.notify_one();
+            is_new || !part.is_up()
+        });
+        if !told && !silent {
+            tracing::warn!(task, error, "a background task fails, and is tried again{hint}");
+        } else {
+            tracing::debug!(task, error, "a background task fails");
+        }
+        failing.insert(task, told || !silent);
+    }
+
+    /// Says what went wrong for somebody, a line a minute at most of each kind; for want of a server that is away there is
+    /// its own line. Something is counted for it already.
+    pub(crate) fn tell(&self, what: &'static str, error: &(dyn Error + 'static)) {
+        let is_due = match self.missing(error) {
+            None => true,
+            Some(part) => {
+                // It may be away since just now.
+                part.wanted.notify_one();
+                let now = Instant::now();
+                let mut troubles = self.troubles.lock();
+                let (first, last) = troubles.entry(what).or_insert((now, now));
+                if now.duration_since(*last) > FORGOTTEN {
+                    *first = now;
+                }
+                *last = now;
+                part.is_up() && now.duration_since(*first) > GRACE
+            }
+        };
+        match is_due.then(|| self.seldom.again(what, "")).flatten() {
+            Some(times) => tracing::warn!(error, times, "{what}"),
+            None => tracing::debug!(error, "{what}"),
+        }
+    }
+
+    /// The server for want of which there is this error.
+    fn missing(&self, error: &(dyn Error + 'static)) -> Option<&Part> {
+        let mut next = Some(error);
+        while let Some(error) = next {
+            if error.downcast_ref::<StoreError>().is_some_and(StoreError::is_retryable) {
+                return Some(&self.database);
+            }
+            let layer = error.downcast_ref::<LayerError>();
+            let away = layer.is_some_and(|error| matches!(error, LayerError::Unavailable(_) | LayerError::Timeout));
+            let broken = error.downcast_ref::<RedisError>().is_some_and(|error| {
+                error.is_io_error()
+                    || error.is_timeout()
+                    || error.is_connection_dropped()
+                    || error.is_connection_refusal()
+            });
+            if away || broken {
+                return Some(&self.redis);
+            }
+            next = error.source();
+        }
+        None
     }
 
     /// Notes how far a clock is ahead. The log hears when it begins to differ and when that is over.
@@ -145,8 +258,9 @@ impl Health {
         let clocks = self.clocks.lock();
         let degraded = clocks.apart.iter().map(|of| format!("clock_skew_{of}"));
         let missing = needed.iter().filter(|(_, part)| !part.up && !part.counts).map(|(name, _)| (*name).to_owned());
-        let degraded: Vec<String> =
-            degraded.chain(missing).chain(self.failing.lock().iter().map(|task| (*task).to_owned())).collect();
+        let failing = self.failing.lock();
+        let failing = failing.iter().filter(|(_, told)| **told).map(|(task, _)| (*task).to_owned());
+        let degraded: Vec<String> = degraded.chain(missing).chain(failing).collect();
         let status = match (ready, degraded.is_empty()) {
             (false, _) => "unavailable",
             (true, false) => "degraded",
@@ -194,30 +308,56 @@ pub(crate) async fn watch(node: Arc<Node>) {
 }
 
 impl Part {
-    /// Puts one question after the other.
+    fn new(name: &'static str) -> Self {
+        Self { name, wanted: Notify::new(), answers: watch::Sender::default() }
+    }
+
+    /// Puts one question after the other. The log hears when it goes and when it is back.
     async fn watch<E, F>(&self, ask: impl Fn() -> F, gauge: &Gauge, tell: impl Fn())
     where
         F: Future<Output = Result<(), E>>,
+        E: Error + 'static,
     {
         let note = |up| {
             self.answers.send_modify(|answer| *answer = Answer { number: answer.number + 1, up });
             gauge.set(i64::from(up));
             tell();
         };
+        let mut away: Option<Instant> = None;
         loop {
             let mut answer = pin!(ask());
-            let in_time = timeout(ANSWER, &mut answer).await;
-            if let Ok(answer) = in_time {
-                note(answer.is_ok());
-            } else {
-                note(false);
-                // Not given up: each question that hangs costs a connection.
-                let up = answer.await.is_ok();
-                note(up);
+            let answer = match timeout(ANSWER, &mut answer).await {
+                Ok(answer) => answer,
+                Err(_) => {
+                    note(false);
+                    // Not given up: each question that hangs costs a connection.
+                    match timeout(LATE, &mut answer).await {
+                        Ok(answer) => answer,
+                        Err(_) => {
+                            if away.is_none() {
+                                tracing::warn!("{} does not answer", self.name);
+                            }
+                            away.get_or_insert_with(Instant::now);
+                            answer.await
+                        }
+                    }
+                }
+            };
+            note(answer.is_ok());
+            match (&answer, away) {
+                (Err(error), None) => {
+                    tracing::warn!(error = error as &dyn Error, "{} is away", self.name);
+                    away = Some(Instant::now());
+                }
+                (Ok(()), Some(since)) => {
+                    tracing::warn!(seconds = since.elapsed().as_secs(), "{} is back", self.name);
+                    away = None;
+                }
+                _ => {}
             }
             tokio::select! {
                 () = self.wanted.notified() => {}
-                () = sleep(EVERY) => {}
+                () = sleep(if away.is_some() { SOON } else { EVERY }) => {}
             }
         }
     }
@@ -258,12 +398,12 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_part_that_hangs_is_unavailable_in_time_and_asked_once_however_many_want_to_know() {
-        let part = Part::default();
+        let part = Part::new("it");
         let (asked, gauge) = (std::cell::Cell::new(0), Gauge::default());
         let hangs = || async {
             asked.set(asked.get() + 1);
             sleep(Duration::from_secs(60)).await;
-            Ok::<(), ()>(())
+            Ok::<(), std::io::Error>(())
         };
         let want = async {
             for _ in 0..20 {
@@ -279,6 +419,10 @@ mod tests {
         assert_eq!((asked.get(), gauge.get()), (1, 0));
     }
 
+    fn failing(health: &Health) -> Vec<(&'static str, bool)> {
+        health.failing.lock().iter().map(|(task, told)| (*task, *told)).collect()
+    }
+
     #[test]
     fn a_task_is_named_while_it_fails_and_every_failure_is_counted() {
         let metrics = Arc::new(Metrics::new());
@@ -286,9 +430,27 @@ mod tests {
         let failed = || Err::<(), _>(std::io::Error::other("no"));
         health.note("retention", &failed());
         health.note("retention", &failed());
-        assert!(health.failing.lock().contains("retention"));
+        assert_eq!(failing(&health), [("retention", true)]);
         health.note("retention", &Ok::<(), std::io::Error>(()));
-        assert!(health.failing.lock().is_empty());
+        assert_eq!(failing(&health), []);
         assert!(metrics.encode().contains("gateway_background_failures_total{task=\"retention\"} 2"));
+    }
+
+    #[test]
+    fn of_a_server_that_is_away_the_log_hears_once_and_not_from_every_task() {
+        let metrics = Arc::new(Metrics::new());
+        let health = Health::new(&metrics);
+        let failed = || Err::<(), _>(StoreError::Unavailable("no route".into()));
+        let set = |up| health.database.answers.send_modify(|answer| answer.up = up);
+        set(true);
+        health.note("positions", &failed());
+        assert_eq!(failing(&health), [("positions", false)], "it may be away since just now");
+        set(false);
+        health.note("positions", &failed());
+        health.note("retention", &failed());
+        assert_eq!(failing(&health), [("positions", false), ("retention", false)]);
+        set(true);
+        health.note("positions", &failed());
+        assert_eq!(failing(&health), [("positions", true), ("retention", false)], "it is there and does not serve");
     }
 }

@@ -20,6 +20,7 @@ mod clock;
 mod close;
 pub mod config;
 pub mod consumers;
+mod current;
 mod data;
 mod events;
 mod files;
@@ -28,6 +29,7 @@ mod http;
 mod hub;
 mod json;
 mod layer;
+mod live;
 mod lossy;
 mod metrics;
 mod names;
@@ -53,8 +55,9 @@ pub use consumers::framework::{
 pub use consumers::routing::Router;
 pub use consumers::scope::{Access, Scope, SignedInBy, User};
 pub use layer::SharedLayer;
+pub use live::{Findings, check_live};
 pub use names::{GroupNames, check as check_name, check_user as check_user_name, is_user_name, is_valid_name};
-pub use node::{Node, NodeError, RunningNode, check_layer, check_site, check_users, store_options};
-pub use redis::{DeploymentError, RedisFailed};
+pub use node::{Node, NodeError, RunningNode, check_site, check_users, store_options};
+pub use redis::{DeploymentError, NodeIdError, RedisFailed};
 
 pub use channel_layer::{Event, GroupName};

@@ -28,6 +28,8 @@ const LAST_LINES: Duration = Duration::from_secs(1);
 pub(crate) struct Log {
     writer: Option<WorkerGuard>,
     waiting: Arc<Waiting>,
+    /// Sets another filter.
+    filter: Box<dyn Fn(EnvFilter) + Send + Sync>,
 }
 
 /// What waits, and what found no room.
@@ -88,6 +90,10 @@ impl<W: Write> Write for Exit<W> {
     fn write_all(&mut self, line: &[u8]) -> io::Result<()> {
         let written = self.to.write_all(line);
         self.waiting.remove(line.len());
+        if written.is_err() {
+            // The terminal or whoever took it has gone; the node goes on.
+            self.waiting.dropped.fetch_add(1, Ordering::Relaxed);
+        }
         written
     }
 
@@ -109,20 +115,38 @@ impl Drop for Log {
     }
 }
 
+/// What passes: this level or these directives, else what `RUST_LOG` says, else `info`.
+fn filter(level: Option<&str>) -> EnvFilter {
+    let own = |level: &str| match level.contains(['=', ',']) {
+        true => level.to_owned(),
+        false => format!("{level},warp=off,sea_orm_migration=warn,sqlx=error"),
+    };
+    let given = level.map(own).or_else(|| std::env::var("RUST_LOG").ok().filter(|given| !given.is_empty()));
+    given.and_then(|given| EnvFilter::try_new(given).ok()).unwrap_or_else(|| EnvFilter::new(own("info")))
+}
+
 /// Starts the thread that writes.
-pub(crate) fn start(json: bool) -> Log {
+pub(crate) fn start(json: bool, level: Option<&str>) -> Log {
     let waiting = Arc::new(Waiting::default());
     let exit = Exit { to: io::stderr(), waiting: Arc::clone(&waiting) };
     let (lines, writer) = NonBlockingBuilder::default().buffered_lines_limit(WAITING).thread_name("log").finish(exit);
     let entrance = Entrance { lines, waiting: Arc::clone(&waiting) };
-    let filter =
-        EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info,warp=off,sea_orm_migration=warn"));
     let subscriber = tracing_subscriber::fmt()
-        .with_env_filter(filter)
+        .with_env_filter(filter(level))
         .with_writer(move || Visible { lines: entrance.clone(), json })
         .with_ansi(io::IsTerminal::is_terminal(&io::stderr()));
     // A second subscriber in this process would be a mistake of ours, not the user's.
-    let _ = if json { subscriber.json().try_init() } else { subscriber.with_target(false).try_init() };
+    let filter: Box<dyn Fn(EnvFilter) + Send + Sync> = if json {
+        let subscriber = subscriber.json().with_filter_reloading();
+        let handle = subscriber.reload_handle();
+        let _ = subscriber.try_init();
+        Box::new(move |filter| drop(handle.reload(filter)))
+    } else {
+        let subscriber = subscriber.with_target(false).with_filter_reloading();
+        let handle = subscriber.reload_handle();
+        let _ = subscriber.try_init();
+        Box::new(move |filter| drop(handle.reload(filter)))
+    };
     // The usual hook writes to standard error itself.
     std::panic::set_hook(Box::new(|panic| {
         let backtrace = Backtrace::capture();
@@ -131,7 +155,7 @@ pub(crate) fn start(json: bool) -> Log {
             _ => tracing::error!("{panic}"),
         }
     }));
-    Log { writer: Some(writer), waiting }
+    Log { writer: Some(writer), waiting, filter }
 }
 
 /// Writes lines in which everything can be seen.
@@ -177,6 +201,11 @@ fn is_visible(character: char) -> bool {
 }
 
 impl Log {
+    /// From now on this is the level.
+    pub(crate) fn set_level(&self, level: Option<&str>) {
+        (self.filter)(filter(level));
+    }
+
     /// Tells how many lines have been dropped so far, again and again. Never returns.
     pub(crate) async fn count_dropped(&self, tell: impl Fn(u64)) {
         loop {

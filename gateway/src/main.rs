@@ -1,15 +1,19 @@
 //! The `gateway` binary: arguments, settings, logs, then a command.
-#![allow(clippy::print_stdout, reason = "what a command is asked for goes to standard output")]
 
 mod allocator;
 mod log;
 
+use std::io::{IsTerminal, Write};
+use std::pin::pin;
 use std::process::ExitCode;
 
 use gateway::cli::{self, ApiClient};
-use gateway::config::{self, ConfigErrors};
-use gateway::{Config, Node, consumers, store_options};
+use gateway::config::{self, Collected, ConfigErrors};
+use gateway::{Config, Node, NodeError, NodeIdError, RunningNode, consumers, store_options};
 use persistence::Store;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use log::Log;
 
 /// Wrong settings.
 const WRONG_SETTINGS: u8 = 2;
@@ -23,7 +27,7 @@ fn main() -> ExitCode {
     let _ = rustls::crypto::ring::default_provider().install_default();
     // Each socket is a file; the usual soft limit of 1,024 would be reached by the first busy minute.
     if let Err(error) = rlimit::increase_nofile_limit(u64::MAX) {
-        eprintln!("warning: the limit of open files stays as it is: {error}");
+        note(&format!("warning: the limit of open files stays as it is: {error}"));
     }
     let runtime =
         match tokio::runtime::Builder::new_multi_thread().enable_all().on_thread_park(allocator::on_park).build() {
@@ -37,11 +41,11 @@ async fn run(matches: &clap::ArgMatches) -> ExitCode {
     let Some((command, arguments)) = matches.subcommand() else { return ExitCode::from(WRONG_SETTINGS) };
     match command {
         "version" => {
-            println!("gateway {}", env!("CARGO_PKG_VERSION"));
+            say(concat!("gateway ", env!("CARGO_PKG_VERSION")));
             return ExitCode::SUCCESS;
         }
         "genconfig" => {
-            print!("{}", cli::genconfig());
+            say(cli::genconfig().trim_end());
             return ExitCode::SUCCESS;
         }
         _ => {}
@@ -56,17 +60,17 @@ async fn run(matches: &clap::ArgMatches) -> ExitCode {
     };
     let result = match command {
         "config" => {
-            print!("{}", cli::show(&collected));
+            say(cli::show(&collected, &config).trim_end());
             Ok(ExitCode::SUCCESS)
         }
         "serve" => match config.check_serve() {
-            Ok(()) => serve(config, &config::warnings(&collected)).await,
+            Ok(()) => serve(config, collected, arguments).await,
             Err(errors) => return wrong_settings(&errors),
         },
         "migrate" => migrate(&config, arguments).await,
         "check-config" => match config.check_serve() {
             Ok(()) => {
-                config::warnings(&collected).iter().for_each(|warning| println!("warning: {warning}"));
+                config::warnings(&collected).iter().for_each(|warning| say(&format!("warning: {warning}")));
                 check_config(&config, arguments.get_flag("live")).await
             }
             Err(errors) => return wrong_settings(&errors),
@@ -79,11 +83,12 @@ async fn run(matches: &clap::ArgMatches) -> ExitCode {
 }
 
 /// Runs a node until it is asked to stop, and leaves well.
-async fn serve(config: Config, warnings: &[String]) -> anyhow::Result<ExitCode> {
-    let log = log::start(config.log_json);
-    warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
+async fn serve(config: Config, collected: Collected, arguments: &clap::ArgMatches) -> anyhow::Result<ExitCode> {
+    // Before anything else: a signal is obeyed at any time.
+    let (mut stop, mut hangup) = (StopSignals::new()?, signal(SignalKind::hangup())?);
+    let log = log::start(config.log_json, config.log_level.as_deref());
+    config::warnings(&collected).iter().for_each(|warning| tracing::warn!("{warning}"));
     let dev = config.dev;
-    let mut stop = StopSignals::new()?;
     let users = tokio::select! {
         users = gateway::check_users(&config) => users,
         () = stop.recv() => return Ok(ExitCode::SUCCESS),
@@ -93,8 +98,17 @@ async fn serve(config: Config, warnings: &[String]) -> anyhow::Result<ExitCode> 
         Err(errors) => return Ok(wrong_settings(&errors)),
     }
     // While it waits for Redis or the database too.
+    let starting = async {
+        let mut starting = pin!(Node::start(config, consumers::routes()));
+        loop {
+            tokio::select! {
+                node = &mut starting => return node,
+                _ = hangup.recv() => tracing::info!("asked to read the settings again: not before the node runs"),
+            }
+        }
+    };
     let node = tokio::select! {
-        node = Node::start(config, consumers::routes()) => node?,
+        node = starting => node?,
         () = stop.recv() => {
             tracing::info!("asked to stop before the start was done");
             return Ok(ExitCode::SUCCESS);
@@ -102,18 +116,36 @@ async fn serve(config: Config, warnings: &[String]) -> anyhow::Result<ExitCode> 
     };
     tracing::info!(public = %node.public, internal = %node.internal, node = node.node().config.node_id, "listening");
     if dev {
-        println!("open http://{}/", node.public);
+        say(&format!("open http://{}/", node.public));
     }
     let metrics = &node.node().metrics;
     let moves = || (2 * metrics.connections_opened.get()).saturating_sub(metrics.connections.get().unsigned_abs());
+    let reloads = async {
+        let mut collected = collected;
+        loop {
+            // Never the last one: the sender is the process.
+            hangup.recv().await;
+            reload(&node, &mut collected, arguments, &log);
+        }
+    };
     tokio::select! {
         () = stop.recv() => {}
+        () = reloads => {}
         () = allocator::give_back_after_storms(moves) => {}
         () = allocator::give_back_when(async || node.node().memory_wanted().await) => {}
-        () = log.count_dropped(|lines| _ = metrics.log_lines_dropped.set(lines)) => {}
+        () = log.count_dropped(|lines| metrics.take_log_lines_dropped(lines)) => {}
     }
+    let drained = async {
+        let mut drained = pin!(node.drain());
+        loop {
+            tokio::select! {
+                left = &mut drained => return left,
+                _ = hangup.recv() => tracing::info!("asked to read the settings again: the node is leaving"),
+            }
+        }
+    };
     let left = tokio::select! {
-        left = node.drain() => left,
+        left = drained => left,
         () = stop.recv() => {
             tracing::warn!("asked to stop again: leaving at once");
             return Ok(ExitCode::from(SOCKETS_LEFT));
@@ -122,15 +154,42 @@ async fn serve(config: Config, warnings: &[String]) -> anyhow::Result<ExitCode> 
     Ok(if left == 0 { ExitCode::SUCCESS } else { ExitCode::from(SOCKETS_LEFT) })
 }
 
+/// Reads the settings again and takes over what can change. What is wrong changes nothing.
+fn reload(node: &RunningNode, collected: &mut Collected, arguments: &clap::ArgMatches, log: &Log) {
+    let read = cli::settings(arguments).and_then(|new| {
+        let config = Config::from_collected(&new)?;
+        config.check_serve()?;
+        Ok((new, config))
+    });
+    let (new, config) = match read {
+        Ok(read) => read,
+        Err(ConfigErrors(errors)) => {
+            errors.iter().for_each(|error| tracing::error!("the settings stay as they were: {error}"));
+            return;
+        }
+    };
+    let (changed, fixed): (Vec<_>, Vec<_>) =
+        new.differences(collected).partition(|setting| config::is_changeable(setting));
+    if let Err(error) = node.node().reload(&config) {
+        tracing::error!(error = &error as &dyn std::error::Error, "the settings stay as they were");
+        return;
+    }
+    log.set_level(config.log_level.as_deref());
+    tracing::info!(changed = changed.join(", "), "the settings were read again");
+    for setting in fixed {
+        tracing::warn!(setting, "another value of this setting needs a restart");
+    }
+    *collected = new;
+}
+
 /// SIGTERM and SIGINT.
 struct StopSignals {
-    terminate: tokio::signal::unix::Signal,
-    interrupt: tokio::signal::unix::Signal,
+    terminate: Signal,
+    interrupt: Signal,
 }
 
 impl StopSignals {
     fn new() -> std::io::Result<Self> {
-        use tokio::signal::unix::{SignalKind, signal};
         Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
     }
 
@@ -142,18 +201,32 @@ impl StopSignals {
     }
 }
 
+/// A line of what a command is asked for. Whoever reads it may have gone, which ends nothing.
+fn say(text: &str) {
+    let _ = writeln!(std::io::stdout().lock(), "{text}");
+}
+
+/// A line beside it.
+fn note(text: &str) {
+    let _ = writeln!(std::io::stderr().lock(), "{text}");
+}
+
+fn complain(error: &str) {
+    note(&format!("error: {error}"));
+}
+
 async fn migrate(config: &Config, arguments: &clap::ArgMatches) -> anyhow::Result<ExitCode> {
     let store = Store::connect(store_options(config)).await?;
     if arguments.get_one::<String>("what").is_some_and(|what| what == "status") {
         for (name, applied) in store.migration_status().await? {
-            println!("{name}  {}", if applied { "applied" } else { "pending" });
+            say(&format!("{name}  {}", if applied { "applied" } else { "pending" }));
         }
         return Ok(ExitCode::SUCCESS);
     }
     let applied = store.migrate().await?;
-    applied.iter().for_each(|name| println!("applied {name}"));
+    applied.iter().for_each(|name| say(&format!("applied {name}")));
     if applied.is_empty() {
-        println!("nothing to do");
+        say("nothing to do");
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -164,19 +237,18 @@ async fn check_config(config: &Config, live: bool) -> anyhow::Result<ExitCode> {
         Err(errors) => return Ok(wrong_settings(&errors)),
     }
     if live {
-        let store = Store::connect(store_options(config)).await?;
-        store.ping().await?;
-        println!("the database answers");
-        let odd = gateway::check_layer(config).await?;
-        println!("the channel layer answers");
-        if let Some(odd) = odd {
-            println!("warning: {odd}");
+        let found = gateway::check_live(config).await;
+        found.good.iter().for_each(|good| say(good));
+        found.warnings.iter().for_each(|warning| say(&format!("warning: {warning}")));
+        found.errors.iter().for_each(|error| complain(error));
+        if !found.errors.is_empty() {
+            return Ok(ExitCode::FAILURE);
         }
         if gateway::check_site(config).await? {
             println!("the site's users can be read, and its sessions where they are wanted");
         }
     }
-    println!("the settings are good");
+    say("the settings are good");
     Ok(ExitCode::SUCCESS)
 }
 
@@ -190,7 +262,7 @@ fn token(config: &Config, arguments: &clap::ArgMatches) -> anyhow::Result<ExitCo
         gateway::check_name(name).map_err(|rule| anyhow::anyhow!("{name:?} is not valid: {rule}"))?;
     }
     let seconds = arguments.get_one::<u64>("seconds").copied().unwrap_or(3600);
-    println!("{}", auth.sign(&user, rooms.as_deref(), seconds)?);
+    say(&format!("{}", auth.sign(&user, rooms.as_deref(), seconds)?));
     Ok(ExitCode::SUCCESS)
 }
 
@@ -200,18 +272,23 @@ async fn healthcheck(config: &Config, arguments: &clap::ArgMatches) -> anyhow::R
 }
 
 async fn call_api(config: &Config, command: &str, arguments: &clap::ArgMatches) -> anyhow::Result<ExitCode> {
-    println!("{}", ApiClient::new(arguments, config)?.run(command, arguments).await?);
+    let for_people = std::io::stdout().is_terminal() && !arguments.get_flag("json");
+    say(&ApiClient::new(arguments, config)?.run(command, arguments, for_people).await?);
     Ok(ExitCode::SUCCESS)
 }
 
 fn wrong_settings(errors: &ConfigErrors) -> ExitCode {
     for error in &errors.0 {
-        eprintln!("error: {error}");
+        complain(error);
     }
     ExitCode::from(WRONG_SETTINGS)
 }
 
 fn failed(error: &anyhow::Error) -> ExitCode {
-    eprintln!("error: {error:#}");
+    complain(&format!("{error:#}"));
+    // Another node has the id: that is for who sets it to change.
+    if let Some(NodeError::NodeId(NodeIdError::Taken(_))) = error.downcast_ref::<NodeError>() {
+        return ExitCode::from(WRONG_SETTINGS);
+    }
     ExitCode::FAILURE
 }

@@ -1,12 +1,13 @@
 //! What a node counts (`docs/operations.md`). One registry per node, so that several nodes can live in one process.
 
-use std::sync::atomic::{AtomicI64, AtomicU64};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::Instant;
 
-use prometheus_client::encoding::EncodeLabelSet;
-use prometheus_client::metrics::counter::Counter;
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric};
+use prometheus_client::metrics::counter::{ConstCounter, Counter};
 use prometheus_client::metrics::family::Family;
-use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
@@ -40,6 +41,183 @@ fn batch_sizes() -> Histogram {
     Histogram::new([1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0])
 }
 
+/// Values of labels, as far as they are known before something happens.
+const CODES: &[u16] =
+    &[1000, 1001, 1002, 1005, 1006, 1007, 1008, 1009, 1011, 1012, 1013, 3000, 4000, 4008, 4401, 4403, 4404, 4999];
+const HANDSHAKES_REJECTED: &[&str] = &[
+    "algorithm",
+    "audience",
+    "bad_signature",
+    "claim",
+    "connections",
+    "connections_per_address",
+    "connections_per_user",
+    "consumer_forbidden",
+    "consumer_limit",
+    "consumer_unauthorized",
+    "crit",
+    "displaced",
+    "draining",
+    "expired",
+    "failed",
+    "handshakes_per_second",
+    "host",
+    "issuer",
+    "layer",
+    "malformed",
+    "memory",
+    "name",
+    "no_credentials",
+    "no_room",
+    "no_token_key",
+    "not_yet_valid",
+    "origin",
+    "token_type",
+    "too_slow",
+    "unavailable",
+];
+const CATES: &[&str] = &[
+    "auth",
+    "bad",
+    "chat",
+    "history",
+    "notification",
+    "notifications",
+    "ping",
+    "presence",
+    "resume",
+    "rooms",
+    "seen",
+    "typing",
+];
+const TYPES: &[&str] = &[
+    "ack",
+    "auth",
+    "chat",
+    "error",
+    "history",
+    "notification",
+    "notifications",
+    "ping",
+    "pong",
+    "presence",
+    "resumed",
+    "rooms",
+    "seen",
+    "site",
+    "typing",
+];
+const FRAMES_BAD: &[&str] = &[
+    "forbidden",
+    "invalid",
+    "rate_limited",
+    "room_not_found",
+    "too_large",
+    "unavailable",
+    "unknown_cate",
+    "user_not_found",
+];
+const EVENTS_DROPPED: &[&str] = &["disputed", "held_full", "incomplete", "no_channel", "old", "queue_full", "twin"];
+const EVENTS_FORGED: &[&str] = &["repeated", "stale", "unknown_key", "unsealed", "wrong"];
+const OPERATIONS: &[&str] = &[
+    "admit",
+    "append",
+    "compare",
+    "fill",
+    "history",
+    "memberships",
+    "notifications",
+    "recall",
+    "resume",
+    "retention",
+    "secrets",
+    "seen",
+];
+const API_REFUSED: &[&str] = &[
+    "busy",
+    "failed",
+    "key",
+    "malformed",
+    "media_type",
+    "method",
+    "no_key",
+    "not_found",
+    "reused",
+    "slow",
+    "too_large",
+    "unavailable",
+];
+const STREAM_DEAD: &[&str] =
+    &["gave_up", "malformed", "missing_field", "no_room", "not_json", "too_large", "unknown_type"];
+
+/// What every program tells of its process, as Prometheus' own clients name it. Read when it is asked for.
+#[derive(Debug)]
+struct Process {
+    /// Seconds since 1970.
+    started: f64,
+}
+
+/// Ticks of the processor's time in a second: Linux says 100 to programs on every architecture there is.
+const TICKS: f64 = 100.0;
+
+impl Process {
+    fn new() -> Self {
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+        // The process began a little before, which its times and the system's tell.
+        let age = std::fs::read_to_string("/proc/self/stat").ok().and_then(|stat| {
+            let began: f64 = fields(&stat)?.nth(19)?.parse().ok()?;
+            let up: f64 = std::fs::read_to_string("/proc/uptime").ok()?.split(' ').next()?.parse().ok()?;
+            Some(up - began / TICKS)
+        });
+        Self { started: now.as_secs_f64() - age.unwrap_or_default() }
+    }
+}
+
+/// The fields of `/proc/self/stat` behind the name, which may hold anything.
+fn fields(stat: &str) -> Option<std::str::SplitWhitespace<'_>> {
+    Some(stat.rsplit_once(')')?.1.split_whitespace())
+}
+
+impl Collector for Process {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
+        let read = |file: &str| std::fs::read_to_string(format!("/proc/self/{file}")).unwrap_or_default();
+        let (stat, status, limits) = (read("stat"), read("status"), read("limits"));
+        let kib = |name: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(name))?;
+            line.trim().strip_suffix("kB")?.trim().parse::<f64>().ok().map(|kib| kib * 1024.0)
+        };
+        let ticks =
+            fields(&stat).map(|fields| fields.skip(11).take(2).filter_map(|text| text.parse::<f64>().ok()).sum());
+        let threads = fields(&stat).and_then(|mut fields| fields.nth(17)?.parse::<f64>().ok());
+        let files = std::fs::read_dir("/proc/self/fd").ok().map(|files| files.count() as f64);
+        let most = limits.lines().find_map(|line| line.strip_prefix("Max open files"));
+        let most = most.and_then(|line| line.split_whitespace().next()?.parse::<f64>().ok());
+        if let Some(ticks) = ticks.map(|ticks: f64| ticks / TICKS) {
+            let counter = ConstCounter::new(ticks);
+            let metric = encoder.encode_descriptor(
+                "process_cpu_seconds",
+                "User and system time of the process",
+                None,
+                counter.metric_type(),
+            )?;
+            counter.encode(metric)?;
+        }
+        for (name, help, value) in [
+            ("process_open_fds", "Open files of the process", files),
+            ("process_max_fds", "The most there may be", most),
+            ("process_virtual_memory_bytes", "Virtual memory of the process", kib("VmSize:")),
+            ("process_resident_memory_bytes", "Resident memory of the process", kib("VmRSS:")),
+            ("process_threads", "Threads of the process", threads),
+            ("process_start_time_seconds", "When the process began, since 1970", Some(self.started)),
+        ] {
+            let Some(value) = value else { continue };
+            let gauge = ConstGauge::new(value);
+            gauge.encode(encoder.encode_descriptor(name, help, None, gauge.metric_type())?)?;
+        }
+        Ok(())
+    }
+}
+
 /// All metrics of a node.
 #[derive(Debug)]
 #[allow(missing_docs, reason = "each field's help text stands in `new`")]
@@ -52,7 +230,7 @@ pub struct Metrics {
     pub django_asked: Family<ByResult, Counter>,
     pub accept_errors: Counter,
     pub accept_pauses: Counter,
-    pub log_lines_dropped: Gauge<u64, AtomicU64>,
+    pub log_lines_dropped: Counter,
     pub frames_received: Family<ByCate, Counter>,
     pub frames_sent: Family<ByType, Counter>,
     pub frames_bad: Family<ByReason, Counter>,
@@ -61,20 +239,20 @@ pub struct Metrics {
     pub rooms_unheard: Counter,
     pub handler_errors: Counter,
     pub groups: Gauge,
-    pub layer_events_published: Gauge<u64, AtomicU64>,
-    pub layer_events_received: Gauge<u64, AtomicU64>,
-    pub layer_events_undecodable: Gauge<u64, AtomicU64>,
-    pub layer_events_expired: Gauge<u64, AtomicU64>,
-    pub layer_events_unclaimed: Gauge<u64, AtomicU64>,
-    pub layer_over_capacity: Gauge<u64, AtomicU64>,
-    pub layer_probes_missed: Gauge<u64, AtomicU64>,
+    pub layer_events_published: Counter,
+    pub layer_events_received: Counter,
+    pub layer_events_undecodable: Counter,
+    pub layer_events_expired: Counter,
+    pub layer_events_unclaimed: Counter,
+    pub layer_over_capacity: Counter,
+    pub layer_probes_missed: Counter,
     pub layer_events_unhandled: Counter,
     pub layer_events_dropped: Family<ByReason, Counter>,
     pub layer_events_forged: Family<ByReason, Counter>,
-    pub layer_inbox_full: Gauge<u64, AtomicU64>,
-    pub layer_publish_failures: Gauge<u64, AtomicU64>,
+    pub layer_inbox_full: Counter,
+    pub layer_publish_failures: Counter,
     pub layer_delivery_seconds: Histogram,
-    pub layer_reconnects: Gauge<u64, AtomicU64>,
+    pub layer_reconnects: Counter,
     pub layer_gaps_filled: Counter,
     pub store_seconds: Family<ByOperation, Histogram>,
     pub store_errors: Family<ByOperation, Counter>,
@@ -106,12 +284,15 @@ pub struct Metrics {
     pub background_failures: Family<ByTask, Counter>,
     pub sign_ins_rechecked: Family<ByResult, Counter>,
     pub recheck_oldest: Gauge<f64, AtomicU64>,
+    pub nodes: Gauge,
 }
 
 impl Metrics {
     /// A fresh set, all at zero.
     pub fn new() -> Self {
-        let mut registry = Registry::with_prefix("gateway");
+        let mut all = Registry::default();
+        all.register_collector(Box::new(Process::new()));
+        let registry = all.sub_registry_with_prefix("gateway");
         macro_rules! register {
             ($($name:literal, $help:literal, $metric:expr);+ $(;)?) => {
                 ($({ let metric = $metric; registry.register($name, $help, metric.clone()); metric },)+)
@@ -132,7 +313,7 @@ impl Metrics {
         let (accept_errors, accept_pauses, log_lines_dropped) = register! {
             "accept_errors", "Errors of accept(), such as no free file descriptor", Counter::default();
             "accept_pauses", "Moments in which nothing was accepted, to keep files for the node itself", Counter::default();
-            "log_lines_dropped_total", "Lines of the log that nobody took in time", Gauge::<u64, AtomicU64>::default();
+            "log_lines_dropped", "Lines of the log that nobody took in time", Counter::default();
         };
         let (frames_received, frames_sent, frames_bad, outbox_full, inbox_full, handler_errors) = register! {
             "frames_received", "Client frames by meaning", Family::<ByCate, Counter>::default();
@@ -148,15 +329,15 @@ impl Metrics {
         registry.register("rooms_unheard", help, rooms_unheard.clone());
         let (groups, layer_events_published, layer_events_received, layer_events_undecodable) = register! {
             "groups", "Layer groups this node has joined", Gauge::default();
-            "layer_events_published_total", "Events this node wrote to the layer", Gauge::<u64, AtomicU64>::default();
-            "layer_events_received_total", "Events this node read from the layer", Gauge::<u64, AtomicU64>::default();
-            "layer_events_undecodable_total", "Payloads on the layer that no event could be made of", Gauge::<u64, AtomicU64>::default();
+            "layer_events_published", "Events this node wrote to the layer", Counter::default();
+            "layer_events_received", "Events this node read from the layer", Counter::default();
+            "layer_events_undecodable", "Payloads on the layer that no event could be made of", Counter::default();
         };
         let (layer_events_expired, layer_events_unclaimed, layer_over_capacity, layer_probes_missed) = register! {
-            "layer_events_expired_total", "Events that had waited too long for this node (core layer)", Gauge::<u64, AtomicU64>::default();
-            "layer_events_unclaimed_total", "Times an event came for a channel or group this node does not have any more (core layer)", Gauge::<u64, AtomicU64>::default();
-            "layer_over_capacity_total", "Times a reader's queue was full when this node sent to its group (core layer)", Gauge::<u64, AtomicU64>::default();
-            "layer_probes_missed_total", "Messages of the layer to itself that did not come back; it then connects anew", Gauge::<u64, AtomicU64>::default();
+            "layer_events_expired", "Events that had waited too long for this node (core layer)", Counter::default();
+            "layer_events_unclaimed", "Times an event came for a channel or group this node does not have any more (core layer)", Counter::default();
+            "layer_over_capacity", "Times a reader's queue was full when this node sent to its group (core layer)", Counter::default();
+            "layer_probes_missed", "Messages of the layer to itself that did not come back; it then connects anew", Counter::default();
         };
         let layer_events_forged = Family::<ByReason, Counter>::default();
         registry.register(
@@ -167,11 +348,11 @@ impl Metrics {
         let (layer_events_unhandled, layer_events_dropped, layer_publish_failures, layer_delivery_seconds) = register! {
             "layer_events_unhandled", "Events of a type that no handler knows", Counter::default();
             "layer_events_dropped", "Events not delivered, by reason", Family::<ByReason, Counter>::default();
-            "layer_publish_failures_total", "Events that the layer did not take, found out then or later", Gauge::<u64, AtomicU64>::default();
+            "layer_publish_failures", "Events that the layer did not take, found out then or later", Counter::default();
             "layer_delivery_seconds", "From the commit of a stored message to its sockets' outboxes on this node", seconds();
         };
         let (layer_reconnects, layer_gaps_filled, draining) = register! {
-            "layer_reconnects_total", "Times the layer's connection came back", Gauge::<u64, AtomicU64>::default();
+            "layer_reconnects", "Times the layer's connection came back", Counter::default();
             "layer_gaps_filled", "Messages fetched from the database because the layer lost them", Counter::default();
             "draining", "1 while the node is leaving", Gauge::<i64, AtomicI64>::default();
         };
@@ -189,7 +370,7 @@ impl Metrics {
         };
         let (stream_postponed, api_refused) = register! {
             "stream_postponed", "Entries left in the stream to be taken up later: the database did not store them, or the dead letter could not be written", Family::<ByReason, Counter>::default();
-            "api_refused", "API calls refused before they were looked into: for their key, or because too much was under way", Family::<ByReason, Counter>::default();
+            "api_refused", "API calls that were refused, by reason", Family::<ByReason, Counter>::default();
         };
         let (resumes, recent_bytes, retention_runs, retention_deleted) = register! {
             "resumes", "Streams that clients caught up in, by where it came from: nothing missed, memory or database", Family::<ByKind, Counter>::default();
@@ -208,6 +389,9 @@ impl Metrics {
             "sign_ins_rechecked", "Sessions and users looked at again while their sockets are open: good, unavailable (nobody could tell), or why they are over", Family::<ByResult, Counter>::default();
             "sign_ins_recheck_oldest_seconds", "How long the oldest look at a session or user has been due", Gauge::<f64, AtomicU64>::default();
         };
+        let nodes = Gauge::default();
+        nodes.set(1);
+        registry.register("nodes", "Nodes of this deployment heard of lately, this one included", nodes.clone());
         let (held_bytes, hub_queue_bytes, write_queue_bytes, write_waits, writes_refused, questions_refused) = register! {
             "held_bytes", "Memory taken by events that wait for what is missing before them", Gauge::default();
             "hub_queue_bytes", "Memory taken by events on their way from the layer to the sockets", Gauge::default();
@@ -220,11 +404,11 @@ impl Metrics {
             "memory_bytes", "Resident memory of the process", Gauge::default();
             "memory_limit_bytes", "The most it may be, 0 for no limit", Gauge::default();
             "memory_closed", "Slow readers closed with 4008 because the process had too much memory", Counter::default();
-            "layer_inbox_full_total", "Events that the layer itself dropped because nobody took them in time", Gauge::<u64, AtomicU64>::default();
+            "layer_inbox_full", "Events that the layer itself dropped because nobody took them in time", Counter::default();
         };
         registry.register("build", "Version of this node", Info::new([("version", env!("CARGO_PKG_VERSION"))]));
-        Self {
-            registry,
+        let metrics = Self {
+            registry: all,
             connections,
             connections_opened,
             connections_closed,
@@ -286,6 +470,37 @@ impl Metrics {
             background_failures,
             sign_ins_rechecked,
             recheck_oldest,
+            nodes,
+        };
+        metrics.begin_at_zero();
+        metrics
+    }
+
+    /// Makes every known series, so that a rate over its first event can be told.
+    fn begin_at_zero(&self) {
+        macro_rules! begin {
+            ($($family:ident, $label:ident { $field:ident } of $values:expr);+ $(;)?) => {
+                $(for $field in $values { drop(self.$family.get_or_create(&$label { $field })); })+
+            };
+        }
+        begin! {
+            connections_closed, ByCode { code } of CODES.iter().copied();
+            handshakes_rejected, ByReason { reason } of HANDSHAKES_REJECTED.iter().copied();
+            frames_received, ByCate { cate } of CATES.iter().copied();
+            frames_sent, ByType { r#type } of TYPES.iter().copied();
+            frames_bad, ByReason { reason } of FRAMES_BAD.iter().copied();
+            layer_events_dropped, ByReason { reason } of EVENTS_DROPPED.iter().copied();
+            layer_events_forged, ByReason { reason } of EVENTS_FORGED.iter().copied();
+            store_seconds, ByOperation { operation } of OPERATIONS.iter().copied();
+            store_errors, ByOperation { operation } of OPERATIONS.iter().copied();
+            stream_events, ByResult { result } of ["stored", "repeated", "sent", "expired", "deleted", "dead"];
+            stream_dead, ByReason { reason } of STREAM_DEAD.iter().copied();
+            stream_postponed, ByReason { reason } of ["no_dead_letter", "not_stored"];
+            api_refused, ByReason { reason } of API_REFUSED.iter().copied();
+            resumes, ByKind { kind } of ["nothing", "memory", "database", "refused", "overflowed"];
+            retention_runs, ByResult { result } of ["done", "skipped", "broken_off", "failed"];
+            retention_deleted, ByKind { kind } of ["message", "notification", "receipt"];
+            background_failures, ByTask { task } of crate::health::TASKS.iter().copied();
         }
     }
 
@@ -306,16 +521,21 @@ impl Metrics {
 
     /// Takes over the layer's own counts, which it keeps as plain numbers.
     pub fn take_layer_stats(&self, stats: &channel_layer::LayerStats) {
-        self.layer_events_published.set(stats.published);
-        self.layer_events_received.set(stats.received);
-        self.layer_events_undecodable.set(stats.undecodable);
-        self.layer_events_expired.set(stats.expired);
-        self.layer_events_unclaimed.set(stats.unclaimed);
-        self.layer_over_capacity.set(stats.over_capacity);
-        self.layer_probes_missed.set(stats.probes_missed);
-        self.layer_publish_failures.set(stats.publish_failed);
-        self.layer_inbox_full.set(stats.dropped);
-        self.layer_reconnects.set(stats.reconnects);
+        take_over(&self.layer_events_published, stats.published);
+        take_over(&self.layer_events_received, stats.received);
+        take_over(&self.layer_events_undecodable, stats.undecodable);
+        take_over(&self.layer_events_expired, stats.expired);
+        take_over(&self.layer_events_unclaimed, stats.unclaimed);
+        take_over(&self.layer_over_capacity, stats.over_capacity);
+        take_over(&self.layer_probes_missed, stats.probes_missed);
+        take_over(&self.layer_publish_failures, stats.publish_failed);
+        take_over(&self.layer_inbox_full, stats.dropped);
+        take_over(&self.layer_reconnects, stats.reconnects);
+    }
+
+    /// Takes over the number of lines that the log has dropped.
+    pub fn take_log_lines_dropped(&self, lines: u64) {
+        take_over(&self.log_lines_dropped, lines);
     }
 
     /// The text that `/metrics` answers with (OpenMetrics, which Prometheus reads).
@@ -327,8 +547,59 @@ impl Metrics {
     }
 }
 
+/// A count that somebody else keeps.
+fn take_over(counter: &Counter, count: u64) {
+    counter.inner().store(count, Ordering::Relaxed);
+}
+
 impl Default for Metrics {
     fn default() -> Self {
         Self::new()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::path::Path;
+
+    use super::*;
+
+    /// The words behind these calls in the crate's sources.
+    fn words(directory: &Path, calls: &[&str], found: &mut BTreeSet<String>) {
+        for entry in std::fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path()) {
+            if entry.is_dir() {
+                words(&entry, calls, found);
+                continue;
+            }
+            let text = std::fs::read_to_string(&entry).unwrap();
+            let text = text.split("#[cfg(test)]").next().unwrap();
+            for call in calls {
+                found.extend(text.split(call).skip(1).filter_map(|rest| Some(rest.split_once('"')?.0.to_owned())));
+            }
+        }
+    }
+
+    #[test]
+    fn every_series_that_the_program_knows_begins_at_zero() {
+        let text = Metrics::new().encode();
+        for (calls, series) in [
+            (&["time_store(\""][..], "gateway_store_errors_total{operation="),
+            (&["health.note(\"", "note_with(\""], "gateway_background_failures_total{task="),
+            (&["self.dropped(\""], "gateway_layer_events_dropped_total{reason="),
+            (&["postponed(\""], "gateway_stream_postponed_total{reason="),
+            (&[" unusable(\"", "(unusable(\""], "gateway_stream_dead_total{reason="),
+            (
+                &["reject(&self.node, \"", "refuse(Refusal::Unavailable, \""],
+                "gateway_handshakes_rejected_total{reason=",
+            ),
+        ] {
+            let mut found = BTreeSet::new();
+            words(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"), calls, &mut found);
+            assert!(!found.is_empty(), "{series}");
+            for word in found {
+                assert!(text.contains(&format!("{series}\"{word}\"}} 0")), "{series}{word}");
+            }
+        }
     }
 }

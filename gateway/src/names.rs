@@ -25,6 +25,43 @@ pub fn check_user(name: &str) -> Result<(), &'static str> {
     if is_user_name(name) { Ok(()) } else { Err("names that begin with anon. are those of visitors without a name") }
 }
 
+/// With what the names of rooms' groups and hashed names begin. No user's group may.
+const RESERVED: [&str; 3] = ["chat_", "u.", "r."];
+
+/// Characters that a template leaves for the name, at least: with fewer, nearly all names would be hashed.
+const LEAST: usize = 30;
+
+/// Whether users' groups by this template are apart from rooms' and from each other.
+pub(crate) fn check_template(template: &str, raw: bool) -> Result<(), String> {
+    let Some((before, after)) = template.split_once("{username}").filter(|(_, after)| !after.contains("{username}"))
+    else {
+        return Err("must contain {username} once".to_owned());
+    };
+    let fits = |text: &str| raw || text.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'));
+    if !fits(before) || !fits(after) {
+        return Err(
+            "must have letters, digits, -, _ and . beside {username}: no other group is heard by Channels".into()
+        );
+    }
+    if before.len() + after.len() + LEAST > 99 {
+        return Err("is too long: a group's name has at most 99 characters".to_owned());
+    }
+    // Some username makes of it what begins like that; with {username} in front only one that ends within the word, as
+    // usernames that begin with all of it are hashed.
+    let meets = |word: &&str| match before {
+        "" => (1..word.len())
+            .any(|cut| !after.is_empty() && (after.starts_with(&word[cut..]) || word[cut..].starts_with(after))),
+        before => before.starts_with(*word) || word.starts_with(before),
+    };
+    match RESERVED.iter().find(|word| meets(word)) {
+        Some(word) => Err(format!(
+            "{template} could make a user's group out of a room's or of another user's, as names that begin with {word} \
+             are theirs: what is sent to one would reach the other. Take another beginning, such as user_{{username}}"
+        )),
+        None => Ok(()),
+    }
+}
+
 /// Makes group names of users and rooms, by the site's settings.
 #[derive(Debug, Clone)]
 pub struct GroupNames {
@@ -42,8 +79,8 @@ impl GroupNames {
     /// The group of all sockets of a user.
     pub fn user(&self, username: &str) -> Result<GroupName, NameError> {
         // With another template than the default the prefix keeps a name from meaning a room.
-        let reserved = self.user_template.starts_with("{username}")
-            && ["chat_", "u.", "r."].iter().any(|prefix| username.starts_with(prefix));
+        let reserved =
+            self.user_template.starts_with("{username}") && RESERVED.iter().any(|prefix| username.starts_with(prefix));
         let name = self.user_template.replace("{username}", username);
         if reserved {
             return GroupName::parse(&hashed("u.", username));
@@ -95,6 +132,56 @@ mod tests {
         let room_of = |group| names.room_of(&GroupName::parse(group).unwrap()).map(str::to_owned);
         assert_eq!(room_of("chat_lobby"), Some("lobby".to_owned()));
         assert_eq!([room_of("alice"), room_of("r.d648b243a3"), room_of("chat_")], [None, None, None]);
+    }
+
+    #[test]
+    fn a_template_that_could_meet_other_groups_is_refused() {
+        for good in
+            ["{username}", "user_{username}", "site-1.{username}", "{username}_user", "ux{username}", "cat_{username}"]
+        {
+            assert_eq!(check_template(good, false), Ok(()), "{good}");
+        }
+        // The last of each kind is for a username that only completes the word.
+        for bad in [
+            "chat_{username}",
+            "chat_user_{username}",
+            "chat{username}",
+            "c{username}",
+            "u.{username}",
+            "u{username}",
+            "r{username}",
+            "r.x.{username}",
+            "{username}_",
+            "{username}t_x",
+            "{username}.site",
+            "{username}{username}",
+            "user",
+            "",
+            "user {username}",
+        ] {
+            assert!(check_template(bad, false).is_err(), "{bad}");
+        }
+        assert!(check_template(&format!("{}{{username}}", "x".repeat(80)), false).is_err());
+        assert_eq!(check_template("user {username}", true), Ok(()));
+    }
+
+    proptest! {
+        /// Whatever a template lets pass, no two users and no user and room share a group.
+        #[test]
+        fn groups_of_an_accepted_template_are_apart(
+            before in "[a-z._-]{0,3}", after in "[a-z._-]{0,3}",
+            user in "[a-z._-]{1,8}", other in "[a-z._-]{1,8}", room in "[a-z._-]{1,8}",
+        ) {
+            let template = format!("{before}{{username}}{after}");
+            prop_assume!(check_template(&template, false).is_ok());
+            let names = GroupNames::new(&template, false);
+            let group = names.user(&user).unwrap();
+            prop_assert_ne!(&group, &names.room(&room).unwrap());
+            prop_assert!(!group.as_str().starts_with("chat_") && !group.as_str().starts_with("r."));
+            if user != other {
+                prop_assert_ne!(group, names.user(&other).unwrap());
+            }
+        }
     }
 
     #[test]

@@ -18,11 +18,12 @@ use crate::auth::again::{self, Again};
 use crate::auth::django::{Django, SourceFailed};
 use crate::auth::{AskDjango, Jwks, JwtAuth, SignIn, Tokens};
 use crate::clock::Clock;
-use crate::config::{Config, ConfigErrors};
+use crate::config::{Config, ConfigErrors, Limits};
 use crate::consumers::routing::Router;
+use crate::current::Current;
 use crate::files::Files;
 use crate::health::{self, Health};
-use crate::http::api::WrongKeys;
+use crate::http::api::{LINES_AT_ONCE, WrongKeys};
 use crate::http::{server, visitors};
 use crate::hub::Hub;
 use crate::layer::{self, SharedLayer};
@@ -72,16 +73,24 @@ pub enum NodeError {
     /// The site's sessions cannot be read with these settings.
     #[error(transparent)]
     Site(#[from] SourceFailed),
+    /// Another node has this one's id.
+    #[error(transparent)]
+    NodeId(#[from] crate::redis::NodeIdError),
     /// An address cannot be listened on.
     #[error("cannot listen on {0}")]
     Listen(SocketAddr, #[source] std::io::Error),
 }
 
+/// Settings were reloaded as often as a process can.
+#[derive(Debug, thiserror::Error)]
+#[error("the settings were reloaded too often: restart the node")]
+pub struct TooManyReloads;
+
 /// What connections and the API share.
 #[derive(Debug)]
 #[allow(missing_docs, reason = "each field is its type")]
 pub struct Node {
-    pub config: Config,
+    pub config: Current<Config>,
     pub store: Store,
     pub layer: SharedLayer,
     pub registry: Arc<Registry>,
@@ -93,7 +102,7 @@ pub struct Node {
     pub(crate) admissions: Admissions,
     /// What `limits.handshakes_per_second` allows just now.
     pub(crate) handshakes: parking_lot::Mutex<Bucket>,
-    pub(crate) sign_in: SignIn,
+    pub(crate) sign_in: Current<SignIn>,
     pub(crate) again: Again,
     /// The site's sessions and users, if they are read.
     pub(crate) django: Option<Arc<Django>>,
@@ -107,6 +116,8 @@ pub struct Node {
     /// Bytes that bodies of API calls may take.
     pub(crate) bodies: Budget,
     pub(crate) wrong_keys: WrongKeys,
+    /// Lines of the log that refused API calls may take.
+    pub(crate) refusals: parking_lot::Mutex<Bucket>,
     pub(crate) clock: Clock,
     pub(crate) health: Arc<Health>,
     pub(crate) memory: MemoryLimit,
@@ -126,6 +137,8 @@ pub struct RunningNode {
     stop: CancellationToken,
     _stop_on_drop: tokio_util::sync::DropGuard,
     background: TaskTracker,
+    /// The node's id in Redis, to be given back.
+    id: Option<Arc<redis::NodeId>>,
 }
 
 impl Node {
@@ -146,7 +159,10 @@ impl Node {
             let deployment = Deployment::new(server.clone(), &config, deployment);
             let retryable = |error: &redis::DeploymentError| matches!(error, redis::DeploymentError::Unavailable(_));
             patiently("Redis", || deployment.claim(), retryable).await?;
-            claimed = Some(deployment);
+            let id = redis::NodeId::new(server.clone(), &config);
+            let retryable = |error: &redis::NodeIdError| matches!(error, redis::NodeIdError::Unavailable(_));
+            patiently("Redis", || id.take(), retryable).await?;
+            claimed = Some((deployment, Arc::new(id)));
             let hint = redis::warn_of_other_layer(config.layer.clone());
             background.spawn(stop.clone().run_until_cancelled_owned(hint));
         }
@@ -184,13 +200,13 @@ impl Node {
                 &layer,
                 &names,
                 &seals,
-                &metrics,
+                &health,
                 &background,
                 &stop,
             ),
             admissions: Admissions::start(&store, config.limits.rooms_per_user, &metrics, &background, &stop),
             handshakes: parking_lot::Mutex::new(Bucket::full(config.limits.handshakes_per_second, Instant::now())),
-            sign_in,
+            sign_in: Current::new(sign_in),
             again: Again::default(),
             django,
             peers: Peers::new(&config, &layer, &seals, &metrics),
@@ -201,9 +217,10 @@ impl Node {
             publishing: Budget::new(PUBLISHING),
             bodies: Budget::new(BODIES),
             wrong_keys: WrongKeys::default(),
+            refusals: parking_lot::Mutex::new(Bucket::full(LINES_AT_ONCE, Instant::now())),
             memory: MemoryLimit::of(config.limits.memory_bytes),
             draining: AtomicBool::new(false),
-            config,
+            config: Current::new(config),
             store,
             layer,
             redis: server.clone(),
@@ -218,7 +235,11 @@ impl Node {
         let accepting = stop.child_token();
         background.spawn(stop.clone().run_until_cancelled_owned(health::watch(Arc::clone(&node))));
         background.spawn(stop.clone().run_until_cancelled_owned(skew::watch(Arc::clone(&node))));
-        if let Some(deployment) = claimed {
+        let mut id = None;
+        if let Some((deployment, taken)) = claimed {
+            let keep = Arc::clone(&taken).keep(Arc::clone(&node));
+            background.spawn(stop.clone().run_until_cancelled_owned(keep));
+            id = Some(taken);
             background.spawn(stop.clone().run_until_cancelled_owned(deployment.keep_claiming(Arc::clone(&node))));
         }
         background.spawn(stop.clone().run_until_cancelled_owned(watch::watch(Arc::clone(&node))));
@@ -248,7 +269,7 @@ impl Node {
         background.spawn(visitors::serve_internal(Arc::clone(&node), internal, files.internal, stop.clone()));
         let listen = |error| NodeError::Listen(node.config.listen, error);
         let (public, internal) = (addresses.0.map_err(listen)?, addresses.1.map_err(listen)?);
-        Ok(RunningNode { node, public, internal, accepting, stop, _stop_on_drop: stop_on_drop, background })
+        Ok(RunningNode { node, public, internal, accepting, stop, _stop_on_drop: stop_on_drop, background, id })
     }
 
     /// The event as only nodes of this deployment can send it to this group: a place in the group's stream that
@@ -260,6 +281,29 @@ impl Node {
     /// Queues a word to all nodes that have joined the group.
     pub(crate) fn tell(&self, group: &GroupName, word: Event) -> Result<(), LayerError> {
         self.layer.group_send_later(group, &self.seals.word(word, group.as_str()))
+    }
+
+    /// Takes over what these settings can change while the node runs; see [`config::CHANGEABLE`].
+    ///
+    /// [`config::CHANGEABLE`]: crate::config::CHANGEABLE
+    pub fn reload(&self, new: &Config) -> Result<(), TooManyReloads> {
+        let files = Files::of(new);
+        let config = self.config.with_changes_of(new);
+        let limits = Limits { connections: files.limit(new.limits.connections), ..config.limits.clone() };
+        let config = Config { limits, ..config };
+        // With --dev the secret is this process's own, and goes on.
+        let keeps_keys = config.dev && config.jwt_secrets.is_empty();
+        self.admissions.set_rooms_per_user(config.limits.rooms_per_user);
+        let now = &*self.sign_in;
+        let sign_in = SignIn {
+            tokens: Tokens { auth: jwt(&config), jwks: now.tokens.jwks.clone() },
+            django: now.django.clone(),
+            ask: now.ask.clone(),
+            user_name: now.user_name,
+            anonymous: now.anonymous,
+        };
+        let replaced = (keeps_keys || self.sign_in.replace(sign_in)) && self.config.replace(config);
+        if replaced { Ok(()) } else { Err(TooManyReloads) }
     }
 
     /// Waits until the process should give back memory that it does not need.
@@ -297,6 +341,11 @@ impl RunningNode {
             // The others find out by themselves.
             Ok(Err(error)) => tracing::warn!(error = &error as &dyn std::error::Error, "groups could not be left"),
             Err(_) => tracing::warn!("groups could not be left in time"),
+        }
+        if let Some(id) = &self.id
+            && !matches!(tokio::time::timeout(LAST_WORDS, id.give_back()).await, Ok(Ok(())))
+        {
+            tracing::debug!("the node's id could not be given back; it is free in some seconds");
         }
         left
     }
@@ -371,16 +420,6 @@ async fn open_store(config: &Config) -> Result<(Store, Uuid, Secrets), StoreErro
     store.check_schema().await?;
     let (deployment, secrets) = (store.deployment_id().await?, store.secrets(seal::LIFETIME).await?);
     Ok((store, deployment, secrets))
-}
-
-/// Whether the channel layer of these settings answers. Returns what looks odd about it.
-pub async fn check_layer(config: &Config) -> Result<Option<String>, NodeError> {
-    let layer = layer::connect(config).await?;
-    layer.ping().await?;
-    if let Some(server) = redis::Server::of(config)? {
-        server.ping().await?;
-    }
-    Ok(redis::other_layer(&config.layer).await)
 }
 
 /// Tries again for a while: at a start of a whole site the parts come up in any order.

@@ -18,6 +18,7 @@ use crate::metrics::Metrics;
 use crate::names;
 use crate::node::Node;
 use crate::seal::Seals;
+use crate::seldom::SeldomOfKind;
 
 const ASK: &str = "gateway.ask";
 const ANSWER: &str = "gateway.answer";
@@ -52,6 +53,7 @@ pub(crate) struct Peers {
     group: Option<GroupName>,
     seen: Mutex<HashMap<String, Instant>>,
     questions: Mutex<HashMap<String, mpsc::Sender<Event>>>,
+    warnings: SeldomOfKind,
     /// This node's mailbox, once it is open.
     mailbox: Mutex<Option<ChannelName>>,
 }
@@ -77,6 +79,7 @@ impl Peers {
             group,
             seen: Mutex::default(),
             questions: Mutex::default(),
+            warnings: SeldomOfKind::default(),
             mailbox: Mutex::default(),
         }
     }
@@ -136,7 +139,7 @@ impl Peers {
             let mut questions = self.questions.lock();
             if questions.len() >= MOST_QUESTIONS {
                 // As when no node answers: what this one knows has to do.
-                self.metrics.questions_refused.inc();
+                self.refuse("too many questions to the other nodes are open: this answer is of this node only");
                 return Vec::new();
             }
             questions.insert(id.clone(), sender);
@@ -160,6 +163,14 @@ impl Peers {
         }
         self.questions.lock().remove(&id);
         collected
+    }
+
+    /// Counts what was not asked or heard, and says so now and then.
+    fn refuse(&self, what: &'static str) {
+        self.metrics.questions_refused.inc();
+        if let Some(times) = self.warnings.again("peers", what) {
+            tracing::warn!(times, "{what}");
+        }
     }
 
     async fn say_hello(&self, back: bool) -> Result<(), LayerError> {
@@ -191,7 +202,7 @@ impl Peers {
                     let mut seen = self.seen.lock();
                     let full = seen.len() >= MOST_NODES && !seen.contains_key(name);
                     if full || name.len() > MOST_NAME {
-                        self.metrics.questions_refused.inc();
+                        self.refuse("a node is not remembered: there are too many, or its --node-id is too long");
                         return Ok(());
                     }
                     seen.insert(name.to_owned(), Instant::now()).is_none()
@@ -204,7 +215,7 @@ impl Peers {
             }
             Some(ANSWER) => {
                 if event.weight() > MOST_ANSWER {
-                    self.metrics.questions_refused.inc();
+                    self.refuse("another node's answer is too large: one user has very many sockets there");
                     return Ok(());
                 }
                 let asked = event.text("id").and_then(|id| self.questions.lock().get(id).cloned());
@@ -275,9 +286,7 @@ impl Node {
 /// Reads the node's mailbox until the node stops; opens it again when the layer was away.
 pub(crate) async fn answer(node: Arc<Node>) {
     loop {
-        if let Err(error) = read_mailbox(&node).await {
-            tracing::debug!(error = &error as &dyn std::error::Error, "the node's mailbox is closed");
-        }
+        node.health.note("peers", &read_mailbox(&node).await);
         tokio::time::sleep(Duration::from_secs(1)).await;
     }
 }
@@ -293,9 +302,14 @@ pub(crate) async fn tell_of_losses(node: Arc<Node>) {
         tokio::time::sleep(wait).await;
         if lost() == told {
             wait = TELL_OF_LOSSES;
-        } else if node.peers.tell(group, Event::new(LOST)).await.is_ok() {
-            told = lost();
-            wait = (wait * 2).min(TELL_AGAIN);
+        } else {
+            let all = lost();
+            let sent = node.peers.tell(group, Event::new(LOST)).await;
+            node.health.note("losses", &sent);
+            if sent.is_ok() {
+                told = all;
+                wait = (wait * 2).min(TELL_AGAIN);
+            }
         }
     }
 }
@@ -309,12 +323,16 @@ async fn read_mailbox(node: &Node) -> Result<(), LayerError> {
     *peers.mailbox.lock() = Some(mailbox.clone());
     let result = async {
         peers.say_hello(false).await?;
+        node.health.note("peers", &Ok::<_, LayerError>(()));
         let mut hello = tokio::time::interval(HELLO_EVERY);
         hello.tick().await;
         loop {
             tokio::select! {
                 event = peers.layer.receive(&mailbox) => peers.handle(node, group, &mailbox, event?).await?,
-                _ = hello.tick() => peers.say_hello(true).await?,
+                _ = hello.tick() => {
+                    peers.say_hello(true).await?;
+                    node.health.note("peers", &Ok::<_, LayerError>(()));
+                }
             }
         }
     }

@@ -11,6 +11,7 @@ use common::{Client, Heard, Lock, NodeProcess, eventually};
 use serde_json::{Value, json};
 use testkit::disk::Disk;
 use testkit::mariadb::MariaDb;
+use testkit::pgbouncer::PgBouncer;
 use testkit::postgres::Postgres;
 use testkit::redis::RedisServer;
 use tokio::sync::{Semaphore, watch};
@@ -272,4 +273,74 @@ async fn d4_every_connection_waits_for_a_lock() {
     let said: usize = speakers.iter().map(|speaker| speaker.acked.len()).sum();
     assert_eq!(said, SPEAKERS as usize / 2);
     everything_is_there(alice, bob, said).await;
+}
+
+/// Connections that last for a transaction only: nothing of a session may be relied on.
+#[tokio::test(flavor = "multi_thread")]
+async fn d15_a_pooler_that_gives_out_connections_by_transactions_is_as_good_as_the_server() {
+    let postgres = Postgres::shared();
+    let database = postgres.fresh_database();
+    let mut bouncer = PgBouncer::start(postgres, 3);
+    let url = format!("{}?pgbouncer=true", bouncer.url(&database));
+    let gateway = async |arguments: &[&str]| {
+        let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_gateway"));
+        command.args(arguments).env("GATEWAY_DATABASE_URL", &url).env("GATEWAY_JWT_SECRET", common::SECRET);
+        let output = command.output().await.unwrap();
+        assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    assert!(gateway(&["migrate"]).await.contains("applied"));
+    assert!(gateway(&["migrate"]).await.contains("nothing to do"));
+    assert!(!gateway(&["migrate", "status"]).await.contains("pending"));
+    gateway(&["check-config", "--live"]).await;
+    let redis = RedisServer::start();
+    let redis_url = redis.url();
+    let own = [settings(&redis_url, &url), vec![("retention.interval_seconds", "1"), ("retention.messages_days", "1")]]
+        .concat();
+    let nodes = [NodeProcess::start(&own), NodeProcess::start(&own)];
+    // Many at once, so that each statement meets another server connection than the last.
+    let speak = async |round: usize| {
+        let mut tasks = JoinSet::new();
+        for (number, node) in nodes.iter().enumerate() {
+            for user in 0..8 {
+                let door = node.door;
+                tasks.spawn(async move {
+                    let (user, room) = (format!("user-{number}-{user}"), format!("room-{}", user % 3));
+                    let mut client = door.v1(&format!("/ws/chat/{room}/"), &user).await;
+                    client.patience = ANSWER;
+                    for message in 0..10 {
+                        let id = format!("{round}-{message}");
+                        let ack = client.say_acked(&room, &format!("{id} of {user}"), &id).await;
+                        assert_eq!(ack["type"], "ack", "{ack}");
+                    }
+                    let page = client.ask(json!({"cate": "history", "group_name": room, "limit": 5})).await;
+                    assert_eq!(page["messages"].as_array().unwrap().len(), 5, "{page}");
+                    let note = json!({"cate": "notification", "user_name": user, "message": "x", "client_id": format!("n{round}")});
+                    client.send(note).await;
+                    client.until(|frame| frame["type"] == "notification").await;
+                    let inbox = client.ask(json!({"cate": "notifications"})).await;
+                    assert_eq!(inbox["notifications"][0]["message"], "x", "{inbox}");
+                });
+            }
+        }
+        while let Some(done) = tasks.join_next().await {
+            done.unwrap();
+        }
+    };
+    speak(0).await;
+    bouncer.restart();
+    for node in &nodes {
+        eventually("it is ready again", async || common::ready(node.door.internal)).await;
+    }
+    speak(1).await;
+    let count = |table: &str| postgres.sql(&database, &format!("SELECT count(*) FROM {table}")).trim().to_owned();
+    assert_eq!((count("gateway_messages").as_str(), count("gateway_notifications").as_str()), ("320", "32"));
+    for node in &nodes {
+        for operation in ["append", "history", "retention", "admit", "secrets"] {
+            let errors = format!("gateway_store_errors_total{{operation=\"{operation}\"}}");
+            // While it was away there may have been some.
+            assert!(node.door.metric(&errors).await <= 3.0, "{operation}: {}", node.log());
+        }
+        assert!(!node.log().contains("prepared statement") && !node.log().contains("unnamed"), "{}", node.log());
+    }
 }

@@ -8,7 +8,7 @@ const FAULTS: &str = include_str!("../../docs/faults.md");
 const SCRIPT: &str = include_str!("../../test.sh");
 
 /// The faults, by their letters: so many of each.
-const CODES: [(char, usize); 7] = [('R', 22), ('D', 14), ('N', 12), ('L', 8), ('P', 14), ('A', 14), ('S', 7)];
+const CODES: [(char, usize); 8] = [('O', 9), ('R', 22), ('D', 15), ('N', 12), ('L', 8), ('P', 14), ('A', 14), ('S', 7)];
 
 /// What stands where a fault has no test.
 const NONE: &str = "no test";

@@ -43,6 +43,31 @@ fn the_document_prints_every_program_as_it_is() {
     assert_eq!(files.len(), 5);
 }
 
+/// The function that says which group is whose, in README as in the program, and by the gateway's own rule.
+#[tokio::test]
+async fn the_groups_that_the_documents_compute_are_the_gateways() {
+    let function = |text: &str| {
+        let (_, rest) = text.split_once("def group_of(").unwrap();
+        format!("def group_of({}", rest.split("\n\n").next().unwrap().split("\n```").next().unwrap())
+    };
+    let readme = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../README.md")).unwrap();
+    let shown = function(&readme);
+    assert_eq!(shown, function(&printed()["group_send.py"]));
+    let names =
+        ["alice", "jose@example.com", "Café", "chat_x", "u.x", "r.x", "a b", "👍", &"x".repeat(95), &"x".repeat(120)];
+    let script = format!(
+        "import hashlib, json, re, sys\n{shown}\nprint(json.dumps([[group_of('user', n), group_of('room', n)] for n in json.loads(sys.argv[1])]))"
+    );
+    let mut python = Command::new(testkit::python::python());
+    let output = python.args(["-c", &script, &json!(names).to_string()]).output().await.unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let computed: Vec<[String; 2]> = serde_json::from_slice(&output.stdout).unwrap();
+    let rule = gateway::GroupNames::new("{username}", false);
+    for (name, [user, room]) in names.iter().zip(computed) {
+        assert_eq!((rule.user(name).unwrap().as_str(), rule.room(name).unwrap().as_str()), (&*user, &*room), "{name}");
+    }
+}
+
 /// Runs a program and says whether it succeeded, and what it wrote.
 async fn run(program: &str, arguments: &[&str], env: &[(&str, &str)]) -> (bool, String) {
     assert!(printed().contains_key(program), "{program} is printed");

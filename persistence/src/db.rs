@@ -2,7 +2,6 @@
 
 use std::{
     future::Future,
-    ops::Deref,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -10,11 +9,12 @@ use std::{
     time::Duration,
 };
 
+use async_trait::async_trait;
 use futures_util::TryStreamExt;
 use rand::RngExt;
 use sea_orm::{
-    ConnectionTrait, DatabaseConnection, DatabaseTransaction, DbErr, FromQueryResult, SqliteTransactionMode,
-    StreamTrait, TransactionOptions, TransactionTrait,
+    ConnectionTrait, DatabaseConnection, DatabaseTransaction, DbBackend, DbErr, ExecResult, FromQueryResult,
+    QueryResult, SqliteTransactionMode, Statement, StreamTrait, TransactionOptions, TransactionTrait,
     sea_query::SelectStatement,
     sqlx::{
         self,
@@ -30,6 +30,7 @@ use crate::{
     error::{Fault, connect_error, query_error},
     kept::{Keeper, Place},
     options::{Pools, Target},
+    unnamed::{Inner, Pooled},
 };
 
 /// Attempts of a transaction that met a conflict or a broken connection.
@@ -37,6 +38,12 @@ const ATTEMPTS: u32 = 4;
 
 /// What asks whether the database is there. It is sent every few seconds and not counted.
 pub(crate) const PING: &str = "SELECT 1";
+
+/// Ends the named statements of sqlx that somebody has left on the server's connection. Those of a pooler that keeps
+/// names apart have other names.
+const FORGET_NAMES: &str = "DO $$ DECLARE left_over text; BEGIN \
+     FOR left_over IN SELECT name FROM pg_prepared_statements WHERE name LIKE 'sqlx\\_s\\_%' \
+     LOOP EXECUTE format('DEALLOCATE %I', left_over); END LOOP; END $$";
 
 /// The pools of a store and what is counted about them.
 pub(crate) struct Db {
@@ -69,16 +76,21 @@ impl Db {
         self.pools.read().unwrap_or_else(|poisoned| poisoned.into_inner()).clone()
     }
 
+    /// Whether the connections last for a transaction only.
+    pub(crate) fn is_pooled(&self) -> bool {
+        self.pools().1.pooled.is_some()
+    }
+
     /// The connections to read from.
     pub(crate) fn reads(&self) -> Connections {
         let pools = self.pools().1;
-        Connections { _place: pools.keeper.place(), pool: pools.reads }
+        Connections { _place: pools.keeper.place(), pool: pools.reads, pooled: pools.pooled }
     }
 
     /// The connections to write to.
     pub(crate) fn writes(&self) -> Connections {
         let pools = self.pools().1;
-        Connections { _place: pools.keeper.place(), pool: pools.writes }
+        Connections { _place: pools.keeper.place(), pool: pools.writes, pooled: pools.pooled }
     }
 
     /// Reads the rows of a statement that writes and commits by itself.
@@ -97,7 +109,15 @@ impl Db {
 
     /// As [`write_sqlite`](Self::write_sqlite).
     pub(crate) async fn write_postgres(&self, sql: &'static str, values: PgArguments) -> Result<Vec<PgRow>, DbErr> {
-        let Pools { writes, keeper: Keeper::Postgres(kept), .. } = self.pools().1 else { return Err(wrong_database()) };
+        let pools = self.pools().1;
+        if let Some(pooled) = pools.pooled {
+            self.statements.fetch_add(1, Ordering::Relaxed);
+            let transaction = pooled.begin().await?;
+            let rows = transaction.fetch(sql, values).await?;
+            transaction.commit().await?;
+            return Ok(rows);
+        }
+        let Pools { writes, keeper: Keeper::Postgres(kept), .. } = pools else { return Err(wrong_database()) };
         let mut connection = kept.take(writes.get_postgres_connection_pool()).await.map_err(connect_error)?;
         self.statements.fetch_add(1, Ordering::Relaxed);
         let rows = sqlx::query_with(sql, values).fetch_all(&mut *connection).await.map_err(query_error)?;
@@ -118,7 +138,13 @@ impl Db {
     /// Begins a transaction that may write at once.
     pub(crate) async fn begin(&self) -> Result<Transaction<'_>, Fault> {
         let writes = self.writes();
+        if let Some(pooled) = &writes.pooled {
+            let inner = Inner::Unnamed(pooled.begin().await?);
+            self.statements.fetch_add(1, Ordering::Relaxed);
+            return Ok(Transaction { inner, db: self, _place: writes._place });
+        }
         let inner = writes
+            .pool
             .begin_with_options(TransactionOptions {
                 // A deferred one fails, without waiting, when it turns into a writer too late.
                 sqlite_transaction_mode: Some(SqliteTransactionMode::Immediate),
@@ -126,7 +152,23 @@ impl Db {
             })
             .await?;
         self.statements.fetch_add(1, Ordering::Relaxed);
-        Ok(Transaction { inner, db: self, _place: writes._place })
+        Ok(Transaction { inner: Inner::Usual(inner), db: self, _place: writes._place })
+    }
+
+    /// A transaction as migrations want it: its statements have names. Behind a pooler those of earlier ones may still
+    /// be there.
+    pub(crate) async fn begin_migration(&self) -> Result<DatabaseTransaction, Fault> {
+        let writes = self.writes();
+        let options = TransactionOptions {
+            sqlite_transaction_mode: Some(SqliteTransactionMode::Immediate),
+            ..TransactionOptions::default()
+        };
+        let transaction = writes.pool.begin_with_options(options).await?;
+        self.statements.fetch_add(1, Ordering::Relaxed);
+        if writes.pooled.is_some() {
+            transaction.execute_unprepared(FORGET_NAMES).await?;
+        }
+        Ok(transaction)
     }
 
     /// Runs `attempt` until it succeeds, fails for good, or time is up.
@@ -202,7 +244,7 @@ impl Db {
 
     /// Reads all rows of a query.
     pub(crate) async fn select<T: FromQueryResult>(&self, query: &SelectStatement) -> Result<Vec<T>, StoreError> {
-        self.run(|| async { Ok(rows(&*self.reads(), query).await?) }).await
+        self.run(|| async { Ok(rows(&self.reads(), query).await?) }).await
     }
 
     /// Reads rows of a query until they have `most` bytes of text, and two at least. Tells whether that left out any.
@@ -217,8 +259,23 @@ impl Db {
         }
         self.run(|| async {
             let reads = self.reads();
-            let mut stream = StreamTrait::stream(&*reads, query).await?;
             let (mut rows, mut total) = (Vec::new(), 0);
+            if let Some(pooled) = &reads.pooled {
+                let (transaction, mut cut) = (pooled.begin().await?, false);
+                let statement = DbBackend::Postgres.build(query);
+                let take = |row: QueryResult| {
+                    let row = T::from_query_result(&row, "")?;
+                    total += bytes(&row);
+                    cut = total > most && rows.len() >= 2;
+                    if !cut {
+                        rows.push(row);
+                    }
+                    Ok(!cut)
+                };
+                transaction.read_while(statement, take).await?;
+                return Ok((rows, cut));
+            }
+            let mut stream = StreamTrait::stream(&reads.pool, query).await?;
             while let Some(row) = stream.try_next().await? {
                 let row = T::from_query_result(&row, "")?;
                 total += bytes(&row);
@@ -236,14 +293,47 @@ impl Db {
 /// A pool in use.
 pub(crate) struct Connections {
     pool: DatabaseConnection,
+    /// Each statement is a transaction then.
+    pooled: Option<Pooled>,
     _place: Option<Place>,
 }
 
-impl Deref for Connections {
-    type Target = DatabaseConnection;
-
-    fn deref(&self) -> &DatabaseConnection {
+impl Connections {
+    /// As SeaORM knows them.
+    pub(crate) fn usual(&self) -> &DatabaseConnection {
         &self.pool
+    }
+}
+
+#[async_trait]
+impl ConnectionTrait for Connections {
+    fn get_database_backend(&self) -> DbBackend {
+        self.pool.get_database_backend()
+    }
+
+    async fn execute_raw(&self, statement: Statement) -> Result<ExecResult, DbErr> {
+        let Some(pooled) = &self.pooled else { return self.pool.execute_raw(statement).await };
+        let transaction = pooled.begin().await?;
+        let done = transaction.execute_raw(statement).await?;
+        transaction.commit().await.map(|()| done)
+    }
+
+    async fn execute_unprepared(&self, sql: &str) -> Result<ExecResult, DbErr> {
+        self.pool.execute_unprepared(sql).await
+    }
+
+    async fn query_one_raw(&self, statement: Statement) -> Result<Option<QueryResult>, DbErr> {
+        let Some(pooled) = &self.pooled else { return self.pool.query_one_raw(statement).await };
+        let transaction = pooled.begin().await?;
+        let row = transaction.query_one_raw(statement).await?;
+        transaction.commit().await.map(|()| row)
+    }
+
+    async fn query_all_raw(&self, statement: Statement) -> Result<Vec<QueryResult>, DbErr> {
+        let Some(pooled) = &self.pooled else { return self.pool.query_all_raw(statement).await };
+        let transaction = pooled.begin().await?;
+        let rows = transaction.query_all_raw(statement).await?;
+        transaction.commit().await.map(|()| rows)
     }
 }
 
@@ -282,7 +372,7 @@ pub(crate) async fn dated_rows<T: FromQueryResult>(
 
 /// An open transaction; dropped, it rolls back.
 pub(crate) struct Transaction<'a> {
-    pub(crate) inner: DatabaseTransaction,
+    pub(crate) inner: Inner,
     db: &'a Db,
     _place: Option<Place>,
 }
@@ -290,6 +380,10 @@ pub(crate) struct Transaction<'a> {
 impl Transaction<'_> {
     pub(crate) async fn commit(self) -> Result<(), Fault> {
         self.db.statements.fetch_add(1, Ordering::Relaxed);
-        self.inner.commit().await.map_err(Fault::Commit)
+        match self.inner {
+            Inner::Usual(usual) => usual.commit().await,
+            Inner::Unnamed(unnamed) => unnamed.commit().await,
+        }
+        .map_err(Fault::Commit)
     }
 }

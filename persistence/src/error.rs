@@ -145,6 +145,11 @@ pub(crate) fn query_error(error: sqlx::Error) -> DbErr {
     DbErr::Query(RuntimeErr::SqlxError(error.into()))
 }
 
+/// The same of one that gives no rows.
+pub(crate) fn exec_error(error: sqlx::Error) -> DbErr {
+    DbErr::Exec(RuntimeErr::SqlxError(error.into()))
+}
+
 /// Whether SQLite undid a statement because of what is stored, other than for a room that was deleted meanwhile.
 pub(crate) fn constraint_failed(error: &DbErr) -> bool {
     let code = code(error).and_then(|code| code.parse::<i32>().ok());

@@ -37,7 +37,7 @@ impl Store {
         if missing.is_empty() {
             return Ok(());
         }
-        self.db.run(|| async { self.insert_heads(&*self.db.writes(), Kind::Inbox, &missing).await }).await
+        self.db.run(|| async { self.insert_heads(&self.db.writes(), Kind::Inbox, &missing).await }).await
     }
 
     /// Those of these names that are known users.

@@ -69,6 +69,7 @@ mod options;
 mod private;
 mod receipts;
 mod retention;
+mod rights;
 mod rooms;
 mod row;
 mod schema;
@@ -76,6 +77,7 @@ mod secrets;
 mod site;
 mod store;
 mod types;
+mod unnamed;
 mod values;
 
 pub use error::{BoxError, StoreError};

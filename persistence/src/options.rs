@@ -13,7 +13,7 @@ use sea_orm::{
     },
 };
 
-use crate::{Backend, StoreError, append::sqlite, kept::Keeper, private, values::MAX_LIST};
+use crate::{Backend, StoreError, append::sqlite, kept::Keeper, private, unnamed::Pooled, values::MAX_LIST};
 
 /// A connection idle for so long is pinged before it is used.
 pub(crate) const PING_AFTER_IDLE: Duration = Duration::from_secs(2);
@@ -72,8 +72,16 @@ fn scheme(url: &str) -> &str {
 /// A parsed URL. The pools are made by hand, as SeaORM's own way in puts the URL into its spans.
 #[derive(Clone)]
 pub(crate) enum Target {
-    Sqlite { options: SqliteConnectOptions, in_memory: bool, create: bool },
-    Postgres(PgConnectOptions),
+    Sqlite {
+        options: SqliteConnectOptions,
+        in_memory: bool,
+        create: bool,
+    },
+    Postgres {
+        options: PgConnectOptions,
+        /// Connections last for a transaction: `pgbouncer=true` in the URL.
+        pooled: bool,
+    },
     MySql(MySqlConnectOptions),
 }
 
@@ -99,13 +107,19 @@ impl Target {
                     .disable_statement_logging();
                 Ok(Self::Sqlite { options, in_memory, create })
             }
-            "postgres" | "postgresql" => Ok(Self::Postgres(
-                PgConnectOptions::from_str(url)
+            "postgres" | "postgresql" => {
+                let (url, pooled) = without_pgbouncer(url)?;
+                let options = PgConnectOptions::from_str(&url)
                     .map_err(invalid)?
                     .application_name("gateway")
-                    .statement_cache_capacity(256)
-                    .disable_statement_logging(),
-            )),
+                    .disable_statement_logging();
+                let options = match pooled {
+                    // A pooler knows no other parameters at the start of a session than the usual ones.
+                    true => options.statement_cache_capacity(0).extra_float_digits(None),
+                    false => options.statement_cache_capacity(256),
+                };
+                Ok(Self::Postgres { options, pooled })
+            }
             "mysql" | "mariadb" => Ok(Self::MySql(
                 MySqlConnectOptions::from_str(url)
                     .map_err(invalid)?
@@ -152,7 +166,7 @@ impl Target {
     pub(crate) fn backend(&self) -> Backend {
         match self {
             Self::Sqlite { .. } => Backend::Sqlite,
-            Self::Postgres(_) => Backend::Postgres,
+            Self::Postgres { .. } => Backend::Postgres,
             Self::MySql(_) => Backend::MySql,
         }
     }
@@ -165,6 +179,8 @@ pub(crate) struct Pools {
     pub(crate) writes: DatabaseConnection,
     /// For `writes`.
     pub(crate) keeper: Keeper,
+    /// The same connections, if each is there for a transaction only.
+    pub(crate) pooled: Option<Pooled>,
 }
 
 impl Pools {
@@ -187,13 +203,26 @@ impl Pools {
                 let connection = SqlxSqliteConnector::from_sqlx_sqlite_pool;
                 if *in_memory {
                     let writer = connection(writer);
-                    return Self { reads: writer.clone(), writes: writer, keeper };
+                    return Self { reads: writer.clone(), writes: writer, keeper, pooled: None };
                 }
                 let readers =
                     common::<sqlx::Sqlite>(options).test_before_acquire(false).connect_lazy_with(file.clone());
-                Self { reads: connection(readers), writes: connection(writer), keeper }
+                Self { reads: connection(readers), writes: connection(writer), keeper, pooled: None }
             }
-            Target::Postgres(postgres) => {
+            Target::Postgres { options: postgres, pooled: true } => {
+                let begin = format!(
+                    "BEGIN; SET LOCAL statement_timeout = {}; SET LOCAL lock_timeout = {}; \
+                     SET LOCAL idle_in_transaction_session_timeout = {}",
+                    options.statement_timeout.as_millis(),
+                    LOCK_TIMEOUT_SECONDS * 1000,
+                    IDLE_IN_TRANSACTION_SECONDS * 1000,
+                );
+                let pool: PgPool = pinged(common(options)).connect_lazy_with(postgres.clone());
+                let pooled = Some(Pooled::new(pool.clone(), begin));
+                let pool = SqlxPostgresConnector::from_sqlx_postgres_pool(pool);
+                Self { reads: pool.clone(), writes: pool, keeper: Keeper::postgres(0), pooled }
+            }
+            Target::Postgres { options: postgres, pooled: false } => {
                 let setup = format!(
                     "SET statement_timeout = {}; SET lock_timeout = {}; SET idle_in_transaction_session_timeout = {}",
                     options.statement_timeout.as_millis(),
@@ -202,7 +231,12 @@ impl Pools {
                 );
                 let pool: PgPool = setup_each(common(options), setup).connect_lazy_with(postgres.clone());
                 let pool = SqlxPostgresConnector::from_sqlx_postgres_pool(pool);
-                Self { reads: pool.clone(), writes: pool, keeper: Keeper::postgres(options.max_connections) }
+                Self {
+                    reads: pool.clone(),
+                    writes: pool,
+                    keeper: Keeper::postgres(options.max_connections),
+                    pooled: None,
+                }
             }
             Target::MySql(mysql) => {
                 // READ COMMITTED: every statement sees what is committed, and no gap locks are taken.
@@ -217,7 +251,7 @@ impl Pools {
                 );
                 let pool: MySqlPool = setup_each(common(options), setup).connect_lazy_with(mysql.clone());
                 let pool = SqlxMySqlConnector::from_sqlx_mysql_pool(pool);
-                Self { reads: pool.clone(), writes: pool, keeper: Keeper::MySql }
+                Self { reads: pool.clone(), writes: pool, keeper: Keeper::MySql, pooled: None }
             }
         }
     }
@@ -232,28 +266,49 @@ pub(crate) async fn answers(connection: &mut impl Connection) -> bool {
     tokio::time::timeout(PING_TIMEOUT, connection.ping()).await.is_ok_and(|ping| ping.is_ok())
 }
 
+/// Takes `pgbouncer=true` out of a URL, where sqlx would not know it.
+fn without_pgbouncer(url: &str) -> Result<(String, bool), StoreError> {
+    let Some((place, parameters)) = url.split_once('?') else { return Ok((url.to_owned(), false)) };
+    let mut pooled = false;
+    let mut others = Vec::new();
+    for parameter in parameters.split('&') {
+        match parameter.split_once('=') {
+            Some(("pgbouncer", "true" | "1")) => pooled = true,
+            Some(("pgbouncer", "false" | "0")) => pooled = false,
+            Some(("pgbouncer", _)) => {
+                return Err(StoreError::Invalid("pgbouncer in the database URL must be true or false".to_owned()));
+            }
+            _ => others.push(parameter),
+        }
+    }
+    Ok((format!("{place}?{}", others.join("&")), pooled))
+}
+
+/// Pings a connection that has been idle before it is used.
+fn pinged<DB: sqlx::Database>(pool: PoolOptions<DB>) -> PoolOptions<DB> {
+    pool.test_before_acquire(false).before_acquire(|connection, about| {
+        Box::pin(async move {
+            if about.idle_for < PING_AFTER_IDLE {
+                return Ok(true);
+            }
+            Ok(answers(connection).await)
+        })
+    })
+}
+
 /// Runs `setup` on every new connection, and pings one that has been idle before it is used.
 fn setup_each<DB>(pool: PoolOptions<DB>, setup: String) -> PoolOptions<DB>
 where
     DB: sqlx::Database,
     for<'c> &'c mut DB::Connection: Executor<'c, Database = DB>,
 {
-    pool.test_before_acquire(false)
-        .before_acquire(|connection, about| {
-            Box::pin(async move {
-                if about.idle_for < PING_AFTER_IDLE {
-                    return Ok(true);
-                }
-                Ok(answers(connection).await)
-            })
+    pinged(pool).after_connect(move |connection, _| {
+        let setup = setup.clone();
+        Box::pin(async move {
+            connection.execute(sqlx::AssertSqlSafe(setup)).await?;
+            Ok(())
         })
-        .after_connect(move |connection, _| {
-            let setup = setup.clone();
-            Box::pin(async move {
-                connection.execute(sqlx::AssertSqlSafe(setup)).await?;
-                Ok(())
-            })
-        })
+    })
 }
 
 #[cfg(test)]
@@ -267,11 +322,25 @@ mod tests {
             ("sqlite://gateway.db?mode=rwc", Backend::Sqlite),
             ("postgres://u:p@h/d?sslmode=verify-full", Backend::Postgres),
             ("postgresql://h/d", Backend::Postgres),
+            ("postgres://h/d?pgbouncer=true&sslmode=disable", Backend::Postgres),
             ("mysql://u@h:3307/d", Backend::MySql),
             ("mariadb://u@h/d", Backend::MySql),
         ] {
             assert_eq!(Target::parse(url).map(|target| target.backend()).ok(), Some(backend), "{url}");
         }
+    }
+
+    #[test]
+    fn a_pooler_is_told_by_the_url() {
+        for (url, rest, pooled) in [
+            ("postgres://h/d", "postgres://h/d", false),
+            ("postgres://h/d?pgbouncer=true", "postgres://h/d?", true),
+            ("postgres://h/d?sslmode=disable&pgbouncer=1&x=y", "postgres://h/d?sslmode=disable&x=y", true),
+            ("postgres://h/d?pgbouncer=false", "postgres://h/d?", false),
+        ] {
+            assert_eq!(without_pgbouncer(url).unwrap(), (rest.to_owned(), pooled), "{url}");
+        }
+        assert!(Target::parse("postgres://h/d?pgbouncer=maybe").is_err());
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use sea_orm::{
-    ConnectionTrait, DatabaseConnection, DbErr, FromQueryResult,
+    ConnectionTrait, DbErr, FromQueryResult,
     sea_query::{OnConflict, Query},
     sqlx,
 };
@@ -70,15 +70,15 @@ impl Store {
                 Ok(result?)
             }
             Backend::Postgres | Backend::Sqlite => {
-                let transaction = self.db.begin().await?;
+                let transaction = self.db.begin_migration().await?;
                 if self.backend() == Backend::Postgres {
                     let lock = format!(
                         "SET LOCAL statement_timeout = 0; SET LOCAL lock_timeout = 0; SELECT pg_advisory_xact_lock({POSTGRES_LOCK})"
                     );
-                    transaction.inner.execute_unprepared(&lock).await?;
+                    transaction.execute_unprepared(&lock).await?;
                 }
-                let applied = apply(&transaction.inner).await?;
-                transaction.commit().await?;
+                let applied = apply(&transaction).await?;
+                transaction.commit().await.map_err(Fault::Commit)?;
                 Ok(applied)
             }
         }
@@ -107,7 +107,14 @@ impl Store {
     }
 
     async fn applied(&self) -> Result<Vec<String>, StoreError> {
-        self.db.run(|| async { Ok(applied(&self.db.reads()).await?) }).await
+        self.db
+            .run(|| async {
+                if self.db.is_pooled() {
+                    return Ok(applied(&self.db.begin_migration().await?).await?);
+                }
+                Ok(applied(self.db.reads().usual()).await?)
+            })
+            .await
     }
 
     /// The random id of the deployment this database belongs to; the same for ever, also after a restore.
@@ -128,7 +135,7 @@ impl Store {
                     .to_owned(),
             );
         self.db.run(|| async { Ok(self.db.writes().execute(&insert).await?) }).await?;
-        let made = self.db.run(|| async { Ok(rows::<Deployment>(&*self.db.writes(), &select).await?) }).await?;
+        let made = self.db.run(|| async { Ok(rows::<Deployment>(&self.db.writes(), &select).await?) }).await?;
         made.first().map(|made| made.id).ok_or_else(|| StoreError::Other("the deployment id has vanished".into()))
     }
 }
@@ -137,7 +144,11 @@ fn known() -> Vec<String> {
     Migrator::migrations().iter().map(|migration| migration.name().to_owned()).collect()
 }
 
-async fn applied(connection: &DatabaseConnection) -> Result<Vec<String>, DbErr> {
+async fn applied<'c, C>(connection: &'c C) -> Result<Vec<String>, DbErr>
+where
+    C: ConnectionTrait,
+    &'c C: sea_orm_migration::IntoSchemaManagerConnection<'c>,
+{
     let table = Migrator::migration_table_name();
     if !SchemaManager::new(connection).has_table(table.to_string()).await? {
         return Ok(Vec::new());

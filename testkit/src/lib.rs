@@ -10,6 +10,7 @@ pub mod clock;
 pub mod disk;
 pub mod mariadb;
 pub mod net;
+pub mod pgbouncer;
 pub mod postgres;
 pub mod process;
 pub mod proxy;

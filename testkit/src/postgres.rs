@@ -318,7 +318,7 @@ fn bin() -> PathBuf {
 
 /// The command in front of PostgreSQL's: it refuses to run as root, so root becomes another user,
 /// who gets the directory.
-fn servant(dir: &Path) -> Vec<String> {
+pub(crate) fn servant(dir: &Path) -> Vec<String> {
     if fs::metadata(dir).expect("just made").uid() != 0 {
         return vec!["env".into()];
     }

@@ -19,18 +19,64 @@ pub enum Source {
 
 /// The texts of all settings that have a value.
 #[derive(Clone, Default)]
-pub struct Collected(HashMap<&'static str, (String, Source)>);
+pub struct Collected {
+    values: HashMap<&'static str, (String, Source)>,
+    /// What is odd about the environment, a sentence each.
+    odd: Vec<String>,
+}
 
 impl Collected {
     /// The text of a setting.
     pub fn get(&self, name: &str) -> Option<&str> {
-        self.0.get(name).map(|(value, _)| value.as_str())
+        self.values.get(name).map(|(value, _)| value.as_str())
     }
 
     /// Where it came from.
     pub fn source(&self, name: &str) -> Source {
-        self.0.get(name).map_or(Source::Default, |(_, source)| *source)
+        self.values.get(name).map_or(Source::Default, |(_, source)| *source)
     }
+
+    /// The settings whose values differ.
+    pub fn differences<'a>(&'a self, other: &'a Self) -> impl Iterator<Item = &'static str> + 'a {
+        SETTINGS.iter().map(|setting| setting.name).filter(|name| self.get(name) != other.get(name))
+    }
+
+    /// Looks at the names of the environment's variables: one of ours that is none is nearly always misspelt. A
+    /// warning, or with `strict-env` an error.
+    pub fn check_environment(&mut self, names: impl IntoIterator<Item = String>) -> Result<(), ConfigErrors> {
+        let mut odd: Vec<String> = names.into_iter().filter_map(|name| misspelt(&name)).collect();
+        odd.sort();
+        let strict = self.get("strict-env").is_some_and(|text| !matches!(text, "0" | "false" | "no" | "off"));
+        if strict && !odd.is_empty() {
+            return Err(ConfigErrors(odd));
+        }
+        self.odd = odd;
+        Ok(())
+    }
+}
+
+/// Variables that are read past the table of settings.
+const OTHERS: [&str; 2] = ["GATEWAY_CONFIG", "GATEWAY_API_URL"];
+
+/// What to say about a variable that looks like one of ours and is none.
+fn misspelt(name: &str) -> Option<String> {
+    let rest = name.strip_prefix("GATEWAY_")?;
+    // What Kubernetes tells of a service that is called gateway.
+    let is_service = rest == "PORT"
+        || rest.starts_with("SERVICE_HOST")
+        || rest.starts_with("SERVICE_PORT")
+        || rest.strip_prefix("PORT_").is_some_and(|rest| rest.starts_with(|first: char| first.is_ascii_digit()));
+    let known = SETTINGS.iter().flat_map(|setting| {
+        let environment = setting.environment();
+        let file = setting.has_file().then(|| format!("{environment}_FILE"));
+        [Some(environment), file].into_iter().flatten()
+    });
+    let known: Vec<String> = known.chain(OTHERS.map(str::to_owned)).collect();
+    if is_service || known.iter().any(|known| known == name) {
+        return None;
+    }
+    let nearest = known.iter().min_by_key(|known| strsim::levenshtein(known, name))?;
+    Some(format!("{name}: no setting has this variable; did you mean {nearest}?"))
 }
 
 /// What speaks against how settings were given, a sentence each.
@@ -49,7 +95,7 @@ pub fn warnings(collected: &Collected) -> Vec<String> {
             setting.environment()
         )
     };
-    shown.map(warning).collect()
+    shown.map(warning).chain(collected.odd.iter().cloned()).collect()
 }
 
 /// Whether one of these URLs has a password, before its host or as a parameter.
@@ -71,14 +117,19 @@ pub fn collect(
     let mut in_file = read_file(file.unwrap_or_default(), &mut errors);
     let mut collected = Collected::default();
     for setting in SETTINGS {
+        // An empty value is an unset one, wherever it stands.
         let found = flags
             .get(setting.name)
+            .filter(|value| !value.is_empty())
             .map(|value| (value.clone(), Source::Flag))
             .or_else(|| from_environment(setting, environment, &mut errors).map(|value| (value, Source::Environment)))
-            .or_else(|| in_file.remove(&setting.file_key()).map(|value| (value, Source::File)))
+            .or_else(|| {
+                let value = in_file.remove(&setting.file_key()).filter(|value| !value.is_empty());
+                value.map(|value| (value, Source::File))
+            })
             .or_else(|| setting.default.map(|value| (value.to_owned(), Source::Default)));
         if let Some(found) = found {
-            collected.0.insert(setting.name, found);
+            collected.values.insert(setting.name, found);
         }
         in_file.remove(&setting.file_key());
     }
@@ -94,15 +145,15 @@ fn from_environment(
     errors: &mut Vec<String>,
 ) -> Option<String> {
     let name = setting.environment();
-    if let Some(value) = environment(&name) {
+    if let Some(value) = environment(&name).filter(|value| !value.is_empty()) {
         return Some(value);
     }
-    let path = environment(&format!("{name}_FILE")).filter(|_| setting.has_file())?;
+    let path = environment(&format!("{name}_FILE")).filter(|path| setting.has_file() && !path.is_empty())?;
     match std::fs::read_to_string(&path) {
         Ok(text) if setting.is_list_of_secrets() => {
-            Some(text.lines().filter(|line| !line.is_empty()).map(entry).collect())
+            Some(text.lines().filter(|line| !line.is_empty()).map(entry).collect()).filter(|text: &String| !text.is_empty())
         }
-        Ok(text) => Some(text.trim_end_matches(['\r', '\n']).to_owned()),
+        Ok(text) => Some(text.trim_end_matches(['\r', '\n']).to_owned()).filter(|text| !text.is_empty()),
         Err(error) => {
             errors.push(format!("{name}_FILE: {path} cannot be read: {error}"));
             None

@@ -22,6 +22,36 @@ pub use django::{DjangoConfig, SessionEngine};
 pub use layer::{LayerConfig, LayerKind};
 pub use settings::{SETTINGS, Setting};
 
+/// The settings that change when a running node reads them again. Those of a section are named by it.
+pub const CHANGEABLE: &[&str] = &[
+    "jwt-secret",
+    "jwt-public-key",
+    "jwt-leeway",
+    "jwt-user-claim",
+    "jwt-audience",
+    "jwt-issuer",
+    "api-key",
+    "allowed-origins",
+    "trusted-proxies",
+    "client-notifications",
+    "log-level",
+    "limits.",
+    "drain.",
+    "retention.",
+];
+
+/// Those of these sections that do not.
+const FIXED: &[&str] = &["limits.recent_bytes", "limits.write_queue_bytes", "limits.memory_bytes"];
+
+/// Whether a running node can take over another value of this setting.
+pub fn is_changeable(setting: &str) -> bool {
+    let is_changeable = |changeable: &&str| match changeable.strip_suffix('.') {
+        Some(_) => setting.starts_with(*changeable),
+        None => setting == *changeable,
+    };
+    CHANGEABLE.iter().any(is_changeable) && !FIXED.contains(&setting)
+}
+
 /// All mistakes in the settings, one line each.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{}", .0.join("\n"))]
@@ -174,6 +204,7 @@ pub struct Config {
     pub io_uring: bool,
     pub node_id: String,
     pub log_json: bool,
+    pub log_level: Option<String>,
     pub limits: Limits,
     pub drain: Drain,
     pub retention: Retention,
@@ -189,6 +220,29 @@ impl Config {
         match config {
             Some(config) if reader.errors.is_empty() => Ok(config),
             _ => Err(ConfigErrors(reader.errors)),
+        }
+    }
+
+    /// These settings, with what is [changeable](is_changeable) of others.
+    pub(crate) fn with_changes_of(&self, new: &Self) -> Self {
+        let Limits { recent_bytes, write_queue_bytes, memory_bytes, .. } = self.limits;
+        let new = new.clone();
+        Self {
+            jwt_secrets: new.jwt_secrets,
+            jwt_public_keys: new.jwt_public_keys,
+            jwt_leeway: new.jwt_leeway,
+            jwt_user_claim: new.jwt_user_claim,
+            jwt_audience: new.jwt_audience,
+            jwt_issuer: new.jwt_issuer,
+            api_key: new.api_key,
+            allowed_origins: new.allowed_origins,
+            trusted_proxies: new.trusted_proxies,
+            client_notifications: new.client_notifications,
+            log_level: new.log_level,
+            limits: Limits { recent_bytes, write_queue_bytes, memory_bytes, ..new.limits },
+            drain: new.drain,
+            retention: new.retention,
+            ..self.clone()
         }
     }
 
@@ -259,8 +313,8 @@ impl Reader<'_> {
         let dev = self.flag("dev");
         let layer = self.layer();
         let user_group = self.text("user-group");
-        if user_group.matches("{username}").count() != 1 {
-            self.errors.push("user-group: must contain {username} once".to_owned());
+        if let Err(why) = crate::names::check_template(&user_group, layer.raw_group_names) {
+            self.errors.push(format!("user-group: {why}"));
         }
         let namespace = self.text("namespace");
         if namespace.is_empty() || namespace.contains(|c: char| !c.is_ascii_alphanumeric() && c != '-' && c != '_') {
@@ -365,10 +419,22 @@ impl Reader<'_> {
                 "json" => true,
                 _ => self.wrong("log-format", "must be text or json", false),
             },
+            log_level: self.log_level(),
             limits,
             drain,
             retention,
         })
+    }
+
+    fn log_level(&mut self) -> Option<String> {
+        let level = self.collected.get("log-level")?.to_owned();
+        let is_word = level.chars().all(|character| character.is_ascii_alphabetic());
+        let is_known = is_word
+            && ["off", "error", "warn", "info", "debug", "trace"].contains(&level.to_ascii_lowercase().as_str());
+        if is_known || (!is_word && tracing_subscriber::EnvFilter::try_new(&level).is_ok()) {
+            return Some(level);
+        }
+        self.wrong("log-level", "must be error, warn, info, debug or trace, or directives as RUST_LOG has them", None)
     }
 
     fn wrong<T>(&mut self, key: &str, what: &str, fallback: T) -> T {

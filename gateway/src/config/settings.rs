@@ -176,7 +176,16 @@ pub const SETTINGS: &[Setting] = &[
     switch("dev", "Sign in anybody by name, open rooms, the demo page; only on loopback"),
     switch("no-io-uring", "Write to every socket by itself, also where Linux offers io_uring"),
     text("node-id", None, "Name of this node; default: host name and a random part"),
-    text("log-format", Some("text"), "text or json; the level is set by RUST_LOG (info)"),
+    text("log-format", Some("text"), "text or json"),
+    text(
+        "log-level",
+        None,
+        "error, warn, info, debug or trace, or directives as RUST_LOG has them; default RUST_LOG, else info",
+    ),
+    switch(
+        "strict-env",
+        "Refuse to start where a variable GATEWAY_… of the environment is no setting, instead of a warning",
+    ),
     text(
         "limits.connections",
         Some("0"),

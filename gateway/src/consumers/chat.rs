@@ -253,7 +253,7 @@ impl ChatConsumer {
             }
             Err(NotAdmitted::TooManyRooms) => Err(Refusal::TooMany),
             Err(error) => {
-                tracing::warn!(error = &error as &dyn std::error::Error, "memberships could not be loaded");
+                ctx.node().health.tell("memberships could not be loaded", &error);
                 Err(Refusal::Unavailable)
             }
         }

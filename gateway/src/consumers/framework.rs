@@ -401,7 +401,7 @@ impl Context {
         self.groups.reserve_exact(new.len());
         self.groups.extend(new.iter().map(|(group, _)| group.clone()));
         self.node.hub.join(&self.socket, new, self.streams != Streams::Live).await.map_err(|error| {
-            tracing::warn!(error = &error as &dyn std::error::Error, "groups could not be joined");
+            self.node.health.tell("groups could not be joined", &error);
             Refusal::Unavailable
         })
     }

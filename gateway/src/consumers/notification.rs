@@ -30,7 +30,7 @@ impl Consumer for NotificationConsumer {
         // Makes the user known; rooms are of no interest here.
         let ask = Ask { user: ctx.username().clone(), enter: None, named: Vec::new(), open: false, anonymous: false };
         ctx.node().admissions.admit(ask).await.map_err(|error| {
-            tracing::warn!(error = &error as &dyn std::error::Error, "the user could not be noted");
+            ctx.node().health.tell("the user could not be noted", &error);
             Refusal::Unavailable
         })?;
         let group = ctx.node().names.user(ctx.username()).map_err(|_| Refusal::Failed)?;

@@ -35,6 +35,8 @@ pub(super) fn read(ctx: &Context, bad: &mut u8, frame: Frame) -> Result<Option<A
     match parsed {
         Ok(asked) => {
             *bad = 0;
+            let (cate, client_id) = (asked.frame.cate(), asked.client_id.as_deref());
+            tracing::debug!(cate, client_id, channel = %ctx.channel_name(), user = ?ctx.username(), "a frame has come");
             ctx.node().metrics.frames_received.get_or_create(&ByCate { cate: asked.frame.cate() }).inc();
             Ok(Some(asked))
         }
@@ -81,7 +83,7 @@ pub(super) fn answer_error(ctx: &Context, error: &ErrorFrame) {
 
 /// Says that the database is away, and why to the operator.
 pub(super) fn answer_unavailable(ctx: &Context, error: &(dyn std::error::Error + 'static), client_id: Option<String>) {
-    tracing::warn!(error, "a frame could not be served");
+    ctx.node().health.tell("a frame could not be served", error);
     answer_error(ctx, &ErrorFrame::new(ErrorCode::Unavailable, "try again", client_id));
 }
 
@@ -221,7 +223,7 @@ pub(super) async fn notification(ctx: &Context, user: String, content: Content, 
         ClientNotifications::SharedRoom => match share_a_room(ctx, &user).await {
             Ok(shared) => shared,
             Err(error) => {
-                tracing::warn!(error = &error as &dyn std::error::Error, "rooms could not be compared");
+                ctx.node().health.tell("rooms could not be compared", &error);
                 answer_error(ctx, &ErrorFrame::new(ErrorCode::Unavailable, "try again", client_id));
                 return Ok(());
             }
@@ -262,10 +264,14 @@ async fn store(ctx: &Context, stream: Stream, content: Content, client_id: Optio
     let done = move |result: Result<Appended, WriteError>| {
         socket.end_storing(bytes);
         let (kind, text) = match result {
-            Ok(appended) => match client_id {
-                Some(client_id) => ("ack", ack(&client_id, &appended)),
-                None => return,
-            },
+            Ok(appended) => {
+                let Appended { id, seq, .. } = &appended;
+                tracing::debug!(%id, seq, client_id, channel = %socket.channel_name, "a frame's message is committed");
+                match client_id {
+                    Some(client_id) => ("ack", ack(&client_id, &appended)),
+                    None => return,
+                }
+            }
             Err(error) => {
                 let error = write_error(&error, client_id);
                 node.metrics.frames_bad.get_or_create(&ByReason { reason: error.code() }).inc();

@@ -89,7 +89,16 @@ impl Hub {
         let Some(event) = self.seals.believe(keys, event, group.name.as_str()) else { return };
         let event = self.with_room(group, event);
         let stored = group.is_inbox().filter(|&inbox| is_stored_type(&event, inbox));
-        let Some((_, place)) = stored.zip(events::position(&event)) else {
+        let place = stored.zip(events::position(&event));
+        tracing::debug!(
+            group = group.name.as_str(),
+            event_type = event.event_type(),
+            id = event.text("id"),
+            seq = place.map(|(_, (_, seq))| seq),
+            traceparent = event.text("traceparent"),
+            "an event has come for a group"
+        );
+        let Some((_, place)) = place else {
             let event = self.dated(event);
             turn.add(group, Arc::clone(&event), None);
             if event.handler_name().is_ok_and(|name| name == ROOMS_CHANGED) {
@@ -110,6 +119,15 @@ impl Hub {
             Some(Offer::Held | Offer::OtherEpoch) => self.request_fill(group, Cause::Hole),
             Some(Offer::NoRoom) => {
                 self.dropped("held_full").inc();
+                if let Some(times) = self.warnings.again("stream", "held_full") {
+                    let group = group.name.as_str();
+                    tracing::warn!(
+                        group,
+                        times,
+                        "a stored event found no room behind what is missing before it, and is read from the database \
+                         later: Redis loses events, or the database is too slow to fill the holes"
+                    );
+                }
                 self.request_fill(group, Cause::Behind);
             }
             Some(Offer::Old) => {

@@ -71,15 +71,16 @@ impl Hub {
             return;
         }
         let Some((stream, question)) = group.question() else { return group.end_fill() };
-        match self.metrics.time_store("fill", self.missing(&stream, question.after)).await {
+        let missing = self.metrics.time_store("fill", self.missing(&stream, question.after)).await;
+        self.health.note("fills", &missing);
+        match missing {
             Ok((head, events, cut)) => {
                 let shard = self.shard_of(&name);
                 let more = cut || events.len() as u64 == PAGE;
                 self.push(shard, Work::Filled(Filled { group: name, question, head, events, more }));
                 shard.ready.notify_one();
             }
-            Err(error) => {
-                tracing::warn!(error = &error as &dyn std::error::Error, "missing messages could not be read");
+            Err(_noted) => {
                 // The next comparison, a second from now at the earliest, asks again.
                 tokio::time::sleep(Duration::from_secs(1)).await;
                 group.end_fill();

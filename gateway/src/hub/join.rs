@@ -76,10 +76,8 @@ pub(super) async fn reap(hub: Arc<Hub>) {
     let mut ticks = tokio::time::interval(Duration::from_secs(1));
     loop {
         ticks.tick().await;
-        if let Some(joins) = hub.joins.get()
-            && let Err(error) = joins.load(Request::Reap).await
-        {
-            tracing::debug!(error = &error as &dyn std::error::Error, "empty groups could not be left");
+        if let Some(joins) = hub.joins.get() {
+            hub.health.note("groups", &joins.load(Request::Reap).await);
         }
     }
 }

@@ -297,6 +297,14 @@ impl Hub {
         drop(queue);
         for lost in dropped {
             self.metrics.layer_events_dropped.get_or_create(&ByReason { reason: "queue_full" }).inc();
+            if let Some(times) = self.warnings.again("queue", "full") {
+                tracing::warn!(
+                    times,
+                    bytes = self.queued(),
+                    "an event was dropped: more comes from the layer than this node can hand to its sockets. What was \
+                     stored comes from the database; spread the sockets over more nodes or cores"
+                );
+            }
             if let Work::Filled(lost) = lost
                 && let Some(group) = self.group(&lost.group)
             {

@@ -66,6 +66,22 @@ impl Turn {
     }
 }
 
+/// Follows each event to its end on this node.
+fn tell_of(run: &Run, rendered: &[Rendered]) {
+    for (at, (event, seq)) in run.events.iter().enumerate() {
+        let sockets = rendered.iter().map(|one| one.joined_sent + one.sent.get(at).copied().unwrap_or_default());
+        tracing::debug!(
+            group = run.group.name.as_str(),
+            event_type = event.event_type(),
+            id = event.text("id"),
+            seq,
+            traceparent = event.text("traceparent"),
+            sockets = sockets.sum::<u64>(),
+            "an event is in its sockets' outboxes"
+        );
+    }
+}
+
 impl Hub {
     /// Queues what has been added on the members of its groups.
     pub(super) fn fan_out(&self, turn: &mut Turn) {
@@ -87,6 +103,9 @@ impl Hub {
                 }
             });
             rendered.iter().for_each(|rendered| self.count(rendered));
+            if tracing::enabled!(tracing::Level::DEBUG) {
+                tell_of(&run, &rendered);
+            }
             if let (Some(_), Some(rendered)) = (first_seq, rendered.first()) {
                 keep_frames(&run, &rendered.kinds);
             }
@@ -129,6 +148,13 @@ impl Hub {
             Kind::Own => {
                 if !socket.push_event(Arc::clone(event)) {
                     self.metrics.inbox_full.inc();
+                    if let Some(times) = self.warnings.again("inbox", "full") {
+                        tracing::warn!(
+                            event_type = event.event_type(), channel = %socket.channel_name, times,
+                            "an event was dropped: the consumer's own handlers take longer than its events come. \
+                             Have them wait for less, or make them shared"
+                        );
+                    }
                 }
             }
             Kind::Disconnect(reason) => socket.close(reason.clone()),

@@ -18,7 +18,7 @@ use crate::data;
 use crate::json;
 use crate::names;
 use crate::node::Node;
-use crate::storing::writer::WriteError;
+use crate::storing::writer::{Trace, WriteError, traced};
 
 /// Recipients of one envelope.
 pub(crate) const MAX_RECIPIENTS: usize = 1000;
@@ -31,6 +31,9 @@ pub(crate) const MAX_TO: usize = MAX_RECIPIENTS * (persistence::MAX_NAME_CHARS *
 
 /// Bytes of texts that are stored and sent together, about.
 pub(crate) const PIECE: usize = 2 * 1024 * 1024;
+
+/// Bytes of a `traceparent`; those of today have 55.
+const MAX_TRACEPARENT: usize = 128;
 
 /// What an item takes beside its text.
 const ITEM: usize = 512;
@@ -46,6 +49,7 @@ pub(crate) struct Envelope<'a> {
     pub(crate) source: Option<String>,
     pub(crate) expires_at: Option<String>,
     pub(crate) time: Option<String>,
+    pub(crate) traceparent: Option<String>,
 }
 
 /// One or many of `user:NAME` and `room:NAME`.
@@ -60,6 +64,8 @@ pub(crate) struct Delivery {
     id: Arc<str>,
     expires_at: Option<OffsetDateTime>,
     to: Vec<String>,
+    /// As the publisher gave it, if it can be one.
+    traceparent: Trace,
 }
 
 #[derive(Debug)]
@@ -84,7 +90,7 @@ pub(crate) struct Item {
 
 #[derive(Debug)]
 pub(crate) enum What {
-    Store(Append),
+    Store(Append, Trace),
     Disconnect(GroupName, Event),
     Expired,
 }
@@ -204,8 +210,23 @@ impl Envelope<'_> {
         }
         let meaning =
             if is_late { Meaning::Nothing } else { meaning(&self.r#type, self.data, &source, &id, data_bytes)? };
-        Ok(Delivery { meaning, source, id, expires_at, to: self.to.0 })
+        let traceparent = self.traceparent.filter(|trace| is_traceparent(trace)).map(Into::into);
+        Ok(Delivery { meaning, source, id, expires_at, to: self.to.0, traceparent })
     }
+}
+
+/// Whether a text is a `traceparent` of the W3C. What is none means nothing, as the standard has it.
+pub(crate) fn is_traceparent(text: &str) -> bool {
+    let mut parts = text.split('-');
+    let mut next = |length: usize| {
+        let part = parts.next().unwrap_or_default();
+        let is_hex = part.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+        (part.len() == length && is_hex).then_some(part)
+    };
+    let (version, trace, span, flags) = (next(2), next(32), next(16), next(2));
+    let is_set = |id: Option<&str>| id.is_some_and(|id| id.bytes().any(|digit| digit != b'0'));
+    let is_known = version.is_some_and(|version| version != "ff" && (version != "00" || text.len() == 55));
+    text.len() <= MAX_TRACEPARENT && is_known && is_set(trace) && is_set(span) && flags.is_some()
 }
 
 /// Whether that kind of envelope is for such recipients.
@@ -290,6 +311,13 @@ impl Delivery {
         [&self.source, &self.id]
     }
 
+    /// Gives it what came beside the envelope, if it has none of its own.
+    pub(crate) fn set_traceparent(&mut self, traceparent: &Trace) {
+        if self.traceparent.is_none() {
+            self.traceparent.clone_from(traceparent);
+        }
+    }
+
     /// The names of the recipients, as they were written.
     pub(crate) fn names(&self) -> &[String] {
         &self.to
@@ -309,17 +337,20 @@ impl Delivery {
                     Stream::Inbox(user) => node.names.user(user),
                 };
                 let group = group.map_err(|_| unusable("malformed", "no group of that name"))?;
-                What::Disconnect(group, event.clone())
+                What::Disconnect(group, traced(event.clone(), self.traceparent.as_deref()))
             }
-            Meaning::Store { from_user, message, data } => What::Store(Append {
-                stream,
-                from_user: Arc::clone(from_user),
-                message: Arc::clone(message),
-                data: data.clone(),
-                key: Some(Key::Event { source: Arc::clone(&self.source), id: Arc::clone(&self.id) }),
-                create_inbox: true,
-                origin: Some((Arc::clone(&self.source), Arc::clone(&self.id))),
-            }),
+            Meaning::Store { from_user, message, data } => {
+                let append = Append {
+                    stream,
+                    from_user: Arc::clone(from_user),
+                    message: Arc::clone(message),
+                    data: data.clone(),
+                    key: Some(Key::Event { source: Arc::clone(&self.source), id: Arc::clone(&self.id) }),
+                    create_inbox: true,
+                    origin: Some((Arc::clone(&self.source), Arc::clone(&self.id))),
+                };
+                What::Store(append, self.traceparent.clone())
+            }
         };
         Ok(Item { to, what })
     }
@@ -347,11 +378,11 @@ pub(crate) async fn run(node: &Node, what: What) -> Result<Outcome, Failed> {
         What::Disconnect(group, event) => match node.layer.group_send(&group, &event).await {
             Ok(()) => Ok(Outcome::Sent),
             Err(error) => {
-                tracing::warn!(error = &error as &dyn std::error::Error, "an event could not be sent");
+                node.health.tell("an event could not be sent", &error);
                 Err(Failed::Unavailable("the channel layer is unavailable"))
             }
         },
-        What::Store(append) => match node.writer.write(append).await {
+        What::Store(append, trace) => match node.writer.write(append, trace).await {
             Ok(stored) => Ok(Outcome::Stored(stored)),
             Err(WriteError::Refused(AppendError::KeyReused)) => Ok(Outcome::Reused),
             Err(WriteError::Refused(AppendError::RoomNotFound)) => {
@@ -367,6 +398,24 @@ pub(crate) async fn run(node: &Node, what: What) -> Result<Outcome, Failed> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_traceparent_is_what_the_standard_says() {
+        let good = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+        assert!(is_traceparent(good) && is_traceparent(&format!("01{}-more", &good[2..])));
+        for bad in [
+            "",
+            &good[..54],
+            &format!("{good}-more"),
+            &good.to_uppercase(),
+            &format!("ff{}", &good[2..]),
+            "00-00000000000000000000000000000000-00f067aa0ba902b7-01",
+            "00-4bf92f3577b34da6a3ce929d0e0e4736-0000000000000000-01",
+            &format!("01{}-{}", &good[2..], "x".repeat(100)),
+        ] {
+            assert!(!is_traceparent(bad), "{bad}");
+        }
+    }
 
     fn recipients(json: &str) -> Result<Vec<String>, String> {
         serde_json::from_str::<Recipients>(json).map(|names| names.0).map_err(|error| error.to_string())
@@ -402,6 +451,7 @@ mod tests {
             source: None,
             expires_at: None,
             time: None,
+            traceparent: None,
         };
         envelope.delivery("api", OffsetDateTime::now_utc(), 100)
     }

@@ -58,7 +58,7 @@ impl DeadLetters {
                     return Ok(Page { letters, has_more: true });
                 }
                 bytes += size;
-                newest = format!("({}", letter.id);
+                newest = before(&letter.id);
                 letters.push(shown);
             }
             if is_last {
@@ -124,6 +124,16 @@ impl DeadLetters {
     pub(crate) async fn drop_one(&mut self, id: &str) -> Result<bool, RedisFailed> {
         let dropped: i64 = redis::cmd("XDEL").arg(&self.dead).arg(id).query_async(&mut *self.redis).await?;
         Ok(dropped > 0)
+    }
+}
+
+/// The last id that comes before this one. Redis before 6.2 knows no exclusive bounds.
+pub(crate) fn before(id: &str) -> String {
+    let (ms, seq) = id.split_once('-').unwrap_or((id, "0"));
+    match (ms.parse::<u64>(), seq.parse::<u64>()) {
+        (Ok(_), Ok(seq)) if seq > 0 => format!("{ms}-{}", seq - 1),
+        (Ok(ms), _) if ms > 0 => format!("{}-{}", ms - 1, u64::MAX),
+        _ => "0-0".to_owned(),
     }
 }
 

@@ -5,7 +5,9 @@ mod connection;
 mod dead;
 mod entry;
 mod hint;
+mod node_id;
 mod pool;
+mod rights;
 mod server;
 mod session_cache;
 mod stream;
@@ -19,8 +21,11 @@ use uuid::Uuid;
 
 use crate::config::Config;
 use crate::node::Node;
-pub(crate) use dead::DeadLetters;
+pub(crate) use dead::{DeadLetters, before};
 pub(crate) use hint::{other_layer, warn_of_other_layer};
+pub(crate) use node_id::NodeId;
+pub use node_id::NodeIdError;
+pub(crate) use rights::check_rights;
 pub use server::RedisFailed;
 pub(crate) use server::Server;
 pub(crate) use session_cache::{Cached, SessionCache};
@@ -85,15 +90,27 @@ impl Deployment {
         Ok(())
     }
 
+    /// Whether another deployment has claimed it.
+    pub(crate) async fn look(&self) -> Result<(), DeploymentError> {
+        for key in &self.keys {
+            let mut redis = self.server.open(key).await?;
+            let theirs: Result<Option<String>, RedisError> = redis::cmd("GET").arg(key).query_async(&mut *redis).await;
+            match theirs.map_err(RedisFailed::from)? {
+                Some(theirs) if theirs != self.id.to_string() => {
+                    return Err(DeploymentError::Other { key: key.clone(), theirs, ours: self.id });
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
     /// Claims again from time to time.
     pub(crate) async fn keep_claiming(self, node: Arc<Node>) {
         loop {
             tokio::time::sleep(CLAIM_EVERY).await;
             let claimed = self.claim().await;
             node.health.note("deployment", &claimed);
-            if let Err(error @ DeploymentError::Other { .. }) = claimed {
-                tracing::error!(error = &error as &dyn std::error::Error, "two deployments share one Redis");
-            }
         }
     }
 }

@@ -98,12 +98,6 @@ impl Server {
         let (seconds, micros): (i64, i64) = redis::cmd("TIME").query_async(&mut *redis).await?;
         Ok(OffsetDateTime::UNIX_EPOCH + time::Duration::new(seconds, (micros * 1000) as i32))
     }
-
-    /// Whether it answers.
-    pub(crate) async fn ping(&self) -> Result<(), RedisFailed> {
-        let mut redis = self.open("").await?;
-        Ok(redis::cmd("PING").query_async(&mut *redis).await?)
-    }
 }
 
 impl std::fmt::Debug for Server {

@@ -34,10 +34,9 @@ use crate::json;
 use crate::metrics::{ByReason, ByResult};
 use crate::node::Node;
 use crate::publish::envelope::{self, Delivery, Envelope, Failed, Outcome, Recipients, Unusable, unusable};
-use crate::seldom::Seldom;
 
 /// The one consumer group.
-const GROUP: &str = "gateway";
+pub(super) const GROUP: &str = "gateway";
 
 /// Entries taken at a time, fewer while they are large.
 const BATCH: usize = 200;
@@ -70,6 +69,15 @@ const LOOK_EVERY: Duration = Duration::from_secs(5);
 
 /// Pause after an error, and between two tries to write.
 const RETRY_EVERY: Duration = Duration::from_secs(1);
+
+/// Characters of a field that the log shows.
+const SHOWN: usize = 256;
+
+/// What to do about a stream that cannot be read, or whose dead letters cannot be written.
+const STREAM_HINT: &str = ": the key must be a stream or none, and the Redis user needs the rights to X* on it. \
+                           gateway check-config --live tries every command";
+const DEAD_HINT: &str = ": the key must be a stream or none, Redis must have memory for it, and what is large or given \
+                         up needs the right to EVAL. Until then its event stays in the stream";
 
 /// An entry that this node has taken.
 struct Taken {
@@ -109,21 +117,17 @@ pub(crate) async fn ingest(node: Arc<Node>, server: Server) {
     let stream = format!("{}:events", node.config.namespace);
     let dead = format!("{stream}:dead");
     let (batch, excuses) = (AtomicUsize::new(BATCH), Notify::new());
-    let reader = Reader { node, server, stream, dead, batch, excuses, refusals: Seldom::default() };
+    let reader = Reader { node, server, stream, dead, batch, excuses };
     let read = async {
         loop {
-            if let Err(error) = reader.read().await {
-                tracing::debug!(error = &error as &dyn std::error::Error, "the event stream cannot be read");
-            }
+            reader.node.health.note_with("stream", &reader.read().await, STREAM_HINT);
             tokio::time::sleep(RETRY_EVERY).await;
         }
     };
     // Beside it: the backlog is of most interest while nothing is read.
     let measure = async {
         loop {
-            if let Err(error) = reader.measure().await {
-                tracing::debug!(error = &error as &dyn std::error::Error, "the event stream cannot be measured");
-            }
+            reader.node.health.note("backlog", &reader.measure().await);
             tokio::time::sleep(LOOK_EVERY).await;
         }
     };
@@ -139,8 +143,6 @@ struct Reader {
     batch: AtomicUsize,
     /// An entry waits for the database.
     excuses: Notify,
-    /// Dead letters that could not be written.
-    refusals: Seldom,
 }
 
 impl Reader {
@@ -163,6 +165,7 @@ impl Reader {
                 }
                 self.make_group(&mut redis).await?;
             }
+            self.node.health.note("stream", &Ok::<_, RedisFailed>(()));
         }
     }
 
@@ -214,7 +217,7 @@ impl Reader {
         };
         let taken: Vec<_> = entries_of_read(answer).into_iter().map(|entry| Taken::new(entry, 1)).collect();
         if let Some(last) = taken.last() {
-            *behind = format!("({}", last.entry.id);
+            *behind = self::behind(&last.entry.id);
         }
         let bytes: usize = taken.iter().map(|taken| taken.entry.bytes()).sum();
         let fitting = taken.len() * (ANSWER / 2) / bytes.max(1);
@@ -229,18 +232,16 @@ impl Reader {
         let mut from = mine.unwrap_or("-").to_owned();
         let mine = mine.is_some();
         loop {
+            // As Redis has it since 5.0: IDLE, exclusive bounds and XAUTOCLAIM came with 6.2.
             let mut command = redis::cmd("XPENDING");
-            command.arg(&self.stream).arg(GROUP);
-            if !mine {
-                command.arg("IDLE").arg(IDLE_MS);
-            }
-            command.arg(&from).arg("+").arg(BATCH);
+            command.arg(&self.stream).arg(GROUP).arg(&from).arg("+").arg(BATCH);
             if mine {
                 command.arg(&self.node.config.node_id);
             }
             let mut pending: Vec<(String, String, i64, i64)> = command.query_async(redis).await?;
             let Some((last, ..)) = pending.last() else { return Ok(from) };
-            from = format!("({last}");
+            from = behind(last);
+            pending.retain(|(_, _, idle, _)| mine || *idle >= IDLE_MS as i64);
             // What was taken least is least suspicious, and does not have to wait for the others.
             pending.sort_by_key(|(.., times)| *times);
             for (id, _, _, times) in pending {
@@ -390,27 +391,28 @@ impl Reader {
             Ok(written) => written,
             Err(error) => {
                 self.postponed("no_dead_letter");
-                if let Some(times) = self.refusals.again() {
-                    let error = &error as &dyn std::error::Error;
-                    tracing::error!(
-                        error,
-                        key = self.dead,
-                        reason,
-                        times,
-                        "a dead letter could not be written, its event stays in the stream; the key must be a stream or \
-                         none, Redis must have memory for it, and what is large or given up needs the right to EVAL"
-                    );
-                }
+                self.node.health.note_with("dead_letters", &Err::<(), _>(error), DEAD_HINT);
                 // It is not the entry's fault, and it is to keep its reason.
                 return self.hold(redis, &[id], Some(times - 1)).await;
             }
         };
+        self.node.health.note("dead_letters", &Ok::<_, RedisFailed>(()));
         self.forget(redis, &[id]).await?;
         if !written {
             self.count("deleted");
             return Ok(());
         }
-        tracing::warn!(reason, detail, "an event went to the dead letters");
+        // As the publisher knows it; of an entry that was not read only its place in the stream is known.
+        let field = |name| match body {
+            Body::Read(entry) => shown(entry.field(name).unwrap_or_default()),
+            Body::Unread(_) => String::new(),
+        };
+        let [event, source, to] = ["id", "source", "to"].map(field);
+        let [kind, traceparent] = ["type", "traceparent"].map(field);
+        tracing::warn!(
+            entry = id, id = ?event, ?source, ?to, r#type = ?kind, traceparent, reason, detail,
+            "an event went to the dead letters"
+        );
         self.node.metrics.stream_dead.get_or_create(&ByReason { reason }).inc();
         self.count("dead");
         Ok(())
@@ -491,6 +493,8 @@ impl Reader {
         let _share = self.node.publishing.take(bytes + expansion(entry)).await;
         let data_bytes = self.node.config.limits.data_bytes;
         let delivery = delivery(entry, self.node.clock.database(), data_bytes).map_err(Failed::Unusable)?;
+        let [source, id] = delivery.identity();
+        tracing::debug!(entry = entry.id, id, source, to = ?delivery.names(), "an entry of the stream is worked on");
         while progress.next < delivery.recipients() {
             let piece = delivery.piece(progress.next);
             let end = piece.end;
@@ -510,6 +514,24 @@ impl Reader {
             progress.next = end;
         }
         Ok(())
+    }
+}
+
+/// The beginning of a field, for the log.
+fn shown(field: &[u8]) -> String {
+    let text = String::from_utf8_lossy(field);
+    match text.char_indices().nth(SHOWN) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text.into_owned(),
+    }
+}
+
+/// The first id that comes after this one.
+fn behind(id: &str) -> String {
+    let (ms, seq) = id.split_once('-').unwrap_or((id, "0"));
+    match seq.parse::<u64>().ok().and_then(|seq| seq.checked_add(1)) {
+        Some(next) => format!("{ms}-{next}"),
+        None => format!("{}-0", ms.parse::<u64>().unwrap_or_default().saturating_add(1)),
     }
 }
 
@@ -585,6 +607,7 @@ fn delivery(entry: &Entry, now: OffsetDateTime, data_bytes: usize) -> Result<Del
         source: Some(must("source")?.to_owned()),
         expires_at: texts.get("expires_at").map(|text| (*text).to_owned()),
         time: None,
+        traceparent: texts.get("traceparent").map(|text| (*text).to_owned()),
     };
     envelope.delivery("", now, data_bytes)
 }

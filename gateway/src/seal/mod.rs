@@ -273,16 +273,11 @@ pub(crate) async fn keep_reading(node: Arc<Node>) {
     loop {
         let wait = READ_EVERY.mul_f64(rand::random_range(0.8..1.2));
         let doubted = tokio::time::timeout(wait, seals.doubted.notified()).await.is_ok();
-        match node.metrics.time_store("secrets", node.store.secrets(LIFETIME)).await {
-            // What was sealed with a key that was not known yet was taken for not stored.
-            Ok(secrets) => {
-                if seals.renew(&secrets) && doubted {
-                    node.hub.compare_now();
-                }
-            }
-            Err(error) => {
-                tracing::warn!(error = &error as &dyn std::error::Error, "the deployment's secrets could not be read");
-            }
+        let read = node.metrics.time_store("secrets", node.store.secrets(LIFETIME)).await;
+        node.health.note("secrets", &read);
+        // What was sealed with a key that was not known yet was taken for not stored.
+        if read.is_ok_and(|secrets| seals.renew(&secrets)) && doubted {
+            node.hub.compare_now();
         }
         if doubted {
             tokio::time::sleep(READ_AGAIN).await;

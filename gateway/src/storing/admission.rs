@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
 use persistence::{Membership, Room, Store, StoreError};
@@ -62,7 +63,10 @@ pub(crate) enum NotAdmitted {
 
 /// Loads memberships, batched.
 #[derive(Debug)]
-pub(crate) struct Admissions(Batcher<Ask, Option<Admitted>, StoreError>);
+pub(crate) struct Admissions {
+    batcher: Batcher<Ask, Option<Admitted>, StoreError>,
+    most: Arc<AtomicUsize>,
+}
 
 impl Admissions {
     /// `most` is how many rooms a user may hear; 0 is any number.
@@ -73,23 +77,29 @@ impl Admissions {
         tasks: &TaskTracker,
         stop: &CancellationToken,
     ) -> Self {
-        let most = if most == 0 { usize::MAX } else { most };
-        let desk = Arc::new(Desk { store: store.clone(), most, known: Mutex::default() });
+        let most = Arc::new(AtomicUsize::new(most));
+        let desk = Arc::new(Desk { store: store.clone(), most: Arc::clone(&most), known: Mutex::default() });
         let metrics = Arc::clone(metrics);
-        Self(Batcher::spawn(tasks, stop, BATCH, move |asks| {
+        let batcher = Batcher::spawn(tasks, stop, BATCH, move |asks| {
             let (desk, metrics) = (Arc::clone(&desk), Arc::clone(&metrics));
             async move { metrics.time_store("admit", desk.admit(asks)).await }
-        }))
+        });
+        Self { batcher, most }
+    }
+
+    /// From now on a user may hear so many rooms; 0 is any number.
+    pub(crate) fn set_rooms_per_user(&self, most: usize) {
+        self.most.store(most, Ordering::Relaxed);
     }
 
     pub(crate) async fn admit(&self, ask: Ask) -> Result<Admitted, NotAdmitted> {
-        self.0.load(ask).await?.ok_or(NotAdmitted::TooManyRooms)
+        self.batcher.load(ask).await?.ok_or(NotAdmitted::TooManyRooms)
     }
 }
 
 struct Desk {
     store: Store,
-    most: usize,
+    most: Arc<AtomicUsize>,
     known: Mutex<Known>,
 }
 
@@ -115,6 +125,13 @@ impl Known {
 type Joining = HashMap<Arc<str>, HashSet<String>>;
 
 impl Desk {
+    fn most(&self) -> usize {
+        match self.most.load(Ordering::Relaxed) {
+            0 => usize::MAX,
+            most => most,
+        }
+    }
+
     /// `None` for who is refused.
     async fn admit(&self, asks: Vec<Ask>) -> Result<Vec<Option<Admitted>>, StoreError> {
         let users = unique(asks.iter().filter(|ask| !ask.anonymous).map(|ask| ask.user.to_string()));
@@ -170,7 +187,7 @@ impl Desk {
             return true;
         }
         let named = ask.named.iter().filter(|named| *named != room && !is_member(named)).collect::<HashSet<_>>().len();
-        if stored.len() + joins.map_or(0, HashSet::len) + named >= self.most {
+        if stored.len() + joins.map_or(0, HashSet::len) + named >= self.most() {
             return false;
         }
         joining.entry(Arc::clone(&ask.user)).or_default().insert(room.clone());
@@ -188,11 +205,11 @@ impl Desk {
     ) -> Result<Admitted, StoreError> {
         let mut rooms = stored.cloned().unwrap_or_default();
         let version = memberships::version(&rooms);
-        let mut unheard: Vec<String> = rooms.drain(self.most.min(rooms.len())..).map(|room| room.name).collect();
+        let mut unheard: Vec<String> = rooms.drain(self.most().min(rooms.len())..).map(|room| room.name).collect();
         let theirs = rooms.iter().map(|room| &room.name).chain(&unheard);
         let mut known: HashSet<String> = theirs.filter(|_| !ask.named.is_empty()).cloned().collect();
         for name in ask.named.iter().filter(|name| known.insert(name.to_string())) {
-            if rooms.len() >= self.most {
+            if rooms.len() >= self.most() {
                 unheard.push(name.clone());
                 continue;
             }

@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::events;
+use crate::health::Health;
 use crate::metrics::Metrics;
 use crate::names::GroupNames;
 use crate::seal::{Keys, Seals};
@@ -62,15 +63,28 @@ pub(crate) enum WholeError {
     Unavailable,
 }
 
+/// A `traceparent`, passed on with the event of what is stored.
+pub(crate) type Trace = Option<Arc<str>>;
+
+/// An event with the trace it is a part of.
+pub(crate) fn traced(event: Event, trace: Option<&str>) -> Event {
+    match trace {
+        Some(trace) => event.with("traceparent", trace),
+        None => event,
+    }
+}
+
 enum Job {
     One {
         append: Append,
+        trace: Trace,
         bytes: u32,
         done: Done,
     },
     /// All or nothing, in a transaction of its own.
     Whole {
         appends: Vec<Append>,
+        traces: Vec<Trace>,
         bytes: u32,
         done: oneshot::Sender<Result<Vec<Appended>, WholeError>>,
     },
@@ -126,6 +140,7 @@ struct Lane {
     names: GroupNames,
     seals: Arc<Seals>,
     metrics: Arc<Metrics>,
+    health: Arc<Health>,
 }
 
 impl Writer {
@@ -141,10 +156,11 @@ impl Writer {
         layer: &Arc<dyn ChannelLayer>,
         names: &GroupNames,
         seals: &Arc<Seals>,
-        metrics: &Arc<Metrics>,
+        health: &Arc<Health>,
         tasks: &TaskTracker,
         stop: &CancellationToken,
     ) -> Self {
+        let metrics = &health.metrics;
         let lanes = if store.backend() == persistence::Backend::Sqlite { 1 } else { 4 };
         let room = Room::new(limit);
         let lanes = (0..lanes)
@@ -158,6 +174,7 @@ impl Writer {
                     names: names.clone(),
                     seals: Arc::clone(seals),
                     metrics: Arc::clone(metrics),
+                    health: Arc::clone(health),
                 };
                 tasks.spawn(lane.run(waiting, stop.clone()));
                 jobs
@@ -185,7 +202,7 @@ impl Writer {
             }
             return done(Err(WriteError::Unavailable));
         };
-        match lane.try_send(Job::One { append, bytes, done }) {
+        match lane.try_send(Job::One { append, trace: None, bytes, done }) {
             Ok(()) => room.forget(),
             Err(mpsc::error::TrySendError::Closed(job) | mpsc::error::TrySendError::Full(job)) => job.refuse(),
         }
@@ -212,11 +229,11 @@ impl Writer {
     }
 
     /// Stores and waits for the commit.
-    pub(crate) async fn write(&self, append: Append) -> Result<Appended, WriteError> {
+    pub(crate) async fn write(&self, append: Append, trace: Trace) -> Result<Appended, WriteError> {
         let (done, result) = oneshot::channel();
         let (lane, bytes) = (lane_of(&append.stream, self.lanes.len()), self.cost(&append));
         let done = Box::new(move |result| drop(done.send(result)));
-        self.send(lane, bytes, Job::One { append, bytes, done }).await;
+        self.send(lane, bytes, Job::One { append, trace, bytes, done }).await;
         result.await.map_err(|_| WriteError::Unavailable)?
     }
 
@@ -224,12 +241,16 @@ impl Writer {
     ///
     /// It goes through the lane of its first stream. In its other streams it may be published before what
     /// another lane has committed just before; nodes put that in order by the positions.
-    pub(crate) async fn write_whole(&self, appends: Vec<Append>) -> Result<Vec<Appended>, WholeError> {
+    pub(crate) async fn write_whole(
+        &self,
+        appends: Vec<Append>,
+        traces: Vec<Trace>,
+    ) -> Result<Vec<Appended>, WholeError> {
         let Some(first) = appends.first() else { return Ok(Vec::new()) };
         let lane = lane_of(&first.stream, self.lanes.len());
         let (done, result) = oneshot::channel();
         let bytes = self.room.cost(&appends);
-        self.send(lane, bytes, Job::Whole { appends, bytes, done }).await;
+        self.send(lane, bytes, Job::Whole { appends, traces, bytes, done }).await;
         result.await.map_err(|_| WholeError::Unavailable)?
     }
 }
@@ -261,6 +282,7 @@ impl Job {
 #[derive(Default)]
 struct Batch {
     appends: Vec<Append>,
+    traces: Vec<Trace>,
     done: Vec<Done>,
     bytes: usize,
 }
@@ -297,20 +319,21 @@ impl Lane {
                         job.refuse();
                         self.room.give_back(bytes);
                     }
-                    Job::One { append, done, .. } => {
+                    Job::One { append, trace, done, .. } => {
                         if batch.bytes + bytes > BATCH_BYTES {
                             away = self.write(&mut batch).await;
                         }
                         batch.appends.push(append);
+                        batch.traces.push(trace);
                         batch.done.push(done);
                         batch.bytes += bytes;
                     }
-                    Job::Whole { appends, done, .. } => {
+                    Job::Whole { appends, traces, done, .. } => {
                         // What came before it is committed before it.
                         self.write(&mut batch).await;
                         let result = self.append_all(&appends).await;
                         if let Ok(stored) = &result {
-                            self.publish_new(appends.iter().zip(stored));
+                            self.publish_new(appends.iter().zip(&traces).zip(stored));
                         }
                         // Whoever asked may have gone.
                         let _ = done.send(result);
@@ -335,9 +358,10 @@ impl Lane {
                 return away;
             }
         };
-        for ((append, done), result) in batch.appends.drain(..).zip(batch.done.drain(..)).zip(results) {
+        let batched = batch.appends.drain(..).zip(batch.traces.drain(..)).zip(batch.done.drain(..));
+        for (((append, trace), done), result) in batched.zip(results) {
             let result = result.map_err(WriteError::from);
-            self.publish_new(result.iter().map(|appended| (&append, appended)));
+            self.publish_new(result.iter().map(|appended| ((&append, &trace), appended)));
             done(result);
         }
         self.room.give_back(std::mem::take(&mut batch.bytes));
@@ -346,47 +370,54 @@ impl Lane {
 
     fn refuse(&self, batch: &mut Batch, why: &WriteError) {
         batch.appends.clear();
+        batch.traces.clear();
         batch.done.drain(..).for_each(|done| done(Err(why.clone())));
         self.room.give_back(std::mem::take(&mut batch.bytes));
     }
 
-    fn publish_new<'a>(&self, stored: impl Iterator<Item = (&'a Append, &'a Appended)>) {
+    fn publish_new<'a>(&self, stored: impl Iterator<Item = ((&'a Append, &'a Trace), &'a Appended)>) {
         let keys = self.seals.keys();
-        let new = stored.filter(|(_, appended)| !appended.repeated);
-        new.for_each(|(append, appended)| self.publish(append, appended, &keys));
+        for ((append, trace), appended) in stored {
+            let Appended { id, seq, repeated, .. } = appended;
+            tracing::debug!(%id, stream = ?append.stream, seq, repeated, traceparent = trace.as_deref(), "a message is stored");
+            if !repeated {
+                self.publish(append, trace.as_deref(), appended, &keys);
+            }
+        }
     }
 
     async fn append_all(&self, whole: &[Append]) -> Result<Vec<Appended>, WholeError> {
         self.metrics.store_batch_size.observe(whole.len() as f64);
-        match self.metrics.time_store("append", self.store.append_all(whole)).await {
+        let stored = self.metrics.time_store("append", self.store.append_all(whole)).await;
+        self.health.note("writes", &stored);
+        match stored {
             Ok(result) => result.map_err(WholeError::Refused),
-            Err(error) => {
-                self.log(&error, whole.len());
-                Err(WholeError::Unavailable)
-            }
+            Err(_noted) => Err(WholeError::Unavailable),
         }
     }
 
     async fn append(&self, batch: &[Append]) -> Result<Vec<Result<Appended, AppendError>>, StoreError> {
         self.metrics.store_batch_size.observe(batch.len() as f64);
-        let result = self.metrics.time_store("append", self.store.append(batch)).await;
-        result.inspect_err(|error| self.log(error, batch.len()))
-    }
-
-    fn log(&self, error: &StoreError, rows: usize) {
-        tracing::error!(error = error as &dyn std::error::Error, rows, "messages could not be stored");
+        let stored = self.metrics.time_store("append", self.store.append(batch)).await;
+        self.health.note("writes", &stored);
+        stored
     }
 
     /// Queues the event of what was just committed. If the layer does not take it, nodes find the message by
     /// comparing positions, as soon as they can be told to (`peers.rs`).
-    fn publish(&self, append: &Append, appended: &Appended, keys: &Keys) {
+    fn publish(&self, append: &Append, trace: Option<&str>, appended: &Appended, keys: &Keys) {
         let (group, event) = self.event(append, appended);
+        let event = traced(event, trace);
         let sent = group.map_err(|error| error.to_string()).and_then(|group| {
             let event = keys.seal(event, group.as_str());
             self.layer.group_send_later(&group, &event).map_err(|error| error.to_string())
         });
-        if let Err(error) = sent {
-            tracing::debug!(error, "a stored message could not be written to the layer");
+        let Appended { id, seq, .. } = appended;
+        match sent {
+            Ok(()) => tracing::debug!(%id, stream = ?append.stream, seq, "a stored message is on its way to the layer"),
+            Err(error) => {
+                tracing::debug!(error, %id, stream = ?append.stream, seq, "a stored message could not be written to the layer");
+            }
         }
     }
 
@@ -443,7 +474,11 @@ mod tests {
         let (names, metrics) = (GroupNames::new("{username}", false), Arc::new(Metrics::new()));
         let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
         let seals = Arc::new(Seals::new(&store.secrets(Duration::from_secs(3600)).await.unwrap(), &metrics));
-        (Writer::start(LIMIT, &store, &layer, &names, &seals, &metrics, &tasks, &stop), tasks, stop.drop_guard())
+        (
+            Writer::start(LIMIT, &store, &layer, &names, &seals, &Arc::new(Health::new(&metrics)), &tasks, &stop),
+            tasks,
+            stop.drop_guard(),
+        )
     }
 
     #[tokio::test]
@@ -461,7 +496,7 @@ mod tests {
         assert!((11..=14).contains(&refused), "{refused}");
         assert_eq!(*stored.lock(), vec![false; refused]);
         assert!(writer.share() < share / 10, "the less is free, the less may be one client's");
-        writer.write(chat()).await.unwrap();
+        writer.write(chat(), None).await.unwrap();
         assert_eq!(stored.lock().iter().filter(|stored| **stored).count(), 30 - refused, "what was taken is stored");
         assert_eq!((writer.waiting(), writer.share()), (0, share));
     }
@@ -469,8 +504,8 @@ mod tests {
     #[tokio::test]
     async fn a_whole_that_is_larger_than_all_the_room_takes_its_turn() {
         let (writer, _tasks, _stop) = writer().await;
-        let whole = || writer.write_whole((0..40).map(|_| chat()).collect());
-        let (one, other, single) = tokio::join!(whole(), whole(), writer.write(chat()));
+        let whole = || writer.write_whole((0..40).map(|_| chat()).collect(), vec![None; 40]);
+        let (one, other, single) = tokio::join!(whole(), whole(), writer.write(chat(), None));
         assert_eq!((one.unwrap().len(), other.unwrap().len(), single.is_ok()), (40, 40, true));
         assert_eq!((writer.waiting(), writer.metrics.writes_refused.get()), (0, 0));
     }

@@ -22,6 +22,9 @@ const LEASE: &str = "retention";
 const LEASE_TIME: Duration = Duration::from_secs(60);
 const RENEW_EVERY: Duration = Duration::from_secs(20);
 
+/// How often it is looked whether it has been switched on.
+const OFF: Duration = Duration::from_secs(60);
+
 /// Receipts are kept for the 7 days that are promised and one more, should the database's clock be set right.
 const KEEP_RECEIPTS: time::Duration = time::Duration::days(8);
 
@@ -36,14 +39,16 @@ enum Turn {
 
 /// Runs until the node leaves. What it is at then is given up between two statements.
 pub(crate) async fn run(node: Arc<Node>, leaving: CancellationToken) {
-    let every = node.config.retention.interval;
-    if every.is_zero() {
-        return;
-    }
     let holder = Uuid::new_v4();
     // Nodes start together; and a node that starts has better things to do.
     let mut wait = Duration::from_secs(1).mul_f64(rand::random_range(1.0..5.0));
     while leaving.run_until_cancelled(tokio::time::sleep(wait)).await.is_some() {
+        // Other settings may hold by now.
+        let every = node.config.retention.interval;
+        if every.is_zero() {
+            wait = OFF;
+            continue;
+        }
         let started = Instant::now();
         let turn = node.metrics.time_store("retention", turn(&node, holder, &leaving)).await;
         node.health.note("retention", &turn);

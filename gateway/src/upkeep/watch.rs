@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use crate::close::CloseReason;
 use crate::node::Node;
+use crate::seldom::SeldomOfKind;
 use crate::socket::Socket;
 use crate::websocket::WireFrame;
 
@@ -21,7 +22,7 @@ pub(crate) async fn watch(node: Arc<Node>) {
     let mut ticks = tokio::time::interval(EVERY);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
     let ping = WireFrame::ping();
-    let mut before = Instant::now();
+    let (mut before, mut layer) = (Instant::now(), Layer::default());
     loop {
         ticks.tick().await;
         let (now, millis) = (node.clock.seconds(), node.clock.millis());
@@ -38,8 +39,58 @@ pub(crate) async fn watch(node: Arc<Node>) {
             }
             tokio::task::yield_now().await;
         }
-        node.metrics.take_layer_stats(&node.layer.stats());
+        let stats = node.layer.stats();
+        node.metrics.take_layer_stats(&stats);
+        layer.tell_of_losses([stats.expired, stats.dropped, stats.publish_failed]);
+        if let Some(turn) = layer.look(stats.upkeep_refused, before) {
+            node.health.note("layer", &turn);
+        }
+        node.metrics.nodes.set(node.peers.nodes().len() as i64);
         node.metrics.write_queue_bytes.set(node.writer.waiting() as i64);
+    }
+}
+
+/// What the layer does by itself, as far as its counters show it.
+#[derive(Default)]
+struct Layer {
+    refused: u64,
+    /// Events that were lost, by how: so many so far.
+    lost: [u64; 3],
+    warnings: SeldomOfKind,
+    failed_at: Option<Instant>,
+}
+
+/// The layer does everything again within this time.
+const LAYER_TURN: Duration = Duration::from_secs(60);
+
+/// Redis refuses what the layer does by itself.
+#[derive(Debug, thiserror::Error)]
+#[error("Redis refuses what the channel layer does by itself, {0} times so far; its own lines say what")]
+struct LayerRefused(u64);
+
+/// What to say of events that the layer has lost, in that order.
+const LOST: [&str; 3] = [
+    "events had waited longer than layer-expiry for this node and were dropped: it is too slow, or was away",
+    "the layer dropped events because nobody took them in time: this node is too slow",
+    "the layer did not take events: Redis is away, or refuses them to this user. What was stored is found by comparing",
+];
+
+impl Layer {
+    fn tell_of_losses(&mut self, lost: [u64; 3]) {
+        for ((before, now), what) in self.lost.iter_mut().zip(lost).zip(LOST) {
+            if now > *before && self.warnings.again("layer", what).is_some() {
+                tracing::warn!(events = now - *before, "{what}");
+            }
+            *before = now;
+        }
+    }
+
+    fn look(&mut self, refused: u64, now: Instant) -> Option<Result<(), LayerRefused>> {
+        if refused > self.refused {
+            (self.refused, self.failed_at) = (refused, Some(now));
+            return Some(Err(LayerRefused(refused)));
+        }
+        self.failed_at.take_if(|at| now.duration_since(*at) > LAYER_TURN).map(|_| Ok(()))
     }
 }
 

@@ -48,6 +48,7 @@ pub(super) async fn keep(shared: Arc<Shared>, shard: usize, queues: Vec<Arc<Queu
         probes: queues.into_iter().map(Probe::new).collect(),
         connection: 0,
         skewed: false,
+        complained: false,
         unsure: false,
         steady_since: None,
         eager: 0,
@@ -87,6 +88,7 @@ struct Keeper<'a> {
     /// The number of the connection on which everything was restored last.
     connection: u64,
     skewed: bool,
+    complained: bool,
     /// Whether the last heartbeat had no answer.
     unsure: bool,
     /// Since when heartbeats have come through.
@@ -119,6 +121,7 @@ impl Keeper<'_> {
         };
         match restored.await {
             Ok(()) => {
+                self.complained = false;
                 self.shared.set_part(Part::Shard(self.shard), true);
                 self.shared.warn_of_eviction(self.shard).await;
             }
@@ -127,7 +130,7 @@ impl Keeper<'_> {
                 if let Failure::Refused(text) = &failure {
                     self.shared.health.refused(text);
                 }
-                tracing::warn!(%failure, shard = self.shard, "memberships could not be restored");
+                self.complain(&failure, "memberships could not be restored");
             }
         }
     }
@@ -144,7 +147,11 @@ impl Keeper<'_> {
             Err(failure) => {
                 self.steady_since = None;
                 self.unsure = true;
-                tracing::debug!(%failure, shard = self.shard, "no heartbeat");
+                match failure {
+                    // Who has no right to it is taken for dead by the others.
+                    Failure::Refused(_) => self.complain(&failure, "the others cannot be told that this node lives"),
+                    _ => tracing::debug!(%failure, shard = self.shard, "no heartbeat"),
+                }
                 return;
             }
         };
@@ -160,14 +167,30 @@ impl Keeper<'_> {
         self.eager = self.eager.saturating_sub(1);
         if missing || eager || beats.is_multiple_of(RENEW_EVERY) {
             match self.renew().await {
-                Ok(()) if missing => self.shared.set_part(part, true),
-                Ok(()) => {}
-                Err(failure) => tracing::warn!(%failure, shard = self.shard, "memberships could not be renewed"),
+                Ok(()) => {
+                    self.complained = false;
+                    if missing {
+                        self.shared.set_part(part, true);
+                    }
+                }
+                Err(failure) => self.complain(&failure, "memberships could not be renewed"),
             }
         }
         self.sweep().await;
         if beats.is_multiple_of(PROBE_EVERY) {
             self.probe();
+        }
+    }
+
+    /// Says what cannot be kept up; what Redis refuses will not end by itself, and is counted.
+    fn complain(&mut self, failure: &Failure, what: &str) {
+        if let Failure::Refused(_) = failure {
+            self.shared.counters.upkeep_refused();
+        }
+        // Once until it works again: it comes with every beat.
+        match std::mem::replace(&mut self.complained, true) {
+            false => tracing::warn!(%failure, shard = self.shard, "{what}"),
+            true => tracing::debug!(%failure, shard = self.shard, "{what}"),
         }
     }
 
@@ -261,7 +284,7 @@ impl Keeper<'_> {
                 tracing::info!(nodes = dead.len(), removed, shard = self.shard, "members of dead nodes removed");
             }
             Ok(None) => {}
-            Err(failure) => tracing::warn!(%failure, shard = self.shard, "members of dead nodes could not be removed"),
+            Err(failure) => self.complain(&failure, "members of dead nodes could not be removed"),
         }
     }
 

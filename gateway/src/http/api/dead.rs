@@ -13,8 +13,7 @@ const MAX_LIMIT: u64 = 1000;
 
 impl From<RedisFailed> for Problem {
     fn from(error: RedisFailed) -> Self {
-        tracing::warn!(error = &error as &dyn std::error::Error, "the dead letters cannot be read");
-        Self::unavailable("Redis is unavailable")
+        Self::unavailable("Redis is unavailable").because(&error)
     }
 }
 
@@ -27,7 +26,7 @@ async fn open(node: &Node) -> Result<DeadLetters, Problem> {
 pub(super) async fn list(call: &Call, node: &Node) -> ApiResult {
     let limit = call.limit(DEFAULT_LIMIT, MAX_LIMIT)?;
     let before: Option<String> = call.query("before")?;
-    let newest = before.as_deref().map(valid).transpose()?.map(|id| format!("({id}"));
+    let newest = before.as_deref().map(valid).transpose()?.map(crate::redis::before);
     let page = open(node).await?.list(newest.as_deref().unwrap_or("+"), "-", limit).await?;
     Ok(json!({"dead": page.letters, "has_more": page.has_more}))
 }

@@ -21,7 +21,7 @@ use super::{Call, Problem, lenient, not_json, object, share};
 use crate::events::rfc3339;
 use crate::node::Node;
 use crate::publish::envelope::{self, Delivery, Envelope, Failed, Item, Outcome, PIECE, Unusable, What};
-use crate::storing::writer::{WHOLE, WholeError, WriteError};
+use crate::storing::writer::{Trace, WHOLE, WholeError, WriteError};
 
 /// Envelopes of one call.
 const MAX_ENVELOPES: usize = 1000;
@@ -84,7 +84,10 @@ type Placed = (Option<usize>, Item);
 
 /// Everything is looked at before anything is stored; what is stored then is stored in parts, each as a whole.
 pub(super) async fn publish(call: &Call, node: &Arc<Node>) -> Result<String, Problem> {
-    let published = Published::read(call, node.clock.database(), node.config.limits.data_bytes)?;
+    let mut published = Published::read(call, node.clock.database(), node.config.limits.data_bytes)?;
+    let trace = call.headers.get("traceparent").and_then(|value| value.to_str().ok());
+    let trace: Trace = trace.filter(|trace| envelope::is_traceparent(trace)).map(Into::into);
+    published.deliveries.iter_mut().for_each(|delivery| delivery.set_traceparent(&trace));
     let _share = share(node, &node.publishing, published.bytes()).await?;
     check(node, &published).await?;
     let mut results = String::from(r#"{"results":["#);
@@ -242,13 +245,14 @@ fn digest<const PARTS: usize>(parts: [&str; PARTS]) -> [u8; 32] {
 
 /// Stores what is to be stored, all or nothing, then sends what is to be sent. The results go behind those before.
 async fn store(node: &Node, items: Vec<Placed>, answer: &mut String) -> Result<(), Problem> {
-    let (mut appends, mut places) = (Vec::new(), Vec::new());
+    let (mut appends, mut traces, mut places) = (Vec::new(), Vec::new(), Vec::new());
     let mut rest = Vec::new();
     let mut results: Vec<Value> = items.iter().map(|(_, item)| json!({"to": item.to})).collect();
     for (index, (place, item)) in items.into_iter().enumerate() {
         match item.what {
-            What::Store(append) => {
+            What::Store(append, trace) => {
                 appends.push(append);
+                traces.push(trace);
                 places.push((index, place));
             }
             other => rest.push((index, place, other)),
@@ -256,11 +260,13 @@ async fn store(node: &Node, items: Vec<Placed>, answer: &mut String) -> Result<(
     }
     let stored = match appends.len() {
         // Into the transaction of others that come at the same time.
-        1 => node.writer.write(appends.remove(0)).await.map(|stored| vec![stored]).map_err(|error| match error {
-            WriteError::Refused(error) => WholeError::Refused(Refused { index: 0, error }),
-            WriteError::Unavailable | WriteError::Failed => WholeError::Unavailable,
+        1 => node.writer.write(appends.remove(0), traces.remove(0)).await.map(|stored| vec![stored]).map_err(|error| {
+            match error {
+                WriteError::Refused(error) => WholeError::Refused(Refused { index: 0, error }),
+                WriteError::Unavailable | WriteError::Failed => WholeError::Unavailable,
+            }
         }),
-        _ => node.writer.write_whole(appends).await,
+        _ => node.writer.write_whole(appends, traces).await,
     };
     let stored = stored.map_err(|error| match error {
         WholeError::Refused(Refused { index, error }) => {

@@ -71,7 +71,7 @@ pub(super) async fn authorize(headers: &HeaderMap, peer: Option<SocketAddr>, nod
         tracing::warn!(%peer, times, "an API call was refused: {detail}");
     }
     tokio::time::sleep_until(node.wrong_keys.note(peer.ip().to_canonical(), Instant::now())).await;
-    Err(Problem::unauthorized(detail))
+    Err(Problem::unauthorized(detail).counted())
 }
 
 #[cfg(test)]

@@ -15,11 +15,13 @@ use std::time::Duration;
 use bytes::{Buf, Bytes, BytesMut};
 use futures_util::{Stream, StreamExt, pin_mut};
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE, EXPECT};
-use http::{HeaderMap, Method, StatusCode};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use serde::de::{DeserializeOwned, IgnoredAny};
 use serde::{Deserialize, Serialize};
 use serde_json::error::Category;
 use serde_json::{Value, json};
+use tracing::Instrument as _;
+use uuid::Uuid;
 use warp::Filter;
 use warp::filters::BoxedFilter;
 
@@ -31,7 +33,7 @@ use crate::node::Node;
 use crate::publish::budget::{Budget, Share};
 pub(crate) use keys::WrongKeys;
 use operations::Operation;
-pub(crate) use problem::Problem;
+pub(crate) use problem::{LINES_AT_ONCE, Problem};
 
 /// Bytes of a request's body: 1,000 envelopes of 64 KiB would be far more than anybody sends.
 const MAX_BODY: usize = 8 * 1024 * 1024;
@@ -48,6 +50,10 @@ const BODY_FACTOR: usize = 2;
 /// How much of a refused body is read all the same, and for how long.
 const MAX_DISCARDED: usize = 4 * MAX_BODY;
 const DISCARD_TIME: Duration = Duration::from_secs(5);
+
+/// What tells one call from another, in the answer and in the log; and its bytes at most.
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+const MAX_REQUEST_ID: usize = 128;
 
 /// What is served as `/api/openapi.json`.
 const OPENAPI: &str = include_str!("../../../openapi.json");
@@ -78,7 +84,17 @@ pub(crate) fn routes(node: &Arc<Node>) -> BoxedFilter<(Answer,)> {
                 let body = StreamExt::fuse(body);
                 pin_mut!(body);
                 let waits = headers.contains_key(EXPECT);
-                match serve(&node, method, tail.as_str(), query, headers, peer, body.as_mut()).await {
+                let request = request_id(&headers);
+                let span = tracing::info_span!("api", request = request.to_str().unwrap_or_default());
+                let serving = async {
+                    let served = serve(&node, &method, tail.as_str(), query, headers, peer, body.as_mut()).await;
+                    match &served {
+                        Ok(_) => tracing::debug!("an API call is served: {method} /api/{:?}", tail.as_str()),
+                        Err(problem) => problem.note(&node, &method, tail.as_str(), peer),
+                    }
+                    served
+                };
+                let mut answer = match serving.instrument(span).await {
                     Ok(text) => answer(StatusCode::OK, "application/json", text),
                     Err(problem) => {
                         // A client that is still sending would see a broken connection instead of the answer.
@@ -87,10 +103,23 @@ pub(crate) fn routes(node: &Arc<Node>) -> BoxedFilter<(Answer,)> {
                         }
                         problem.answer()
                     }
-                }
+                };
+                answer.headers_mut().insert(REQUEST_ID, request);
+                answer
             },
         );
     metrics.or(api).unify().boxed()
+}
+
+/// The call's id: what the caller gives, if that can be one, or a new one.
+fn request_id(headers: &HeaderMap) -> HeaderValue {
+    let given = headers.get(REQUEST_ID).filter(|id| {
+        (1..=MAX_REQUEST_ID).contains(&id.len()) && id.as_bytes().iter().all(|byte| byte.is_ascii_graphic())
+    });
+    given.cloned().unwrap_or_else(|| {
+        let new = Uuid::now_v7().to_string();
+        HeaderValue::from_str(&new).unwrap_or(HeaderValue::from_static("-"))
+    })
 }
 
 type ApiResult = Result<Value, Problem>;
@@ -105,7 +134,7 @@ struct Call {
 /// In this order: who asks, for what, with which body.
 async fn serve(
     node: &Arc<Node>,
-    method: Method,
+    method: &Method,
     path: &str,
     query: String,
     headers: HeaderMap,
@@ -174,7 +203,7 @@ async fn share<'a>(node: &Node, budget: &'a Budget, bytes: usize) -> Result<Shar
         return Ok(share);
     }
     node.metrics.api_refused.get_or_create(&ByReason { reason: "busy" }).inc();
-    Err(Problem::unavailable("too much is being published at the same time"))
+    Err(Problem::unavailable("too much is being published at the same time").counted())
 }
 
 /// Reads on and forgets, within bounds.
