@@ -24,6 +24,7 @@ mod current;
 mod data;
 mod events;
 mod files;
+mod handlers;
 mod health;
 mod http;
 mod hub;
@@ -35,29 +36,31 @@ mod metrics;
 mod names;
 mod node;
 mod peers;
+mod proxies;
 mod publish;
 mod rate;
 mod redis;
+mod scope;
 mod seal;
 mod seldom;
 mod socket;
 mod storing;
 mod upkeep;
 mod websocket;
+mod words;
 
 pub use auth::django::SourceFailed;
 pub use auth::{ClaimedUser, Claims, JwtAuth, TokenError};
 pub use close::CloseReason;
 pub use config::Config;
-pub use consumers::framework::{
-    Consumer, Context, Frame, Handlers, Outcome, OwnHandler, Refusal, Rendering, SharedHandler,
-};
+pub use consumers::framework::{Consumer, Context, Frame, Handlers, Outcome, OwnHandler, Refusal};
 pub use consumers::routing::Router;
-pub use consumers::scope::{Access, Scope, SignedInBy, User};
+pub use handlers::{Rendering, SharedHandler};
 pub use layer::SharedLayer;
 pub use live::{Findings, check_live};
 pub use names::{GroupNames, check as check_name, check_user as check_user_name, is_user_name, is_valid_name};
 pub use node::{Node, NodeError, RunningNode, check_site, check_users, store_options};
 pub use redis::{DeploymentError, NodeIdError, RedisFailed};
+pub use scope::{Access, Scope, SignedInBy, User};
 
 pub use channel_layer::{Event, GroupName};

@@ -93,7 +93,8 @@ impl SessionCache {
 
     /// Whether it answers.
     pub(crate) async fn ping(&self) -> Result<(), RedisFailed> {
-        self.server.ping().await
+        let mut redis = self.server.open("").await?;
+        Ok(redis::cmd("PING").query_async(&mut *redis).await?)
     }
 }
 
