@@ -151,7 +151,8 @@ fn from_environment(
     let path = environment(&format!("{name}_FILE")).filter(|path| setting.has_file() && !path.is_empty())?;
     match std::fs::read_to_string(&path) {
         Ok(text) if setting.is_list_of_secrets() => {
-            Some(text.lines().filter(|line| !line.is_empty()).map(entry).collect()).filter(|text: &String| !text.is_empty())
+            Some(text.lines().filter(|line| !line.is_empty()).map(entry).collect())
+                .filter(|text: &String| !text.is_empty())
         }
         Ok(text) => Some(text.trim_end_matches(['\r', '\n']).to_owned()).filter(|text| !text.is_empty()),
         Err(error) => {
