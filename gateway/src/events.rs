@@ -8,50 +8,13 @@ use time::OffsetDateTime;
 use time::macros::format_description;
 use uuid::Uuid;
 
-use crate::consumers::framework::Rendering;
 use crate::data;
+use crate::handlers::Rendering;
 use crate::json;
-
-/// Handler names of the events that everybody on the layer may send.
-pub(crate) const CHAT_MESSAGE: &str = "chat_message";
-/// A notification for a user.
-pub(crate) const NOTIFICATION_MESSAGE: &str = "notification_message";
-/// Closes every socket in the group.
-pub(crate) const DISCONNECT: &str = "gateway_disconnect";
-/// Passes on a JSON object of the site's own.
-pub(crate) const SEND: &str = "gateway_send";
-
-/// Notifications were marked as seen.
-pub(crate) const SEEN: &str = "gateway_seen";
-/// Somebody is typing.
-pub(crate) const TYPING: &str = "gateway_typing";
-/// Memberships of the user, or the room itself, are not what they were.
-pub(crate) const ROOMS_CHANGED: &str = "gateway_rooms_changed";
-
-/// What takes a place in a stream when it was stored; anybody may send the same without a place.
-pub(crate) const STORED: [&str; 2] = [CHAT_MESSAGE, NOTIFICATION_MESSAGE];
-/// What only nodes may say (`seal/`).
-pub(crate) const WORDS: [&str; 3] = [SEEN, TYPING, ROOMS_CHANGED];
+use crate::words::{EventType, FrameType};
 
 /// Notifications that are marked as seen at a time, at most.
 pub(crate) const MAX_SEEN: usize = 1000;
-
-/// `type` values of our own frames, which `gateway.send` must not fake.
-const OWN_FRAME_TYPES: [&str; 13] = [
-    "chat",
-    "notification",
-    "ack",
-    "history",
-    "notifications",
-    "seen",
-    "resumed",
-    "rooms",
-    "typing",
-    "presence",
-    "auth",
-    "error",
-    "pong",
-];
 
 /// RFC 3339 in UTC with microseconds.
 pub(crate) fn rfc3339(date: OffsetDateTime) -> String {
@@ -61,7 +24,7 @@ pub(crate) fn rfc3339(date: OffsetDateTime) -> String {
 
 /// The layer event of a stored chat message.
 pub(crate) fn chat_event(room: &str, display_name: &str, message: &Message) -> Event {
-    let event = Event::new(CHAT_MESSAGE)
+    let event = Event::new(EventType::ChatMessage.as_str())
         .with("message", message.message.as_str())
         .with("group_name", room)
         .with("from_user", message.from_user.as_str())
@@ -76,7 +39,7 @@ pub(crate) fn chat_event(room: &str, display_name: &str, message: &Message) -> E
 
 /// The layer event of a stored notification.
 pub(crate) fn notification_event(notification: &Message) -> Event {
-    let event = Event::new(NOTIFICATION_MESSAGE)
+    let event = Event::new(EventType::NotificationMessage.as_str())
         .with("message", notification.message.as_str())
         .with("from_user", notification.from_user.as_str())
         .with("cate", "notification")
@@ -105,7 +68,7 @@ pub(crate) fn without_place(event: &Event) -> Event {
 
 #[derive(Serialize)]
 struct ChatFrame<'a> {
-    r#type: &'static str,
+    r#type: FrameType,
     #[serde(skip_serializing_if = "Option::is_none")]
     id: Option<&'a Value>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -121,7 +84,7 @@ struct ChatFrame<'a> {
 
 #[derive(Serialize)]
 struct NotificationFrame<'a> {
-    r#type: &'static str,
+    r#type: FrameType,
     #[serde(skip_serializing_if = "Option::is_none")]
     id: Option<&'a Value>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -137,7 +100,7 @@ struct NotificationFrame<'a> {
 pub(crate) fn chat_message(event: &Event) -> Option<Rendering> {
     let (group_name, seq) = (event.text("group_name")?, position(event).map(|(_, seq)| seq));
     let frame = ChatFrame {
-        r#type: "chat",
+        r#type: FrameType::Chat,
         id: id(event),
         seq,
         group_name,
@@ -147,14 +110,14 @@ pub(crate) fn chat_message(event: &Event) -> Option<Rendering> {
         from_user: event.text("from_user").unwrap_or_default(),
         date: event.text("date").unwrap_or_default(),
     };
-    Some(Rendering::json("chat", &frame)?.resumes())
+    Some(Rendering::json(FrameType::Chat.as_str(), &frame)?.resumes())
 }
 
 /// `notification.message` → the `notification` frame.
 pub(crate) fn notification_message(event: &Event) -> Option<Rendering> {
     let seq = position(event).map(|(_, seq)| seq);
     let frame = NotificationFrame {
-        r#type: "notification",
+        r#type: FrameType::Notification,
         id: id(event),
         seq,
         message: event.text("message")?,
@@ -162,7 +125,7 @@ pub(crate) fn notification_message(event: &Event) -> Option<Rendering> {
         from_user: event.text("from_user").unwrap_or_default(),
         date: event.text("date").unwrap_or_default(),
     };
-    Some(Rendering::json("notification", &frame)?.resumes())
+    Some(Rendering::json(FrameType::Notification.as_str(), &frame)?.resumes())
 }
 
 /// `gateway.send` → its text as it is, or as the standard would have it, if that is a JSON object and not one of our own frames.
@@ -178,7 +141,7 @@ pub(crate) fn gateway_send(event: &Event) -> Option<Rendering> {
     let object: std::collections::HashMap<String, Box<RawValue>> = json::read(text.as_bytes()).ok()?;
     if let Some(kind) = object.get("type") {
         let kind: Result<String, _> = json::read(kind.get().as_bytes());
-        if kind.is_ok_and(|kind| OWN_FRAME_TYPES.contains(&kind.as_str())) {
+        if kind.is_ok_and(|kind| FrameType::of(&kind).is_some()) {
             return None;
         }
     }
@@ -188,10 +151,9 @@ pub(crate) fn gateway_send(event: &Event) -> Option<Rendering> {
 /// Tells a user's other sockets what has been seen; `by` is the channel that already knows.
 pub(crate) fn seen_event(which: &Seen, unseen: u64, by: Option<&str>) -> Event {
     let event = match which {
-        Seen::Ids(ids) => {
-            Event::new(SEEN).with("ids", Value::List(ids.iter().map(|id| Value::from(id.to_string())).collect()))
-        }
-        Seen::UpTo(seq) => Event::new(SEEN).with("up_to", *seq),
+        Seen::Ids(ids) => Event::new(EventType::Seen.as_str())
+            .with("ids", Value::List(ids.iter().map(|id| Value::from(id.to_string())).collect())),
+        Seen::UpTo(seq) => Event::new(EventType::Seen.as_str()).with("up_to", *seq),
     };
     let event = event.with("unseen", unseen);
     match by {
@@ -203,7 +165,7 @@ pub(crate) fn seen_event(which: &Seen, unseen: u64, by: Option<&str>) -> Event {
 /// The `seen` frame.
 #[derive(Serialize)]
 pub(crate) struct SeenFrame {
-    r#type: &'static str,
+    r#type: FrameType,
     #[serde(skip_serializing_if = "Option::is_none")]
     ids: Option<Vec<Uuid>>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -217,7 +179,7 @@ impl SeenFrame {
             Seen::Ids(ids) => (Some(ids), None),
             Seen::UpTo(seq) => (None, Some(seq)),
         };
-        Self { r#type: "seen", ids, up_to, unseen }
+        Self { r#type: FrameType::Seen, ids, up_to, unseen }
     }
 
     fn of(event: &Event) -> Option<Self> {
@@ -234,7 +196,7 @@ impl SeenFrame {
 
 /// `gateway.seen` → the `seen` frame, for clients that know it.
 pub(crate) fn seen(event: &Event) -> Option<Rendering> {
-    let rendering = Rendering::json("seen", &SeenFrame::of(event)?)?.v1_only();
+    let rendering = Rendering::json(FrameType::Seen.as_str(), &SeenFrame::of(event)?)?.v1_only();
     Some(match event.text("by") {
         Some(by) => rendering.except_channel(by),
         None => rendering,
@@ -243,27 +205,46 @@ pub(crate) fn seen(event: &Event) -> Option<Rendering> {
 
 /// Tells the members of a room that somebody is typing; never stored.
 pub(crate) fn typing_event(room: &str, from_user: &str) -> Event {
-    Event::new(TYPING).with("group_name", room).with("from_user", from_user)
+    Event::new(EventType::Typing.as_str()).with("group_name", room).with("from_user", from_user)
 }
 
 /// `gateway.typing` → the `typing` frame, for the other members.
 pub(crate) fn typing(event: &Event) -> Option<Rendering> {
     let (room, from_user) = (event.text("group_name")?, event.text("from_user")?);
-    let frame = serde_json::json!({"type": "typing", "group_name": room, "from_user": from_user});
-    Some(Rendering::json("typing", &frame)?.v1_only().except_user(from_user))
+    let frame = serde_json::json!({"type": FrameType::Typing, "group_name": room, "from_user": from_user});
+    Some(Rendering::json(FrameType::Typing.as_str(), &frame)?.v1_only().except_user(from_user))
 }
 
 /// What an event of a type that anybody may send lacks to be shown, with that type.
 pub(crate) fn lack(event: &Event) -> Option<(&'static str, &'static str)> {
-    let name = event.handler_name().ok()?;
-    let (name, needs): (_, &[&str]) = match &*name {
-        CHAT_MESSAGE => (CHAT_MESSAGE, &["message", "group_name"]),
-        NOTIFICATION_MESSAGE => (NOTIFICATION_MESSAGE, &["message"]),
-        SEND if event.text("text").is_some() => return Some((SEND, "text that is a JSON object and no frame of ours")),
-        SEND => (SEND, &["text"]),
-        _ => return None,
+    let kind = EventType::of_event(event)?;
+    let needs: &[&str] = match kind {
+        EventType::ChatMessage => &["message", "group_name"],
+        EventType::NotificationMessage => &["message"],
+        EventType::Send if event.text("text").is_some() => {
+            return Some((kind.as_str(), "text that is a JSON object and no frame of ours"));
+        }
+        EventType::Send => &["text"],
+        // Nobody but nodes sends these, or nothing is needed.
+        EventType::Disconnect | EventType::Seen | EventType::Typing | EventType::RoomsChanged => return None,
     };
-    needs.iter().find(|field| event.text(field).is_none()).map(|field| (name, *field))
+    needs.iter().find(|field| event.text(field).is_none()).map(|field| (kind.as_str(), *field))
+}
+
+/// The `resumed` frame: which streams went on from the client's place. The others are to be read again.
+#[derive(Serialize)]
+pub(crate) struct Resumed {
+    r#type: FrameType,
+    rooms: serde_json::Map<String, serde_json::Value>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    notifications: Option<bool>,
+}
+
+impl Resumed {
+    pub(crate) fn new(rooms: impl IntoIterator<Item = (String, bool)>, notifications: Option<bool>) -> Self {
+        let rooms = rooms.into_iter().map(|(room, went_on)| (room, went_on.into())).collect();
+        Self { r#type: FrameType::Resumed, rooms, notifications }
+    }
 }
 
 /// Whatever a site has as id, if it is anything in JSON.
@@ -334,7 +315,7 @@ mod tests {
         assert_eq!(rendered(&event, seen), serde_json::json!({"type": "seen", "up_to": 7, "unseen": 0}));
         let list = |count: usize, id: &str| Value::List(vec![Value::from(id); count]);
         let nil = Uuid::nil().to_string();
-        let good = Event::new(SEEN).with("unseen", 1);
+        let good = Event::new(EventType::Seen.as_str()).with("unseen", 1);
         assert!(seen(&good.clone().with("ids", list(MAX_SEEN, &nil))).is_some());
         for bad in [
             good.clone(),
@@ -342,8 +323,8 @@ mod tests {
             good.clone().with("ids", list(1, "no id")),
             good.clone().with("up_to", -1),
             good.clone().with("up_to", 1).with("ids", list(1, &nil)),
-            Event::new(SEEN).with("up_to", 1),
-            Event::new(SEEN).with("frame", "{}"),
+            Event::new(EventType::Seen.as_str()).with("up_to", 1),
+            Event::new(EventType::Seen.as_str()).with("frame", "{}"),
         ] {
             assert!(seen(&bad).is_none(), "{bad:?}");
         }
@@ -352,11 +333,11 @@ mod tests {
     #[test]
     fn what_an_event_lacks_is_named() {
         let chat = Event::new("chat.message").with("message", "hi");
-        assert_eq!(lack(&chat), Some((CHAT_MESSAGE, "group_name")));
-        assert_eq!(lack(&chat.clone().with("message", 5)), Some((CHAT_MESSAGE, "message")));
+        assert_eq!(lack(&chat), Some(("chat_message", "group_name")));
+        assert_eq!(lack(&chat.clone().with("message", 5)), Some(("chat_message", "message")));
         assert_eq!(lack(&chat.with("group_name", "lobby")), None);
-        assert_eq!(lack(&Event::new("notification.message")), Some((NOTIFICATION_MESSAGE, "message")));
-        assert_eq!(lack(&Event::new("gateway.send")), Some((SEND, "text")));
+        assert_eq!(lack(&Event::new("notification.message")), Some(("notification_message", "message")));
+        assert_eq!(lack(&Event::new("gateway.send")), Some(("gateway_send", "text")));
         assert!(lack(&Event::new("gateway.send").with("text", "[1]")).is_some());
         assert_eq!(lack(&Event::new("own.type")), None);
     }

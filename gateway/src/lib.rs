@@ -23,6 +23,7 @@ pub mod consumers;
 mod data;
 mod events;
 mod files;
+mod handlers;
 mod health;
 mod http;
 mod hub;
@@ -33,28 +34,30 @@ mod metrics;
 mod names;
 mod node;
 mod peers;
+mod proxies;
 mod publish;
 mod rate;
 mod redis;
+mod scope;
 mod seal;
 mod seldom;
 mod socket;
 mod storing;
 mod upkeep;
 mod websocket;
+mod words;
 
 pub use auth::django::SourceFailed;
 pub use auth::{ClaimedUser, Claims, JwtAuth, TokenError};
 pub use close::CloseReason;
 pub use config::Config;
-pub use consumers::framework::{
-    Consumer, Context, Frame, Handlers, Outcome, OwnHandler, Refusal, Rendering, SharedHandler,
-};
+pub use consumers::framework::{Consumer, Context, Frame, Handlers, Outcome, OwnHandler, Refusal};
 pub use consumers::routing::Router;
-pub use consumers::scope::{Access, Scope, SignedInBy, User};
+pub use handlers::{Rendering, SharedHandler};
 pub use layer::SharedLayer;
 pub use names::{GroupNames, check as check_name, check_user as check_user_name, is_user_name, is_valid_name};
 pub use node::{Node, NodeError, RunningNode, check_layer, check_site, check_users, store_options};
 pub use redis::{DeploymentError, RedisFailed};
+pub use scope::{Access, Scope, SignedInBy, User};
 
 pub use channel_layer::{Event, GroupName};

@@ -37,7 +37,7 @@ use crate::socket::registry::Registry;
 use crate::storing::admission::Admissions;
 use crate::storing::writer::Writer;
 use crate::upkeep::memory::{self, MemoryLimit};
-use crate::upkeep::{drain, memberships, recheck, site, skew, watch};
+use crate::upkeep::{drain, memberships, recheck, secrets, site, skew, watch};
 
 /// How long a node waits for Redis and the database when it starts.
 const START_PATIENCE: Duration = Duration::from_secs(30);
@@ -236,7 +236,7 @@ impl Node {
         }
         memory::start(&node, &background, &stop);
         background.spawn(stop.clone().run_until_cancelled_owned(memberships::watch(Arc::clone(&node))));
-        background.spawn(stop.clone().run_until_cancelled_owned(seal::keep_reading(Arc::clone(&node))));
+        background.spawn(stop.clone().run_until_cancelled_owned(secrets::keep_reading(Arc::clone(&node))));
         background.spawn(stop.clone().run_until_cancelled_owned(crate::peers::answer(Arc::clone(&node))));
         background.spawn(stop.clone().run_until_cancelled_owned(crate::peers::tell_of_losses(Arc::clone(&node))));
         if let Some(server) = server {

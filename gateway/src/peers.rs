@@ -181,7 +181,7 @@ impl Peers {
     ) -> Result<(), LayerError> {
         let known = [HELLO, ASK, ANSWER, LOST].into_iter().find(|known| event.event_type() == Some(known));
         let target = if known == Some(ANSWER) { mailbox.as_str() } else { group.as_str() };
-        if !self.seals.hears(&self.seals.keys(), known.unwrap_or("unknown"), &event, target) {
+        if !self.seals.hears(&self.seals.keys(), known.unwrap_or("unknown"), &event, target, false) {
             return Ok(());
         }
         match known {

@@ -58,7 +58,7 @@ impl<'a> Ear<'a> {
     async fn hears(&self, kind: &str) -> Event {
         let layer = &self.node.running.node().layer;
         loop {
-            let event = timeout(common::PATIENCE, layer.receive(&self.channel)).await.unwrap().unwrap();
+            let event = timeout(common::PATIENCE * 2, layer.receive(&self.channel)).await.unwrap().unwrap();
             if event.event_type() == Some(kind) {
                 return event;
             }

@@ -25,10 +25,10 @@ use tokio::time::{Instant, timeout};
 use super::http_client::{self, BodyError};
 use super::{NotSignedIn, Request};
 use crate::auth::jwt::text_or_whole;
-use crate::consumers::scope;
 use crate::health::Health;
 use crate::metrics::ByResult;
 use crate::names;
+use crate::scope;
 use crate::seldom::SeldomOfKind;
 
 /// Questions that are under way at once.

@@ -28,8 +28,8 @@ use crate::auth::jwt::Token;
 use crate::auth::jwt_keys::Verdict;
 use crate::clock;
 use crate::config::{Anonymous, UserName};
-use crate::consumers::scope::{self, Access, SignedInBy, User};
 use crate::names;
+use crate::scope::{self, Access, SignedInBy, User};
 use crate::seldom::Seldom;
 
 /// The subprotocol of clients that speak the whole protocol.

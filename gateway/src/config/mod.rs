@@ -15,7 +15,7 @@ use ipnet::IpNet;
 use secrecy::{ExposeSecret, SecretString};
 
 use crate::auth::{JwksSource, JwtAuth, Key, Origins};
-use crate::http::proxies;
+use crate::proxies;
 
 pub use collect::{Collected, Source, collect, warnings};
 pub use django::{DjangoConfig, SessionEngine};

@@ -13,11 +13,12 @@ use crate::config::RoomPolicy;
 use crate::consumers::frames::{Asked, ClientFrame, ErrorCode, ErrorFrame};
 use crate::consumers::framework::{Consumer, Context, Frame, Handlers, Outcome, Refusal};
 use crate::consumers::pages;
-use crate::consumers::scope::Access;
 use crate::events;
 use crate::names;
+use crate::scope::Access;
 use crate::seldom::Seldom;
 use crate::storing::admission::{Admitted, Ask, NotAdmitted};
+use crate::words::{EventType, FrameType};
 
 /// Serves one chat connection.
 #[derive(Default)]
@@ -45,11 +46,11 @@ impl Consumer for ChatConsumer {
 
     fn handlers(handlers: &mut Handlers<Self>) {
         handlers
-            .shared("chat.message", events::chat_message)
-            .shared("notification.message", events::notification_message)
-            .shared(events::SEEN, events::seen)
-            .shared(events::TYPING, events::typing)
-            .own(events::ROOMS_CHANGED, |consumer, ctx, event| consumer.rooms_changed(ctx, event).boxed());
+            .shared(EventType::ChatMessage.as_str(), events::chat_message)
+            .shared(EventType::NotificationMessage.as_str(), events::notification_message)
+            .shared(EventType::Seen.as_str(), events::seen)
+            .shared(EventType::Typing.as_str(), events::typing)
+            .own(EventType::RoomsChanged.as_str(), |consumer, ctx, event| consumer.rooms_changed(ctx, event).boxed());
     }
 
     /// Joins the user's group and the rooms' groups; from then on everything committed is heard.
@@ -144,7 +145,7 @@ fn tell_of_unheard(ctx: &Context, admitted: &Admitted) {
 
 #[derive(Serialize)]
 struct RoomsFrame<'a> {
-    r#type: &'static str,
+    r#type: FrameType,
     rooms: Vec<RoomEntry<'a>>,
 }
 
@@ -203,7 +204,7 @@ impl ChatConsumer {
             }
         };
         match page.await.transpose() {
-            Some(page) => send::answer_page(ctx, "history", page, client_id),
+            Some(page) => send::answer_page(ctx, FrameType::History, page, client_id),
             // Deleted this very moment.
             None => {
                 send::answer_error(ctx, &ErrorFrame::new(ErrorCode::RoomNotFound, "no such room", client_id));
@@ -236,8 +237,8 @@ impl ChatConsumer {
         let group = ctx.node().names.room(room).ok();
         let mut users: Vec<String> = ctx.node().peers.online(ctx.node(), &members, group).await.into_iter().collect();
         users.sort();
-        let frame = serde_json::json!({"type": "presence", "group_name": room, "users": users});
-        send::answer(ctx, "presence", &frame, client_id)
+        let frame = serde_json::json!({"type": FrameType::Presence, "group_name": room, "users": users});
+        send::answer(ctx, FrameType::Presence, &frame, client_id)
     }
 
     async fn load_rooms(&self, ctx: &Context, enter: Option<String>) -> Result<Admitted, Refusal> {
@@ -278,7 +279,7 @@ impl ChatConsumer {
 
     /// All of a user's sockets hear all of the user's rooms, also one that this socket has just joined.
     fn tell_other_sockets(&self, ctx: &Context) {
-        let news = Event::new(events::ROOMS_CHANGED).with("by", ctx.channel_name().as_str());
+        let news = Event::new(EventType::RoomsChanged.as_str()).with("by", ctx.channel_name().as_str());
         if !ctx.node().names.user(ctx.username()).is_ok_and(|group| ctx.node().tell(&group, news).is_ok()) {
             tracing::warn!("other sockets of this user could not be told of a new room");
         }
@@ -319,10 +320,10 @@ impl ChatConsumer {
     /// or it is another room by now. The client has to read them anew.
     fn tell_reload(&mut self, ctx: &Context, rooms: &[Room]) -> Outcome {
         let Some(left) = &mut self.left else { return Ok(()) };
-        let again: serde_json::Map<_, _> = left
+        let again: Vec<_> = left
             .0
             .extract_if(.., |name| rooms.iter().any(|room| *room.name == **name))
-            .map(|name| (name.into_string(), false.into()))
+            .map(|name| (name.into_string(), false))
             .collect();
         if left.0.is_empty() {
             self.left = None;
@@ -330,7 +331,7 @@ impl ChatConsumer {
         if again.is_empty() || !ctx.is_v1() {
             return Ok(());
         }
-        ctx.send_frame("resumed", &serde_json::json!({"type": "resumed", "rooms": again}))
+        ctx.send_frame(FrameType::Resumed, &events::Resumed::new(again, None))
     }
 
     /// Hears what the user may hear now, and nothing else.
@@ -366,6 +367,7 @@ impl ChatConsumer {
             let id = id.map(|id| id.to_string());
             Some(RoomEntry { group_name: name, display_name: &head.display_name, seq, id })
         });
-        send::answer(ctx, "rooms", &RoomsFrame { r#type: "rooms", rooms: entries.collect() }, client_id)
+        let frame = RoomsFrame { r#type: FrameType::Rooms, rooms: entries.collect() };
+        send::answer(ctx, FrameType::Rooms, &frame, client_id)
     }
 }

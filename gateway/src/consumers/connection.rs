@@ -24,14 +24,13 @@ use tokio::time::timeout;
 
 use crate::close::CloseReason;
 use crate::consumers::frames::ClientFrame;
-use crate::consumers::framework::{AnyConsumer, Context, Frame, Outcome, Refusal, Streams};
-use crate::consumers::scope::Scope;
-use crate::http::head::Rewound;
+use crate::consumers::framework::{AnyConsumer, ConsumerClass, Context, Frame, Outcome, Refusal, Streams};
 use crate::metrics::{ByCode, ByReason};
 use crate::node::Node;
 use crate::rate::{FrameRate, Verdict};
+use crate::scope::Scope;
 use crate::socket::Socket;
-use crate::websocket::{Decoder, Message, ProtocolError, WireFrame};
+use crate::websocket::{Decoder, Message, ProtocolError, Rewound, WireFrame};
 
 /// How long a closing handshake may take: our close frame out, the client's back.
 const CLOSE_TIME: Duration = Duration::from_secs(1);
@@ -59,14 +58,18 @@ pub(crate) struct Handshake {
 
 impl Handshake {
     /// Runs the consumer's `connect`; a panic in it is a failure of this connection alone.
-    pub(crate) async fn connect(node: &Arc<Node>, socket: Arc<Socket>, scope: Scope) -> Result<Self, Refusal> {
-        let mut consumer = socket.class.make();
-        let keeps_scope = socket.class.keeps_scope;
+    pub(crate) async fn connect(
+        node: &Arc<Node>,
+        class: &ConsumerClass,
+        socket: Arc<Socket>,
+        scope: Scope,
+    ) -> Result<Self, Refusal> {
+        let mut consumer = class.make();
         let mut ctx = Context::new(Arc::clone(node), socket, scope);
         let connected = AssertUnwindSafe(consumer.connect(&mut ctx)).catch_unwind().await;
         match connected {
             Ok(Ok(())) => {
-                if !keeps_scope {
+                if !class.keeps_scope {
                     ctx.forget_scope();
                 }
                 Ok(Self { consumer, ctx })
@@ -224,7 +227,7 @@ impl Connection {
                         clock.seconds()
                     });
                     socket.register(task.waker());
-                    poll_flush(&socket, task);
+                    socket.poll_flush(task);
                 }
             }
             polled
@@ -266,7 +269,7 @@ impl Connection {
         if let Some(event) = socket.pop_event() {
             return Poll::Ready(Step::Event(event));
         }
-        poll_flush(&socket, task);
+        socket.poll_flush(task);
         match socket.closing() {
             Some(reason) => Poll::Ready(Step::Close(reason)),
             None => Poll::Pending,
@@ -357,7 +360,7 @@ impl Connection {
         let answered = timeout(CLOSE_TIME, async {
             poll_fn(|task| {
                 socket.register(task.waker());
-                poll_flush(&socket, task);
+                socket.poll_flush(task);
                 if socket.is_flushed() { Poll::Ready(()) } else { Poll::Pending }
             })
             .await;
@@ -388,20 +391,6 @@ impl Connection {
 fn shut_down_writing(io: &TcpStream) {
     // A connection that is already gone cannot be shut down, which is all right.
     let _ = SockRef::from(io).shutdown(std::net::Shutdown::Write);
-}
-
-/// Waits until the kernel takes more, if something waits for that, and writes.
-pub(crate) fn poll_flush(socket: &Socket, task: &mut TaskContext<'_>) {
-    let Some(io) = socket.io() else { return };
-    while socket.is_blocked() {
-        match io.poll_write_ready(task) {
-            Poll::Ready(_) => socket.flush(),
-            Poll::Pending => return,
-        }
-        if socket.is_flushed() {
-            return;
-        }
-    }
 }
 
 /// Reads once, through a buffer that all sockets of this thread share: an idle one needs none.

@@ -5,8 +5,9 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 
 use crate::consumers::pages;
-use crate::consumers::resume::Place;
+use crate::hub::Place;
 use crate::json;
+use crate::words::{Cate, FrameType};
 
 /// Error codes a client may see.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,7 +49,7 @@ impl ErrorCode {
 /// The `error` frame.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub(crate) struct ErrorFrame {
-    r#type: &'static str,
+    r#type: FrameType,
     code: &'static str,
     detail: String,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -58,7 +59,7 @@ pub(crate) struct ErrorFrame {
 impl ErrorFrame {
     /// An error with a short text for people. It never repeats what the client sent.
     pub(crate) fn new(code: ErrorCode, detail: impl Into<String>, client_id: Option<String>) -> Self {
-        Self { r#type: "error", code: code.as_str(), detail: detail.into(), client_id }
+        Self { r#type: FrameType::Error, code: code.as_str(), detail: detail.into(), client_id }
     }
 
     /// Its code.
@@ -71,7 +72,7 @@ impl ErrorFrame {
 #[derive(Debug, Serialize)]
 pub(crate) struct Ack<'a> {
     /// Always `ack`.
-    pub r#type: &'static str,
+    pub r#type: FrameType,
     /// The client's own id.
     pub client_id: &'a str,
     /// Id of the stored row.
@@ -164,20 +165,20 @@ pub(crate) struct Asked {
 }
 
 impl ClientFrame {
-    /// The label in `gateway_frames_received_total`.
-    pub(crate) fn cate(&self) -> &'static str {
+    /// What it asks for; the label in `gateway_frames_received_total`.
+    pub(crate) fn cate(&self) -> Cate {
         match self {
-            Self::Chat { .. } => "chat",
-            Self::Notification { .. } => "notification",
-            Self::Rooms => "rooms",
-            Self::History { .. } => "history",
-            Self::Notifications { .. } => "notifications",
-            Self::Seen(_) => "seen",
-            Self::Typing { .. } => "typing",
-            Self::Presence { .. } => "presence",
-            Self::Resume { .. } => "resume",
-            Self::Auth { .. } => "auth",
-            Self::Ping => "ping",
+            Self::Chat { .. } => Cate::Chat,
+            Self::Notification { .. } => Cate::Notification,
+            Self::Rooms => Cate::Rooms,
+            Self::History { .. } => Cate::History,
+            Self::Notifications { .. } => Cate::Notifications,
+            Self::Seen(_) => Cate::Seen,
+            Self::Typing { .. } => Cate::Typing,
+            Self::Presence { .. } => Cate::Presence,
+            Self::Resume { .. } => Cate::Resume,
+            Self::Auth { .. } => Cate::Auth,
+            Self::Ping => Cate::Ping,
         }
     }
 
@@ -210,30 +211,32 @@ impl ClientFrame {
         let Some(cate) = cate.as_str() else {
             return Err(fields.invalid("cate must be text"));
         };
+        let Some(cate) = Cate::of(cate) else {
+            return Err(ErrorFrame::new(ErrorCode::UnknownCate, "no such cate", fields.client_id.clone()));
+        };
         match cate {
-            "chat" => Ok(Self::Chat { group_name: fields.room()?, content: fields.content()? }),
-            "notification" => {
+            Cate::Chat => Ok(Self::Chat { group_name: fields.room()?, content: fields.content()? }),
+            Cate::Notification => {
                 Ok(Self::Notification { user_name: fields.name(&["user_name"])?, content: fields.content()? })
             }
-            "rooms" => Ok(Self::Rooms),
-            "history" => {
+            Cate::Rooms => Ok(Self::Rooms),
+            Cate::History => {
                 Ok(Self::History { group_name: fields.room()?, range: fields.range()?, limit: fields.limit()? })
             }
-            "notifications" => Ok(Self::Notifications {
+            Cate::Notifications => Ok(Self::Notifications {
                 range: fields.range()?,
                 limit: fields.limit()?,
                 unseen: fields.flag("unseen")?,
             }),
-            "seen" => fields.seen().map(Self::Seen),
-            "typing" => Ok(Self::Typing { group_name: fields.room()? }),
-            "presence" => Ok(Self::Presence { group_name: fields.room()? }),
-            "resume" => fields.resume(),
-            "auth" => match fields.first(&["token"]) {
+            Cate::Seen => fields.seen().map(Self::Seen),
+            Cate::Typing => Ok(Self::Typing { group_name: fields.room()? }),
+            Cate::Presence => Ok(Self::Presence { group_name: fields.room()? }),
+            Cate::Resume => fields.resume(),
+            Cate::Auth => match fields.first(&["token"]) {
                 Some(Value::String(token)) => Ok(Self::Auth { token: token.clone() }),
                 _ => Err(fields.invalid("token must be text")),
             },
-            "ping" => Ok(Self::Ping),
-            _ => Err(ErrorFrame::new(ErrorCode::UnknownCate, "no such cate", fields.client_id.clone())),
+            Cate::Ping => Ok(Self::Ping),
         }
     }
 }
@@ -390,7 +393,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn code(text: &str) -> &'static str {
-        ClientFrame::parse(text).map_or_else(|error| error.code(), |asked| asked.frame.cate())
+        ClientFrame::parse(text).map_or_else(|error| error.code(), |asked| asked.frame.cate().as_str())
     }
 
     #[test]

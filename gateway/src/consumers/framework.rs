@@ -17,12 +17,14 @@ use persistence::{Store, Stream};
 use serde::Serialize;
 
 use crate::close::CloseReason;
-use crate::consumers::scope::{Access, Scope};
 use crate::events;
+use crate::handlers::{Lookup, SharedHandler, Table};
 use crate::hub::Released;
 use crate::node::Node;
+use crate::scope::{Access, Scope};
 use crate::socket::{Pushed, Socket};
 use crate::websocket::WireFrame;
+use crate::words::{EventType, FrameType};
 
 /// What a handler answers: go on, or close for a reason.
 pub type Outcome = Result<(), CloseReason>;
@@ -89,9 +91,6 @@ pub trait Consumer: Sized + Send + 'static {
     }
 }
 
-/// A shared handler: a pure function from event to what sockets are sent. `None` sends nothing.
-pub type SharedHandler = fn(&Event) -> Option<Rendering>;
-
 /// An own handler: runs in the connection's turn.
 pub type OwnHandler<C> = for<'a> fn(&'a mut C, &'a mut Context, &'a Event) -> BoxFuture<'a, Outcome>;
 
@@ -109,7 +108,7 @@ impl<C> Handlers<C> {
     /// `gateway.disconnect` and `gateway.send` are known to every class.
     fn new() -> Self {
         let mut handlers = Self { table: HashMap::new() };
-        handlers.shared(events::SEND, events::gateway_send);
+        handlers.shared(EventType::Send.as_str(), events::gateway_send);
         handlers
     }
 
@@ -126,83 +125,9 @@ impl<C> Handlers<C> {
     }
 }
 
-/// What a shared handler made of an event, ready for all its sockets.
-#[derive(Debug, Clone)]
-pub struct Rendering {
-    pub(crate) frame: WireFrame,
-    /// The frame's type, for the count of sent frames.
-    pub(crate) kind: &'static str,
-    pub(crate) v1_only: bool,
-    pub(crate) except_user: Option<String>,
-    pub(crate) except_channel: Option<String>,
-    /// A client that comes back is sent the same frame.
-    pub(crate) resumes: bool,
-}
-
-impl Rendering {
-    /// A text frame. `kind` is its label in `gateway_frames_sent_total`.
-    pub fn text(kind: &'static str, text: &str) -> Self {
-        Self::of(kind, WireFrame::text(text))
-    }
-
-    fn of(kind: &'static str, frame: WireFrame) -> Self {
-        Self { frame, kind, v1_only: false, except_user: None, except_channel: None, resumes: false }
-    }
-
-    /// A JSON frame; `None` when the value cannot be JSON.
-    pub fn json(kind: &'static str, value: &impl Serialize) -> Option<Self> {
-        Some(Self::of(kind, WireFrame::json(value).ok()?))
-    }
-
-    /// It is what a client that comes back is sent for the event, too.
-    pub(crate) fn resumes(mut self) -> Self {
-        self.resumes = true;
-        self
-    }
-
-    /// Only for sockets that speak `gateway.v1`: plain clients get no frame they did not ask for.
-    pub fn v1_only(mut self) -> Self {
-        self.v1_only = true;
-        self
-    }
-
-    /// Not for the sockets of this user.
-    pub fn except_user(mut self, username: &str) -> Self {
-        self.except_user = Some(username.to_owned());
-        self
-    }
-
-    /// Not for the socket of this channel name.
-    pub fn except_channel(mut self, channel_name: &str) -> Self {
-        self.except_channel = Some(channel_name.to_owned());
-        self
-    }
-
-    /// Whether every socket is to have it.
-    pub(crate) fn is_for_all(&self) -> bool {
-        !self.v1_only && self.except_user.is_none() && self.except_channel.is_none()
-    }
-
-    /// Whether this socket is to have it.
-    pub(crate) fn is_for(&self, socket: &Socket) -> bool {
-        (socket.v1 || !self.v1_only)
-            && self.except_user.as_deref() != Some(&*socket.user)
-            && self.except_channel.as_deref() != Some(socket.channel_name.as_str())
-    }
-}
-
-/// What an event means to a class of consumers.
-#[derive(Debug, Clone, Copy)]
-pub(crate) enum Lookup {
-    Shared(SharedHandler),
-    Own,
-    Disconnect,
-    Unknown,
-}
-
 /// All connections of one route share this: how to make a consumer, and which events it knows.
 pub(crate) struct ConsumerClass {
-    table: HashMap<String, Lookup>,
+    pub(crate) table: Arc<Table>,
     make: Box<dyn Fn() -> Box<dyn AnyConsumer> + Send + Sync>,
     pub(crate) keeps_scope: bool,
     pub(crate) takes_anonymous: bool,
@@ -212,18 +137,16 @@ impl ConsumerClass {
     pub(crate) fn new<C: Consumer>(make: impl Fn() -> C + Send + Sync + 'static) -> Self {
         let mut handlers = Handlers::new();
         C::handlers(&mut handlers);
-        let mut table: HashMap<String, Lookup> = handlers
-            .table
-            .iter()
-            .map(|(name, handler)| {
-                let lookup = match handler {
-                    Handler::Shared(handler) => Lookup::Shared(*handler),
-                    Handler::Own(_) => Lookup::Own,
-                };
-                (name.clone(), lookup)
-            })
-            .collect();
-        table.entry(events::DISCONNECT.to_owned()).or_insert(Lookup::Disconnect);
+        let lookups = handlers.table.iter().map(|(name, handler)| {
+            let lookup = match handler {
+                Handler::Shared(handler) => Lookup::Shared(*handler),
+                Handler::Own(_) => Lookup::Own,
+            };
+            (name.clone(), lookup)
+        });
+        let disconnect = (EventType::Disconnect.as_str().to_owned(), Lookup::Disconnect);
+        // A consumer's own goes over it.
+        let table = Arc::new(Table::new(std::iter::once(disconnect).chain(lookups)));
         let own: Arc<HashMap<String, OwnHandler<C>>> = Arc::new(
             handlers
                 .table
@@ -238,10 +161,6 @@ impl ConsumerClass {
         Self { table, make: Box::new(make), keeps_scope: C::KEEPS_SCOPE, takes_anonymous: C::TAKES_ANONYMOUS }
     }
 
-    pub(crate) fn lookup(&self, handler_name: &str) -> Lookup {
-        self.table.get(handler_name).copied().unwrap_or(Lookup::Unknown)
-    }
-
     pub(crate) fn make(&self) -> Box<dyn AnyConsumer> {
         (self.make)()
     }
@@ -249,7 +168,7 @@ impl ConsumerClass {
 
 impl std::fmt::Debug for ConsumerClass {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("ConsumerClass").field("handlers", &self.table.keys()).finish_non_exhaustive()
+        f.debug_struct("ConsumerClass").field("handlers", &self.table).finish_non_exhaustive()
     }
 }
 
@@ -369,9 +288,9 @@ impl Context {
     }
 
     /// Sends one of the protocol's own frames, counted by its type.
-    pub(crate) fn send_frame(&self, kind: &'static str, value: &impl Serialize) -> Outcome {
+    pub(crate) fn send_frame(&self, kind: FrameType, value: &impl Serialize) -> Outcome {
         let text = serde_json::to_string(value).map_err(|_| CloseReason::InternalError)?;
-        self.push(WireFrame::text(&text), kind);
+        self.push(WireFrame::text(&text), kind.as_str());
         Ok(())
     }
 

@@ -8,7 +8,6 @@ mod notification;
 pub(crate) mod pages;
 pub(crate) mod resume;
 pub(crate) mod routing;
-pub(crate) mod scope;
 mod send;
 
 pub use chat::ChatConsumer;
@@ -22,4 +21,25 @@ pub fn routes() -> Router {
         .route("/ws/chat/{room_name}/", ChatConsumer::default)
         .route("/ws/chat/", ChatConsumer::default)
         .route("/ws/notifications/", NotificationConsumer::default)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::consumers::framework::ConsumerClass;
+    use crate::handlers::Lookup;
+    use crate::words::EventType;
+
+    /// An event of ours that a consumer hears and does not know would be counted as somebody's mistake.
+    #[test]
+    fn every_event_of_ours_has_a_handler_wherever_it_comes() {
+        let (chat, inbox) =
+            (ConsumerClass::new(ChatConsumer::default), ConsumerClass::new(NotificationConsumer::default));
+        for kind in EventType::ALL {
+            assert!(!matches!(chat.table.lookup(kind.as_str()), Lookup::Unknown), "{kind:?}");
+            let is_of_rooms = matches!(kind, EventType::ChatMessage | EventType::Typing);
+            let is_known = !matches!(inbox.table.lookup(kind.as_str()), Lookup::Unknown);
+            assert_eq!(is_known, !is_of_rooms, "{kind:?}");
+        }
+    }
 }

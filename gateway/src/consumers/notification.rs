@@ -7,6 +7,7 @@ use crate::consumers::frames::{Asked, ClientFrame, ErrorCode, ErrorFrame};
 use crate::consumers::framework::{Consumer, Context, Frame, Handlers, Outcome, Refusal};
 use crate::events;
 use crate::storing::admission::Ask;
+use crate::words::{EventType, FrameType};
 
 /// Serves one notification connection.
 #[derive(Default)]
@@ -21,9 +22,9 @@ impl Consumer for NotificationConsumer {
     fn handlers(handlers: &mut Handlers<Self>) {
         // Rooms are of no interest here, so news of them are no unknown events either.
         handlers
-            .shared("notification.message", events::notification_message)
-            .shared(events::ROOMS_CHANGED, |_| None)
-            .shared(events::SEEN, events::seen);
+            .shared(EventType::NotificationMessage.as_str(), events::notification_message)
+            .shared(EventType::RoomsChanged.as_str(), |_| None)
+            .shared(EventType::Seen.as_str(), events::seen);
     }
 
     async fn connect(&mut self, ctx: &mut Context) -> Result<(), Refusal> {
@@ -63,7 +64,8 @@ impl Consumer for NotificationConsumer {
             | ClientFrame::Typing { .. }
             | ClientFrame::Presence { .. } => no_room(ctx, client_id),
             ClientFrame::Rooms => {
-                send::answer(ctx, "rooms", &serde_json::json!({"type": "rooms", "rooms": []}), client_id)
+                let frame = serde_json::json!({"type": FrameType::Rooms, "rooms": []});
+                send::answer(ctx, FrameType::Rooms, &frame, client_id)
             }
         }
     }

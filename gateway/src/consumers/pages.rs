@@ -8,19 +8,18 @@ use serde_json::value::RawValue;
 use uuid::Uuid;
 
 use crate::events::{self, rfc3339};
+use crate::hub::PAGE_BYTES;
 use crate::node::Node;
+use crate::words::FrameType;
 
 /// Rows of a page: the default, and the most; fewer where they are large.
 pub(crate) const DEFAULT_LIMIT: u64 = 50;
 pub(crate) const MAX_LIMIT: u64 = 100;
 
-/// Bytes of text in a page, about: of long messages there are fewer, and `has_more` says so.
-pub(crate) const PAGE_BYTES: usize = 256 * 1024;
-
 /// A row as it is shown, beside the place that it has.
 #[derive(Serialize)]
 struct Shown {
-    r#type: &'static str,
+    r#type: FrameType,
     id: Uuid,
     seq: u64,
     #[serde(flatten)]
@@ -43,7 +42,7 @@ struct RoomNames {
 impl Shown {
     fn of(row: Message, room: Option<RoomNames>) -> Self {
         Self {
-            r#type: if room.is_some() { "chat" } else { "notification" },
+            r#type: if room.is_some() { FrameType::Chat } else { FrameType::Notification },
             id: row.id,
             seq: row.seq,
             message: row.message,
@@ -60,7 +59,7 @@ impl Shown {
 /// The `history` frame.
 #[derive(Serialize)]
 pub(crate) struct History {
-    r#type: &'static str,
+    r#type: FrameType,
     group_name: String,
     messages: Vec<Shown>,
     has_more: bool,
@@ -69,7 +68,7 @@ pub(crate) struct History {
 /// The `notifications` frame.
 #[derive(Serialize)]
 pub(crate) struct Notifications {
-    r#type: &'static str,
+    r#type: FrameType,
     notifications: Vec<Shown>,
     unseen: u64,
     has_more: bool,
@@ -82,7 +81,7 @@ pub(crate) async fn history(node: &Node, room: Room, range: Range, limit: u64) -
     let has_more = cut(&mut rows, range, limit) || was_cut;
     let names = RoomNames { group_name: stream.name().into(), display_name: room.display_name.into() };
     let messages = rows.into_iter().map(|row| Shown::of(row, Some(names.clone()))).collect();
-    Ok(History { r#type: "history", group_name: stream.name().to_owned(), messages, has_more })
+    Ok(History { r#type: FrameType::History, group_name: stream.name().to_owned(), messages, has_more })
 }
 
 /// A page of an inbox, in the same way.
@@ -99,7 +98,7 @@ pub(crate) async fn notifications(
     let has_more = cut(&mut rows, range, limit) || was_cut;
     let unseen = node.store.unseen(user).await?;
     let notifications = rows.into_iter().map(|row| Shown::of(row, None)).collect();
-    Ok(Notifications { r#type: "notifications", notifications, unseen, has_more })
+    Ok(Notifications { r#type: FrameType::Notifications, notifications, unseen, has_more })
 }
 
 /// Marks notifications as seen, tells the user's sockets on all nodes except the one `by` whom it was asked, and returns the `seen` frame.

@@ -10,11 +10,9 @@ use channel_layer::GroupName;
 use persistence::{Head, Message, Page, Range, StoreError, Stream};
 use uuid::Uuid;
 
-use crate::consumers::connection::poll_flush;
 use crate::consumers::framework::Context;
-use crate::consumers::pages::PAGE_BYTES;
 use crate::events;
-use crate::hub::{Released, renderer};
+use crate::hub::{PAGE_BYTES, Place, Released, renderer};
 use crate::metrics::{ByKind, ByType};
 use crate::socket::Socket;
 use crate::websocket::WireFrame;
@@ -26,15 +24,6 @@ const MIN_PAGE: u64 = 4;
 
 /// How often a stream that is busier than its client is read again before the client is sent away.
 const ROUNDS: usize = 10;
-
-/// Where a client stands in a stream.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Place {
-    /// The last `seq` it has.
-    pub seq: u64,
-    /// The id at that `seq`, which tells another history apart.
-    pub id: Option<Uuid>,
-}
 
 /// Sends what is missing after `place` and lets the stream go on. `false`: the place is unknown, too
 /// old or of another history, and the stream goes on from now; or it is not, or no more, the socket's.
@@ -135,7 +124,7 @@ fn has_room(socket: &Socket, bytes: usize) -> bool {
 async fn room_for(socket: &Socket, bytes: usize) {
     poll_fn(|task| {
         socket.register(task.waker());
-        poll_flush(socket, task);
+        socket.poll_flush(task);
         let done = has_room(socket, bytes) || socket.closing().is_some();
         if done { Poll::Ready(()) } else { Poll::Pending }
     })

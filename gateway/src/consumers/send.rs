@@ -14,12 +14,13 @@ use crate::config::ClientNotifications;
 use crate::consumers::frames::{self, Ack, Asked, ClientFrame, Content, ErrorCode, ErrorFrame};
 use crate::consumers::framework::{Context, Frame, Outcome, Streams};
 use crate::consumers::pages;
-use crate::consumers::resume::Place;
-use crate::consumers::scope::Access;
 use crate::data;
 use crate::events;
+use crate::hub::Place;
 use crate::metrics::{ByCate, ByReason};
+use crate::scope::Access;
 use crate::storing::writer::WriteError;
+use crate::words::FrameType;
 
 /// Bad frames in a row that end a connection.
 const BAD_FRAMES: u8 = 20;
@@ -35,7 +36,7 @@ pub(super) fn read(ctx: &Context, bad: &mut u8, frame: Frame) -> Result<Option<A
     match parsed {
         Ok(asked) => {
             *bad = 0;
-            ctx.node().metrics.frames_received.get_or_create(&ByCate { cate: asked.frame.cate() }).inc();
+            ctx.node().metrics.frames_received.get_or_create(&ByCate { cate: asked.frame.cate().as_str() }).inc();
             Ok(Some(asked))
         }
         Err(error) => {
@@ -49,7 +50,8 @@ pub(super) fn read(ctx: &Context, bad: &mut u8, frame: Frame) -> Result<Option<A
 
 /// Says that frames are dropped; they are counted already.
 pub(super) fn rate_limited(ctx: &Context, dropped: Option<&Frame>) -> Outcome {
-    ctx.send_frame("error", &ErrorFrame::new(ErrorCode::RateLimited, "too many frames", dropped.and_then(client_id)))
+    let frame = ErrorFrame::new(ErrorCode::RateLimited, "too many frames", dropped.and_then(client_id));
+    ctx.send_frame(FrameType::Error, &frame)
 }
 
 /// The `client_id` of a frame that is not served.
@@ -61,7 +63,7 @@ fn client_id(frame: &Frame) -> Option<String> {
 }
 
 /// Answers a frame: what it asked for, and its `client_id`.
-pub(super) fn answer(ctx: &Context, kind: &'static str, frame: &impl Serialize, client_id: Option<String>) -> Outcome {
+pub(super) fn answer(ctx: &Context, kind: FrameType, frame: &impl Serialize, client_id: Option<String>) -> Outcome {
     #[derive(Serialize)]
     struct Answer<'a, T> {
         #[serde(flatten)]
@@ -76,7 +78,7 @@ pub(super) fn answer(ctx: &Context, kind: &'static str, frame: &impl Serialize, 
 pub(super) fn answer_error(ctx: &Context, error: &ErrorFrame) {
     ctx.node().metrics.frames_bad.get_or_create(&ByReason { reason: error.code() }).inc();
     // An error frame of ours always serializes.
-    let _ = ctx.send_frame("error", error);
+    let _ = ctx.send_frame(FrameType::Error, error);
 }
 
 /// Says that the database is away, and why to the operator.
@@ -88,7 +90,7 @@ pub(super) fn answer_unavailable(ctx: &Context, error: &(dyn std::error::Error +
 /// Sends a page, or says that the database is away.
 pub(super) fn answer_page(
     ctx: &Context,
-    kind: &'static str,
+    kind: FrameType,
     page: Result<impl Serialize, StoreError>,
     client_id: Option<String>,
 ) -> Outcome {
@@ -104,13 +106,13 @@ pub(super) fn answer_page(
 /// A page of the user's inbox.
 pub(super) async fn inbox(ctx: &Context, range: Range, unseen: bool, limit: u64, client_id: Option<String>) -> Outcome {
     let page = pages::notifications(ctx.node(), ctx.username(), range, unseen, limit).await;
-    answer_page(ctx, "notifications", page, client_id)
+    answer_page(ctx, FrameType::Notifications, page, client_id)
 }
 
 /// Marks notifications as seen. Only who asked is answered; the user's other sockets are told.
 pub(super) async fn seen(ctx: &Context, which: Seen, client_id: Option<String>) -> Outcome {
     let frame = pages::mark_seen(ctx.node(), ctx.username(), which, Some(ctx.channel_name().as_str())).await;
-    answer_page(ctx, "seen", frame, client_id)
+    answer_page(ctx, FrameType::Seen, frame, client_id)
 }
 
 /// Catches up in all streams that the client names, then says where that worked. `heard` tells which
@@ -127,7 +129,7 @@ pub(super) async fn resume(
         Ok(frame) => {
             // Streams that the client did not name go on too.
             ctx.release_streams();
-            answer(ctx, "resumed", &frame, client_id)
+            answer(ctx, FrameType::Resumed, &frame, client_id)
         }
         Err(error) => {
             answer_unavailable(ctx, &error, client_id);
@@ -141,30 +143,27 @@ async fn catch_up(
     rooms: Vec<(String, Place)>,
     inbox: Option<Place>,
     heard: impl Fn(&str) -> bool,
-) -> Result<serde_json::Value, StoreError> {
+) -> Result<events::Resumed, StoreError> {
     let names = &ctx.node().names;
-    let mut resumed = serde_json::Map::new();
+    let mut resumed = Vec::new();
     for (room, place) in rooms {
         let group = names.room(&room).ok().filter(|_| heard(&room));
         let went_on = match group {
             Some(group) => crate::consumers::resume::resume(ctx, &group, &Stream::Room(room.clone()), place).await?,
             None => false,
         };
-        resumed.insert(room, went_on.into());
+        resumed.push((room, went_on));
     }
-    let mut frame = serde_json::json!({"type": "resumed", "rooms": resumed});
+    let mut notifications = None;
     if ctx.access() != Access::Full {
         // Who has no name has no inbox.
-        if inbox.is_some() {
-            frame["notifications"] = false.into();
-        }
-        return Ok(frame);
+        return Ok(events::Resumed::new(resumed, inbox.map(|_| false)));
     }
     if let (Some(place), Ok(group)) = (inbox, names.user(ctx.username())) {
         let stream = Stream::Inbox(ctx.username().to_string());
-        frame["notifications"] = crate::consumers::resume::resume(ctx, &group, &stream, place).await?.into();
+        notifications = Some(crate::consumers::resume::resume(ctx, &group, &stream, place).await?);
     }
-    Ok(frame)
+    Ok(events::Resumed::new(resumed, notifications))
 }
 
 /// Renews the sign-in in place. Returns the rooms that the new token names, or `None` when it was refused.
@@ -198,14 +197,14 @@ pub(super) async fn renew(
     }
     let expires_at =
         time::OffsetDateTime::from_unix_timestamp(unix).unwrap_or(time::macros::datetime!(9999-12-31 23:59:59 UTC));
-    let frame = serde_json::json!({"type": "auth", "expires_at": events::rfc3339(expires_at)});
-    answer(ctx, "auth", &frame, client_id)?;
+    let frame = serde_json::json!({"type": FrameType::Auth, "expires_at": events::rfc3339(expires_at)});
+    answer(ctx, FrameType::Auth, &frame, client_id)?;
     Ok(Some(user.rooms))
 }
 
 /// Says that somebody is there.
 pub(super) fn pong(ctx: &Context, client_id: Option<String>) -> Outcome {
-    answer(ctx, "pong", &serde_json::json!({"type": "pong"}), client_id)
+    answer(ctx, FrameType::Pong, &serde_json::json!({"type": FrameType::Pong}), client_id)
 }
 
 /// Stores a chat message; it reaches the room when it is committed.
@@ -263,17 +262,17 @@ async fn store(ctx: &Context, stream: Stream, content: Content, client_id: Optio
         socket.end_storing(bytes);
         let (kind, text) = match result {
             Ok(appended) => match client_id {
-                Some(client_id) => ("ack", ack(&client_id, &appended)),
+                Some(client_id) => (FrameType::Ack, ack(&client_id, &appended)),
                 None => return,
             },
             Err(error) => {
                 let error = write_error(&error, client_id);
                 node.metrics.frames_bad.get_or_create(&ByReason { reason: error.code() }).inc();
-                ("error", serde_json::to_string(&error))
+                (FrameType::Error, serde_json::to_string(&error))
             }
         };
         if let Ok(text) = text {
-            node.send_to(&socket, &crate::websocket::WireFrame::text(&text), kind);
+            node.send_to(&socket, &crate::websocket::WireFrame::text(&text), kind.as_str());
         }
     };
     writer.submit(append, bytes, Box::new(done));
@@ -292,7 +291,7 @@ async fn store(ctx: &Context, stream: Stream, content: Content, client_id: Optio
 
 fn ack(client_id: &str, appended: &Appended) -> serde_json::Result<String> {
     serde_json::to_string(&Ack {
-        r#type: "ack",
+        r#type: FrameType::Ack,
         client_id,
         id: appended.id.to_string(),
         seq: appended.seq,

@@ -3,12 +3,10 @@
 //! Only `server.rs`, `page.rs` and `api/` know warp. It routes and answers; an upgraded connection is taken out
 //! of it (`consumers/connection.rs`), because warp's own websocket type costs 137 KB per idle socket.
 
-pub(crate) mod addresses;
 pub(crate) mod answers;
 pub(crate) mod api;
 pub(crate) mod head;
 mod page;
-pub(crate) mod proxies;
 pub(crate) mod server;
 mod visit;
 pub(crate) mod visitors;

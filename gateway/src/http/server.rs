@@ -10,11 +10,12 @@ use tokio::net::TcpListener;
 use warp::Filter;
 use warp::filters::BoxedFilter;
 
-use crate::http::addresses::Visitor;
 use crate::http::answers::{Answer, json, plain};
 use crate::http::visit::Visit;
-use crate::http::{api, page, proxies};
+use crate::http::{api, page};
 use crate::node::Node;
+use crate::proxies;
+use crate::socket::addresses::Visitor;
 
 /// Connections the kernel may hold until we accept them. A reconnect storm of thousands must not
 /// overflow it: clients would wait for TCP's retries.

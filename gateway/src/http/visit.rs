@@ -14,12 +14,12 @@ use crate::clock::NEVER;
 use crate::close::CloseReason;
 use crate::consumers::connection::{FoundOrigin, Handshake, refused, refused_origin};
 use crate::consumers::framework::Refusal;
-use crate::consumers::scope::{Access, Scope, parse_cookies};
-use crate::http::addresses;
 use crate::http::answers::{Answer, plain};
-use crate::http::proxies::Seen;
 use crate::http::server::Arrival;
 use crate::node::Node;
+use crate::proxies::Seen;
+use crate::scope::{Access, Scope, parse_cookies};
+use crate::socket::addresses;
 use crate::socket::registry::LimitReached;
 use crate::socket::{Identity, Socket};
 use crate::upkeep::recheck::Recheck;
@@ -110,7 +110,8 @@ impl Visit {
             }),
             counted_address: (limits.connections_per_address > 0).then(|| addresses::network(client)),
         };
-        let socket = Arc::new(Socket::new(identity, class, limits.outbox_bytes, self.node.clock.seconds()));
+        let socket =
+            Arc::new(Socket::new(identity, Arc::clone(&class.table), limits.outbox_bytes, self.node.clock.seconds()));
         let visitor = self.arrival.visitor.as_deref();
         match self.node.registry.add(&socket, limits, visitor) {
             Ok(()) => {}
@@ -129,7 +130,7 @@ impl Visit {
             headers: self.headers.clone(),
         };
         let channel = socket.channel_name.clone();
-        match Handshake::connect(&self.node, socket, scope).await {
+        match Handshake::connect(&self.node, &class, socket, scope).await {
             Ok(connection) => {
                 if let Some(proof) = proof {
                     self.node.again.watch(&channel, proof, self.node.recheck());

@@ -25,13 +25,13 @@ use warp::filters::BoxedFilter;
 use warp::reply::Reply;
 
 use crate::auth::split_port;
-use crate::http::addresses::Visitor;
 use crate::http::answers::{Answer, plain, try_later};
 use crate::http::head::{Head, MAX_HEAD};
 use crate::http::server::{Arrival, internal_routes, public_routes};
 use crate::metrics::ByReason;
 use crate::node::Node;
 use crate::seldom::Seldom;
+use crate::socket::addresses::Visitor;
 
 /// How long nothing is accepted when there are no more files for it.
 const PAUSE: Duration = Duration::from_millis(50);

@@ -8,16 +8,17 @@ use tokio::sync::Semaphore;
 use uuid::Uuid;
 
 use super::Hub;
-use crate::consumers::framework::SharedHandler;
-use crate::consumers::pages::PAGE_BYTES;
-use crate::consumers::resume::Place;
 use crate::events;
-use crate::hub::position::Recall;
+use crate::handlers::SharedHandler;
+use crate::hub::position::{Place, Recall};
 use crate::hub::recent::Recent;
 use crate::websocket::WireFrame;
 
 /// Streams read into memory at the same time, at most.
 pub(super) const READERS: usize = 64;
+
+/// Bytes of text read at a time for clients, about: of long messages there are fewer.
+pub(crate) const PAGE_BYTES: usize = 256 * 1024;
 
 /// Rows read into memory at a time. Clients come back from nearby places, so it is a whole chunk however
 /// few of them the first one needs.

@@ -12,12 +12,13 @@ use super::group::{Cause, Group};
 use super::run::{Kind, Turn};
 use super::twin::Twin;
 use super::{Filled, Hub, Work};
-use crate::consumers::framework::{Lookup, Rendering};
-use crate::events::{self, ROOMS_CHANGED};
+use crate::events::{self, Resumed};
+use crate::handlers::{Lookup, Rendering};
 use crate::hub::position::Offer;
 use crate::metrics::ByReason;
 use crate::seal::Keys;
 use crate::socket::Socket;
+use crate::words::{EventType, FrameType, Trust};
 
 /// Sockets flushed before other tasks get a turn.
 const FLUSHES_PER_TURN: usize = 256;
@@ -92,7 +93,7 @@ impl Hub {
         let Some((_, place)) = stored.zip(events::position(&event)) else {
             let event = self.dated(event);
             turn.add(group, Arc::clone(&event), None);
-            if event.handler_name().is_ok_and(|name| name == ROOMS_CHANGED) {
+            if EventType::of_event(&event) == Some(EventType::RoomsChanged) {
                 self.fan_out(turn);
                 self.silence(group, &event);
             }
@@ -131,7 +132,7 @@ impl Hub {
     /// a socket may be busy, and hears nothing more of it all the same. `group` is the user's, or the room's own.
     fn silence(&self, group: &Group, event: &Event) {
         let removed = event.text("removed").and_then(|room| self.names.room(room).ok());
-        let looks = |socket: &Socket| matches!(socket.class.lookup(ROOMS_CHANGED), Lookup::Own);
+        let looks = |socket: &Socket| matches!(socket.table.lookup(EventType::RoomsChanged.as_str()), Lookup::Own);
         match group.is_inbox() {
             Some(true) => {
                 let Some(room) = removed.and_then(|room| self.group(&room)) else { return };
@@ -209,7 +210,7 @@ impl Hub {
         let event = self.dated(event);
         // What came for its groups before this comes to the socket before this.
         self.fan_out(turn);
-        let kind = self.kind_of(&event, &socket.class, channel.as_str());
+        let kind = self.kind_of(&event, &socket.table, channel.as_str());
         let sent = self.hand_over(&socket, &event, &kind, &mut turn.dirty);
         if let Kind::Frame(rendering) = kind {
             self.count_frames(rendering.kind, sent);
@@ -217,17 +218,19 @@ impl Hub {
     }
 
     fn stream_of(&self, event: &Event, socket: &Socket) -> Option<GroupName> {
-        match &*event.handler_name().ok()? {
-            events::CHAT_MESSAGE => self.names.room(event.text("group_name")?).ok(),
-            events::NOTIFICATION_MESSAGE => self.names.user(&socket.user).ok(),
-            _ => None,
+        match EventType::of_event(event)? {
+            EventType::ChatMessage => self.names.room(event.text("group_name")?).ok(),
+            EventType::NotificationMessage => self.names.user(&socket.user).ok(),
+            EventType::Disconnect | EventType::Send | EventType::Seen | EventType::Typing | EventType::RoomsChanged => {
+                None
+            }
         }
     }
 
     /// A chat message that does not name its room is of the room whose group it has come for.
     fn with_room(&self, group: &Group, event: Arc<Event>) -> Arc<Event> {
         let names_none = event.get("group_name").is_none_or(channel_layer::Value::is_null);
-        if !names_none || event.handler_name().is_ok_and(|name| name != events::CHAT_MESSAGE) {
+        if !names_none || EventType::of_event(&event) != Some(EventType::ChatMessage) {
             return event;
         }
         match group.room().or_else(|| self.names.room_of(&group.name).map(str::to_owned)) {
@@ -244,8 +247,7 @@ impl Hub {
 
     /// The event, with a date if it is a message that nobody has stored: the time it came here.
     fn dated(&self, mut event: Arc<Event>) -> Arc<Event> {
-        let kind = event.handler_name();
-        let is_message = kind.is_ok_and(|kind| kind == events::CHAT_MESSAGE || kind == events::NOTIFICATION_MESSAGE);
+        let is_message = EventType::of_event(&event).is_some_and(|kind| kind.trust() == Trust::Place);
         if is_message && event.text("date").is_none() {
             Arc::make_mut(&mut event).set("date", events::rfc3339(self.health.clock.database()));
         }
@@ -268,12 +270,11 @@ impl Hub {
     /// A stream has another epoch: clients that keep positions have to reload it.
     fn tell_afresh(&self, group: &Group, stream: &persistence::Stream, turn: &mut Turn) {
         let frame = match stream {
-            persistence::Stream::Room(room) => serde_json::json!({"type": "resumed", "rooms": {room.as_str(): false}}),
-            persistence::Stream::Inbox(_) => {
-                serde_json::json!({"type": "resumed", "rooms": {}, "notifications": false})
-            }
+            persistence::Stream::Room(room) => Resumed::new([(room.clone(), false)], None),
+            persistence::Stream::Inbox(_) => Resumed::new([], Some(false)),
         };
-        let Some(rendering) = Rendering::json("resumed", &frame).map(Rendering::v1_only) else { return };
+        let rendering = Rendering::json(FrameType::Resumed.as_str(), &frame).map(Rendering::v1_only);
+        let Some(rendering) = rendering else { return };
         let kind = Kind::Frame(rendering);
         let event = Arc::new(Event::default());
         group.for_each(|member| {
@@ -292,6 +293,6 @@ fn add_ready(turn: &mut Turn, group: &Arc<Group>, ready: Vec<Arc<Event>>) {
 
 /// Whether this event type carries positions of the group's stream.
 fn is_stored_type(event: &Event, inbox: bool) -> bool {
-    let Ok(name) = event.handler_name() else { return false };
-    name == if inbox { events::NOTIFICATION_MESSAGE } else { events::CHAT_MESSAGE }
+    let kind = if inbox { EventType::NotificationMessage } else { EventType::ChatMessage };
+    EventType::of_event(event) == Some(kind)
 }

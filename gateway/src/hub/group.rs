@@ -342,12 +342,7 @@ impl Group {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::consumers::framework::{Consumer, ConsumerClass};
     use crate::socket::Identity;
-
-    struct Listens;
-
-    impl Consumer for Listens {}
 
     fn socket(outbox_limit: usize) -> Arc<Socket> {
         let identity = Identity {
@@ -357,10 +352,10 @@ mod tests {
             v1: true,
             recheck: None,
             expires_at: u64::MAX,
-            access: crate::consumers::scope::Access::Full,
+            access: crate::scope::Access::Full,
             counted_address: None,
         };
-        Arc::new(Socket::new(identity, Arc::new(ConsumerClass::new(|| Listens)), outbox_limit, 0))
+        Arc::new(Socket::new(identity, Arc::default(), outbox_limit, 0))
     }
 
     #[test]

@@ -35,10 +35,11 @@ use crate::seal::Seals;
 use crate::seldom::SeldomOfKind;
 use crate::socket::Socket;
 use crate::socket::registry::Registry;
-pub(crate) use catch_up::renderer;
+pub(crate) use catch_up::{PAGE_BYTES, renderer};
 pub(crate) use group::Released;
 use group::{Cause, Group, Member};
 pub(crate) use join::JoinError;
+pub(crate) use position::Place;
 
 /// Deliveries that may wait for a dispatcher. Over it the oldest go; stored ones come back from the
 /// database as a hole, others are counted as dropped.

@@ -11,10 +11,18 @@ use channel_layer::Event;
 use persistence::Head;
 use uuid::Uuid;
 
-use crate::consumers::framework::SharedHandler;
-use crate::consumers::resume::Place;
+use crate::handlers::SharedHandler;
 use crate::hub::recent::{Memory, Recent};
 use crate::websocket::WireFrame;
+
+/// Where a client stands in a stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Place {
+    /// The last `seq` it has.
+    pub seq: u64,
+    /// The id at that `seq`, which tells another history apart.
+    pub id: Option<Uuid>,
+}
 
 /// Events behind a hole that are held; what is over is fetched again from the database later.
 const MAX_HELD: usize = 1024;

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use channel_layer::Event;
 use uuid::Uuid;
 
-use crate::consumers::framework::SharedHandler;
+use crate::handlers::SharedHandler;
 use crate::websocket::WireFrame;
 
 /// Bounds of one stream.

@@ -12,8 +12,8 @@ use channel_layer::Event;
 use super::Hub;
 use super::group::{Group, Member};
 use crate::close::{self, CloseReason};
-use crate::consumers::framework::{ConsumerClass, Lookup, Rendering};
 use crate::events;
+use crate::handlers::{Lookup, Rendering, Table};
 use crate::metrics::{ByReason, ByType};
 use crate::socket::{Pushed, Socket};
 use crate::websocket::WireFrame;
@@ -48,7 +48,7 @@ pub(super) enum Kind {
 
 /// A run as one class of sockets sees it; groups nearly always have one class.
 struct Rendered {
-    class: *const ConsumerClass,
+    class: *const Table,
     kinds: Vec<Kind>,
     /// All frames in one piece, if all sockets of the class get all of them.
     joined: Option<WireFrame>,
@@ -73,7 +73,7 @@ impl Hub {
             let first_seq = run.events.iter().filter_map(|(_, seq)| *seq).min();
             let mut rendered: Vec<Rendered> = Vec::with_capacity(1);
             run.group.for_each(|member| {
-                let class = Arc::as_ptr(&member.socket.class);
+                let class = Arc::as_ptr(&member.socket.table);
                 let at = rendered.iter().position(|rendered| rendered.class == class).unwrap_or_else(|| {
                     rendered.push(self.render_run(&run, member));
                     rendered.len() - 1
@@ -94,7 +94,7 @@ impl Hub {
     }
 
     fn render_run(&self, run: &Run, member: &Member) -> Rendered {
-        let class = &member.socket.class;
+        let class = &member.socket.table;
         let kinds: Vec<Kind> =
             run.events.iter().map(|(event, _)| self.kind_of(event, class, run.group.name.as_str())).collect();
         let joined = join(&kinds, member.socket.outbox_limit());
@@ -123,7 +123,7 @@ impl Hub {
         dirty: &mut Vec<Arc<Socket>>,
     ) -> u64 {
         match kind {
-            Kind::Frame(rendering) if rendering.is_for(socket) => {
+            Kind::Frame(rendering) if rendering.is_for(socket.v1, &socket.user, socket.channel_name.as_str()) => {
                 return self.push_frame(socket, &rendering.frame, dirty);
             }
             Kind::Own => {
@@ -151,7 +151,7 @@ impl Hub {
     }
 
     /// What the class's handlers make of an event that has come for a group or channel.
-    pub(super) fn kind_of(&self, event: &Event, class: &ConsumerClass, target: &str) -> Kind {
+    pub(super) fn kind_of(&self, event: &Event, class: &Table, target: &str) -> Kind {
         let lookup = event.handler_name().map_or(Lookup::Unknown, |name| class.lookup(&name));
         match lookup {
             Lookup::Shared(handler) => match handler(event) {

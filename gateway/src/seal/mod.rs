@@ -28,8 +28,8 @@ use tokio::sync::Notify;
 use self::heard::Heard;
 use crate::events;
 use crate::metrics::{ByReason, Metrics};
-use crate::node::Node;
 use crate::seldom::SeldomOfKind;
+use crate::words::{EventType, Trust};
 
 /// The field that holds the seal: which key, and the hash.
 const SEAL: &str = "seal";
@@ -47,11 +47,6 @@ pub(crate) const LIFETIME: Duration = Duration::from_secs(7 * 24 * 3600);
 
 /// A secret younger than this is known to us and perhaps not to all others.
 const SPREADS: Duration = Duration::from_secs(600);
-
-/// How often secrets are read; and how soon again when an event names a key that is not known here, which
-/// whoever writes to the layer can have it do.
-const READ_EVERY: Duration = Duration::from_secs(60);
-const READ_AGAIN: Duration = Duration::from_secs(5);
 
 /// How old a word may be, and how far ahead of the clock that is known here. In between it is heard once.
 const FRESH: i64 = 120;
@@ -198,11 +193,15 @@ impl Seals {
     /// What of an event that has come for a group, or for a channel, is to be believed: a word of a node as a
     /// whole or not at all, a stored message with its place or as one that was not stored.
     pub(crate) fn believe(&self, keys: &Keys, event: Arc<Event>, target: &str) -> Option<Arc<Event>> {
-        let Ok(name) = event.handler_name() else { return Some(event) };
-        if let Some(word) = events::WORDS.into_iter().find(|word| *word == name) {
-            return self.hears(keys, word, &event, target).then_some(event);
+        let Some(kind) = EventType::of_event(&event) else { return Some(event) };
+        match kind.trust() {
+            Trust::Anybody => return Some(event),
+            Trust::Once | Trust::Often => {
+                let again_is_fine = kind.trust() == Trust::Often;
+                return self.hears(keys, kind.as_str(), &event, target, again_is_fine).then_some(event);
+            }
+            Trust::Place => {}
         }
-        let Some(kind) = events::STORED.into_iter().find(|stored| *stored == name) else { return Some(event) };
         if events::position(&event).is_none() {
             return Some(event);
         }
@@ -210,7 +209,7 @@ impl Seals {
             Ok(_) => Some(event),
             Err(flaw) => {
                 self.complain(
-                    kind,
+                    kind.as_str(),
                     flaw,
                     target,
                     "an event claims a place that is not its own; it counts as not stored",
@@ -220,15 +219,21 @@ impl Seals {
         }
     }
 
-    /// Whether a word is one of ours, of now, and new. `kind` is its type.
-    pub(crate) fn hears(&self, keys: &Keys, kind: &'static str, word: &Event, target: &str) -> bool {
+    /// Whether a word is one of ours, of now, and new unless it may be said again. `kind` is its type.
+    pub(crate) fn hears(
+        &self,
+        keys: &Keys,
+        kind: &'static str,
+        word: &Event,
+        target: &str,
+        again_is_fine: bool,
+    ) -> bool {
         let judged = keys.check(word, target).and_then(|seal| {
             let age = keys.clock().saturating_sub(word.get(AT).and_then(Value::as_i64).ok_or(Flaw::Stale)?);
             if !(-AHEAD..=FRESH).contains(&age) {
                 return Err(Flaw::Stale);
             }
-            // Somebody is typing, once more: that does no harm, and there are many.
-            let new = kind == events::TYPING || self.heard.lock().is_new(seal, Instant::now());
+            let new = again_is_fine || self.heard.lock().is_new(seal, Instant::now());
             if new { Ok(()) } else { Err(Flaw::Repeated) }
         });
         if let Err(flaw) = judged {
@@ -253,8 +258,13 @@ impl Seals {
         }
     }
 
+    /// Waits until the keys or the clock may have changed.
+    pub(crate) async fn doubted(&self) {
+        self.doubted.notified().await;
+    }
+
     /// Takes over what was read. Returns whether the keys are others.
-    fn renew(&self, secrets: &Secrets) -> bool {
+    pub(crate) fn renew(&self, secrets: &Secrets) -> bool {
         let keys = Arc::new(Keys::of(secrets));
         let before = std::mem::replace(&mut *self.keys.write(), Arc::clone(&keys));
         !keys.are(&before)
@@ -264,29 +274,6 @@ impl Seals {
 impl std::fmt::Debug for Seals {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("Seals")
-    }
-}
-
-/// Reads the secrets from time to time until the node stops, and sooner when an event makes that look necessary.
-pub(crate) async fn keep_reading(node: Arc<Node>) {
-    let seals = &node.seals;
-    loop {
-        let wait = READ_EVERY.mul_f64(rand::random_range(0.8..1.2));
-        let doubted = tokio::time::timeout(wait, seals.doubted.notified()).await.is_ok();
-        match node.metrics.time_store("secrets", node.store.secrets(LIFETIME)).await {
-            // What was sealed with a key that was not known yet was taken for not stored.
-            Ok(secrets) => {
-                if seals.renew(&secrets) && doubted {
-                    node.hub.compare_now();
-                }
-            }
-            Err(error) => {
-                tracing::warn!(error = &error as &dyn std::error::Error, "the deployment's secrets could not be read");
-            }
-        }
-        if doubted {
-            tokio::time::sleep(READ_AGAIN).await;
-        }
     }
 }
 

@@ -4,6 +4,7 @@
 //! waits for a slow client: a push only queues, a flush writes what the kernel takes, and an outbox
 //! over its limit closes that client alone.
 
+pub(crate) mod addresses;
 pub(crate) mod registry;
 #[cfg_attr(not(all(feature = "io-uring", target_os = "linux")), path = "no_ring.rs")]
 mod ring;
@@ -13,6 +14,7 @@ use std::net::IpAddr;
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::task::Poll;
 
 use channel_layer::{ChannelName, Event};
 use futures_util::task::AtomicWaker;
@@ -21,8 +23,8 @@ use time::OffsetDateTime;
 use tokio::net::TcpStream;
 
 use crate::close::CloseReason;
-use crate::consumers::framework::ConsumerClass;
-use crate::consumers::scope::Access;
+use crate::handlers::Table;
+use crate::scope::Access;
 use crate::upkeep::recheck::Recheck;
 use crate::websocket::WireFrame;
 
@@ -63,7 +65,8 @@ pub struct Socket {
     pub(crate) access: Access,
     /// The client's address, where addresses are limited.
     pub(crate) counted_address: Option<IpAddr>,
-    pub(crate) class: Arc<ConsumerClass>,
+    /// What its consumer makes of events. Sockets of one class share it.
+    pub(crate) table: Arc<Table>,
     /// Bytes that may wait in the outbox; 0 is no limit.
     outbox_limit: usize,
     io: OnceLock<TcpStream>,
@@ -136,7 +139,7 @@ pub(crate) enum Pushed {
 }
 
 impl Socket {
-    pub(crate) fn new(identity: Identity, class: Arc<ConsumerClass>, outbox_limit: usize, now: u32) -> Self {
+    pub(crate) fn new(identity: Identity, table: Arc<Table>, outbox_limit: usize, now: u32) -> Self {
         let Identity { channel_name, user, path, v1, access, expires_at, recheck, counted_address } = identity;
         Self {
             channel_name,
@@ -146,7 +149,7 @@ impl Socket {
             v1,
             access,
             counted_address,
-            class,
+            table,
             outbox_limit,
             io: OnceLock::new(),
             state: Mutex::default(),
@@ -421,6 +424,20 @@ impl Socket {
         self.state.lock().blocked
     }
 
+    /// Waits until the kernel takes more, if something waits for that, and writes.
+    pub(crate) fn poll_flush(&self, task: &mut std::task::Context<'_>) {
+        let Some(io) = self.io() else { return };
+        while self.is_blocked() {
+            match io.poll_write_ready(task) {
+                Poll::Ready(_) => self.flush(),
+                Poll::Pending => return,
+            }
+            if self.is_flushed() {
+                return;
+            }
+        }
+    }
+
     /// Whether everything queued has reached the kernel, or never will.
     pub(crate) fn is_flushed(&self) -> bool {
         let state = self.state.lock();
@@ -557,10 +574,6 @@ mod tests {
 
     use super::*;
 
-    struct Listens;
-
-    impl crate::consumers::framework::Consumer for Listens {}
-
     fn socket(outbox_limit: usize) -> Socket {
         let identity = Identity {
             channel_name: "specific.test!one".parse().unwrap(),
@@ -569,10 +582,10 @@ mod tests {
             v1: true,
             recheck: None,
             expires_at: crate::clock::NEVER,
-            access: crate::consumers::scope::Access::Full,
+            access: crate::scope::Access::Full,
             counted_address: None,
         };
-        Socket::new(identity, Arc::new(ConsumerClass::new(|| Listens)), outbox_limit, 0)
+        Socket::new(identity, Arc::default(), outbox_limit, 0)
     }
 
     async fn attached(socket: &Socket) -> TcpStream {

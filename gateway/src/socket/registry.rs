@@ -13,8 +13,8 @@ use channel_layer::ChannelName;
 use parking_lot::Mutex;
 
 use crate::config::Limits;
-use crate::http::addresses::{Addresses, Visitor};
 use crate::socket::Socket;
+use crate::socket::addresses::{Addresses, Visitor};
 
 const SHARDS: usize = 16;
 

@@ -1,6 +1,7 @@
 //! What a connect needs of the database, for many sockets in a few statements.
 
 use std::collections::{HashMap, HashSet};
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
 use parking_lot::Mutex;
@@ -10,7 +11,6 @@ use tokio_util::task::TaskTracker;
 
 use crate::metrics::Metrics;
 use crate::storing::batch::{BatchError, Batcher};
-use crate::upkeep::memberships;
 
 /// Sockets admitted with the same statements.
 const BATCH: usize = 500;
@@ -187,7 +187,7 @@ impl Desk {
         joining: &Joining,
     ) -> Result<Admitted, StoreError> {
         let mut rooms = stored.cloned().unwrap_or_default();
-        let version = memberships::version(&rooms);
+        let version = version(&rooms);
         let mut unheard: Vec<String> = rooms.drain(self.most.min(rooms.len())..).map(|room| room.name).collect();
         let theirs = rooms.iter().map(|room| &room.name).chain(&unheard);
         let mut known: HashSet<String> = theirs.filter(|_| !ask.named.is_empty()).cloned().collect();
@@ -226,6 +226,15 @@ impl Desk {
 
 fn unique(names: impl Iterator<Item = String>) -> Vec<String> {
     names.collect::<HashSet<_>>().into_iter().collect()
+}
+
+/// A number that changes with the stored memberships; never 0, which stands for "hears no rooms".
+pub(crate) fn version(rooms: &[Room]) -> u64 {
+    let mut names: Vec<(&str, i64)> = rooms.iter().map(|room| (room.name.as_str(), room.epoch)).collect();
+    names.sort_unstable();
+    let mut hasher = DefaultHasher::new();
+    names.hash(&mut hasher);
+    hasher.finish().max(1)
 }
 
 #[cfg(test)]

@@ -4,17 +4,17 @@
 //! every socket carries a version of the memberships it knows, and one whose user's version has
 //! changed is told to look again.
 
-use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use channel_layer::Event;
-use persistence::{Room, StoreError};
+use persistence::StoreError;
 
-use crate::events::ROOMS_CHANGED;
 use crate::names;
 use crate::node::Node;
+use crate::storing::admission::version;
+use crate::words::EventType;
 
 /// How often: while the layer works, and while it is away.
 const EVERY: Duration = Duration::from_secs(60);
@@ -22,15 +22,6 @@ const WHILE_DOWN: Duration = Duration::from_secs(2);
 
 /// Users of one statement.
 const CHUNK: usize = 500;
-
-/// A number that changes with the stored memberships; never 0, which stands for "hears no rooms".
-pub(crate) fn version(rooms: &[Room]) -> u64 {
-    let mut names: Vec<(&str, i64)> = rooms.iter().map(|room| (room.name.as_str(), room.epoch)).collect();
-    names.sort_unstable();
-    let mut hasher = DefaultHasher::new();
-    names.hash(&mut hasher);
-    hasher.finish().max(1)
-}
 
 /// Runs until the node stops.
 pub(crate) async fn watch(node: Arc<Node>) {
@@ -47,7 +38,7 @@ pub(crate) async fn watch(node: Arc<Node>) {
 }
 
 async fn compare(node: &Node) -> Result<(), StoreError> {
-    let news = Arc::new(Event::new(ROOMS_CHANGED));
+    let news = Arc::new(Event::new(EventType::RoomsChanged.as_str()));
     let mut users = node.registry.users();
     // Who has no name has no memberships.
     users.retain(|user| !user.starts_with(names::ANONYMOUS));

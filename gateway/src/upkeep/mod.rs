@@ -5,6 +5,7 @@ pub(crate) mod memberships;
 pub(crate) mod memory;
 pub(crate) mod recheck;
 pub(crate) mod retention;
+pub(crate) mod secrets;
 pub(crate) mod site;
 pub(crate) mod skew;
 pub(crate) mod watch;

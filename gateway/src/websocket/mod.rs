@@ -6,6 +6,8 @@
 mod decoder;
 mod frame;
 pub(crate) mod handshake;
+mod rewound;
 
 pub(crate) use decoder::{Decoder, Message, ProtocolError};
 pub(crate) use frame::WireFrame;
+pub(crate) use rewound::Rewound;

@@ -26,9 +26,9 @@ use self::payload::{Field, Fields, Unreadable};
 use self::signing::Keys;
 use self::users::away;
 use crate::config::{DjangoConfig, SessionEngine};
-use crate::consumers::scope;
 use crate::metrics::Metrics;
 use crate::redis::{Cached, RedisFailed, SessionCache};
+use crate::scope;
 use crate::seldom::Seldom;
 use crate::storing::batch::Batcher;
 

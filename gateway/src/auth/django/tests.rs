@@ -7,7 +7,7 @@ use time::format_description::well_known::Rfc3339;
 use time::macros::datetime;
 
 use super::*;
-use crate::consumers::scope::parse_cookies;
+use crate::scope::parse_cookies;
 
 pub(super) fn vectors() -> Value {
     serde_json::from_str(include_str!("../../../tests/data/django-session-vectors.json")).unwrap()

@@ -230,7 +230,7 @@ impl Call {
     }
 
     fn query<T: std::str::FromStr>(&self, name: &str) -> Result<Option<T>, Problem> {
-        crate::consumers::scope::query(&self.query, name)
+        crate::scope::query(&self.query, name)
             .map(|text| text.parse().map_err(|_| Problem::bad(format!("{name} has the wrong form"))))
             .transpose()
     }

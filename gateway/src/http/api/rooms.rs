@@ -9,8 +9,8 @@ use serde_json::{Value, json};
 
 use super::{ApiResult, Call, Problem, text};
 use crate::consumers::pages;
-use crate::events::ROOMS_CHANGED;
 use crate::node::Node;
+use crate::words::EventType;
 
 /// Rooms of one answer: the default, and the most.
 const DEFAULT_LIMIT: u64 = 100;
@@ -57,7 +57,7 @@ pub(super) async fn delete(node: &Node, room: &str) -> ApiResult {
         return Err(Problem::no_room());
     }
     // The room's own group still has its sockets: they look again and leave.
-    tell(node, node.names.room(room), Event::new(ROOMS_CHANGED).with("removed", room)).await;
+    tell(node, node.names.room(room), Event::new(EventType::RoomsChanged.as_str()).with("removed", room)).await;
     Ok(json!({"name": room, "deleted": true}))
 }
 
@@ -66,14 +66,14 @@ pub(super) async fn add_member(node: &Node, room: &str, user: &str) -> ApiResult
     if node.store.add_members(&[pair]).await? != [true] {
         return Err(Problem::no_room());
     }
-    tell(node, node.names.user(user), Event::new(ROOMS_CHANGED).with("added", room)).await;
+    tell(node, node.names.user(user), Event::new(EventType::RoomsChanged.as_str()).with("added", room)).await;
     Ok(json!({"room": room, "user": user, "member": true}))
 }
 
 pub(super) async fn remove_member(node: &Node, room: &str, user: &str) -> ApiResult {
     let removed = node.store.remove_member(room, user).await?;
     // Told in any case: the room may have come from the user's token.
-    tell(node, node.names.user(user), Event::new(ROOMS_CHANGED).with("removed", room)).await;
+    tell(node, node.names.user(user), Event::new(EventType::RoomsChanged.as_str()).with("removed", room)).await;
     Ok(json!({"room": room, "user": user, "member": false, "removed": removed}))
 }
 
