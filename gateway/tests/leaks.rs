@@ -213,7 +213,7 @@ async fn a10_whatever_holds_a_secret_shows_it_to_nobody() {
     let config = Config::from_collected(&collected).unwrap();
     has_no_canary("Config", &format!("{config:?} {config:#?}"));
     has_no_canary("StoreOptions", &format!("{:?}", gateway::store_options(&config)));
-    has_no_canary("the settings as they are shown", &gateway::cli::show(&collected));
+    has_no_canary("the settings as they are shown", &gateway::cli::show(&collected, &config));
     let wrong =
         Config::from_collected(&collect(&[("jwt-secret".into(), "canary".into())].into(), &|_| None, None).unwrap());
     has_no_canary("an error", &format!("{wrong:?} {}", wrong.as_ref().err().unwrap()));
