@@ -233,7 +233,7 @@ async fn migrate(config: &Config, arguments: &clap::ArgMatches) -> anyhow::Resul
 
 async fn check_config(config: &Config, live: bool) -> anyhow::Result<ExitCode> {
     match gateway::check_users(config).await {
-        Ok(warning) => warning.iter().for_each(|warning| println!("warning: {warning}")),
+        Ok(warning) => warning.iter().for_each(|warning| say(&format!("warning: {warning}"))),
         Err(errors) => return Ok(wrong_settings(&errors)),
     }
     if live {
@@ -245,7 +245,7 @@ async fn check_config(config: &Config, live: bool) -> anyhow::Result<ExitCode> {
             return Ok(ExitCode::FAILURE);
         }
         if gateway::check_site(config).await? {
-            println!("the site's users can be read, and its sessions where they are wanted");
+            say("the site's users can be read, and its sessions where they are wanted");
         }
     }
     say("the settings are good");
@@ -262,7 +262,7 @@ fn token(config: &Config, arguments: &clap::ArgMatches) -> anyhow::Result<ExitCo
         gateway::check_name(name).map_err(|rule| anyhow::anyhow!("{name:?} is not valid: {rule}"))?;
     }
     let seconds = arguments.get_one::<u64>("seconds").copied().unwrap_or(3600);
-    say(&format!("{}", auth.sign(&user, rooms.as_deref(), seconds)?));
+    say(&auth.sign(&user, rooms.as_deref(), seconds)?.to_string());
     Ok(ExitCode::SUCCESS)
 }
 
