@@ -48,6 +48,7 @@ pub(crate) const TASKS: &[&str] = &[
     "deployment",
     "fills",
     "groups",
+    "jwks",
     "layer",
     "losses",
     "memberships",
