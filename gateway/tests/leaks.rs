@@ -29,8 +29,10 @@ fn canaries(redis: u16, database: u16) -> Vec<(&'static str, String)> {
     secrets
         .map(|setting| {
             let value = match setting.name {
-                "redis-url" => format!("redis://:{CANARY}-redis@127.0.0.1:{redis}"),
-                "database-url" => format!("postgres://postgres:{CANARY}-database@127.0.0.1:{database}/postgres"),
+                "redis-url" | "django.cache_url" => format!("redis://:{CANARY}-redis@127.0.0.1:{redis}"),
+                "database-url" | "django.database_url" => {
+                    format!("postgres://postgres:{CANARY}-database@127.0.0.1:{database}/postgres")
+                }
                 name => format!("{CANARY}-of-{name}-{CANARY}-{CANARY}"),
             };
             (setting.name, value)
@@ -108,6 +110,10 @@ async fn a10_no_command_prints_a_secret_whatever_is_wrong() {
         ("database-url", "mysql://user:canary@127.0.0.1:1/x?ssl-mode=canary"),
         ("database-url", "user:canary@127.0.0.1/x"),
         ("database-url", "sqlite:///canary/canary?mode=canary"),
+        ("django.database_url", "oracle://user:canary@127.0.0.1/x"),
+        ("django.database_url", "postgres://user:canary@host:port/x"),
+        ("django.cache_url", "http://user:canary@127.0.0.1"),
+        ("django.cache_url", "redis://:canary@host:port"),
         ("jwt-secret", "canary"),
         ("jwt-secret", "canary-canary-canary,canary"),
         ("api-key", "canary\u{7}canary"),
@@ -141,6 +147,10 @@ async fn a10_no_command_prints_a_secret_whatever_is_wrong() {
 async fn a10_no_log_answer_or_process_list_has_a_secret_while_everything_fails() {
     let mut redis = RedisServer::options().password("canary-redis").start();
     let mut postgres = Postgres::start();
+    // Of a site whose sessions are read.
+    let tables = "CREATE TABLE django_session (session_key text, session_data text, expire_date timestamptz);
+        CREATE TABLE auth_user (id integer, username text, password text, is_active boolean)";
+    postgres.sql("postgres", tables);
     let settings = canaries(redis.port(), postgres.port());
     let api_key = settings.iter().find(|(name, _)| *name == "api-key").unwrap().1.clone();
     let jwt_secret = settings.iter().find(|(name, _)| *name == "jwt-secret").unwrap().1.clone();
@@ -153,6 +163,9 @@ async fn a10_no_log_answer_or_process_list_has_a_secret_while_everything_fails()
     let mut said = 0;
     let mut look = async |alice: &mut Client, what: &str| {
         said += 1;
+        let origin = format!("http://{}", door.public);
+        let visitor = [("cookie", "sessionid=canary0123456789"), ("origin", &*origin)];
+        assert!(door.try_connect("/ws/chat/lobby/", &visitor).await.is_err());
         let answer = alice.say_acked("lobby", "hello", &said.to_string()).await;
         has_no_canary(what, &answer.to_string());
         let with_key = format!("Bearer {api_key}");
