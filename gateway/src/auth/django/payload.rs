@@ -8,7 +8,8 @@ use std::borrow::Cow;
 use base64::Engine;
 use base64::alphabet::URL_SAFE;
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
-use flate2::{Decompress, FlushDecompress, Status};
+use miniz_oxide::inflate::TINFLStatus;
+use miniz_oxide::inflate::core::{DecompressorOxide, decompress, inflate_flags};
 
 use super::pickle;
 
@@ -109,26 +110,25 @@ impl Fields {
     }
 }
 
+/// Straight into one buffer, so that nothing is copied and no window is needed.
 fn inflate(packed: &[u8]) -> Result<Vec<u8>, Unreadable> {
-    let mut engine = Decompress::new(true);
-    let mut data = Vec::with_capacity((packed.len() * 4).clamp(1024, LARGEST + 1));
+    const FLAGS: u32 =
+        inflate_flags::TINFL_FLAG_PARSE_ZLIB_HEADER | inflate_flags::TINFL_FLAG_USING_NON_WRAPPING_OUTPUT_BUF;
+    let mut engine = DecompressorOxide::new();
+    let mut data = vec![0; (packed.len() * 4).clamp(1024, LARGEST + 1)];
+    let (mut read, mut written) = (0, 0);
     loop {
-        let before = (engine.total_in(), engine.total_out());
-        let rest = &packed[(before.0 as usize).min(packed.len())..];
-        let status = engine.decompress_vec(rest, &mut data, FlushDecompress::None).map_err(|_| Unreadable::Encoding)?;
-        if data.len() > LARGEST {
-            return Err(Unreadable::TooLarge);
-        }
+        let (status, taken, made) = decompress(&mut engine, &packed[read..], &mut data, written, FLAGS);
+        (read, written) = (read + taken, written + made);
         match status {
-            Status::StreamEnd if engine.total_in() as usize == packed.len() => return Ok(data),
-            Status::StreamEnd => return Err(Unreadable::Encoding),
-            Status::Ok | Status::BufError if data.len() == data.capacity() => {
-                data.reserve_exact((data.len() * 2).min(LARGEST + 1).saturating_sub(data.len()).max(1));
+            TINFLStatus::Done | TINFLStatus::HasMoreOutput if written > LARGEST => return Err(Unreadable::TooLarge),
+            TINFLStatus::Done if read == packed.len() => {
+                data.truncate(written);
+                return Ok(data);
             }
-            Status::Ok | Status::BufError if before == (engine.total_in(), engine.total_out()) => {
-                return Err(Unreadable::Encoding);
-            }
-            Status::Ok | Status::BufError => {}
+            TINFLStatus::HasMoreOutput if data.len() <= LARGEST => data.resize((data.len() * 2).min(LARGEST + 1), 0),
+            // Cut short, damaged, or with something behind it.
+            _ => return Err(Unreadable::Encoding),
         }
     }
 }
@@ -345,10 +345,6 @@ impl<'a> Reader<'a> {
 
 #[cfg(test)]
 mod tests {
-    use std::io::Write;
-
-    use flate2::Compression;
-    use flate2::write::ZlibEncoder;
     use proptest::prelude::*;
 
     use super::*;
@@ -362,9 +358,7 @@ mod tests {
     }
 
     fn packed(data: &[u8]) -> Vec<u8> {
-        let mut engine = ZlibEncoder::new(Vec::new(), Compression::default());
-        engine.write_all(data).unwrap();
-        engine.finish().unwrap()
+        miniz_oxide::deflate::compress_to_vec_zlib(data, 6)
     }
 
     #[test]
