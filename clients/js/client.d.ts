@@ -3,7 +3,7 @@
 export interface Options {
   /** JWT; without one the cookies sign in. */
   token?: string | null;
-  /** Asked for the first token, after 4401, and before one expires. `null` means that nobody is signed in. */
+  /** Asked for the first token, after 4401, and before one expires. What is no token, `null` too, is a failed attempt. */
   getToken?: (() => string | null | undefined | false | PromiseLike<string | null | undefined | false>) | null;
   /** ms until `getToken` is given up; it is asked again later. */
   tokenTimeout?: number;

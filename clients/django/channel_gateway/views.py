@@ -91,11 +91,12 @@ def auth(request: HttpRequest) -> JsonResponse:
     """What the gateway asks with a visitor's credentials.
 
     200 with ``{"user": {"id", "username"}, "rooms"?, "expires_at"?}`` lets in; 200 with ``{"user": null}`` is nobody;
-    401 is a sign-in that does not count (any more), 403 a gateway that does not know the secret.
+    401 is a sign-in that does not count (any more). A gateway that does not know the secret gets 404, which it takes for
+    a fault of the settings: 503 to visitors, who come back, and a line in its log.
     """
     if not _knows_secret(request):
         seldom.error("auth", "a request to %s came without the right X-Gateway-Secret", request.path)
-        return JsonResponse({"error": "forbidden"}, status=403)
+        return JsonResponse({"error": "not found"}, status=404)
     policy = _policy()
     expires_at: datetime | None = None
     user = policy.user(request)
