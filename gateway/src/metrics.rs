@@ -143,6 +143,8 @@ const OPERATIONS: &[&str] = &[
     "retention",
     "secrets",
     "seen",
+    "site_sessions",
+    "site_users",
 ];
 const API_REFUSED: &[&str] = &[
     "busy",

@@ -137,7 +137,7 @@ mod tests {
     #[test]
     fn a_template_that_could_meet_other_groups_is_refused() {
         for good in
-            ["{username}", "user_{username}", "site-1.{username}", "{username}_user", "ux{username}", "cat_{username}"]
+            ["{username}", "user_{username}", "site-1.{username}", "{username}-user", "ux{username}", "cat_{username}"]
         {
             assert_eq!(check_template(good, false), Ok(()), "{good}");
         }
@@ -152,6 +152,7 @@ mod tests {
             "r{username}",
             "r.x.{username}",
             "{username}_",
+            "{username}_user",
             "{username}t_x",
             "{username}.site",
             "{username}{username}",
