@@ -23,6 +23,9 @@ const DAY: i64 = 24 * HOUR;
 /// Good on every clock of these tests.
 const LONG: u64 = 60 * DAY as u64;
 
+/// Tokens say when they were made, which a node that is slow takes for the future.
+const LEEWAY: (&str, &str) = ("jwt-leeway", "1000000");
+
 async fn join(door: Door, user: &str, seconds: u64) -> Result<Client, u16> {
     let bearer = format!("Bearer {}", token_with(user, &[], seconds));
     door.try_connect("/ws/chat/lobby/", &[("authorization", &bearer)]).await
@@ -53,7 +56,8 @@ async fn n9_a_clock_that_jumps_ends_no_sign_in_and_prolongs_none() {
     const BOBS: u64 = 20;
     let (redis, database) = (RedisServer::start(), Postgres::shared().fresh_database());
     let clock = ShiftedClock::new();
-    let node = NodeProcess::start_by(clock.command(), &[("redis-url", &redis.url()), ("database-url", &database)]);
+    let node =
+        NodeProcess::start_by(clock.command(), &[("redis-url", &redis.url()), ("database-url", &database), LEEWAY]);
     let door = node.door;
     let began = Instant::now();
     let mut alice = join(door, "alice", 600).await.unwrap();
@@ -100,7 +104,7 @@ async fn a_node_far_off(seconds: i64, database: &str, sql: impl Fn(&str)) {
     clock.set(seconds);
     let days = [("retention.messages_days", "1"), ("retention.notifications_days", "1")];
     let own = [("database-url", database), ("retention.interval_seconds", "1")];
-    let node = NodeProcess::start_by(clock.command(), &[&own[..], &days].concat());
+    let node = NodeProcess::start_by(clock.command(), &[&own[..], &days, &[LEEWAY]].concat());
     let door = node.door;
     let mut alice = join(door, "alice", LONG).await.unwrap();
     let second = alice.say_acked("lobby", "two", "2").await;
@@ -223,7 +227,7 @@ async fn a_database_whose_clock_goes_back_keeps_the_order_and_the_retention() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_event_from_outside_gets_the_database_s_time() {
     let (redis, database) = (RedisServer::start(), Postgres::shared().fresh_database());
-    let settings = [("redis-url", &redis.url()[..]), ("database-url", &database)];
+    let settings = [("redis-url", &redis.url()[..]), ("database-url", &database), LEEWAY];
     let clock = ShiftedClock::new();
     clock.set(-2 * DAY);
     let node = NodeProcess::start_by(clock.command(), &settings);
