@@ -112,10 +112,8 @@ impl Db {
         let pools = self.pools().1;
         if let Some(pooled) = pools.pooled {
             self.statements.fetch_add(1, Ordering::Relaxed);
-            let transaction = pooled.begin().await?;
-            let rows = transaction.fetch(sql, values).await?;
-            transaction.commit().await?;
-            return Ok(rows);
+            // Boxed, as others have it moved for every message too.
+            return Box::pin(pooled.write(sql, values)).await;
         }
         let Pools { writes, keeper: Keeper::Postgres(kept), .. } = pools else { return Err(wrong_database()) };
         let mut connection = kept.take(writes.get_postgres_connection_pool()).await.map_err(connect_error)?;

@@ -40,6 +40,18 @@ impl Pooled {
         let transaction = self.pool.begin_with(AssertSqlSafe(self.begin.clone())).await.map_err(connect_error)?;
         Ok(Unnamed(Mutex::new(transaction)))
     }
+
+    /// Reads the rows of a statement that writes, in a transaction of its own.
+    pub(crate) async fn write(
+        &self,
+        sql: &'static str,
+        values: sqlx::postgres::PgArguments,
+    ) -> Result<Vec<PgRow>, DbErr> {
+        let transaction = self.begin().await?;
+        let rows = transaction.fetch(sql, values).await?;
+        transaction.commit().await?;
+        Ok(rows)
+    }
 }
 
 fn query(statement: Statement) -> Query<'static, Postgres, SqlxValues> {
