@@ -17,6 +17,9 @@ use crate::node::Node;
 /// How often it is looked. A tenth of the memory is left for what comes between two looks.
 const LOOK: Duration = Duration::from_millis(50);
 
+/// The same while less than half of the limit is taken, or there is none: on a quiet day each look is felt.
+const LOOK_AT_EASE: Duration = Duration::from_millis(200);
+
 /// Looks from one to the next of what costs more.
 const ASK_CGROUP: u64 = 4;
 const PURGE: u64 = 4;
@@ -63,9 +66,9 @@ impl MemoryLimit {
 pub(crate) fn watch(node: &Node, stop: &CancellationToken) {
     let memory = &node.memory;
     node.metrics.memory_limit_bytes.set(i64::try_from(memory.limit).unwrap_or(i64::MAX));
-    let (mut pressure, mut outside) = (Pressure::default(), 0);
+    let (mut pressure, mut outside, mut pause) = (Pressure::default(), 0, LOOK);
     for look in 0_u64.. {
-        std::thread::sleep(LOOK);
+        std::thread::sleep(pause);
         if stop.is_cancelled() {
             return;
         }
@@ -78,6 +81,7 @@ pub(crate) fn watch(node: &Node, stop: &CancellationToken) {
             return;
         };
         node.metrics.memory_bytes.set(i64::try_from(all).unwrap_or(i64::MAX));
+        pause = if memory.limit == 0 || all < memory.limit / 2 { LOOK_AT_EASE } else { LOOK };
         if memory.limit == 0 {
             continue;
         }
