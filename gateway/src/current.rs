@@ -10,7 +10,8 @@ const MOST: usize = 1000;
 /// The newest version of something; who has a reference keeps the version it looked at.
 pub struct Current<T> {
     first: T,
-    later: Box<[OnceLock<T>]>,
+    /// Boxed: a place that stays empty is a pointer, not room for all settings.
+    later: Box<[OnceLock<Box<T>>]>,
     /// How many of `later` are there.
     count: AtomicUsize,
 }
@@ -23,7 +24,7 @@ impl<T> Current<T> {
     /// From now on this is what is read. `false` if it was replaced too often. For one at a time.
     pub(crate) fn replace(&self, next: T) -> bool {
         let count = self.count.load(Ordering::Acquire);
-        let replaced = self.later.get(count).is_some_and(|place| place.set(next).is_ok());
+        let replaced = self.later.get(count).is_some_and(|place| place.set(Box::new(next)).is_ok());
         if replaced {
             self.count.store(count + 1, Ordering::Release);
         }
@@ -36,7 +37,7 @@ impl<T> Deref for Current<T> {
 
     fn deref(&self) -> &T {
         let count = self.count.load(Ordering::Acquire);
-        count.checked_sub(1).and_then(|last| self.later[last].get()).unwrap_or(&self.first)
+        count.checked_sub(1).and_then(|last| self.later[last].get()).map_or(&self.first, |later| later)
     }
 }
 
