@@ -91,7 +91,7 @@ def auth(request: HttpRequest) -> JsonResponse:
     """What the gateway asks with a visitor's credentials.
 
     200 with ``{"user": {"id", "username"}, "rooms"?, "expires_at"?}`` lets in; 200 with ``{"user": null}`` is nobody;
-    401 is a sign-in that does not count (any more). A gateway that does not know the secret gets 404, which it takes for
+    401 is a sign-in that does not count (any more). A gateway that does not know the secret gets 404. It takes that for
     a fault of the settings: 503 to visitors, who come back, and a line in its log.
     """
     if not _knows_secret(request):
