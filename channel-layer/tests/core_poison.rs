@@ -147,7 +147,7 @@ async fn r17_a_message_of_any_size_costs_a_connection_and_no_memory() {
         let large = "return redis.call('ZADD', KEYS[1], ARGV[1], string.rep('x', 80 * 2^20))";
         server.cli(&["EVAL", large, "1", &queue, &now().to_string()]);
         // A server that makes 80 MiB can stand still for longer than a sender waits.
-        until_ok("the next one is sent", || layer.send(&channel(&own), &numbered(0))).await;
+        until_ok("the next one is sent", async || layer.send(&channel(&own), &numbered(0)).await).await;
         until("the node goes on", || node.count() > counted).await;
     }
     let grown = node.peak() - before;
@@ -161,7 +161,7 @@ async fn r17_a_message_of_any_size_costs_a_connection_and_no_memory() {
         "asgijob",
         &now().to_string(),
     ]);
-    until_ok("the next one is sent", || layer.send(&job, &numbered(7))).await;
+    until_ok("the next one is sent", async || layer.send(&job, &numbered(7)).await).await;
     assert_eq!(number(&until_ok("the next one is received", || layer.receive(&job)).await), 7);
 }
 
