@@ -25,4 +25,4 @@ mod trust;
 pub use bounded::Bounded;
 pub use core::{RedisCoreBuilder, RedisCoreLayer};
 pub use pubsub::{RedisPubSubBuilder, RedisPubSubLayer};
-pub use topology::{Connector, Host, Pool, Pooled};
+pub use topology::{Connector, Host};

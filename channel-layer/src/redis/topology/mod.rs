@@ -3,7 +3,6 @@
 mod cluster;
 mod connector;
 mod host;
-mod pool;
 mod race;
 mod sentinel;
 mod slots;
@@ -19,11 +18,7 @@ pub(super) use self::{
     sentinel::Sentinels,
     slots::{Node, Redirection},
 };
-pub use self::{
-    connector::Connector,
-    host::Host,
-    pool::{Pool, Pooled},
-};
+pub use self::{connector::Connector, host::Host};
 use super::{connection::Target, tls::TlsOptions};
 use crate::{BoxError, LayerError};
 
