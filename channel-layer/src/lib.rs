@@ -46,4 +46,6 @@ pub use event::{Event, MAX_DEPTH, MAX_VALUES, Text, Value};
 pub use layer::{ChannelLayer, Delivery, LayerStats, Missed, Relay, RelayBackend, RelaySink};
 pub use memory::{MemoryBuilder, MemoryLayer};
 pub use name::{ChannelName, GroupName, MAX_ANY_NAME, MAX_NAME};
-pub use redis::{Bounded, Connector, Host, RedisCoreBuilder, RedisCoreLayer, RedisPubSubBuilder, RedisPubSubLayer};
+pub use redis::{
+    Bounded, Connector, Host, Pool, Pooled, RedisCoreBuilder, RedisCoreLayer, RedisPubSubBuilder, RedisPubSubLayer,
+};

@@ -114,6 +114,14 @@ impl Target {
         Connection::on(self.stream(client_name).await?, trust).await
     }
 
+    /// Where it is now.
+    pub(super) async fn locate(&self) -> Result<Address, BoxError> {
+        match &self.way {
+            Way::Direct(address) => Ok(address.clone()),
+            Way::Sentinel(sentinels) => Ok(sentinels.ask().await?.primary),
+        }
+    }
+
     /// For a connection that is about to be made.
     pub(super) fn trust(&self) -> Trust {
         self.server.trust()

@@ -25,4 +25,4 @@ mod trust;
 pub use bounded::Bounded;
 pub use core::{RedisCoreBuilder, RedisCoreLayer};
 pub use pubsub::{RedisPubSubBuilder, RedisPubSubLayer};
-pub use topology::{Connector, Host};
+pub use topology::{Connector, Host, Pool, Pooled};

@@ -16,7 +16,7 @@ mod unread;
 use std::sync::Arc;
 use std::time::Duration;
 
-use redis::RedisError;
+use channel_layer::Pooled;
 use uuid::Uuid;
 
 use crate::config::Config;
@@ -34,6 +34,11 @@ pub(crate) use unread::Moved;
 
 /// How often the claim is looked at again; an emptied Redis has forgotten it.
 const CLAIM_EVERY: Duration = Duration::from_secs(15);
+
+/// What stands there, or nothing; of anything longer than an id the beginning.
+async fn read(redis: &mut Pooled, key: &str) -> Result<String, RedisFailed> {
+    Ok(redis::cmd("GETRANGE").arg(key).arg(0).arg(uuid::fmt::Hyphenated::LENGTH).query_async(redis).await?)
+}
 
 /// The nodes of one deployment share one database; its id is noted in Redis, so that a node with
 /// another database cannot mix its messages into theirs.
@@ -75,14 +80,11 @@ impl Deployment {
     /// Notes the deployment's id, or finds that another one has done so.
     pub(crate) async fn claim(&self) -> Result<(), DeploymentError> {
         for key in &self.keys {
-            let mut redis = self.server.open(key).await?;
+            let mut redis = self.server.ask(key).await?;
             let ours = self.id.to_string();
-            let theirs: String = async {
-                redis::cmd("SETNX").arg(key).arg(&ours).query_async::<()>(&mut *redis).await?;
-                redis::cmd("GET").arg(key).query_async(&mut *redis).await
-            }
-            .await
-            .map_err(|error: RedisError| RedisFailed::from(error))?;
+            let noted = redis::cmd("SETNX").arg(key).arg(&ours).query_async::<()>(&mut redis).await;
+            noted.map_err(RedisFailed::from)?;
+            let theirs = read(&mut redis, key).await?;
             if theirs != ours {
                 return Err(DeploymentError::Other { key: key.clone(), theirs, ours: self.id });
             }
@@ -93,13 +95,9 @@ impl Deployment {
     /// Whether another deployment has claimed it.
     pub(crate) async fn look(&self) -> Result<(), DeploymentError> {
         for key in &self.keys {
-            let mut redis = self.server.open(key).await?;
-            let theirs: Result<Option<String>, RedisError> = redis::cmd("GET").arg(key).query_async(&mut *redis).await;
-            match theirs.map_err(RedisFailed::from)? {
-                Some(theirs) if theirs != self.id.to_string() => {
-                    return Err(DeploymentError::Other { key: key.clone(), theirs, ours: self.id });
-                }
-                _ => {}
+            let theirs = read(&mut self.server.ask(key).await?, key).await?;
+            if !theirs.is_empty() && theirs != self.id.to_string() {
+                return Err(DeploymentError::Other { key: key.clone(), theirs, ours: self.id });
             }
         }
         Ok(())

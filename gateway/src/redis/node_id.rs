@@ -17,6 +17,9 @@ use crate::node::Node;
 const LEASE: Duration = Duration::from_secs(5);
 const RENEW_EVERY: Duration = Duration::from_millis(1500);
 
+/// Bytes of a value: two UUIDs and a space. What else may stand there has no bound.
+const VALUE: usize = 73;
+
 /// How often a taken id is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 
@@ -90,8 +93,8 @@ impl NodeId {
     /// Gives the id back.
     pub(crate) async fn give_back(&self) -> Result<(), NodeIdError> {
         if self.read().await?.is_some_and(|value| self.is_ours(&value)) {
-            let mut redis = self.server.open(&self.key).await?;
-            redis::cmd("SET").arg(&self.key).arg("").arg("PX").arg(1).query_async::<()>(&mut *redis).await?;
+            let mut redis = self.server.ask(&self.key).await?;
+            redis::cmd("SET").arg(&self.key).arg("").arg("PX").arg(1).query_async::<()>(&mut redis).await?;
         }
         Ok(())
     }
@@ -114,17 +117,18 @@ impl NodeId {
 
     /// Writes a value that is another one each time.
     async fn write(&self, options: &[&str]) -> Result<bool, NodeIdError> {
-        let mut redis = self.server.open(&self.key).await?;
+        let mut redis = self.server.ask(&self.key).await?;
         let value = format!("{} {}", self.mark, Uuid::new_v4());
         let mut set = redis::cmd("SET");
         set.arg(&self.key).arg(value).arg("PX").arg(LEASE.as_millis() as u64).arg(options);
-        let done: Option<String> = set.query_async(&mut *redis).await?;
+        let done: Option<String> = set.query_async(&mut redis).await?;
         Ok(done.is_some())
     }
 
     async fn read(&self) -> Result<Option<String>, NodeIdError> {
-        let mut redis = self.server.open(&self.key).await?;
-        Ok(redis::cmd("GET").arg(&self.key).query_async(&mut *redis).await?)
+        let mut redis = self.server.ask(&self.key).await?;
+        let value: String = redis::cmd("GETRANGE").arg(&self.key).arg(0).arg(VALUE - 1).query_async(&mut redis).await?;
+        Ok(Some(value).filter(|value| !value.is_empty()))
     }
 
     fn is_ours(&self, value: &str) -> bool {

@@ -115,9 +115,13 @@ async fn commands(server: &Server, config: &Config, found: &mut Findings) -> Res
         );
     }
     let mut ours = server.open_own(&text, PATIENCE).await?;
-    for words in
-        [&["SET", &text, "check", "PX", "1000", "NX"][..], &["GET", &text], &["SETNX", &text, "check"], &["TIME"]]
-    {
+    for words in [
+        &["SET", &text, "check", "PX", "1000", "NX"][..],
+        &["GETRANGE", &text, "0", "99"],
+        &["SETNX", &text, "check"],
+        &["TIME"],
+        &["UNWATCH"],
+    ] {
         attempt(&mut ours, &cmd(words), found).await;
     }
     // Not what a node does.

@@ -1,14 +1,15 @@
 //! The Redis of what a node keeps beside the channel layer: the first host of the list.
 //!
-//! The layer's own crate opens the connections, so whatever it understands in a URL (Sentinels, a
-//! cluster, TLS with certificates, sockets) is understood here; the crate `redis` speaks over them.
-//! Questions with an answer share a few connections; what waits at the server has one of its own.
+//! The layer's own crate finds the server, so whatever it understands in a URL (Sentinels, a cluster, TLS with
+//! certificates, sockets) is understood here; the crate `redis` speaks to it. Short questions share the few connections
+//! of a pool of `deadpool-redis`. Those whose answers others make (dead letters, sessions) share a few whose answers
+//! have a bound. What waits at the server has a connection of its own.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use channel_layer::{Connector, Host, LayerError};
+use channel_layer::{Connector, Host, LayerError, Pooled};
 use parking_lot::Mutex;
 use redis::RedisError;
 use time::OffsetDateTime;
@@ -27,6 +28,9 @@ pub(super) const LETTER_TIME: Duration = Duration::from_secs(10);
 /// Longest wait for one of the shared connections, made anew or not.
 const TURN: Duration = Duration::from_secs(5);
 
+/// Most connections for short questions.
+const QUESTIONS: usize = 2;
+
 /// What `CLIENT LIST` shows.
 const CLIENT_NAME: &str = "gateway";
 
@@ -34,6 +38,7 @@ const CLIENT_NAME: &str = "gateway";
 #[derive(Clone)]
 pub(crate) struct Server {
     connector: Connector,
+    questions: channel_layer::Pool,
     /// Two keys may be in two places.
     pub(super) is_cluster: bool,
     /// By key in a cluster, else only one. There are as many as a node has keys here: four.
@@ -68,7 +73,18 @@ impl Server {
     }
 
     pub(super) fn at(host: &Host) -> Result<Self, LayerError> {
-        Ok(Self { connector: host.connector()?, is_cluster: host.is_cluster(), pools: Arc::default() })
+        Ok(Self {
+            connector: host.connector()?,
+            questions: host.pool(QUESTIONS)?,
+            is_cluster: host.is_cluster(),
+            pools: Arc::default(),
+        })
+    }
+
+    /// A connection for short questions to the server that has this key, within 6 seconds. What it is asked for must not
+    /// be large.
+    pub(super) async fn ask(&self, key: &str) -> Result<Pooled, RedisFailed> {
+        Ok(self.questions.get(key.as_bytes()).await?)
     }
 
     /// One of the shared connections to the server that has this key, within 5 seconds.
@@ -94,8 +110,8 @@ impl Server {
 
     /// What time it is there.
     pub(crate) async fn time(&self) -> Result<OffsetDateTime, RedisFailed> {
-        let mut redis = self.open("").await?;
-        let (seconds, micros): (i64, i64) = redis::cmd("TIME").query_async(&mut *redis).await?;
+        let mut redis = self.ask("").await?;
+        let (seconds, micros): (i64, i64) = redis::cmd("TIME").query_async(&mut redis).await?;
         Ok(OffsetDateTime::UNIX_EPOCH + time::Duration::new(seconds, (micros * 1000) as i32))
     }
 }

@@ -2,7 +2,7 @@
 
 use std::{fmt, path::Path, str::FromStr, sync::Arc};
 
-use super::{cluster::Cluster, connector::Connector, sentinel::Sentinels, url};
+use super::{cluster::Cluster, connector::Connector, pool::Pool, sentinel::Sentinels, url};
 use crate::{
     LayerError,
     redis::{
@@ -160,6 +160,12 @@ impl Host {
     /// about. Fails with [`LayerError::Config`] if the host cannot be meant.
     pub fn connector(&self) -> Result<Connector, LayerError> {
         Ok(Connector::new(self.spec()?.resolve(&TlsOptions::default())?))
+    }
+
+    /// A pool of at most `size` connections to each of its servers, for short questions of the caller's own. Fails with
+    /// [`LayerError::Config`] if the host cannot be meant.
+    pub fn pool(&self, size: usize) -> Result<Pool, LayerError> {
+        Pool::new(self.spec()?, size)
     }
 
     fn of(kind: Kind) -> Self {

@@ -3,6 +3,7 @@
 mod cluster;
 mod connector;
 mod host;
+mod pool;
 mod race;
 mod sentinel;
 mod slots;
@@ -18,7 +19,11 @@ pub(super) use self::{
     sentinel::Sentinels,
     slots::{Node, Redirection},
 };
-pub use self::{connector::Connector, host::Host};
+pub use self::{
+    connector::Connector,
+    host::Host,
+    pool::{Pool, Pooled},
+};
 use super::{connection::Target, tls::TlsOptions};
 use crate::{BoxError, LayerError};
 
