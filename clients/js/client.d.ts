@@ -163,6 +163,13 @@ export interface ErrorFrame {
   client_id?: string;
 }
 
+/** What an operator or the site tells everybody who is connected; it is not stored. */
+export interface AnnouncementFrame {
+  type: "announcement";
+  message: string;
+  data?: Record<string, unknown>;
+}
+
 /** Frames of the gateway by their type, and the events of the client itself. */
 export interface Events {
   chat: ChatFrame;
@@ -178,6 +185,7 @@ export interface Events {
   auth: AuthFrame;
   pong: PongFrame;
   error: ErrorFrame;
+  announcement: AnnouncementFrame;
   /** Every frame. */
   frame: { type?: string; [field: string]: unknown };
   state: StateEvent;

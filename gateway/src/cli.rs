@@ -101,6 +101,12 @@ pub fn command() -> Command {
                 ),
         ))
         .subcommand(client(
+            Command::new("announce")
+                .about("Tell everybody who is connected, on all nodes")
+                .arg(Arg::new("text").required(true).value_name("TEXT"))
+                .arg(Arg::new("data").long("data").value_name("JSON").help("An object of your own beside the text")),
+        ))
+        .subcommand(client(
             Command::new("room")
                 .about("Rooms and members")
                 .subcommand_required(true)
@@ -114,7 +120,52 @@ pub fn command() -> Command {
                 .subcommand(Command::new("delete").about("Delete a room with its messages").arg(room.clone()))
                 .subcommand(Command::new("show").about("Show a room").arg(room.clone()))
                 .subcommand(Command::new("add").about("Put a user into a room").arg(room.clone()).arg(user.clone()))
-                .subcommand(Command::new("remove").about("Take a user out of a room").arg(room).arg(user)),
+                .subcommand(Command::new("remove").about("Take a user out of a room").arg(room).arg(user.clone())),
+        ))
+        .subcommand(client(
+            Command::new("user")
+                .about("Where a user is connected, and closing that")
+                .subcommand_required(true)
+                .subcommand(Command::new("show").about("List a user's sockets, on all nodes").arg(user.clone()))
+                .subcommand(
+                    Command::new("disconnect")
+                        .about("Close a user's sockets, on all nodes")
+                        .arg(user.clone())
+                        .arg(
+                            Arg::new("code")
+                                .long("code")
+                                .value_name("CODE")
+                                .default_value("4403")
+                                .value_parser(clap::value_parser!(u16))
+                                .help("Close code: clients come back by themselves after those below 4400"),
+                        )
+                        .arg(Arg::new("reason").long("reason").value_name("TEXT").help("Reason in the close frame")),
+                ),
+        ))
+        .subcommand(client(Command::new("nodes").about("List the nodes that are alive")))
+        .subcommand(client(
+            Command::new("tail")
+                .about("Follow what passes the node: events on their way to sockets, sockets that come and go")
+                .arg(Arg::new("user").long("user").value_name("USER").help("Only what is to, from or of this user"))
+                .arg(
+                    Arg::new("room")
+                        .long("room")
+                        .value_name("ROOM")
+                        .help("Only what is for this room; with --user, either"),
+                )
+                .arg(
+                    Arg::new("texts")
+                        .long("texts")
+                        .action(ArgAction::SetTrue)
+                        .help("Show what people have written, too"),
+                )
+                .arg(
+                    Arg::new("count")
+                        .long("count")
+                        .value_name("N")
+                        .value_parser(clap::value_parser!(usize))
+                        .help("End after so many; default: when it is interrupted"),
+                ),
         ))
         .subcommand(client(
             Command::new("dead")
@@ -140,7 +191,54 @@ pub fn command() -> Command {
         .subcommand(client(
             Command::new("healthcheck").about("Ask the local node whether it is ready; exit code 0 or 1"),
         ))
+        .subcommand(only(
+            Command::new("completions")
+                .about("Print what a shell needs to complete these commands")
+                .arg(Arg::new("shell").required(true).value_parser(clap::value_parser!(clap_complete::Shell))),
+            &[],
+        ))
+        .subcommand(only(Command::new("man").about("Print the manual page of these commands, for man"), &[]))
         .subcommand(only(Command::new("version").about("Print the version"), &[]))
+}
+
+/// What a shell needs to complete the commands.
+pub fn completions(matches: &ArgMatches) -> String {
+    let mut text = Vec::new();
+    if let Some(shell) = matches.get_one::<clap_complete::Shell>("shell") {
+        clap_complete::generate(*shell, &mut command(), "gateway", &mut text);
+    }
+    String::from_utf8_lossy(&text).into_owned()
+}
+
+/// The manual page: what the command is, its settings, then each command with its own options.
+pub fn manual() -> std::io::Result<String> {
+    let mut root = command();
+    root.build();
+    let mut text = Vec::new();
+    clap_mangen::Man::new(root.clone()).render(&mut text)?;
+    for command in root.get_subcommands().filter(|command| command.get_name() != "help") {
+        manual_of(command, &format!("gateway {}", command.get_name()), &mut text)?;
+    }
+    Ok(String::from_utf8_lossy(&text).into_owned())
+}
+
+/// A command, and those in it.
+fn manual_of(command: &Command, name: &str, text: &mut Vec<u8>) -> std::io::Result<()> {
+    use std::io::Write as _;
+    let page = clap_mangen::Man::new(command.clone());
+    writeln!(text, ".SH {}", name.to_uppercase())?;
+    page.render_description_section(&mut *text)?;
+    page.render_synopsis_section(&mut *text)?;
+    let shown = |arg: &&Arg| {
+        !arg.is_hide_set() && !arg.is_global_set() && !["help", "version"].contains(&arg.get_id().as_str())
+    };
+    if command.get_arguments().filter(shown).count() > 0 {
+        page.render_options_section(&mut *text)?;
+    }
+    for inner in command.get_subcommands().filter(|inner| inner.get_name() != "help") {
+        manual_of(inner, &format!("{name} {}", inner.get_name()), text)?;
+    }
+    Ok(())
 }
 
 /// Collects the settings of a command line.
@@ -238,6 +336,10 @@ pub fn show(collected: &Collected, config: &Config) -> String {
 const CONNECT_TIME: Duration = Duration::from_secs(5);
 const ANSWER_TIME: Duration = Duration::from_secs(60);
 
+/// What passes the node, asked for at a time, and the seconds that an answer may wait for it.
+const TAIL_PAGE: usize = 1000;
+const TAIL_WAIT: u64 = 20;
+
 /// Rooms asked for at a time.
 const PAGE: usize = 1000;
 
@@ -263,6 +365,9 @@ pub enum ApiError {
     /// What was given cannot be a name, and must not become part of a path.
     #[error("{0:?} is not valid: {1}")]
     Name(String, &'static str),
+    /// What was given as data is none.
+    #[error("--data is not JSON: {0}")]
+    Data(String),
     /// An answer that says no.
     #[error("{0}")]
     Refused(String),
@@ -281,10 +386,54 @@ impl ApiClient {
         Ok(Self { http, url: url.trim_end_matches('/').to_owned(), key })
     }
 
-    /// Runs `notify`, a `room` or a `dead` command and returns what to print: a table for people, else JSON.
+    /// Runs a command that is one question to the API and returns what to print: a table for people, else JSON.
     pub async fn run(&self, command: &str, matches: &ArgMatches, for_people: bool) -> Result<String, ApiError> {
         let answer = self.ask(command, matches).await?;
-        Ok(if for_people { table(&answer) } else { answer.to_string() })
+        let action = matches.subcommand().map(|(action, _)| action);
+        Ok(match (for_people, command, action) {
+            (false, ..) => answer.to_string(),
+            (_, "user", Some("show")) => table(&json!({"sockets": answer["sockets"]})),
+            (_, "nodes", _) => {
+                let nodes = answer["nodes"].as_array().into_iter().flatten();
+                table(&json!({"nodes": nodes.map(|node| json!({"node": node})).collect::<Vec<_>>()}))
+            }
+            _ => table(&answer),
+        })
+    }
+
+    /// Runs `tail`: says a line for each thing that passes, until there were as many as asked for.
+    pub async fn tail(
+        &self,
+        matches: &ArgMatches,
+        for_people: bool,
+        mut say: impl FnMut(&str),
+    ) -> Result<(), ApiError> {
+        let named = |name: &str| matches.get_one::<String>(name).map(|value| format!("&{name}={}", encode(value)));
+        let mut filter = [named("user"), named("room")].into_iter().flatten().collect::<String>();
+        if matches.get_flag("texts") {
+            filter.push_str("&texts=true");
+        }
+        let (mut left, mut after) = (matches.get_one::<usize>("count").copied(), String::new());
+        loop {
+            let limit = left.unwrap_or(TAIL_PAGE).min(TAIL_PAGE);
+            if limit == 0 {
+                return Ok(());
+            }
+            // The first one only says where to begin.
+            let wait = if after.is_empty() { 0 } else { TAIL_WAIT };
+            let path = format!("/api/tail?wait={wait}&limit={limit}{after}{filter}");
+            let answer = self.call(reqwest::Method::GET, &path, None).await?;
+            after = format!("&after={}", answer["next"].as_u64().unwrap_or_default());
+            if let Some(missed) = answer["missed"].as_u64().filter(|missed| *missed > 0) {
+                let missed = json!({"what": "missed", "count": missed});
+                say(&if for_people { line(&missed) } else { missed.to_string() });
+            }
+            let events = answer["events"].as_array().map_or(&[][..], Vec::as_slice);
+            for event in events {
+                say(&if for_people { line(event) } else { event.to_string() });
+            }
+            left = left.map(|left| left - events.len());
+        }
     }
 
     async fn ask(&self, command: &str, matches: &ArgMatches) -> Result<Value, ApiError> {
@@ -303,7 +452,28 @@ impl ApiClient {
             let mut answer = self.call(reqwest::Method::POST, "/api/events", Some(body)).await?;
             return Ok(answer["results"][0].take());
         }
+        if command == "announce" {
+            let mut body = json!({"message": text(matches, "text")});
+            if let Some(data) = matches.get_one::<String>("data") {
+                body["data"] = serde_json::from_str(data).map_err(|error| ApiError::Data(error.to_string()))?;
+            }
+            return self.call(reqwest::Method::POST, "/api/announce", Some(body)).await;
+        }
+        if command == "nodes" {
+            return self.call(reqwest::Method::GET, "/api/nodes", None).await;
+        }
         let Some((action, matches)) = matches.subcommand() else { return Ok(Value::Null) };
+        if command == "user" {
+            let path = format!("/api/users/{}", encode(&valid_user(text(matches, "user"))?));
+            if action == "show" {
+                return self.call(reqwest::Method::GET, &path, None).await;
+            }
+            let mut body = json!({"code": matches.get_one::<u16>("code")});
+            if let Some(reason) = matches.get_one::<String>("reason") {
+                body["reason"] = json!(reason);
+            }
+            return self.call(reqwest::Method::POST, &format!("{path}/disconnect"), Some(body)).await;
+        }
         if command == "dead" {
             let one = || Ok::<_, ApiError>(format!("/api/dead/{}", segment(matches, "dead")?));
             let (method, path) = match action {
@@ -380,6 +550,19 @@ impl ApiClient {
         let detail = value["detail"].as_str().ok_or_else(foreign)?;
         Err(ApiError::Refused(format!("{status}: {detail}")))
     }
+}
+
+/// Something that passed on one line: when and what, then its fields by name, the texts last.
+fn line(event: &Value) -> String {
+    const TEXTS: [&str; 3] = ["message", "text", "data"];
+    let field = |name: &str| event.get(name).map(cell);
+    let mut words: Vec<String> = [field("at"), field("what")].into_iter().flatten().collect();
+    let fields = event.as_object().into_iter().flatten();
+    let (texts, others): (Vec<_>, Vec<_>) = fields
+        .filter(|(name, _)| !["at", "what"].contains(&name.as_str()))
+        .partition(|(name, _)| TEXTS.contains(&name.as_str()));
+    words.extend(others.into_iter().chain(texts).map(|(name, value)| format!("{name}={}", cell(value))));
+    words.join("  ")
 }
 
 /// An answer as people read it: a list as a table, anything else a line for each of its fields.
@@ -520,6 +703,28 @@ mod tests {
             json!({"dead": [{"dead_id": "1-0", "fields": {"id": "42", "reason": "no_room"}}], "has_more": false});
         assert_eq!(table(&dead), "DEAD_ID  ID  REASON\n1-0      42  no_room");
         assert_eq!(table(&json!({"dead": [], "has_more": false})), "none");
+    }
+
+    #[test]
+    fn what_passes_is_a_line() {
+        let event = json!({"at": "2026-01-02T03:04:05.000006Z", "what": "chat_message", "message": "a\nb", "room": "lobby", "sockets": 2});
+        assert_eq!(line(&event), "2026-01-02T03:04:05.000006Z  chat_message  room=lobby  sockets=2  message=a\\nb");
+    }
+
+    #[test]
+    fn the_manual_and_the_shells_know_every_command() {
+        let manual = manual().unwrap();
+        let mut root = super::command();
+        root.build();
+        for command in root.get_subcommands().filter(|command| command.get_name() != "help") {
+            let name = command.get_name();
+            assert!(manual.contains(&format!(".SH GATEWAY {}\n", name.to_uppercase())), "{name}");
+            for shell in ["bash", "zsh", "fish"] {
+                let matches = super::command().try_get_matches_from(["gateway", "completions", shell]).unwrap();
+                assert!(completions(matches.subcommand().unwrap().1).contains(name), "{shell} {name}");
+            }
+        }
+        assert!(manual.contains("GATEWAY USER DISCONNECT") && manual.contains("\\-\\-listen"), "{manual}");
     }
 
     #[test]

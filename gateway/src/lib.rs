@@ -45,6 +45,7 @@ mod seal;
 mod seldom;
 mod socket;
 mod storing;
+mod tail;
 mod upkeep;
 mod websocket;
 mod words;

@@ -48,6 +48,19 @@ async fn run(matches: &clap::ArgMatches) -> ExitCode {
             say(cli::genconfig().trim_end());
             return ExitCode::SUCCESS;
         }
+        "completions" => {
+            say(cli::completions(arguments).trim_end());
+            return ExitCode::SUCCESS;
+        }
+        "man" => {
+            return match cli::manual() {
+                Ok(page) => {
+                    say(page.trim_end());
+                    ExitCode::SUCCESS
+                }
+                Err(error) => failed(&error.into()),
+            };
+        }
         _ => {}
     }
     let collected = match cli::settings(arguments) {
@@ -76,6 +89,7 @@ async fn run(matches: &clap::ArgMatches) -> ExitCode {
             Err(errors) => return wrong_settings(&errors),
         },
         "token" => token(&config, arguments),
+        "tail" => tail(&config, arguments).await,
         "healthcheck" => healthcheck(&config, arguments).await,
         _ => call_api(&config, command, arguments).await,
     };
@@ -269,6 +283,12 @@ fn token(config: &Config, arguments: &clap::ArgMatches) -> anyhow::Result<ExitCo
 async fn healthcheck(config: &Config, arguments: &clap::ArgMatches) -> anyhow::Result<ExitCode> {
     let ready = ApiClient::new(arguments, config)?.is_ready().await;
     Ok(if ready { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+async fn tail(config: &Config, arguments: &clap::ArgMatches) -> anyhow::Result<ExitCode> {
+    let for_people = std::io::stdout().is_terminal() && !arguments.get_flag("json");
+    ApiClient::new(arguments, config)?.tail(arguments, for_people, say).await?;
+    Ok(ExitCode::SUCCESS)
 }
 
 async fn call_api(config: &Config, command: &str, arguments: &clap::ArgMatches) -> anyhow::Result<ExitCode> {

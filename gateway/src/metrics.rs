@@ -133,6 +133,7 @@ const EVENTS_FORGED: &[&str] = &["repeated", "stale", "unknown_key", "unsealed",
 const OPERATIONS: &[&str] = &[
     "admit",
     "append",
+    "change",
     "compare",
     "fill",
     "history",
@@ -506,9 +507,9 @@ impl Metrics {
             layer_events_forged, ByReason { reason } of EVENTS_FORGED.iter().copied();
             store_seconds, ByOperation { operation } of OPERATIONS.iter().copied();
             store_errors, ByOperation { operation } of OPERATIONS.iter().copied();
-            stream_events, ByResult { result } of ["stored", "repeated", "sent", "expired", "deleted", "dead"];
+            stream_events, ByResult { result } of ["stored", "changed", "repeated", "sent", "expired", "deleted", "dead"];
             stream_dead, ByReason { reason } of STREAM_DEAD.iter().copied();
-            stream_postponed, ByReason { reason } of ["no_dead_letter", "not_stored"];
+            stream_postponed, ByReason { reason } of ["no_dead_letter", "no_room_yet", "not_stored"];
             api_refused, ByReason { reason } of API_REFUSED.iter().copied();
             resumes, ByKind { kind } of ["nothing", "memory", "database", "refused", "overflowed"];
             retention_runs, ByResult { result } of ["done", "skipped", "broken_off", "failed"];

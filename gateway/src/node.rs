@@ -111,6 +111,8 @@ pub struct Node {
     pub(crate) redis: Option<redis::Server>,
     /// How many streams are read at once for clients that catch up.
     pub(crate) resumes: Semaphore,
+    /// How many changes of rooms and members are stored at once.
+    pub(crate) changes: Semaphore,
     /// Bytes that publishing may take, from the stream and over HTTP.
     pub(crate) publishing: Budget,
     /// Bytes that bodies of API calls may take.
@@ -212,6 +214,7 @@ impl Node {
             peers: Peers::new(&config, &layer, &seals, &metrics),
             seals,
             resumes: Semaphore::new(16),
+            changes: Semaphore::new(4),
             clock: health.clock.clone(),
             health,
             publishing: Budget::new(PUBLISHING),

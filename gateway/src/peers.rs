@@ -24,6 +24,10 @@ const ASK: &str = "gateway.ask";
 const ANSWER: &str = "gateway.answer";
 const HELLO: &str = "gateway.hello";
 const LOST: &str = "gateway.lost";
+const EVERYONE: &str = "gateway.everyone";
+
+/// What an event for everyone may have beside its type.
+const OF_EVENT: [&str; 4] = ["text", "code", "reason", "traceparent"];
 
 /// How long answers are waited for. A healthy node answers within some milliseconds.
 const PATIENCE: Duration = Duration::from_millis(500);
@@ -125,6 +129,18 @@ impl Peers {
         online
     }
 
+    /// Has all nodes pass an event to all their sockets.
+    pub(crate) async fn everyone(&self, node: &Node, event: Event) -> Result<(), LayerError> {
+        if let Some(group) = &self.group {
+            let word = Event::new(EVERYONE).with("what", event.event_type().unwrap_or_default());
+            let word = copied(&event, word).with("from", self.node_id.as_str());
+            self.tell(group, word).await?;
+        }
+        // This one's mailbox may not be open yet.
+        node.hub.deliver_to_all(event);
+        Ok(())
+    }
+
     /// The answers of the other nodes.
     async fn ask(&self, question: Event) -> Vec<Event> {
         let mailbox = self.mailbox.lock().clone();
@@ -190,7 +206,7 @@ impl Peers {
         mailbox: &ChannelName,
         event: Event,
     ) -> Result<(), LayerError> {
-        let known = [HELLO, ASK, ANSWER, LOST].into_iter().find(|known| event.event_type() == Some(known));
+        let known = [HELLO, ASK, ANSWER, LOST, EVERYONE].into_iter().find(|known| event.event_type() == Some(known));
         let target = if known == Some(ANSWER) { mailbox.as_str() } else { group.as_str() };
         if !self.seals.hears(&self.seals.keys(), known.unwrap_or("unknown"), &event, target, false) {
             return Ok(());
@@ -230,6 +246,10 @@ impl Peers {
                 node.hub.compare_now();
                 Ok(())
             }
+            Some(EVERYONE) if event.text("from") != Some(&self.node_id) => {
+                node.hub.deliver_to_all(copied(&event, Event::new(event.text("what").unwrap_or_default())));
+                Ok(())
+            }
             _ => Ok(()),
         }
     }
@@ -252,6 +272,12 @@ impl Peers {
         let answer = self.seals.word(answer, reply_to.as_str());
         self.layer.send(&reply_to, &answer).await
     }
+}
+
+/// The second event with what the first has of [`OF_EVENT`].
+fn copied(from: &Event, to: Event) -> Event {
+    let fields = OF_EVENT.iter().filter_map(|name| Some((*name, from.get(name)?.clone())));
+    fields.fold(to, |to, (name, value)| to.with(name, value))
 }
 
 impl std::fmt::Debug for Peers {

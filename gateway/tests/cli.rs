@@ -308,3 +308,64 @@ async fn a_token_signs_in() {
     assert_eq!(gateway(&["token", "a/b"], &[("GATEWAY_JWT_SECRET", common::SECRET)]).await.code, 1);
     assert!(gateway(&["version"], &[]).await.out.starts_with("gateway 0."));
 }
+
+/// What operators ask for by hand: who is where, which nodes there are, and what passes.
+#[tokio::test(flavor = "multi_thread")]
+async fn users_nodes_and_what_passes() {
+    let node = TestNode::start(&[("node-id", "one")]).await;
+    let url = format!("http://{}", node.at().internal);
+    let env = [("GATEWAY_API_URL", url.as_str()), ("GATEWAY_API_KEY", "key")];
+    let json = |output: &Output| serde_json::from_str::<Value>(&output.out).unwrap();
+    let nodes = gateway(&["nodes"], &env).await;
+    assert_eq!(json(&nodes), serde_json::json!({"nodes": ["one"]}), "{}", nodes.err);
+
+    let mut tail = tokio::process::Command::new(env!("CARGO_BIN_EXE_gateway"));
+    tail.args(["tail", "--room", "lobby", "--user", "alice", "--count", "4"]).envs(env);
+    tail.stdout(std::process::Stdio::piped()).kill_on_drop(true);
+    let mut tail = tail.spawn().unwrap();
+    let mut lines = tokio::io::BufReader::new(tail.stdout.take().unwrap()).lines();
+    eventually("it is watched", || async {
+        // Whoever asks first makes the node look; the command has asked once the answer's number moves on with it.
+        node.at().api("GET", "/api/nodes", None).await;
+        node.metric("gateway_connections").await == 0.0 && tail_is_on(&node).await
+    })
+    .await;
+    let mut alice = node.join("alice", "lobby").await;
+    alice.say("lobby", "secret words").await;
+    alice.hears().await;
+    let shown = gateway(&["user", "show", "alice"], &env).await;
+    assert_eq!(json(&shown)["sockets"].as_array().unwrap().len(), 1, "{}", shown.err);
+    let said = gateway(&["user", "disconnect", "alice", "--code", "4401", "--reason", "out"], &env).await;
+    assert_eq!(json(&said)["disconnected"], true, "{}", said.err);
+    assert_eq!(alice.closed().await, 4401);
+    assert!(gateway(&["user", "show", "a/b"], &env).await.err.contains("not valid"));
+    let mut seen = Vec::new();
+    while let Some(line) = tokio::time::timeout(common::PATIENCE * 2, lines.next_line()).await.unwrap().unwrap() {
+        assert!(!line.contains("secret words"), "{line}");
+        seen.push(serde_json::from_str::<Value>(&line).unwrap());
+    }
+    // Her other sockets are told of the room that she has joined.
+    seen.retain(|one| one["what"] != "gateway_rooms_changed");
+    let what: Vec<&str> = seen.iter().map(|one| one["what"].as_str().unwrap()).collect();
+    assert_eq!(what, ["socket opened", "chat_message", "gateway_disconnect"], "{seen:#?}");
+    assert_eq!(
+        (&seen[1]["room"], &seen[1]["from_user"], &seen[1]["sockets"]),
+        (&"lobby".into(), &"alice".into(), &1.into())
+    );
+    assert!(tail.wait().await.unwrap().success());
+}
+
+/// Whether somebody watches: a socket that came and went is there to be seen.
+async fn tail_is_on(node: &TestNode) -> bool {
+    drop(node.join("bob", "attic").await);
+    node.at().api("GET", "/api/tail?after=0", None).await.1["next"].as_u64().unwrap() > 0
+}
+
+#[tokio::test]
+async fn shells_and_man_learn_the_commands_from_the_program() {
+    let bash = gateway(&["completions", "bash"], &[]).await;
+    assert!(bash.code == 0 && bash.out.contains("announce") && bash.out.contains("disconnect"), "{}", bash.err);
+    assert_eq!(gateway(&["completions", "cmd"], &[]).await.code, 2);
+    let page = gateway(&["man"], &[]).await;
+    assert!(page.code == 0 && page.out.contains(".TH gateway 1"), "{}", &page.out[..200]);
+}

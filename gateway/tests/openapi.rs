@@ -101,6 +101,8 @@ const HISTORY: &str = "/api/rooms/{room}/history";
 const MEMBER: &str = "/api/rooms/{room}/members/{user}";
 const USER: &str = "/api/users/{user}";
 const INBOX: &str = "/api/users/{user}/notifications";
+const ONLINE: &str = "/api/users/online";
+const DISCONNECT: &str = "/api/users/{user}/disconnect";
 const SEEN: &str = "/api/users/{user}/seen";
 const DEAD: &str = "/api/dead/{dead_id}";
 const RETRY: &str = "/api/dead/{dead_id}/retry";
@@ -110,6 +112,9 @@ fn operations() -> Vec<(&'static str, &'static str, Vec<&'static str>, Option<Va
     let event = json!({"type": "notification", "to": "user:alice", "data": {"message": "x"}});
     vec![
         ("POST", "/api/events", vec![], Some(event)),
+        ("POST", "/api/announce", vec![], Some(json!({"message": "x"}))),
+        ("POST", ONLINE, vec![], Some(json!({"users": ["alice"]}))),
+        ("POST", DISCONNECT, vec!["nobody"], Some(json!({"code": 4401}))),
         ("GET", "/api/rooms", vec![], None),
         ("GET", ROOM, vec!["lobby"], None),
         ("PUT", ROOM, vec!["lobby"], None),
@@ -121,6 +126,7 @@ fn operations() -> Vec<(&'static str, &'static str, Vec<&'static str>, Option<Va
         ("GET", INBOX, vec!["alice"], None),
         ("POST", SEEN, vec!["alice"], Some(json!({"up_to": 1}))),
         ("GET", "/api/nodes", vec![], None),
+        ("GET", "/api/tail", vec![], None),
         ("GET", "/api/dead", vec![], None),
         ("GET", DEAD, vec!["1-1"], None),
         ("DELETE", DEAD, vec!["1-1"], None),
@@ -142,9 +148,13 @@ async fn what_works(api: &mut Recorder, redis: &RedisServer) {
          "time": "2026-11-24T20:15:00Z", "traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"},
         {"type": "notification", "to": "user:bob", "data": {"message": "late"}, "expires_at": "2020-01-01T00:00:00Z"},
         {"type": "gateway.disconnect", "to": "user:carol", "data": {"code": 4403, "reason": "bye"}},
+        {"type": "room.put", "to": "room:lobby", "data": {"display_name": "Ours"}},
+        {"type": "member.add", "to": "room:lobby", "data": {"users": ["bob", "carol"]}},
+        {"type": "member.remove", "to": "room:lobby", "data": {"users": ["carol", "bob"]}},
+        {"type": "gateway.send", "to": "everyone", "data": {"text": "{\"type\":\"cart\"}"}},
     ]);
     let published = api.call("POST", "/api/events", &[], "", Some(many)).await;
-    assert_eq!(published["body"]["results"].as_array().unwrap().len(), 5);
+    assert_eq!(published["body"]["results"].as_array().unwrap().len(), 9);
     for query in ["", "?limit=1", "?after=a&limit=5"] {
         api.call("GET", "/api/rooms", &[], query, None).await;
     }
@@ -163,6 +173,18 @@ async fn what_works(api: &mut Recorder, redis: &RedisServer) {
     api.call("DELETE", MEMBER, &["lobby", "alice"], "", None).await;
     api.call("DELETE", ROOM, &["lobby"], "", None).await;
     api.call("GET", "/api/nodes", &[], "", None).await;
+    let online = api.call("POST", ONLINE, &[], "", Some(json!({"users": ["alice", "bob"]}))).await;
+    assert_eq!(online["body"]["online"], json!(["alice"]));
+    let tail = api.call("GET", "/api/tail", &[], "", None).await["body"]["next"].clone();
+    api.call("POST", "/api/announce", &[], "", Some(json!({"message": "soon", "data": {"n": 1}}))).await;
+    api.call("POST", DISCONNECT, &["alice"], "", Some(json!({"code": 4401, "reason": "bye"}))).await;
+    api.call("POST", DISCONNECT, &["nobody"], "", None).await;
+    eventually("what passed is seen", || async {
+        let seen = api.door.api("GET", &format!("/api/tail?after={tail}&texts=true"), None).await.1;
+        seen["events"].as_array().unwrap().iter().any(|event| event["what"] == "socket closed")
+    })
+    .await;
+    api.call("GET", "/api/tail", &[], &format!("?after={tail}&texts=true"), None).await;
     for id in ["1", "2"] {
         redis.cli(&[
             "XADD",
@@ -208,8 +230,14 @@ async fn what_is_refused(api: &mut Recorder, redis: &RedisServer) {
     api.call("PUT", ROOM, &["x"], "", Some(json!([]))).await;
     let huge = format!("\"{}\"", "x".repeat(8 * 1024 * 1024));
     let json = [("authorization", "Bearer key"), ("content-type", "application/json")];
-    for (method, path, names) in [("POST", "/api/events", vec![]), ("PUT", ROOM, vec!["x"]), ("POST", SEEN, vec!["x"])]
-    {
+    for (method, path, names) in [
+        ("POST", "/api/events", vec![]),
+        ("PUT", ROOM, vec!["x"]),
+        ("POST", SEEN, vec!["x"]),
+        ("POST", "/api/announce", vec![]),
+        ("POST", ONLINE, vec![]),
+        ("POST", DISCONNECT, vec!["x"]),
+    ] {
         api.raw(method, path, &names, "", Some(huge.clone()), &json).await;
         api.raw(method, path, &names, "", Some("{}".into()), &json[..1]).await;
     }
@@ -228,7 +256,9 @@ async fn what_is_refused(api: &mut Recorder, redis: &RedisServer) {
 async fn what_is_away(api: &mut Recorder, database: bool) {
     let calls: Vec<_> = operations()
         .into_iter()
-        .filter(|(_, path, ..)| path.starts_with("/api/dead") != database && ![USER, "/api/nodes"].contains(path))
+        .filter(|(_, path, ..)| {
+            path.starts_with("/api/dead") != database && ![USER, ONLINE, "/api/nodes", "/api/tail"].contains(path)
+        })
         .collect();
     let headers = [("authorization", "Bearer key"), ("content-type", "application/json")];
     let answers = calls.iter().map(|(method, path, names, body)| {

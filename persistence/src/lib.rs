@@ -72,6 +72,7 @@ mod retention;
 mod rights;
 mod rooms;
 mod row;
+mod said;
 mod schema;
 mod secrets;
 mod site;
@@ -86,8 +87,8 @@ pub use secrets::{Secret, Secrets};
 pub use site::{Site, SiteMoment, SiteSession, SiteTables, SiteUser};
 pub use store::Store;
 pub use types::{
-    After, Append, AppendError, Appended, Backend, Deleted, Head, Key, MAX_DATA_BYTES, MAX_DISPLAY_NAME_CHARS,
-    MAX_EVENT_ID_BYTES, MAX_MESSAGE_BYTES, MAX_NAME_CHARS, Membership, Message, Page, Range, Refused, Retention, Room,
-    Seen, Stream,
+    After, Append, AppendError, Appended, Backend, Change, Changed, Deleted, Head, Key, MAX_DATA_BYTES,
+    MAX_DISPLAY_NAME_CHARS, MAX_EVENT_ID_BYTES, MAX_MESSAGE_BYTES, MAX_NAME_CHARS, Membership, Message, Page, Range,
+    Refused, Retention, Room, Said, Says, Seen, Stream,
 };
 pub use values::is_valid_name;

@@ -14,6 +14,7 @@ use crate::{
     db::{Transaction, rows},
     entity::receipts,
     error::Fault,
+    kind::Kind,
     row,
     values::{MAX_LIST, builder, padded, signed},
 };
@@ -37,6 +38,14 @@ impl Identity {
             Key::Event { source, id } => digest(["event", source, id, kind, name]),
         };
         Some(Self { key, content: digest([kind, name].into_iter().chain(row::content(append))) })
+    }
+}
+
+impl Identity {
+    /// Of an event that says something of a room; known where messages to the room are.
+    pub(crate) fn of_change(source: &str, id: &str, room: &str, said: &[&str]) -> Self {
+        let content = ["change"].into_iter().chain(said.iter().copied());
+        Self { key: digest(["event", source, id, Kind::Room.tables().word, room]), content: digest(content) }
     }
 }
 

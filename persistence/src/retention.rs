@@ -12,7 +12,7 @@ use uuid::Uuid;
 
 use crate::{
     Deleted, Retention, Store, StoreError, clock,
-    entity::receipts,
+    entity::{receipts, room_words},
     kind::Kind,
     values::{micros, padded, signed},
 };
@@ -48,6 +48,11 @@ struct Old {
 #[derive(FromQueryResult)]
 struct Key {
     key_hash: Vec<u8>,
+}
+
+#[derive(FromQueryResult)]
+struct Dated {
+    date: i64,
 }
 
 /// What of a stream is old.
@@ -174,6 +179,7 @@ impl Store {
         self.clean_streams(Kind::Inbox, notified, note_notifications).await?;
         if let Some(before) = retention.receipts_before {
             self.clean_receipts(before, |receipts| note(Deleted { receipts, ..Deleted::default() })).await?;
+            self.clean_words(before, |receipts| note(Deleted { receipts, ..Deleted::default() })).await?;
         }
         Ok(all)
     }
@@ -231,6 +237,27 @@ impl Store {
             let delete = Query::delete()
                 .from_table(receipts::Entity)
                 .and_where(Expr::col(receipts::Column::KeyHash).is_in(padded(&keys)))
+                .to_owned();
+            note(pace.delete(self, &delete).await?);
+        }
+    }
+
+    /// The order of what was said so long ago is settled.
+    async fn clean_words(&self, before: OffsetDateTime, mut note: impl FnMut(u64)) -> Result<(), StoreError> {
+        let (created_at, mut pace) = (room_words::Column::CreatedAt, Pace { slice: MAX_SLICE });
+        loop {
+            // What one change said has one date, and goes together.
+            let select = Query::select()
+                .expr_as(Expr::col(created_at), "date")
+                .from(room_words::Entity)
+                .and_where(Expr::col(created_at).lt(micros(before)))
+                .order_by(created_at, Order::Asc)
+                .limit(pace.slice)
+                .to_owned();
+            let Some(last) = self.db.select::<Dated>(&select).await?.pop() else { return Ok(()) };
+            let delete = Query::delete()
+                .from_table(room_words::Entity)
+                .and_where(Expr::col(created_at).lte(last.date))
                 .to_owned();
             note(pace.delete(self, &delete).await?);
         }

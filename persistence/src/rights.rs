@@ -12,6 +12,7 @@ const USED: &[(&str, &str, &[Verb])] = &[
     ("gateway_messages", "from_user", &[Verb::Select, Verb::Insert, Verb::Delete]),
     ("gateway_inboxes", "created_at", &[Verb::Select, Verb::Insert, Verb::Update]),
     ("gateway_notifications", "seen_at", &Verb::ALL),
+    ("gateway_room_words", "said_seq", &Verb::ALL),
     ("gateway_receipts", "created_at", &[Verb::Select, Verb::Insert, Verb::Delete]),
     ("gateway_leases", "finished_at", &[Verb::Select, Verb::Insert, Verb::Update]),
 ];

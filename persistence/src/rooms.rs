@@ -88,9 +88,12 @@ impl Store {
         let Some(room) = rows::<HeadRow>(&transaction.inner, &select).await?.pop() else {
             return Ok(false);
         };
-        for (table, column) in
-            [("gateway_messages", "room_id"), ("gateway_memberships", "room_id"), ("gateway_rooms", "id")]
-        {
+        for (table, column) in [
+            ("gateway_messages", "room_id"),
+            ("gateway_memberships", "room_id"),
+            ("gateway_room_words", "room_id"),
+            ("gateway_rooms", "id"),
+        ] {
             let delete = Query::delete().from_table(table).and_where(Expr::col(column).eq(room.id)).to_owned();
             transaction.inner.execute(&delete).await?;
         }

@@ -256,6 +256,55 @@ pub struct Membership {
     pub create_room: bool,
 }
 
+/// Something said of a room, to be done once and in its place.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Change {
+    /// Name of the room.
+    pub room: String,
+    /// What is said.
+    pub says: Says,
+    /// When it was said.
+    pub said: Said,
+    /// What makes a repeat of it recognisable; `None` does it every time.
+    pub key: Option<Key>,
+}
+
+/// What is said of a room.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Says {
+    /// These users are members.
+    Joins(Vec<String>),
+    /// These users are none.
+    Leaves(Vec<String>),
+    /// There is such a room, and this is its display name, if any is given.
+    Is(Option<String>),
+}
+
+/// When something was said. Of two things said of one member, or of one room's name, the later one counts, whichever is
+/// stored first. Both are milliseconds since 1970 by the clock of the stream of events, as in the ids of its entries.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Said {
+    /// With an entry of the stream: the two numbers of its id.
+    At(u64, u64),
+    /// Just now: it is later than all that is known.
+    Now(u64),
+}
+
+/// What became of a change.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Changed {
+    /// The room.
+    pub room: Room,
+    /// Whether the same key was used before; then at most the order has changed.
+    pub repeated: bool,
+    /// Members for whom this is what counts now.
+    pub counts: Vec<String>,
+    /// How many of them became members, or were members until now.
+    pub moved: u64,
+    /// When it was stored, by the database's clock.
+    pub date: OffsetDateTime,
+}
+
 /// What to delete, oldest first; `None` keeps. The newest message of a stream always stays.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Retention {
@@ -265,7 +314,7 @@ pub struct Retention {
     pub messages_per_room: Option<u64>,
     /// Delete notifications older than this.
     pub notifications_before: Option<OffsetDateTime>,
-    /// Delete the receipts of keys older than this; at least 7 days are promised.
+    /// Delete the receipts of keys older than this, and what was said of members; at least 7 days are promised.
     pub receipts_before: Option<OffsetDateTime>,
 }
 
@@ -276,7 +325,7 @@ pub struct Deleted {
     pub messages: u64,
     /// Notifications.
     pub notifications: u64,
-    /// Receipts of keys.
+    /// Receipts of keys, and what was said of members.
     pub receipts: u64,
 }
 

@@ -22,6 +22,7 @@ from django.test import SimpleTestCase, override_settings, tag
 import channel_gateway as gw
 from channel_gateway import api, backends, relay, seldom, sync, toml
 from channel_gateway.exceptions import ApiError, Unavailable
+from channel_gateway.models import Outbox
 from channel_gateway.signals import publish_failed
 from channel_gateway.testing import GatewayCommunicator, GatewayLiveServerTestCase
 from channel_gateway.testing.live import _free_ports
@@ -112,6 +113,79 @@ class LiveMixin:
         await sync_to_async(gw.notify)(self.ann, "paid", data=deep)
         self.assertEqual((await ann.receive_json_from(type="notification"))["data"], deep)
         await ann.disconnect()
+
+    async def hears(self, socket, *rooms):
+        """Waits until a socket hears these rooms and no others."""
+        end = time.monotonic() + 20
+        while True:
+            await socket.send_json_to({"cate": "rooms"})
+            frame = await socket.receive_json_from(type="rooms")
+            found = sorted(room["group_name"] for room in frame["rooms"])
+            if found == sorted(rooms):
+                return
+            self.assertLess(time.monotonic(), end, found)
+            await asyncio.sleep(0.05)
+
+    async def test_who_becomes_a_member_hears_the_room(self):
+        """A relation of the site's, through the outbox, to sockets that are open."""
+        ann, bob = await self.open(self.ann), await self.open(self.bob)
+        with site(WHEN="outbox"):
+
+            def make():
+                with transaction.atomic():
+                    project = Project.objects.create(title="Apollo")
+                    project.team.add(self.ann, self.bob)
+                return project
+
+            project = await sync_to_async(make)()
+            name = f"project-{project.pk}"
+            await self.hears(ann, name)
+            await self.hears(bob, name)
+            await sync_to_async(gw.chat)(name, "welcome")
+            frame = await ann.receive_json_from(type="chat")
+            self.assertEqual([frame["message"], frame["display_name"]], ["welcome", "Apollo"])
+            await sync_to_async(project.team.remove)(self.ann)
+            await self.hears(ann)
+            await sync_to_async(gw.chat)(name, "among us")
+            self.assertEqual((await bob.receive_json_from(type="chat"))["message"], "welcome")
+            self.assertEqual((await bob.receive_json_from(type="chat"))["message"], "among us")
+            self.assertTrue(await ann.receive_nothing())
+            await sync_to_async(project.delete)()
+            await self.hears(bob)
+        self.assertEqual(await sync_to_async(Outbox.objects.count)(), 0)
+        await ann.disconnect()
+        await bob.disconnect()
+
+    async def test_members_by_hand_and_a_repeat(self):
+        ann = await self.open(self.ann)
+        name = f"room{time.monotonic_ns()}"
+
+        def publish():
+            gw.put_room(name, display_name="By hand")
+            gw.add_members(name, [self.ann, self.bob], id="in-1")
+            gw.remove_members(name, self.bob)
+            gw.add_members(name, [self.ann, self.bob], id="in-1")
+
+        await sync_to_async(publish)()
+        await self.hears(ann, name)
+        members = lambda: api.call("GET", api.path("rooms", name))["members"]  # noqa: E731
+        await sync_to_async(self.until)(lambda: members() == [self.ann.username])
+        await sync_to_async(gw.chat)(name, "last")
+        await ann.receive_json_from(type="chat")
+        self.assertEqual(await sync_to_async(members)(), [self.ann.username])
+        await ann.disconnect()
+
+    async def test_announcements_and_frames_of_the_sites_own(self):
+        ann, bob = await self.open(self.ann), await self.open(self.bob, "/ws/notifications/")
+        await sync_to_async(gw.announce)("back soon", data={"minutes": 5})
+        announced = {"type": "announcement", "message": "back soon", "data": {"minutes": 5}}
+        await sync_to_async(gw.send)(self.bob, {"type": "cart", "items": 2})
+        for socket in (ann, bob):
+            self.assertEqual(await socket.receive_json_from(type="announcement"), announced)
+        self.assertEqual(await bob.receive_json_from(type="cart"), {"type": "cart", "items": 2})
+        await sync_to_async(gw.disconnect)("everyone", code=4100)
+        for socket in (ann, bob):
+            self.assertEqual(await socket.receive_close(), 4100)
 
     async def test_a_log_out_ends_the_sockets(self):
         ann = await self.open(self.ann)

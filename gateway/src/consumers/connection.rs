@@ -30,6 +30,7 @@ use crate::node::Node;
 use crate::rate::{FrameRate, Verdict};
 use crate::scope::Scope;
 use crate::socket::Socket;
+use crate::tail;
 use crate::websocket::{Decoder, Message, ProtocolError, Rewound, WireFrame};
 
 /// How long a closing handshake may take: our close frame out, the client's back.
@@ -123,6 +124,15 @@ struct Connection {
     layer_first: bool,
 }
 
+/// Shows to who watches that a socket was opened, or closed.
+fn show(node: &Node, socket: &Socket, code: Option<u16>) {
+    if node.hub.tail.is_watched() {
+        let (user, path, channel) = (Arc::clone(&socket.user), logged(&socket.path), socket.channel_name.to_string());
+        let what = tail::What::Socket { user, path, channel, code };
+        node.hub.tail.pass(tail::Passed { at: node.clock.database(), what });
+    }
+}
+
 /// What happens next to a connection.
 enum Step {
     Frame(Frame),
@@ -146,6 +156,7 @@ impl Connection {
         node.metrics.connections.inc();
         node.metrics.connections_opened.inc();
         tracing::info!(channel = %self.ctx.channel_name(), user = ?self.ctx.username(), "WSCONNECT {}", logged(&self.ctx.socket().path));
+        show(&node, self.ctx.socket(), None);
         drop(node);
         let reason = self.serve().await;
         Box::pin(self.end(reason)).await;
@@ -168,6 +179,7 @@ impl Connection {
             channel = %socket.channel_name, user = ?socket.user, code, reason = %reason.text(), seconds,
             frames = self.frames, "WSDISCONNECT {} {reason}", logged(&socket.path)
         );
+        show(&node, socket, Some(code));
     }
 
     /// Serves events until something ends the connection.

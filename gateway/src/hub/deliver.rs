@@ -13,11 +13,12 @@ use super::run::{Kind, Turn};
 use super::twin::Twin;
 use super::{Filled, Hub, Work};
 use crate::events::{self, Resumed};
-use crate::handlers::{Lookup, Rendering};
+use crate::handlers::{Lookup, Rendering, Table};
 use crate::hub::position::Offer;
 use crate::metrics::ByReason;
 use crate::seal::Keys;
 use crate::socket::Socket;
+use crate::tail::{Passed, To, What};
 use crate::words::{EventType, FrameType, Trust};
 
 /// Sockets flushed before other tasks get a turn.
@@ -77,6 +78,7 @@ impl Hub {
                     self.deliver_to_channel(&channel, event, keys, turn);
                 }
             }
+            Work::Everyone(event) => self.hand_to_all(&event, turn),
             Work::Filled(filled) => {
                 if let Some(group) = self.group(&filled.group) {
                     self.deliver_filled(&group, filled, turn);
@@ -230,8 +232,38 @@ impl Hub {
         self.fan_out(turn);
         let kind = self.kind_of(&event, &socket.table, channel.as_str());
         let sent = self.hand_over(&socket, &event, &kind, &mut turn.dirty);
+        if self.tail.is_watched() {
+            let to = To::Other(channel.to_string());
+            let what = What::Event { to, event: Arc::clone(&event), seq: None, sockets: sent };
+            self.tail.pass(Passed { at: self.health.clock.database(), what });
+        }
         if let Kind::Frame(rendering) = kind {
             self.count_frames(rendering.kind, sent);
+        }
+    }
+
+    /// To all sockets of this node, whatever groups they hear.
+    fn hand_to_all(&self, event: &Arc<Event>, turn: &mut Turn) {
+        self.fan_out(turn);
+        let mut kinds: Vec<(*const Table, Kind, u64)> = Vec::with_capacity(2);
+        for socket in self.registry.all() {
+            let class = Arc::as_ptr(&socket.table);
+            let at = kinds.iter().position(|(known, ..)| *known == class).unwrap_or_else(|| {
+                kinds.push((class, self.kind_of(event, &socket.table, "everyone"), 0));
+                kinds.len() - 1
+            });
+            let (_, kind, sent) = &mut kinds[at];
+            *sent += self.hand_over(&socket, event, kind, &mut turn.dirty);
+        }
+        let sockets = kinds.iter().map(|(_, _, sent)| sent).sum();
+        for (_, kind, sent) in kinds {
+            if let Kind::Frame(rendering) = kind {
+                self.count_frames(rendering.kind, sent);
+            }
+        }
+        if self.tail.is_watched() {
+            let what = What::Event { to: To::Everyone, event: Arc::clone(event), seq: None, sockets };
+            self.tail.pass(Passed { at: self.health.clock.database(), what });
         }
     }
 

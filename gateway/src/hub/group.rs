@@ -232,6 +232,11 @@ impl Group {
         Some((stream.clone(), position.question()))
     }
 
+    /// The stream that the node follows with it.
+    pub(super) fn stream(&self) -> Option<Stream> {
+        self.inner.lock().stream.as_ref().map(|(stream, _)| stream.clone())
+    }
+
     /// The room, if it is the group of one that the node follows.
     pub(super) fn room(&self) -> Option<String> {
         match &self.inner.lock().stream {

@@ -35,6 +35,7 @@ use crate::seal::Seals;
 use crate::seldom::SeldomOfKind;
 use crate::socket::Socket;
 use crate::socket::registry::Registry;
+use crate::tail::Tail;
 pub(crate) use catch_up::{PAGE_BYTES, renderer};
 pub(crate) use group::Released;
 use group::{Cause, Group, Member};
@@ -81,6 +82,8 @@ pub(crate) struct Hub {
     recent_per_room: Option<usize>,
     /// Who reads into memory holds the one of its stream; many streams share one.
     reading: Box<[tokio::sync::Mutex<()>]>,
+    /// For who watches what passes.
+    pub(crate) tail: Tail,
     /// Many sockets may be written to with one system call.
     ring: bool,
     started: std::time::Instant,
@@ -104,6 +107,8 @@ enum Work {
     Layer(Delivery),
     /// An event for one socket that has come for a group as well.
     Twin(twin::Twin),
+    /// An event for all sockets of this node.
+    Everyone(Arc<channel_layer::Event>),
     /// Rows that were missing, or the news that there are none.
     Filled(Filled),
 }
@@ -156,6 +161,7 @@ impl Hub {
             held_memory: Memory::new(HELD_BYTES),
             recent_per_room: usize::try_from(config.retention.messages_per_room).ok().filter(|most| *most > 0),
             reading: (0..catch_up::READERS).map(|_| tokio::sync::Mutex::new(())).collect(),
+            tail: Tail::new(),
             ring: config.io_uring,
             started: std::time::Instant::now(),
             warned_at: AtomicU64::new(0),
@@ -194,6 +200,13 @@ impl Hub {
     pub(crate) fn deliver_here(&self, group: GroupName, event: channel_layer::Event) {
         let shard = self.shard_of(&group);
         self.push(shard, Work::Layer(Delivery::Group { event: Arc::new(event), group: group.clone() }));
+        shard.ready.notify_one();
+    }
+
+    /// Hands an event of a node's to all sockets of this one.
+    pub(crate) fn deliver_to_all(&self, event: channel_layer::Event) {
+        let shard = &self.shards[0];
+        self.push(shard, Work::Everyone(Arc::new(event)));
         shard.ready.notify_one();
     }
 
@@ -367,6 +380,7 @@ impl Work {
         let behind = match self {
             Self::Layer(Delivery::Group { event, .. } | Delivery::Channel { event, .. }) => event.weight(),
             Self::Twin(twin) => twin.event.weight(),
+            Self::Everyone(event) => event.weight(),
             Self::Filled(filled) => filled.events.iter().map(|(.., event)| event.weight()).sum(),
             Self::Layer(Delivery::Disconnected | Delivery::Reconnected(_)) => 0,
         };

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use channel_layer::Event;
+use persistence::Stream;
 
 use super::Hub;
 use super::group::{Group, Member};
@@ -16,6 +17,7 @@ use crate::events;
 use crate::handlers::{Lookup, Rendering, Table};
 use crate::metrics::{ByReason, ByType};
 use crate::socket::{Pushed, Socket};
+use crate::tail::{Passed, To, What};
 use crate::websocket::WireFrame;
 
 /// Frames are joined up to this size: what a socket writes at a time anyway.
@@ -66,17 +68,21 @@ impl Turn {
     }
 }
 
+/// How many sockets have got the frame of an event.
+fn sockets(rendered: &[Rendered], at: usize) -> u64 {
+    rendered.iter().map(|one| one.joined_sent + one.sent.get(at).copied().unwrap_or_default()).sum()
+}
+
 /// Follows each event to its end on this node.
 fn tell_of(run: &Run, rendered: &[Rendered]) {
     for (at, (event, seq)) in run.events.iter().enumerate() {
-        let sockets = rendered.iter().map(|one| one.joined_sent + one.sent.get(at).copied().unwrap_or_default());
         tracing::debug!(
             group = run.group.name.as_str(),
             event_type = event.event_type(),
             id = event.text("id"),
             seq,
             traceparent = event.text("traceparent"),
-            sockets = sockets.sum::<u64>(),
+            sockets = sockets(rendered, at),
             "an event is in its sockets' outboxes"
         );
     }
@@ -106,9 +112,27 @@ impl Hub {
             if tracing::enabled!(tracing::Level::DEBUG) {
                 tell_of(&run, &rendered);
             }
+            if self.tail.is_watched() {
+                self.show(&run, &rendered);
+            }
             if let (Some(_), Some(rendered)) = (first_seq, rendered.first()) {
                 keep_frames(&run, &rendered.kinds);
             }
+        }
+    }
+
+    /// Shows to who watches what has passed.
+    fn show(&self, run: &Run, rendered: &[Rendered]) {
+        let name = &run.group.name;
+        let to = match run.group.stream() {
+            Some(Stream::Room(room)) => To::Room(room),
+            Some(Stream::Inbox(user)) => To::User(user),
+            None => self.names.room_of(name).map_or(To::Other(name.to_string()), |room| To::Room(room.to_owned())),
+        };
+        for (at, (event, seq)) in run.events.iter().enumerate() {
+            let sockets = sockets(rendered, at);
+            let what = What::Event { to: to.clone(), event: Arc::clone(event), seq: *seq, sockets };
+            self.tail.pass(Passed { at: self.health.clock.database(), what });
         }
     }
 

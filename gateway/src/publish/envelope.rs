@@ -7,14 +7,16 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use channel_layer::{Event, GroupName};
-use persistence::{Append, AppendError, Appended, Key, Stream};
+use persistence::{Append, AppendError, Appended, Change, Changed, Key, Said, Says, StoreError, Stream};
 use serde::de::{Error as _, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
+use super::changes;
 use crate::data;
+use crate::events;
 use crate::json;
 use crate::names;
 use crate::node::Node;
@@ -35,8 +37,9 @@ pub(crate) const PIECE: usize = 2 * 1024 * 1024;
 /// Bytes of a `traceparent`; those of today have 55.
 const MAX_TRACEPARENT: usize = 128;
 
-/// What an item takes beside its text.
+/// What an item takes beside its text, and a name of many beside its own.
 const ITEM: usize = 512;
+const NAME: usize = 64;
 
 /// What a service wants to tell somebody. What it does not name here means nothing to us.
 #[derive(Debug, Deserialize)]
@@ -52,7 +55,7 @@ pub(crate) struct Envelope<'a> {
     pub(crate) traceparent: Option<String>,
 }
 
-/// One or many of `user:NAME` and `room:NAME`.
+/// One or many of `user:NAME` and `room:NAME`, or `everyone`.
 #[derive(Debug)]
 pub(crate) struct Recipients(pub(crate) Vec<String>);
 
@@ -64,6 +67,8 @@ pub(crate) struct Delivery {
     id: Arc<str>,
     expires_at: Option<OffsetDateTime>,
     to: Vec<String>,
+    /// When it was said, where that counts.
+    said: Said,
     /// As the publisher gave it, if it can be one.
     traceparent: Trace,
 }
@@ -75,9 +80,21 @@ enum Meaning {
         message: Arc<str>,
         data: Option<Arc<str>>,
     },
-    Disconnect(Event),
+    /// Passed on to who is connected, and not stored.
+    Live(Event),
+    /// Done to each room.
+    Change(Says),
     /// It was too late already.
     Nothing,
+}
+
+/// Who an envelope is for.
+#[derive(Debug, PartialEq, Eq)]
+enum Recipient<'a> {
+    User(&'a str),
+    Room(&'a str),
+    /// All sockets of all nodes.
+    Everyone,
 }
 
 /// What an envelope means for one recipient.
@@ -91,7 +108,9 @@ pub(crate) struct Item {
 #[derive(Debug)]
 pub(crate) enum What {
     Store(Append, Trace),
-    Disconnect(GroupName, Event),
+    Live(GroupName, Event),
+    Everyone(Event),
+    Change(Box<Change>),
     Expired,
 }
 
@@ -110,6 +129,8 @@ pub(crate) fn unusable(reason: &'static str, detail: impl Into<String>) -> Unusa
 #[derive(Debug)]
 pub(crate) enum Outcome {
     Stored(Appended),
+    /// A room or its members are as it says, unless something later is known.
+    Changed(Box<Changed>),
     /// The same identity was used before with other content; nothing changed.
     Reused,
     Sent,
@@ -169,6 +190,9 @@ struct Data {
     data: Option<Box<RawValue>>,
     code: Option<Box<RawValue>>,
     reason: Option<Box<RawValue>>,
+    text: Option<Box<RawValue>>,
+    users: Option<Box<RawValue>>,
+    display_name: Option<Box<RawValue>>,
 }
 
 impl Envelope<'_> {
@@ -203,15 +227,18 @@ impl Envelope<'_> {
         }
         let is_late = expires_at.is_some_and(|time| time <= now);
         for to in &self.to.0 {
-            let stream = recipient(to)?;
+            let recipient = recipient(to)?;
             if !is_late {
-                fits(&self.r#type, &stream)?;
+                fits(&self.r#type, &recipient)?;
+            }
+            if recipient == Recipient::Everyone && self.to.0.len() > 1 {
+                return Err(unusable("malformed", "everyone cannot be one of several"));
             }
         }
         let meaning =
             if is_late { Meaning::Nothing } else { meaning(&self.r#type, self.data, &source, &id, data_bytes)? };
         let traceparent = self.traceparent.filter(|trace| is_traceparent(trace)).map(Into::into);
-        Ok(Delivery { meaning, source, id, expires_at, to: self.to.0, traceparent })
+        Ok(Delivery { meaning, source, id, expires_at, to: self.to.0, said: Said::Now(0), traceparent })
     }
 }
 
@@ -229,27 +256,44 @@ pub(crate) fn is_traceparent(text: &str) -> bool {
     text.len() <= MAX_TRACEPARENT && is_known && is_set(trace) && is_set(span) && flags.is_some()
 }
 
+/// Types of envelopes whose events are passed on to who is connected.
+pub(crate) const DISCONNECT: &str = "gateway.disconnect";
+pub(crate) const SEND: &str = "gateway.send";
+
 /// Whether that kind of envelope is for such recipients.
-fn fits(kind: &str, to: &Stream) -> Result<(), Unusable> {
+fn fits(kind: &str, to: &Recipient<'_>) -> Result<(), Unusable> {
+    let wrong = |detail| Err(unusable("malformed", detail));
     match (kind, to) {
-        ("chat", Stream::Room(_)) | ("notification", Stream::Inbox(_)) | ("gateway.disconnect", _) => Ok(()),
-        ("chat" | "notification", _) => Err(unusable("malformed", "chat goes to rooms, notification to users")),
-        _ => Err(unusable("unknown_type", "type must be chat, notification or gateway.disconnect")),
+        ("chat" | "member.add" | "member.remove" | "room.put", Recipient::Room(_))
+        | ("notification", Recipient::User(_))
+        | (DISCONNECT | SEND, _) => Ok(()),
+        ("chat" | "notification", _) => wrong("chat goes to rooms, notification to users"),
+        ("member.add" | "member.remove" | "room.put", _) => wrong("member.add, member.remove and room.put go to rooms"),
+        _ => Err(unusable(
+            "unknown_type",
+            "type must be chat, notification, member.add, member.remove, room.put, gateway.send or gateway.disconnect",
+        )),
     }
 }
 
 fn meaning(kind: &str, data: &RawValue, source: &Arc<str>, id: &str, data_bytes: usize) -> Result<Meaning, Unusable> {
     let data: Data = json::read(data.get().as_bytes())
         .map_err(|error| unusable("malformed", format!("data is malformed: {error}")))?;
-    if kind == "gateway.disconnect" {
-        let mut event = Event::new("gateway.disconnect");
-        if let Some(code) = data.code.and_then(|code| json::whole(&json::read(code.get().as_bytes()).ok()?)) {
-            event = event.with("code", code);
+    match kind {
+        DISCONNECT => {
+            let code = data.code.and_then(|code| json::whole(&json::read(code.get().as_bytes()).ok()?));
+            let reason = data.reason.and_then(|reason| json::read::<String>(reason.get().as_bytes()).ok());
+            return Ok(Meaning::Live(disconnect(code, reason)));
         }
-        if let Some(reason) = data.reason.and_then(|reason| json::read::<String>(reason.get().as_bytes()).ok()) {
-            event = event.with("reason", reason);
+        SEND => return frame(data.text.as_deref()).map(Meaning::Live),
+        "member.add" | "member.remove" | "room.put" => {
+            // What the store would refuse.
+            if [source, id].iter().any(|text| text.contains('\0')) {
+                return Err(unusable("malformed", "NUL cannot be stored"));
+            }
+            return says(kind, &data).map(Meaning::Change);
         }
-        return Ok(Meaning::Disconnect(event));
+        _ => {}
     }
     let text = |field: &str, value: &RawValue| {
         let text: Result<String, _> = json::read(value.get().as_bytes());
@@ -277,6 +321,63 @@ fn meaning(kind: &str, data: &RawValue, source: &Arc<str>, id: &str, data_bytes:
     Ok(Meaning::Store { from_user, message, data })
 }
 
+/// The event that closes sockets.
+pub(crate) fn disconnect(code: Option<u64>, reason: Option<String>) -> Event {
+    let mut event = Event::new(DISCONNECT);
+    if let Some(code) = code {
+        event = event.with("code", code);
+    }
+    if let Some(reason) = reason {
+        event = event.with("reason", reason);
+    }
+    event
+}
+
+/// The event that passes on a frame of the site's own.
+pub(crate) fn send(frame: &str) -> Event {
+    Event::new(SEND).with("text", frame)
+}
+
+fn frame(text: Option<&RawValue>) -> Result<Event, Unusable> {
+    let text = text.ok_or_else(|| unusable("missing_field", "data.text is missing"))?;
+    let text: String =
+        json::read(text.get().as_bytes()).map_err(|_| unusable("malformed", "data.text must be text"))?;
+    let event = send(&text);
+    match events::gateway_send(&event) {
+        Some(_) => Ok(event),
+        None => Err(unusable(
+            "malformed",
+            "data.text must be a JSON object, whose type is none of the gateway's own frames",
+        )),
+    }
+}
+
+/// What an envelope says of rooms.
+fn says(kind: &str, data: &Data) -> Result<Says, Unusable> {
+    let malformed = |detail: &str| unusable("malformed", detail);
+    if kind == "room.put" {
+        let given = data.display_name.as_ref().filter(|name| name.get() != "null");
+        let name: Option<String> = given.map(|name| json::read(name.get().as_bytes())).transpose().unwrap_or(None);
+        let most = persistence::MAX_DISPLAY_NAME_CHARS;
+        let good = |name: &String| (1..=most).contains(&name.chars().count()) && !name.contains('\0');
+        return match (given, name) {
+            (None, _) => Ok(Says::Is(None)),
+            (Some(_), Some(name)) if good(&name) => Ok(Says::Is(Some(name))),
+            _ => Err(malformed("data.display_name must be text of 1 to 255 characters, without NUL")),
+        };
+    }
+    let users = data.users.as_ref().ok_or_else(|| unusable("missing_field", "data.users is missing"))?;
+    let users: Vec<String> =
+        json::read_long(users.get().as_bytes()).map_err(|_| malformed("data.users must be a list of names"))?;
+    if users.is_empty() {
+        return Err(malformed("data.users must be a list of names"));
+    }
+    if let Some((user, rule)) = users.iter().find_map(|user| Some((user, names::check_user(user).err()?))) {
+        return Err(malformed(&format!("data.users has {user:?}: {rule}")));
+    }
+    Ok(if kind == "member.add" { Says::Joins(users) } else { Says::Leaves(users) })
+}
+
 impl Delivery {
     /// How many recipients it has.
     pub(crate) fn recipients(&self) -> usize {
@@ -287,7 +388,11 @@ impl Delivery {
     pub(crate) fn bytes_each(&self) -> usize {
         match &self.meaning {
             Meaning::Store { message, data, .. } => message.len() + data.as_ref().map_or(0, |data| data.len()) + ITEM,
-            _ => ITEM,
+            Meaning::Change(Says::Joins(users) | Says::Leaves(users)) => {
+                users.iter().map(|user| user.len() + NAME).sum::<usize>() + ITEM
+            }
+            Meaning::Live(event) => event.weight() + ITEM,
+            Meaning::Change(Says::Is(_)) | Meaning::Nothing => ITEM,
         }
     }
 
@@ -304,6 +409,19 @@ impl Delivery {
             }
             _ => None,
         }
+    }
+
+    /// What it says of rooms and members, if it does.
+    pub(crate) fn says(&self) -> Option<&Says> {
+        match &self.meaning {
+            Meaning::Change(says) => Some(says),
+            _ => None,
+        }
+    }
+
+    /// Notes when it was said.
+    pub(crate) fn set_said(&mut self, said: Said) {
+        self.said = said;
     }
 
     /// Source and id.
@@ -326,26 +444,38 @@ impl Delivery {
     /// What it means for a recipient now.
     pub(crate) fn item(&self, node: &Node, index: usize) -> Result<Item, Unusable> {
         let to = self.to.get(index).cloned().unwrap_or_default();
-        let stream = recipient(&to)?;
+        let recipient = recipient(&to)?;
         let is_late = self.expires_at.is_some_and(|time| time <= node.clock.database());
+        let key = || Key::Event { source: Arc::clone(&self.source), id: Arc::clone(&self.id) };
         let what = match &self.meaning {
             _ if is_late => What::Expired,
             Meaning::Nothing => What::Expired,
-            Meaning::Disconnect(event) => {
-                let group = match &stream {
-                    Stream::Room(room) => node.names.room(room),
-                    Stream::Inbox(user) => node.names.user(user),
+            Meaning::Live(event) => {
+                let event = traced(event.clone(), self.traceparent.as_deref());
+                let group = match recipient {
+                    Recipient::Room(room) => node.names.room(room),
+                    Recipient::User(user) => node.names.user(user),
+                    Recipient::Everyone => return Ok(Item { to, what: What::Everyone(event) }),
                 };
-                let group = group.map_err(|_| unusable("malformed", "no group of that name"))?;
-                What::Disconnect(group, traced(event.clone(), self.traceparent.as_deref()))
+                What::Live(group.map_err(|_| unusable("malformed", "no group of that name"))?, event)
+            }
+            Meaning::Change(says) => {
+                let room = room_of(&to).unwrap_or_default().to_owned();
+                What::Change(Box::new(Change { room, says: says.clone(), said: self.said, key: Some(key()) }))
             }
             Meaning::Store { from_user, message, data } => {
+                let stream = match recipient {
+                    Recipient::Room(room) => Stream::Room(room.to_owned()),
+                    Recipient::User(user) => Stream::Inbox(user.to_owned()),
+                    // Such a one does not fit.
+                    Recipient::Everyone => return Err(unusable("malformed", "not for everyone")),
+                };
                 let append = Append {
                     stream,
                     from_user: Arc::clone(from_user),
                     message: Arc::clone(message),
                     data: data.clone(),
-                    key: Some(Key::Event { source: Arc::clone(&self.source), id: Arc::clone(&self.id) }),
+                    key: Some(key()),
                     create_inbox: true,
                     origin: Some((Arc::clone(&self.source), Arc::clone(&self.id))),
                 };
@@ -361,37 +491,51 @@ pub(crate) fn room_of(to: &str) -> Option<&str> {
     to.strip_prefix("room:")
 }
 
-fn recipient(to: &str) -> Result<Stream, Unusable> {
+fn recipient(to: &str) -> Result<Recipient<'_>, Unusable> {
     let (kind, name) = to.split_once(':').unwrap_or_default();
     let valid = names::is_valid_name(name);
     match kind {
-        "user" if names::is_user_name(name) => Ok(Stream::Inbox(name.to_owned())),
-        "room" if valid => Ok(Stream::Room(name.to_owned())),
-        _ => Err(unusable("malformed", "to must be user:NAME or room:NAME")),
+        "user" if names::is_user_name(name) => Ok(Recipient::User(name)),
+        "room" if valid => Ok(Recipient::Room(name)),
+        _ if to == "everyone" => Ok(Recipient::Everyone),
+        _ => Err(unusable("malformed", "to must be user:NAME or room:NAME, or everyone")),
     }
 }
 
 /// Does what an item asks for; stored things are committed when this returns.
 pub(crate) async fn run(node: &Node, what: What) -> Result<Outcome, Failed> {
+    let unsent = |error: channel_layer::LayerError| {
+        node.health.tell("an event could not be sent", &error);
+        Failed::Unavailable("the channel layer is unavailable")
+    };
     match what {
         What::Expired => Ok(Outcome::Expired),
-        What::Disconnect(group, event) => match node.layer.group_send(&group, &event).await {
-            Ok(()) => Ok(Outcome::Sent),
+        What::Live(group, event) => node.layer.group_send(&group, &event).await.map(|()| Outcome::Sent).map_err(unsent),
+        What::Everyone(event) => node.peers.everyone(node, event).await.map(|()| Outcome::Sent).map_err(unsent),
+        What::Change(change) => match changes::make(node, &change).await {
+            Ok(Ok(changed)) => Ok(Outcome::Changed(Box::new(changed))),
+            Ok(Err(error)) => refused(error),
+            Err(StoreError::Invalid(detail)) => Err(Failed::Unusable(unusable("malformed", detail))),
+            Err(error) if error.is_retryable() => Err(Failed::Unavailable("the database is unavailable")),
             Err(error) => {
-                node.health.tell("an event could not be sent", &error);
-                Err(Failed::Unavailable("the channel layer is unavailable"))
+                node.health.tell("a change of a room could not be stored", &error);
+                Err(Failed::NotStored)
             }
         },
         What::Store(append, trace) => match node.writer.write(append, trace).await {
             Ok(stored) => Ok(Outcome::Stored(stored)),
-            Err(WriteError::Refused(AppendError::KeyReused)) => Ok(Outcome::Reused),
-            Err(WriteError::Refused(AppendError::RoomNotFound)) => {
-                Err(Failed::Unusable(unusable("no_room", "no such room")))
-            }
-            Err(WriteError::Refused(error)) => Err(Failed::Unusable(unusable("malformed", error.to_string()))),
+            Err(WriteError::Refused(error)) => refused(error),
             Err(WriteError::Unavailable) => Err(Failed::Unavailable("the database is unavailable")),
             Err(WriteError::Failed) => Err(Failed::NotStored),
         },
+    }
+}
+
+fn refused(error: AppendError) -> Result<Outcome, Failed> {
+    match error {
+        AppendError::KeyReused => Ok(Outcome::Reused),
+        AppendError::RoomNotFound => Err(Failed::Unusable(unusable("no_room", "no such room"))),
+        error => Err(Failed::Unusable(unusable("malformed", error.to_string()))),
     }
 }
 

@@ -17,10 +17,11 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use futures_util::future::{join, join_all};
+use persistence::Said;
 use redis::{self, Cmd, Value};
 use serde_json::value::RawValue;
 use time::OffsetDateTime;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, OnceCell};
 use tokio::time::Instant;
 
 use super::RedisFailed;
@@ -52,6 +53,13 @@ const MAX_TAKEN: i64 = 5;
 
 /// How often it is tried while it is taken, if the database answers and does not store it.
 const TRIES: usize = 3;
+
+/// How often a room is looked for that an earlier entry makes, which another node may be at.
+const ROOM_EVERY: Duration = Duration::from_millis(200);
+const ROOM_LOOKS: usize = 15;
+
+/// Entries that are not finished, at most, of those that may make a room.
+const MAX_PENDING: usize = 1000;
 
 /// How long the server waits for a new entry. Shorter than the answer's time-out, so that an answer
 /// that is given up is none that carries entries.
@@ -102,7 +110,17 @@ struct Progress {
     next: usize,
     result: &'static str,
     unusable: Option<Unusable>,
+    /// Recipients that are rooms and not there, by their places.
+    missing: Vec<(usize, String)>,
+    /// Only these recipients are served, the others were before.
+    only: Option<Vec<usize>>,
 }
+
+/// An entry that makes rooms and is not finished, and those rooms.
+type Making = ((u64, u64), Vec<String>);
+
+/// Those among the entries that are taken, once somebody has asked.
+type Makings = OnceCell<Vec<Making>>;
 
 /// What became of an entry.
 enum Verdict {
@@ -110,6 +128,8 @@ enum Verdict {
     Dead(Unusable),
     /// It stays where it is, and is taken up again when it was idle for long.
     Later,
+    /// The same, as an earlier entry makes its room. It has not been tried in vain.
+    Early,
 }
 
 /// Reads the stream until the node stops.
@@ -305,7 +325,8 @@ impl Reader {
         if taken.is_empty() {
             return Ok(());
         }
-        let mut finished = pin!(join_all(taken.iter().map(|taken| self.finish(taken))));
+        let makings = Makings::new();
+        let mut finished = pin!(join_all(taken.iter().map(|taken| self.finish(taken, &makings))));
         let verdicts = loop {
             tokio::select! {
                 verdicts = &mut finished => break verdicts,
@@ -332,6 +353,10 @@ impl Reader {
                 Verdict::Done(_) => {}
                 Verdict::Dead(unusable) => self.bury(redis, Body::Read(entry), *times, &unusable).await?,
                 Verdict::Later => self.postponed("not_stored"),
+                Verdict::Early => {
+                    self.postponed("no_room_yet");
+                    self.hold(redis, &[&entry.id], Some(*times - 1)).await?;
+                }
             }
         }
         Ok(())
@@ -460,12 +485,31 @@ impl Reader {
     }
 
     /// Does what an entry says. A database that is away is not the entry's fault: it waits.
-    async fn finish(&self, taken: &Taken) -> Verdict {
-        let mut progress = Progress { next: 0, result: "repeated", unusable: None };
-        let mut tries = 0;
+    async fn finish(&self, taken: &Taken, makings: &Makings) -> Verdict {
+        let mut progress = Progress { next: 0, result: "repeated", unusable: None, missing: Vec::new(), only: None };
+        let (mut tries, mut looks, mut is_sure) = (0, 0, false);
         loop {
             match self.attempt(&taken.entry, &mut progress).await {
-                Ok(()) => return progress.unusable.map_or(Verdict::Done(progress.result), Verdict::Dead),
+                Ok(()) if !progress.missing.is_empty() && !is_sure => {
+                    if self.comes_yet(&taken.entry, &progress, makings).await {
+                        looks += 1;
+                        if looks > ROOM_LOOKS {
+                            return Verdict::Early;
+                        }
+                        tokio::time::sleep(ROOM_EVERY).await;
+                    } else {
+                        // What would have made it may have been finished between the two looks.
+                        is_sure = true;
+                    }
+                    progress.next = 0;
+                    progress.only = Some(progress.missing.drain(..).map(|(place, _)| place).collect());
+                    continue;
+                }
+                Ok(()) => {
+                    let no_room = || unusable("no_room", "no such room");
+                    let unusable = progress.unusable.or_else(|| (!progress.missing.is_empty()).then(no_room));
+                    return unusable.map_or(Verdict::Done(progress.result), Verdict::Dead);
+                }
                 Err(Failed::Unusable(unusable)) => return Verdict::Dead(unusable),
                 Err(Failed::Unavailable(_)) => {
                     if !taken.is_excused.swap(true, Ordering::Relaxed) {
@@ -483,6 +527,46 @@ impl Reader {
         }
     }
 
+    /// Whether a room that an entry lacks is made by an earlier one that is not finished: another node may have that, or
+    /// have died with it.
+    async fn comes_yet(&self, entry: &Entry, progress: &Progress, makings: &Makings) -> bool {
+        let makings = match makings.get_or_try_init(|| self.makings()).await {
+            Ok(makings) => makings,
+            Err(error) => {
+                tracing::debug!(error = &error as &dyn std::error::Error, "unfinished entries could not be looked at");
+                return false;
+            }
+        };
+        let own = numbers(&entry.id);
+        makings.iter().any(|(id, rooms)| {
+            *id < own && rooms.iter().any(|made| progress.missing.iter().any(|(_, room)| room == made))
+        })
+    }
+
+    /// The unfinished entries that make rooms.
+    async fn makings(&self) -> Result<Vec<Making>, RedisFailed> {
+        let mut redis = self.server.open(&self.stream).await?;
+        let mut pending = redis::cmd("XPENDING");
+        pending.arg(&self.stream).arg(GROUP).arg("-").arg("+").arg(MAX_PENDING);
+        let pending: Vec<(String, String, i64, i64)> = pending.query_async(&mut *redis).await?;
+        let mut makings = Vec::new();
+        for (id, ..) in pending {
+            let read = redis.ask(redis::cmd("XRANGE").arg(&self.stream).arg(&id).arg(&id)).await?;
+            let Some(read) = read else {
+                // Too large to be one of those.
+                redis = self.server.open(&self.stream).await?;
+                continue;
+            };
+            for entry in entries(read).iter().filter(|entry| entry.field("type") == Some(b"room.put")) {
+                let to = entry.field("to").and_then(|to| recipients(std::str::from_utf8(to).ok()?).ok());
+                let rooms = to.into_iter().flat_map(|to| to.0);
+                let rooms = rooms.filter_map(|to| envelope::room_of(&to).map(str::to_owned)).collect();
+                makings.push((numbers(&entry.id), rooms));
+            }
+        }
+        Ok(makings)
+    }
+
     /// Goes on with an entry where it has come to, with a share of the node's budget.
     async fn attempt(&self, entry: &Entry, progress: &mut Progress) -> Result<(), Failed> {
         if entry.is_gone() {
@@ -492,23 +576,42 @@ impl Reader {
         let bytes = check_lengths(entry).map_err(Failed::Unusable)?;
         let _share = self.node.publishing.take(bytes + expansion(entry)).await;
         let data_bytes = self.node.config.limits.data_bytes;
-        let delivery = delivery(entry, self.node.clock.database(), data_bytes).map_err(Failed::Unusable)?;
+        let mut delivery = delivery(entry, self.node.clock.database(), data_bytes).map_err(Failed::Unusable)?;
+        let (ms, seq) = numbers(&entry.id);
+        delivery.set_said(Said::At(ms, seq));
         let [source, id] = delivery.identity();
         tracing::debug!(entry = entry.id, id, source, to = ?delivery.names(), "an entry of the stream is worked on");
-        while progress.next < delivery.recipients() {
-            let piece = delivery.piece(progress.next);
-            let end = piece.end;
-            let items: Result<Vec<_>, _> = piece.map(|index| delivery.item(&self.node, index)).collect();
+        let all = match &progress.only {
+            Some(only) => only.clone(),
+            None => (0..delivery.recipients()).collect(),
+        };
+        let piece = delivery.piece(0).len();
+        while progress.next < all.len() {
+            let end = (progress.next + piece).min(all.len());
+            let places = &all[progress.next..end];
+            let items: Result<Vec<_>, _> = places.iter().map(|place| delivery.item(&self.node, *place)).collect();
             let items = items.map_err(Failed::Unusable)?;
-            for outcome in join_all(items.into_iter().map(|item| envelope::run(&self.node, item.what))).await {
+            let outcomes = join_all(items.into_iter().map(|item| envelope::run(&self.node, item.what))).await;
+            let missed = progress.missing.len();
+            for (place, outcome) in places.iter().zip(outcomes) {
                 match outcome {
                     Ok(Outcome::Stored(stored)) if !stored.repeated => progress.result = "stored",
-                    Ok(Outcome::Stored(_) | Outcome::Reused) => {}
+                    Ok(Outcome::Changed(changed)) if !changed.repeated => progress.result = "changed",
+                    Ok(Outcome::Stored(_) | Outcome::Changed(_) | Outcome::Reused) => {}
                     Ok(Outcome::Sent) => progress.result = "sent",
                     Ok(Outcome::Expired) => progress.result = "expired",
-                    Err(Failed::Unusable(why)) => progress.unusable = Some(why),
+                    Err(Failed::Unusable(why)) => {
+                        let to = delivery.names().get(*place).filter(|_| why.reason == "no_room");
+                        match to.and_then(|to| envelope::room_of(to)) {
+                            Some(room) => progress.missing.push((*place, room.to_owned())),
+                            None => progress.unusable = Some(why),
+                        }
+                    }
                     // Repeating is harmless for the recipients that worked.
-                    Err(failed) => return Err(failed),
+                    Err(failed) => {
+                        progress.missing.truncate(missed);
+                        return Err(failed);
+                    }
                 }
             }
             progress.next = end;
@@ -578,6 +681,23 @@ fn expansion(entry: &Entry) -> usize {
     (recipients * (len("data") + 512)).min(envelope::PIECE)
 }
 
+/// Whom an entry is for.
+fn recipients(to: &str) -> Result<Recipients, Unusable> {
+    if !to.starts_with(['[', '\u{feff}']) {
+        return Ok(Recipients(vec![to.to_owned()]));
+    }
+    json::read_long(to.as_bytes()).map_err(|error| match error.classify() {
+        serde_json::error::Category::Data => unusable("malformed", format!("to is malformed: {error}")),
+        _ => unusable("not_json", "to is not a JSON list of names"),
+    })
+}
+
+/// The two numbers of an entry's id, by which entries are in order.
+fn numbers(id: &str) -> (u64, u64) {
+    let (ms, seq) = id.split_once('-').unwrap_or((id, "0"));
+    (ms.parse().unwrap_or(0), seq.parse().unwrap_or(0))
+}
+
 /// What an entry's fields say.
 fn delivery(entry: &Entry, now: OffsetDateTime, data_bytes: usize) -> Result<Delivery, Unusable> {
     let mut texts = HashMap::new();
@@ -591,14 +711,7 @@ fn delivery(entry: &Entry, now: OffsetDateTime, data_bytes: usize) -> Result<Del
     let (data, to) = (must("data")?, must("to")?);
     let data: Box<RawValue> =
         json::read(data.as_bytes()).map_err(|_| unusable("not_json", "data is not a JSON object"))?;
-    let to = if to.starts_with(['[', '\u{feff}']) {
-        json::read_long(to.as_bytes()).map_err(|error| match error.classify() {
-            serde_json::error::Category::Data => unusable("malformed", format!("to is malformed: {error}")),
-            _ => unusable("not_json", "to is not a JSON list of names"),
-        })?
-    } else {
-        Recipients(vec![to.to_owned()])
-    };
+    let to = recipients(to)?;
     let envelope = Envelope {
         r#type: must("type")?.to_owned(),
         to,

@@ -8,4 +8,5 @@ pub(crate) mod inboxes;
 pub(crate) mod leases;
 pub(crate) mod memberships;
 pub(crate) mod receipts;
+pub(crate) mod room_words;
 pub(crate) mod rooms;

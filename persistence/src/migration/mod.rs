@@ -4,6 +4,7 @@ mod m20261123_000001_init;
 mod m20261124_000002_leases;
 mod m20261129_000003_secrets;
 mod m20261130_000004_data;
+mod m20261130_000005_room_words;
 
 use sea_orm_migration::{
     MigrationTrait, MigratorTrait,
@@ -19,6 +20,7 @@ impl MigratorTrait for Migrator {
             Box::new(m20261124_000002_leases::Migration),
             Box::new(m20261129_000003_secrets::Migration),
             Box::new(m20261130_000004_data::Migration),
+            Box::new(m20261130_000005_room_words::Migration),
         ]
     }
 

@@ -13,6 +13,7 @@ mod leases;
 mod notifications;
 mod retention;
 mod rooms;
+mod said;
 mod schema;
 mod secrets;
 mod site;

@@ -1,13 +1,13 @@
 //! `POST /api/events`: durable publishing, answered after the commit.
 
-use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::collections::{HashMap, HashSet};
 use std::fmt::Write as _;
 use std::sync::Arc;
 
 use futures_util::StreamExt;
 use http::{HeaderMap, StatusCode};
-use persistence::{AppendError, Appended, Refused};
+use persistence::{AppendError, Appended, Refused, Says};
 use serde::de::{Error as _, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use serde_json::error::Category;
@@ -20,6 +20,7 @@ use uuid::Uuid;
 use super::{Call, Problem, lenient, not_json, object, share};
 use crate::events::rfc3339;
 use crate::node::Node;
+use crate::publish::changes;
 use crate::publish::envelope::{self, Delivery, Envelope, Failed, Item, Outcome, PIECE, Unusable, What};
 use crate::storing::writer::{Trace, WHOLE, WholeError, WriteError};
 
@@ -88,6 +89,10 @@ pub(super) async fn publish(call: &Call, node: &Arc<Node>) -> Result<String, Pro
     let trace = call.headers.get("traceparent").and_then(|value| value.to_str().ok());
     let trace: Trace = trace.filter(|trace| envelope::is_traceparent(trace)).map(Into::into);
     published.deliveries.iter_mut().for_each(|delivery| delivery.set_traceparent(&trace));
+    if published.deliveries.iter().any(|delivery| delivery.says().is_some()) {
+        let now = changes::now(node).await;
+        published.deliveries.iter_mut().for_each(|delivery| delivery.set_said(now));
+    }
     let _share = share(node, &node.publishing, published.bytes()).await?;
     check(node, &published).await?;
     let mut results = String::from(r#"{"results":["#);
@@ -99,8 +104,15 @@ pub(super) async fn publish(call: &Call, node: &Arc<Node>) -> Result<String, Pro
                 store(node, std::mem::take(&mut part), &mut results).await?;
                 bytes = 0;
             }
-            let item = delivery.item(node, index);
-            part.push((place, item.map_err(|unusable| Problem::from(unusable).in_envelope(place))?));
+            let item = delivery.item(node, index).map_err(|unusable| Problem::from(unusable).in_envelope(place))?;
+            if matches!(item.what, What::Change(_)) {
+                // In its turn: what comes behind it may need it.
+                store(node, std::mem::take(&mut part), &mut results).await?;
+                store(node, vec![(place, item)], &mut results).await?;
+                bytes = 0;
+                continue;
+            }
+            part.push((place, item));
             bytes += delivery.bytes_each();
         }
     }
@@ -201,13 +213,22 @@ fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, Problem> {
 /// Finds what is wrong with all of it together.
 async fn check(node: &Node, published: &Published) -> Result<(), Problem> {
     let mut rooms: HashMap<&str, Option<usize>> = HashMap::new();
+    let mut made: HashSet<&str> = HashSet::new();
     let mut contents: HashMap<[u8; 32], [u8; 32]> = HashMap::new();
     for (place, delivery) in published.placed() {
-        let Some(content) = delivery.content() else { continue };
-        let (content, [source, id]) = (digest(content), delivery.identity());
+        let content = match (delivery.content(), delivery.says()) {
+            (Some(content), _) => digest(content),
+            (None, Some(says)) => digest([&format!("{says:?}")]),
+            (None, None) => continue,
+        };
+        let [source, id] = delivery.identity();
         for to in delivery.names() {
             if let Some(room) = envelope::room_of(to) {
-                rooms.entry(room).or_insert(place);
+                if matches!(delivery.says(), Some(Says::Is(_))) {
+                    made.insert(room);
+                } else if !made.contains(room) {
+                    rooms.entry(room).or_insert(place);
+                }
             }
             // The recipients of one envelope get the same.
             if !published.is_list {
@@ -245,6 +266,9 @@ fn digest<const PARTS: usize>(parts: [&str; PARTS]) -> [u8; 32] {
 
 /// Stores what is to be stored, all or nothing, then sends what is to be sent. The results go behind those before.
 async fn store(node: &Node, items: Vec<Placed>, answer: &mut String) -> Result<(), Problem> {
+    if items.is_empty() {
+        return Ok(());
+    }
     let (mut appends, mut traces, mut places) = (Vec::new(), Vec::new(), Vec::new());
     let mut rest = Vec::new();
     let mut results: Vec<Value> = items.iter().map(|(_, item)| json!({"to": item.to})).collect();
@@ -283,7 +307,12 @@ async fn store(node: &Node, items: Vec<Placed>, answer: &mut String) -> Result<(
     while let Some((index, place, outcome)) = sent.next().await {
         match outcome {
             Ok(Outcome::Expired) => results[index]["expired"] = json!(true),
-            Ok(_) => {}
+            Ok(Outcome::Changed(changed)) => {
+                results[index]["date"] = json!(rfc3339(changed.date));
+                results[index]["repeated"] = json!(changed.repeated);
+            }
+            Ok(Outcome::Reused) => return Err(Problem::from(AppendError::KeyReused).in_envelope(place)),
+            Ok(Outcome::Sent | Outcome::Stored(_)) => {}
             Err(failed) => return Err(Problem::from(failed).in_envelope(place)),
         }
     }

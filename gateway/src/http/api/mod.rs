@@ -3,9 +3,11 @@
 mod dead;
 mod events;
 mod keys;
+mod live;
 mod operations;
 mod problem;
 mod rooms;
+mod tail;
 mod users;
 
 use std::net::SocketAddr;
@@ -230,6 +232,7 @@ impl Call {
             // Answered before.
             Operation::Document => Ok(Value::Null),
             Operation::Publish => return events::publish(self, node).await,
+            Operation::Announce => live::announce(self, node).await,
             Operation::ListRooms => rooms::list(self, node).await,
             Operation::ShowRoom => rooms::show(node, room()?).await,
             Operation::CreateRoom => rooms::create(self, node, room()?).await,
@@ -237,10 +240,13 @@ impl Call {
             Operation::History => return rooms::history(self, node, room()?).await,
             Operation::AddMember => rooms::add_member(node, room()?, user(1)?).await,
             Operation::RemoveMember => rooms::remove_member(node, room()?, user(1)?).await,
+            Operation::Online => users::online(self, node).await,
             Operation::ShowUser => users::show(node, user(0)?).await,
+            Operation::Disconnect => live::disconnect(self, node, user(0)?).await,
             Operation::Notifications => return users::notifications(self, node, user(0)?).await,
             Operation::Seen => users::seen(self, node, user(0)?).await,
             Operation::Nodes => Ok(json!({"nodes": node.peers.nodes()})),
+            Operation::Tail => tail::show(self, node).await,
             Operation::ListDead => dead::list(self, node).await,
             Operation::ShowDead => dead::show(node, name(0)).await,
             Operation::RetryDead => dead::retry(node, name(0)).await,

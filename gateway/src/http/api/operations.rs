@@ -7,6 +7,7 @@ use super::Problem;
 pub(super) enum Operation {
     Document,
     Publish,
+    Announce,
     ListRooms,
     ShowRoom,
     CreateRoom,
@@ -14,10 +15,13 @@ pub(super) enum Operation {
     History,
     AddMember,
     RemoveMember,
+    Online,
     ShowUser,
+    Disconnect,
     Notifications,
     Seen,
     Nodes,
+    Tail,
     ListDead,
     ShowDead,
     RetryDead,
@@ -28,6 +32,7 @@ pub(super) enum Operation {
 pub(super) const OPERATIONS: &[(&str, &str, Operation)] = &[
     ("GET", "/api/openapi.json", Operation::Document),
     ("POST", "/api/events", Operation::Publish),
+    ("POST", "/api/announce", Operation::Announce),
     ("GET", "/api/rooms", Operation::ListRooms),
     ("GET", "/api/rooms/{room}", Operation::ShowRoom),
     ("PUT", "/api/rooms/{room}", Operation::CreateRoom),
@@ -35,10 +40,13 @@ pub(super) const OPERATIONS: &[(&str, &str, Operation)] = &[
     ("GET", "/api/rooms/{room}/history", Operation::History),
     ("PUT", "/api/rooms/{room}/members/{user}", Operation::AddMember),
     ("DELETE", "/api/rooms/{room}/members/{user}", Operation::RemoveMember),
+    ("POST", "/api/users/online", Operation::Online),
     ("GET", "/api/users/{user}", Operation::ShowUser),
+    ("POST", "/api/users/{user}/disconnect", Operation::Disconnect),
     ("GET", "/api/users/{user}/notifications", Operation::Notifications),
     ("POST", "/api/users/{user}/seen", Operation::Seen),
     ("GET", "/api/nodes", Operation::Nodes),
+    ("GET", "/api/tail", Operation::Tail),
     ("GET", "/api/dead", Operation::ListDead),
     ("GET", "/api/dead/{dead_id}", Operation::ShowDead),
     ("DELETE", "/api/dead/{dead_id}", Operation::DropDead),
@@ -48,7 +56,7 @@ pub(super) const OPERATIONS: &[(&str, &str, Operation)] = &[
 impl Operation {
     /// Whether a body is read.
     pub(super) fn takes_body(self) -> bool {
-        matches!(self, Self::Publish | Self::CreateRoom | Self::Seen)
+        matches!(self, Self::Publish | Self::Announce | Self::CreateRoom | Self::Online | Self::Disconnect | Self::Seen)
     }
 
     /// Finds what is asked, and the names in the path. `path` is what follows `/api/`, decoded. It is matched as it

@@ -2,15 +2,14 @@
 
 use std::sync::Arc;
 
-use channel_layer::{Event, GroupName, NameError};
-use persistence::Membership;
+use persistence::{AppendError, Change, Changed, Says};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::{ApiResult, Call, Problem, text};
 use crate::consumers::pages;
 use crate::node::Node;
-use crate::words::EventType;
+use crate::publish::changes;
 
 /// Rooms of one answer: the default, and the most.
 const DEFAULT_LIMIT: u64 = 100;
@@ -48,7 +47,10 @@ struct Wanted {
 
 pub(super) async fn create(call: &Call, node: &Node, room: &str) -> ApiResult {
     let Wanted { display_name } = if call.body.is_empty() { Wanted::default() } else { call.body()? };
-    let room = node.store.create_room(room, display_name.as_deref()).await?;
+    let room = match display_name {
+        None => node.store.create_room(room, None).await?,
+        Some(name) => change(node, room, Says::Is(Some(name))).await?.map_err(Problem::from)?.room,
+    };
     Ok(json!({"name": room.name, "display_name": room.display_name, "seq": room.last_seq}))
 }
 
@@ -56,39 +58,32 @@ pub(super) async fn delete(node: &Node, room: &str) -> ApiResult {
     if !node.store.delete_room(room).await? {
         return Err(Problem::no_room());
     }
-    // The room's own group still has its sockets: they look again and leave.
-    tell(node, node.names.room(room), Event::new(EventType::RoomsChanged.as_str()).with("removed", room)).await;
+    // The room's own group still has its sockets.
+    changes::tell_room(node, room).await;
     Ok(json!({"name": room, "deleted": true}))
 }
 
 pub(super) async fn add_member(node: &Node, room: &str, user: &str) -> ApiResult {
-    let pair = Membership { room: room.to_owned(), user: user.to_owned(), create_room: false };
-    if node.store.add_members(&[pair]).await? != [true] {
-        return Err(Problem::no_room());
-    }
-    tell(node, node.names.user(user), Event::new(EventType::RoomsChanged.as_str()).with("added", room)).await;
+    change(node, room, Says::Joins(vec![user.to_owned()])).await?.map_err(Problem::from)?;
     Ok(json!({"room": room, "user": user, "member": true}))
 }
 
 pub(super) async fn remove_member(node: &Node, room: &str, user: &str) -> ApiResult {
-    let removed = node.store.remove_member(room, user).await?;
-    // Told in any case: the room may have come from the user's token.
-    tell(node, node.names.user(user), Event::new(EventType::RoomsChanged.as_str()).with("removed", room)).await;
+    let removed = match change(node, room, Says::Leaves(vec![user.to_owned()])).await? {
+        Ok(changed) => changed.moved > 0,
+        Err(_) => {
+            // Told in any case: the room may have come from the user's token.
+            changes::tell_user(node, user, "removed", room).await;
+            false
+        }
+    };
     Ok(json!({"room": room, "user": user, "member": false, "removed": removed}))
 }
 
-/// Tells open sockets to look at their rooms again.
-async fn tell(node: &Node, group: Result<GroupName, NameError>, event: Event) {
-    let Ok(group) = group else { return };
-    let event = node.seals.word(event, group.as_str());
-    if let Err(error) = node.layer.group_send(&group, &event).await {
-        // The other nodes find out by themselves, as soon as they compare (`upkeep/memberships.rs`).
-        tracing::warn!(
-            error = &error as &dyn std::error::Error,
-            "other nodes could not be told of a change of members"
-        );
-        node.hub.deliver_here(group, event);
-    }
+/// Does what is said now.
+async fn change(node: &Node, room: &str, says: Says) -> Result<Result<Changed, AppendError>, Problem> {
+    let change = Change { room: room.to_owned(), says, said: changes::now(node).await, key: None };
+    Ok(changes::make(node, &change).await?)
 }
 
 pub(super) async fn history(call: &Call, node: &Arc<Node>, room: &str) -> Result<String, Problem> {

@@ -9,12 +9,37 @@ use super::{ApiResult, Call, Problem, text};
 use crate::consumers::pages;
 use crate::node::Node;
 
-/// Ids of one call.
+/// Ids of one call, and names.
 const MAX_IDS: usize = 1000;
+const MAX_NAMES: usize = 1000;
 
 pub(super) async fn show(node: &Node, user: &str) -> ApiResult {
     let sockets = node.peers.sockets(node, user).await;
     Ok(json!({"name": user, "sockets": sockets}))
+}
+
+/// The names, as a list or in an object.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Asked {
+    List(Vec<String>),
+    Users { users: Vec<String> },
+}
+
+/// Those of some users who have a socket on any node.
+pub(super) async fn online(call: &Call, node: &Node) -> ApiResult {
+    let asked: Asked = super::lenient(call.text()?, |json| {
+        serde_json::from_str(json).map_err(|error| {
+            if error.is_data() { Problem::bad("the body is not {\"users\": [NAME, …]}") } else { super::not_json() }
+        })
+    })?;
+    let (Asked::List(users) | Asked::Users { users }) = asked;
+    if users.len() > MAX_NAMES {
+        return Err(Problem::too_large(format!("at most {MAX_NAMES} names")));
+    }
+    let mut online: Vec<String> = node.peers.online(node, &users, None).await.into_iter().collect();
+    online.sort();
+    Ok(json!({ "online": online }))
 }
 
 pub(super) async fn notifications(call: &Call, node: &Node, user: &str) -> Result<String, Problem> {
