@@ -1,0 +1,1 @@
+../../before/chat/__init__.py

@@ -1,0 +1,1 @@
+../../before/chat/admin.py

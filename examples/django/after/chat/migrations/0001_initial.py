@@ -1,0 +1,1 @@
+../../../before/chat/migrations/0001_initial.py

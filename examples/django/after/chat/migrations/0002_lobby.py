@@ -1,0 +1,1 @@
+../../../before/chat/migrations/0002_lobby.py

@@ -1,0 +1,1 @@
+../../../before/chat/migrations/__init__.py

@@ -1,0 +1,1 @@
+../../../../before/chat/static/chat/chat.js

@@ -1,0 +1,1 @@
+../../before/mysite/__init__.py

@@ -1,0 +1,1 @@
+../../before/mysite/asgi.py

@@ -1,0 +1,1 @@
+../../before/mysite/urls.py
