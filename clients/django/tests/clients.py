@@ -69,7 +69,7 @@ class GatewayClient:
 
     @classmethod
     async def open(cls, url, path, *, headers=(), subprotocols=()):
-        given = {name.decode(): value.decode("latin-1") for name, value in headers if name != b"host"}
+        given = {name.decode(): value.decode() for name, value in headers if name != b"host"}
         communicator = GatewayCommunicator(url + path, headers=given, subprotocols=list(subprotocols))
         connected, answer = await communicator.connect(30)
         if not connected:

@@ -81,7 +81,7 @@ class DaphneCases:
     async def test_daphne_http_bits(self):
         told, server = await self.told()
         path, query = "/a b/ä/🐉/", "q=%F0%9F%90%89&q=2&empty="
-        headers = [(b"x-one", b"1"), (b"x-two", b"a, b"), (b"x-latin", b"\xe4")]
+        headers = [(b"x-one", b"1"), (b"x-two", b"a, b"), (b"x-bytes", b"\xc3\xa4")]
         await server.client(f"{quote(path)}?{query}", headers=headers)
         scope = told.scopes[0]
         self.check_scope(scope)

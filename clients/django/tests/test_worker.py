@@ -8,6 +8,7 @@ import struct
 import tempfile
 import unittest
 from pathlib import Path
+from unittest import mock
 
 import msgpack
 
@@ -417,6 +418,43 @@ class MessageTests(WorkerCase):
         expected = [str(number) for number in range(20) if number != 3]
         self.assertEqual([await socket.hears() for _ in expected], expected)
         self.assertTrue(socket.events.empty())
+
+    async def test_a_close_of_another_task_ends_sends_that_wait(self):
+        done = []
+
+        async def application(scope, receive, send):
+            await receive()
+            await send({"type": "websocket.accept"})
+            await receive()
+            waits = asyncio.ensure_future(send({"type": "websocket.send", "text": "too late"}))
+            await asyncio.sleep(0)
+            await send({"type": "websocket.close"})
+            done.append(await waits)
+
+        socket = await self.connect(application)
+        socket.pause()
+        socket.say("go")
+        self.assertEqual([(await socket.next())[0] for _ in range(3)], ["waiting", "close", "end"])
+        self.assertEqual(done, [None])
+
+    async def test_a_receive_given_up_as_its_message_comes_leaves_it_to_another(self):
+        receiving = []
+
+        async def application(scope, receive, send):
+            await receive()
+            await send({"type": "websocket.accept"})
+            receiving[:] = asyncio.ensure_future(receive()), asyncio.ensure_future(receive())
+            await send({"type": "websocket.send", "text": (await receiving[1])["text"]})
+
+        def comes_and_is_given_up(self, kind, body):
+            taken(self, kind, body)
+            receiving[0].cancel()
+
+        socket = await self.connect(application)
+        taken = instance.Instance.message
+        with mock.patch.object(instance.Instance, "message", comes_and_is_given_up):
+            socket.say("kept")
+            self.assertEqual(await socket.hears(), "kept")
 
     async def test_a_send_that_waits_ends_with_its_socket(self):
         app = Recorder()

@@ -124,9 +124,13 @@ class Instance:
                 self._waiters.append(waiter)
             try:
                 await waiter
+            except BaseException:
+                # Woken, and given up in the same turn: another one may take it.
+                if waiter.done() and not waiter.cancelled() and self._queue:
+                    self._wake_receiver()
+                raise
             finally:
-                if self._waiters and waiter in self._waiters:
-                    self._waiters.remove(waiter)
+                self._waiters.remove(waiter)
         message, size = self._queue.pop(0)
         if self._waiters and self._queue:
             self._wake_receiver()
@@ -187,6 +191,8 @@ class Instance:
             code = message.get("code")
             code = 1000 if code is None else sendable(code)
             self.link.write(frames.frame(frames.CLOSE, self.sid, CODE.pack(code) + cut(message.get("reason") or "")))
+            # What waits in other tasks comes too late.
+            self._wake_sender()
         elif kind == "websocket.close" and state == CONNECTING:
             self._deny(403, [], b"")
         elif kind == "websocket.http.response.start" and state == CONNECTING:

@@ -1,0 +1,336 @@
+"""A site's consumers behind a real gateway: browser, node, link, worker, application."""
+
+import asyncio
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import unittest
+from pathlib import Path
+
+from django.conf import settings
+from django.test import TransactionTestCase, tag
+
+from channel_gateway.testing import GatewayCommunicator, Node
+
+from . import asgi
+from .bridge import SECRET
+from .clients import GatewayClient, until
+from .consumer_cases import ConsumerCases, DaphneCases, StrangerCases, Told
+from .run import WITH_US
+from .test_worker_consumers import WithWorker
+
+
+def knows_bridges():
+    """Whether the gateway has bridges; one that is older is not asked."""
+    done = subprocess.run([settings.GATEWAY["BINARY"], "genconfig"], capture_output=True, text=True, check=False)
+    return "bridge" in done.stdout
+
+
+class Live:
+    """A worker in this process, behind a node."""
+
+    def __init__(self, worker, node):
+        self.worker, self.node = worker, node
+
+    async def client(self, path, **options):
+        return await GatewayClient.open(self.node.url, path, **options)
+
+    async def ask(self, request):
+        """The answer's head to these bytes."""
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.node.port)
+        writer.write(request)
+        head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 30)
+        writer.close()
+        return head
+
+
+class WithGateway(WithWorker):
+    """One node for the class, a worker for each test."""
+
+    bridge = {}
+
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        if not knows_bridges():
+            cls.doClassCleanups()
+            raise unittest.SkipTest("this gateway has no bridges")
+        directory = tempfile.TemporaryDirectory(prefix="gateway-worker-")
+        cls.addClassCleanup(directory.cleanup)
+        cls.directory = Path(directory.name)
+        config = {
+            "bridge.path": "/",
+            "bridge.workers": f"unix:{cls.directory}/worker-*.sock",
+            "bridge.secret": SECRET.decode(),
+            "trusted_proxies": ["127.0.0.1"],
+            "drain.window_seconds": 1,
+            **cls.bridge,
+        }
+        cls.node = Node(config, program=settings.GATEWAY["BINARY"]).start()
+        cls.addClassCleanup(cls.node.stop)
+
+    async def serve(self, application=None, *, strangers=False):
+        if application is None:
+            application = asgi.websockets(asgi.strangers() if strangers else ())
+        worker = await self.start_worker(application, f"unix:{self.directory}/worker-{id(self)}.sock")
+        await until(lambda: any(link.proved for link in worker._links), 60)
+        return Live(worker, self.node)
+
+
+class LiveDaphneTests(WithGateway, DaphneCases, TransactionTestCase):
+    bridge = {"bridge.frame_bytes": 65536}
+
+    async def test_daphne_xff(self):
+        told, server = await self.told()
+        headers = [(b"X-Forwarded-For", b"10.1.2.3"), (b"X-Forwarded-Proto", b"https")]
+        await server.client("/", headers=headers)
+        self.assertEqual((told.scopes[0]["client"][0], told.scopes[0]["scheme"]), ("10.1.2.3", "wss"))
+
+    async def test_daphne_websocket_max_message_size(self):
+        told, server = await self.told()
+        client = await server.client("/")
+        await client.say("x" * 65537)
+        self.assertEqual((await client.ended())[0], 1009)
+        await until(lambda: len(told.messages) == 2)
+        kinds = [each["type"] for each in told.messages]
+        self.assertEqual(kinds, ["websocket.connect", "websocket.disconnect"])
+
+    async def test_daphne_websocket_max_message_size_allows_under_limit(self):
+        told, server = await self.told()
+        client = await server.client("/")
+        told.answers = [{"type": "websocket.send", "text": "ack"}]
+        await client.say("x" * 65536)
+        self.assertEqual(await client.hears(), "ack")
+
+    async def test_daphne_websocket_upgrade_rejects_smuggled_headers(self):
+        told, server = await self.told()
+        for byte in (b"\x0b", b"\x0c", b"\x1c", b"\x1d", b"\x1e"):
+            with self.subTest(byte):
+                head = await server.ask(
+                    b"GET /ws HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+                    b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n"
+                    b"X-Padding: innocent" + byte + b"X-Secret-Auth: admin-token\r\n\r\n"
+                )
+                self.assertTrue(head.startswith(b"HTTP/1.1 400"), head)
+        self.assertEqual(told.scopes, [])
+
+
+class LiveConsumerTests(WithGateway, ConsumerCases, TransactionTestCase):
+    async def test_http_on_a_bridged_path_is_426(self):
+        server = await self.serve()
+        head = await server.ask(b"GET /ws/echo/ HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+        self.assertTrue(head.startswith(b"HTTP/1.1 426"), head)
+
+    async def test_a_response_and_headers_of_the_applications(self):
+        async def application(scope, receive, send):
+            if scope["type"] != "websocket":
+                raise ValueError
+            await receive()
+            if scope["path"] == "/refused":
+                headers = [(b"retry-after", b"9"), (b"content-type", b"text/plain")]
+                await send({"type": "websocket.http.response.start", "status": 402, "headers": headers})
+                await send({"type": "websocket.http.response.body", "body": b"pay first"})
+            else:
+                await send({"type": "websocket.accept", "headers": [(b"x-room", b"lobby"), (b"set-cookie", b"a=b")]})
+            await receive()
+
+        server = await self.serve(application)
+        request = (
+            b"GET /%s HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+            b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
+        )
+        head = (await server.ask(request % b"refused")).lower()
+        self.assertTrue(head.startswith(b"http/1.1 402"), head)
+        self.assertIn(b"\r\nretry-after: 9\r\n", head)
+        head = (await server.ask(request % b"")).lower()
+        self.assertTrue(head.startswith(b"http/1.1 101"), head)
+        self.assertIn(b"\r\nx-room: lobby\r\n", head)
+        self.assertIn(b"\r\nset-cookie: a=b\r\n", head)
+
+    async def test_a_worker_that_drains_sends_its_clients_elsewhere(self):
+        told = Told()
+        server = await self.serve(told)
+        server.worker.drain_seconds = 0.5
+        client = await server.client("/")
+        draining = asyncio.ensure_future(server.worker.drain())
+        code, reason = await client.ended()
+        low, _, high = reason.removeprefix("retry=").partition("-")
+        self.assertEqual(code, 1012)
+        self.assertLess(int(low), int(high))
+        self.assertTrue(await draining)
+        self.assertEqual([each.get("code") for each in told.messages], [None, 1012])
+
+    async def test_a_slow_client_makes_send_wait_and_then_goes_with_4008(self):
+        sent, told = 0, []
+
+        async def application(scope, receive, send):
+            nonlocal sent
+            if scope["type"] != "websocket":
+                raise ValueError
+            await receive()
+            await send({"type": "websocket.accept"})
+            if scope["path"] == "/echo":
+                await send({"type": "websocket.send", **await receive()})
+                return
+            reading = asyncio.ensure_future(receive())
+            while not reading.done():
+                await send({"type": "websocket.send", "bytes": bytes(20_000)})
+                sent += 1
+            told.append(reading.result())
+
+        server = await self.serve(application)
+        slow = await server.client("/slow")
+        slow.communicator._writer.transport.pause_reading()
+        await until(lambda: told, 90)
+        self.assertEqual(told[0]["code"], 4008)
+        # The kernel's buffers, the outbox, the link's: not what a handler can make in seconds.
+        self.assertLess(sent * 20_000, 64 * 1024 * 1024)
+
+    async def test_a_flood_into_a_handler_that_sleeps_is_held_at_the_client(self):
+        awake, heard = asyncio.Event(), []
+
+        async def application(scope, receive, send):
+            if scope["type"] != "websocket":
+                raise ValueError
+            await receive()
+            await send({"type": "websocket.accept"})
+            await awake.wait()
+            while (message := await receive())["type"] != "websocket.disconnect":
+                heard.append(message["text"])
+
+        server = await self.serve(application)
+        client = await server.client("/")
+        texts = [f"{number} {'x' * 5000}" for number in range(3000)]
+
+        async def flood():
+            for text in texts:
+                await client.say(text)
+
+        flooding = asyncio.ensure_future(flood())
+        held = next(iter(server.worker._links))
+        await until(lambda: held.sockets and max(len(each._queue) for each in held.sockets.values()) >= 8)
+        await asyncio.sleep(0.5)
+        self.assertFalse(flooding.done())
+        self.assertLessEqual(max(len(each._queue) for each in held.sockets.values()), 8)
+        awake.set()
+        await flooding
+        await until(lambda: len(heard) == len(texts))
+        self.assertEqual(heard, texts)
+        await client.close()
+
+
+class LiveStrangerTests(WithGateway, StrangerCases, TransactionTestCase):
+    pass
+
+
+@tag("once")
+class LiveModelTests(unittest.IsolatedAsyncioTestCase):
+    """Several hundred sockets on three workers that are killed and stopped at random."""
+
+    SOCKETS = 300
+    FAULTS = 14
+
+    def setUp(self):
+        if not knows_bridges():
+            self.skipTest("this gateway has no bridges")
+        directory = tempfile.TemporaryDirectory(prefix="gateway-worker-")
+        self.addCleanup(directory.cleanup)
+        self.directory = Path(directory.name)
+        self.ends = self.directory / "ends"
+        self.ends.touch()
+        self.seed = int(os.environ.get("TEST_SEED") or random.randrange(10_000))
+        self.random = random.Random(self.seed)
+        self.processes = {}
+
+    async def asyncSetUp(self):
+        asyncio.get_running_loop().set_debug(False)
+
+    def start(self, number):
+        path = self.directory / f"worker-{number}.sock"
+        environment = {**os.environ, "GATEWAY_BRIDGE__SECRET": SECRET.decode(), "TEST_ENDS": str(self.ends)}
+        command = [*WITH_US, sys.executable, "-m", "channel_gateway.worker", "tests.worker_apps:echo"]
+        with (self.directory / "log").open("ab") as log:
+            process = subprocess.Popen(
+                [*command, "--listen", f"unix:{path}", "--drain-seconds", "1"], env=environment, stdout=log, stderr=log
+            )
+        self.processes[number] = process
+        self.addCleanup(process.wait)
+        self.addCleanup(process.kill)
+
+    async def test_sockets_keep_their_order_and_end_once_whatever_happens_to_workers(self):
+        for number in range(3):
+            self.start(number)
+        config = {
+            "bridge.path": "/",
+            "bridge.workers": f"unix:{self.directory}/worker-*.sock",
+            "bridge.secret": SECRET.decode(),
+        }
+        node = await asyncio.to_thread(Node(config, program=settings.GATEWAY["BINARY"]).start)
+        self.addCleanup(node.stop)
+        stop, opened, killed, echoes = asyncio.Event(), {}, set(), 0
+
+        async def client(name):
+            nonlocal echoes
+            visit = 0
+            while not stop.is_set():
+                visit += 1
+                path = f"/{name}/{visit}"
+                socket = GatewayCommunicator(node.url + path, subprotocols=[])
+                try:
+                    connected, _ = await socket.connect(60)
+                    if not connected:
+                        await asyncio.sleep(0.2)
+                        continue
+                    await socket.send_to("pid")
+                    opened[path] = int(await socket.receive_from(60))
+                    sent = heard = 0
+                    while not stop.is_set() or heard < sent:
+                        while sent - heard < 6 and not stop.is_set():
+                            await socket.send_to(str(sent))
+                            sent += 1
+                        self.assertEqual(await socket.receive_from(60), str(heard), path)
+                        heard += 1
+                        echoes += 1
+                        await asyncio.sleep(0.2 + random.random() / 5)
+                    await socket.disconnect(timeout=60)
+                except (ConnectionError, asyncio.IncompleteReadError):
+                    # Its worker has gone: all that was heard was in order, and it comes back.
+                    await asyncio.sleep(random.random() / 5)
+
+        clients = [asyncio.ensure_future(client(name)) for name in range(self.SOCKETS)]
+        await until(lambda: len(opened) >= self.SOCKETS, 120)
+        for _ in range(self.FAULTS):
+            before = echoes
+            number = self.random.randrange(3)
+            process = self.processes[number]
+            if self.random.random() < 0.5:
+                process.kill()
+                killed.add(process.pid)
+                await asyncio.to_thread(process.wait)
+                self.start(number)
+            else:
+                process.send_signal(signal.SIGSTOP)
+                await asyncio.sleep(self.random.random())
+                process.send_signal(signal.SIGCONT)
+            # Work goes on between the faults.
+            await until(lambda before=before: echoes > before + 100, 120)
+        stop.set()
+        done = await asyncio.wait_for(asyncio.gather(*clients, return_exceptions=True), 180)
+        self.assertEqual([each for each in done if each is not None], [], f"TEST_SEED={self.seed}")
+        expected = sorted(path for path, pid in opened.items() if pid not in killed)
+
+        def ends():
+            return [line.split() for line in self.ends.read_text().splitlines()]
+
+        await until(lambda: len([path for pid, path, _ in ends() if int(pid) not in killed]) >= len(expected), 60)
+        found = sorted(path for pid, path, _ in ends() if int(pid) not in killed)
+        every = [path for _, path, _ in ends()]
+        self.assertEqual(len(set(every)), len(every), f"TEST_SEED={self.seed}: a disconnect twice")
+        # A socket whose process was never heard of may have ended too.
+        self.assertEqual(sorted(set(found) & set(opened)), expected, f"TEST_SEED={self.seed}")
+        for number in self.processes:
+            status = Path(f"/proc/{self.processes[number].pid}/status").read_text()
+            self.assertLess(int(status.split("VmRSS:")[1].split()[0]), 120_000)
