@@ -2,6 +2,7 @@
 
 mod allocator;
 mod log;
+mod systemd;
 
 use std::io::{IsTerminal, Write};
 use std::pin::pin;
@@ -14,6 +15,7 @@ use persistence::Store;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use log::Log;
+use systemd::Systemd;
 
 /// Wrong settings.
 const WRONG_SETTINGS: u8 = 2;
@@ -101,6 +103,8 @@ async fn serve(config: Config, collected: Collected, arguments: &clap::ArgMatche
     // Before anything else: a signal is obeyed at any time.
     let (mut stop, mut hangup) = (StopSignals::new()?, signal(SignalKind::hangup())?);
     let log = log::start(config.log_json, config.log_level.as_deref());
+    let systemd = Systemd::from_env();
+    let mut beat = pin!(systemd.beat());
     config::warnings(&collected).iter().for_each(|warning| tracing::warn!("{warning}"));
     let dev = config.dev;
     let users = tokio::select! {
@@ -129,6 +133,7 @@ async fn serve(config: Config, collected: Collected, arguments: &clap::ArgMatche
         }
     };
     tracing::info!(public = %node.public, internal = %node.internal, node = node.node().config.node_id, "listening");
+    systemd.ready();
     if dev {
         say(&format!("open http://{}/", node.public));
     }
@@ -144,11 +149,13 @@ async fn serve(config: Config, collected: Collected, arguments: &clap::ArgMatche
     };
     tokio::select! {
         () = stop.recv() => {}
+        never = &mut beat => match never {},
         () = reloads => {}
         () = allocator::give_back_after_storms(moves) => {}
         () = allocator::give_back_when(async || node.node().memory_wanted().await) => {}
         () = log.count_dropped(|lines| metrics.take_log_lines_dropped(lines)) => {}
     }
+    systemd.stopping();
     let drained = async {
         let mut drained = pin!(node.drain());
         loop {
@@ -160,6 +167,7 @@ async fn serve(config: Config, collected: Collected, arguments: &clap::ArgMatche
     };
     let left = tokio::select! {
         left = drained => left,
+        never = &mut beat => match never {},
         () = stop.recv() => {
             tracing::warn!("asked to stop again: leaving at once");
             return Ok(ExitCode::from(SOCKETS_LEFT));
