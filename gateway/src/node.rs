@@ -173,7 +173,7 @@ impl Node {
         let health = Arc::new(Health::new(&metrics));
         let seals = Arc::new(Seals::new(&secrets, &metrics));
         let django = if config.reads_site() {
-            Some(Arc::new(Django::start(&config.django, &store, &metrics, &background, &stop)?))
+            Some(Arc::new(Django::start(&config.django, &store, &health.clock, &metrics, &background, &stop)?))
         } else {
             None
         };
@@ -304,6 +304,7 @@ impl Node {
             ask: now.ask.clone(),
             user_name: now.user_name,
             anonymous: now.anonymous,
+            clock: self.clock.clone(),
         };
         let replaced = (keeps_keys || self.sign_in.replace(sign_in)) && self.config.replace(config);
         if replaced { Ok(()) } else { Err(TooManyReloads) }
@@ -372,6 +373,7 @@ fn sign_in(config: &Config, django: Option<Arc<Django>>, health: &Arc<Health>) -
         ask: ask.transpose().map_err(NodeError::Http)?.map(Arc::new),
         user_name: config.user_name,
         anonymous: config.anonymous,
+        clock: health.clock.clone(),
     })
 }
 

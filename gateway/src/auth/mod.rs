@@ -26,7 +26,7 @@ use crate::auth::ask::{Named, Question, Said};
 use crate::auth::django::{Away, Django, Kept, NoSession, Person};
 use crate::auth::jwt::Token;
 use crate::auth::jwt_keys::Verdict;
-use crate::clock;
+use crate::clock::Clock;
 use crate::config::{Anonymous, UserName};
 use crate::names;
 use crate::scope::{self, Access, SignedInBy, User};
@@ -88,6 +88,8 @@ pub(crate) struct SignIn {
     pub(crate) ask: Option<Arc<AskDjango>>,
     pub(crate) user_name: UserName,
     pub(crate) anonymous: Anonymous,
+    /// By which ends and beginnings are judged: the same on all nodes.
+    pub(crate) clock: Clock,
 }
 
 /// What checks tokens.
@@ -137,7 +139,7 @@ impl SignIn {
 
     /// Whose token this is.
     pub(crate) async fn user_of(&self, token: &str) -> Result<SignedIn, NotSignedIn> {
-        let claims = self.tokens.check(token).await.map_err(|error| {
+        let claims = self.tokens.check(token, self.clock.unix_seconds()).await.map_err(|error| {
             let refused = refused_token(&error);
             tracing::debug!(error = &error as &dyn std::error::Error, "token refused");
             refused
@@ -229,7 +231,7 @@ impl SignIn {
         if !names::is_user_name(&name) {
             return Err(impossible_name("what Django answered"));
         }
-        if named.expires_at.is_some_and(|end| end <= clock::unix_seconds()) {
+        if named.expires_at.is_some_and(|end| end <= self.clock.unix_seconds()) {
             return Err(NotSignedIn::Nobody("expired"));
         }
         Ok(User {
@@ -275,7 +277,7 @@ impl Tokens {
         self.auth.has_keys() || self.jwks.is_some()
     }
 
-    async fn check(&self, text: &str) -> Result<Claims, TokenError> {
+    async fn check(&self, text: &str, now: i64) -> Result<Claims, TokenError> {
         let token = Token::parse(text)?;
         let verdict = self.auth.verify(&token);
         match &self.jwks {
@@ -284,7 +286,7 @@ impl Tokens {
             _ if verdict == Verdict::Bad => return Err(TokenError::Signature),
             _ => return Err(TokenError::Algorithm),
         }
-        self.auth.claims(&token)
+        self.auth.claims(&token, now)
     }
 }
 

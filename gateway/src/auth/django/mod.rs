@@ -18,13 +18,13 @@ use jiff::civil::DateTime;
 use jiff::tz::TimeZone;
 use persistence::{Site, SiteMoment, SiteSession, SiteUser, Store, StoreError, StoreOptions};
 use secrecy::{ExposeSecret, SecretString};
-use time::OffsetDateTime;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use self::payload::{Field, Fields, Unreadable};
 use self::signing::Keys;
 use self::users::away;
+use crate::clock::Clock;
 use crate::config::{DjangoConfig, SessionEngine};
 use crate::metrics::Metrics;
 use crate::redis::{Cached, RedisFailed, SessionCache};
@@ -135,6 +135,7 @@ struct Desk {
     site: Site,
     source: Source,
     rules: Rules,
+    clock: Clock,
     metrics: Arc<Metrics>,
 }
 
@@ -173,6 +174,7 @@ impl Django {
     pub(crate) fn start(
         config: &DjangoConfig,
         store: &Store,
+        clock: &Clock,
         metrics: &Arc<Metrics>,
         tasks: &TaskTracker,
         stop: &CancellationToken,
@@ -191,7 +193,7 @@ impl Django {
         };
         let rules = Rules::of(config);
         let users = Users::start(&site, metrics, tasks, stop);
-        let desk = Arc::new(Desk { site, source, rules, metrics: Arc::clone(metrics) });
+        let desk = Arc::new(Desk { site, source, rules, clock: clock.clone(), metrics: Arc::clone(metrics) });
         let here = Arc::clone(&desk);
         let batcher = Batcher::spawn(tasks, stop, BATCH, move |keys: Vec<Arc<str>>| {
             let desk = Arc::clone(&here);
@@ -227,7 +229,7 @@ impl Django {
         let (claim, ends, kept) = match &self.desk.source {
             Source::Nowhere => return Ok(None),
             Source::Cookies => {
-                let Some(signed) = rules.open_cookie(cookie, now())? else { return Ok(None) };
+                let Some(signed) = rules.open_cookie(cookie, self.desk.clock.unix_micros())? else { return Ok(None) };
                 let ends = signed.at.saturating_add(rules.cookie_age).saturating_add(1);
                 (signed.claim.clone(), Some(ends), Kept::Cookie(signed.into()))
             }
@@ -247,7 +249,7 @@ impl Django {
 
     /// How it stands with these now: the sign-in, or why it is over.
     pub(crate) async fn again(&self, all: &[Kept]) -> Result<Vec<Result<Current, &'static str>>, Away> {
-        let (desk, now) = (&self.desk, now());
+        let (desk, now) = (&self.desk, self.desk.clock.unix_micros());
         let keys: Vec<Arc<str>> = all
             .iter()
             .filter_map(|kept| if let Kept::Session(key) = kept { Some((**key).into()) } else { None })
@@ -299,7 +301,7 @@ impl Django {
 impl Desk {
     /// The stored sessions with these keys; one that is missing is in no map.
     async fn open(&self, keys: &[Arc<str>]) -> Result<HashMap<Arc<str>, Verdict>, SourceFailed> {
-        let now = now();
+        let now = self.clock.unix_micros();
         match &self.source {
             Source::Nowhere | Source::Cookies => Ok(HashMap::new()),
             Source::Rows => {
@@ -309,7 +311,7 @@ impl Desk {
                 Ok(found.into_iter().map(|(key, session)| (key.into(), session)).collect())
             }
             Source::Cache(cache) => {
-                let read = cache.read(keys, |value| value.map_or(Err(Unreadable::TooLarge), Fields::of_cached));
+                let read = cache.read(keys, now, |value| value.map_or(Err(Unreadable::TooLarge), Fields::of_cached));
                 let found = self.metrics.time_store("site_sessions", read).await?;
                 let open = |Cached { content, ends }: Cached<Result<Fields, Unreadable>>| {
                     let fields = content.map_err(unreadable)?;
@@ -489,11 +491,6 @@ fn unreadable(error: Unreadable) -> &'static str {
         );
     }
     "session_payload"
-}
-
-/// Microseconds since 1970.
-fn now() -> i64 {
-    i64::try_from(OffsetDateTime::now_utc().unix_timestamp_nanos() / 1000).unwrap_or(i64::MAX)
 }
 
 /// Whole seconds, up.

@@ -3,6 +3,7 @@
 use http::HeaderMap;
 use secrecy::SecretString;
 use serde_json::Value;
+use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use time::macros::datetime;
 
