@@ -34,8 +34,8 @@ use crate::storing::batch::Batcher;
 
 pub(crate) use users::{Person, Users};
 
-/// Sessions read by one statement.
-const BATCH: usize = 500;
+/// Sessions and users read by one statement, and sessions asked for at once in a cache.
+const BATCH: usize = 1_000;
 
 /// Connections to a database of the site's own: one statement is under way for connects, one for checks, one for
 /// `/readyz`.
@@ -120,13 +120,33 @@ struct Opened {
 
 type Verdict = Result<Opened, &'static str>;
 
+const UNKNOWN: Verdict = Err("session_unknown");
+
 /// Reads the logins that Django has made.
 #[derive(Debug)]
 pub(crate) struct Django {
     pub(crate) users: Users,
     desk: Arc<Desk>,
-    /// For sessions that are stored.
-    batcher: Batcher<Arc<str>, Verdict, SourceFailed>,
+    rows: Arc<Rows>,
+    /// For sessions in a cache.
+    cache: Batcher<Arc<str>, Verdict, SourceFailed>,
+}
+
+/// Reads the site's database for many: what waits together, sessions and users, is one statement. So a visitor takes two
+/// of them, and the second one is the first one of those who came meanwhile.
+type Rows = Batcher<Row, Found, StoreError>;
+
+/// What is asked for: a session by its key, or a user by the id.
+#[derive(Debug)]
+enum Row {
+    Session(Arc<str>),
+    User(Arc<str>),
+}
+
+#[derive(Debug)]
+enum Found {
+    Session(Verdict),
+    User(Option<SiteUser>),
 }
 
 /// What it takes to judge a session.
@@ -192,17 +212,21 @@ impl Django {
             (SessionEngine::Rows | SessionEngine::Cache, _) => Source::Rows,
         };
         let rules = Rules::of(config);
-        let users = Users::start(&site, metrics, tasks, stop);
         let desk = Arc::new(Desk { site, source, rules, clock: clock.clone(), metrics: Arc::clone(metrics) });
         let here = Arc::clone(&desk);
-        let batcher = Batcher::spawn(tasks, stop, BATCH, move |keys: Vec<Arc<str>>| {
+        let rows = Arc::new(Rows::spawn(tasks, stop, BATCH, move |rows: Vec<Row>| {
+            let desk = Arc::clone(&here);
+            async move { desk.read(&rows).await }
+        }));
+        let here = Arc::clone(&desk);
+        let cache = Batcher::spawn(tasks, stop, BATCH, move |keys: Vec<Arc<str>>| {
             let desk = Arc::clone(&here);
             async move {
                 let found = desk.open(&keys).await?;
-                Ok(keys.iter().map(|key| found.get(key).cloned().unwrap_or(Err("session_unknown"))).collect())
+                Ok(keys.iter().map(|key| found.get(key).cloned().unwrap_or(UNKNOWN)).collect())
             }
         });
-        Ok(Self { users, desk, batcher })
+        Ok(Self { users: Users::new(&rows), desk, rows, cache })
     }
 
     /// Whether there is a session cookie.
@@ -237,7 +261,7 @@ impl Django {
                 if !is_key(cookie) {
                     return Err(NoSession::Refused("session_key"));
                 }
-                let opened = self.batcher.load(cookie.into()).await.map_err(|error| self.desk.away(&error))??;
+                let opened = self.stored(cookie.into()).await??;
                 let Some(claim) = opened.claim else { return Ok(None) };
                 (claim, opened.ends, Kept::Session(cookie.into()))
             }
@@ -245,6 +269,18 @@ impl Django {
         let user = self.users.read(&claim.user_id).await?;
         let person = rules.admit(&claim, user.as_ref())?;
         Ok(Some(LoggedIn { person, ends, kept }))
+    }
+
+    /// The stored session with this key.
+    async fn stored(&self, key: Arc<str>) -> Result<Verdict, Away> {
+        let away = |error: &(dyn std::error::Error + 'static)| self.desk.away(error);
+        if self.has_cache() {
+            return self.cache.load(key).await.map_err(|error| away(&error));
+        }
+        match self.rows.load(Row::Session(key)).await.map_err(|error| away(&error))? {
+            Found::Session(verdict) => Ok(verdict),
+            Found::User(_) => Ok(UNKNOWN),
+        }
     }
 
     /// How it stands with these now: the sign-in, or why it is over.
@@ -263,7 +299,7 @@ impl Django {
         let users = match ids.is_empty() {
             true => HashMap::new(),
             false => {
-                let users = desk.metrics.time_store("site_users", desk.site.users(&ids)).await;
+                let users = desk.metrics.time_store("site_rows", desk.site.users(&ids)).await;
                 users.map_err(|error| away("site_database", &error))?
             }
         };
@@ -299,6 +335,25 @@ impl Django {
 }
 
 impl Desk {
+    /// These rows, in their order.
+    async fn read(&self, rows: &[Row]) -> Result<Vec<Found>, StoreError> {
+        let now = self.clock.unix_micros();
+        let (mut keys, mut ids): (Vec<&str>, Vec<&str>) = Default::default();
+        for row in rows {
+            match row {
+                Row::Session(key) => keys.push(key),
+                Row::User(id) => ids.push(id),
+            }
+        }
+        let read = self.site.read(&keys, &ids, |session| self.rules.open_row(&session, now));
+        let found = self.metrics.time_store("site_rows", read).await?;
+        let found = |row: &Row| match row {
+            Row::Session(key) => Found::Session(found.sessions.get(&**key).cloned().unwrap_or(UNKNOWN)),
+            Row::User(id) => Found::User(found.users.get(&**id).cloned()),
+        };
+        Ok(rows.iter().map(found).collect())
+    }
+
     /// The stored sessions with these keys; one that is missing is in no map.
     async fn open(&self, keys: &[Arc<str>]) -> Result<HashMap<Arc<str>, Verdict>, SourceFailed> {
         let now = self.clock.unix_micros();
@@ -307,12 +362,12 @@ impl Desk {
             Source::Rows => {
                 let asked: Vec<&str> = keys.iter().map(|key| &**key).collect();
                 let read = self.site.sessions(&asked, |session| self.rules.open_row(&session, now));
-                let found = self.metrics.time_store("site_sessions", read).await?;
+                let found = self.metrics.time_store("site_rows", read).await?;
                 Ok(found.into_iter().map(|(key, session)| (key.into(), session)).collect())
             }
             Source::Cache(cache) => {
                 let read = cache.read(keys, now, |value| value.map_or(Err(Unreadable::TooLarge), Fields::of_cached));
-                let found = self.metrics.time_store("site_sessions", read).await?;
+                let found = self.metrics.time_store("site_cache", read).await?;
                 let open = |Cached { content, ends }: Cached<Result<Fields, Unreadable>>| {
                     let fields = content.map_err(unreadable)?;
                     Ok(Opened { claim: self.rules.claim(fields)?, ends: ends.map(seconds) })
