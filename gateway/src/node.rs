@@ -173,7 +173,7 @@ impl Node {
         let health = Arc::new(Health::new(&metrics));
         let seals = Arc::new(Seals::new(&secrets, &metrics));
         let django = if config.reads_site() {
-            Some(Arc::new(Django::start(&config.django, &store, &health.clock, &metrics, &background, &stop)?))
+            Some(Arc::new(Django::start(&config, &store, &health.clock, &metrics, &background, &stop)?))
         } else {
             None
         };

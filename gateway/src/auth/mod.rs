@@ -23,7 +23,7 @@ pub(crate) use origin::{Origins, split_port};
 
 use crate::auth::again::Proof;
 use crate::auth::ask::{Named, Question, Said};
-use crate::auth::django::{Away, Django, Kept, NoSession, Person};
+use crate::auth::django::{Away, Django, Kept, NoSession, Person, UNREADABLE};
 use crate::auth::jwt::Token;
 use crate::auth::jwt_keys::Verdict;
 use crate::clock::Clock;
@@ -101,7 +101,7 @@ pub(crate) struct Tokens {
 
 impl SignIn {
     /// Who this is. The methods are tried in the order of the documents, and the first one whose credentials are there
-    /// decides: what it refuses, no other method is asked about.
+    /// decides: what it refuses, no other method is asked about. Only what it cannot read is Django's to judge.
     pub(crate) async fn sign_in(&self, request: &Request<'_>) -> Result<SignedIn, NotSignedIn> {
         if let Some(signed_in) = self.by_token(request).await? {
             return Ok(signed_in);
@@ -169,7 +169,8 @@ impl SignIn {
         }
     }
 
-    /// Whose Django session the cookie is; `None` where nobody is logged in by it.
+    /// Whose Django session the cookie is; `None` where nobody is logged in by it, or where only Django can read it and
+    /// is asked next.
     async fn by_session(&self, request: &Request<'_>) -> Result<Option<SignedIn>, NotSignedIn> {
         let Some(django) = self.django.as_ref().filter(|django| django.has_cookie(request.cookies)) else {
             return Ok(None);
@@ -178,6 +179,7 @@ impl SignIn {
         let logged_in = match django.check(request.cookies).await {
             None => return Ok(None),
             Some(Ok(logged_in)) => logged_in,
+            Some(Err(NoSession::Refused(UNREADABLE))) if self.ask.is_some() => return Ok(None),
             Some(Err(NoSession::Refused(reason))) => return Err(NotSignedIn::Nobody(reason)),
             Some(Err(NoSession::Away(Away(what)))) => return Err(NotSignedIn::Unavailable(what)),
         };

@@ -25,7 +25,7 @@ use self::payload::{Field, Fields, Unreadable};
 use self::signing::Keys;
 use self::users::away;
 use crate::clock::Clock;
-use crate::config::{DjangoConfig, SessionEngine};
+use crate::config::{Config, DjangoConfig, SessionEngine};
 use crate::metrics::Metrics;
 use crate::redis::{Cached, RedisFailed, SessionCache};
 use crate::scope;
@@ -122,6 +122,9 @@ type Verdict = Result<Opened, &'static str>;
 
 const UNKNOWN: Verdict = Err("session_unknown");
 
+/// Why a session is refused that Django may be able to read.
+pub(crate) const UNREADABLE: &str = "session_payload";
+
 /// Reads the logins that Django has made.
 #[derive(Debug)]
 pub(crate) struct Django {
@@ -176,6 +179,8 @@ struct Rules {
     cookie_age: i64,
     backends: Vec<String>,
     zone: TimeZone,
+    /// Whether Django is asked about what cannot be read here.
+    asks: bool,
 }
 
 /// Why the site's sessions could not be read.
@@ -192,13 +197,15 @@ pub enum SourceFailed {
 impl Django {
     /// `store` is where the site's tables are if they have no database of their own.
     pub(crate) fn start(
-        config: &DjangoConfig,
+        config: &Config,
         store: &Store,
         clock: &Clock,
         metrics: &Arc<Metrics>,
         tasks: &TaskTracker,
         stop: &CancellationToken,
     ) -> Result<Self, SourceFailed> {
+        let asks = config.auth_url.is_some();
+        let config = &config.django;
         let site = match &config.database_url {
             None => Site::beside(store, config.tables.clone()),
             Some(url) => Site::at(options(url), config.tables.clone())?,
@@ -211,7 +218,7 @@ impl Django {
             }
             (SessionEngine::Rows | SessionEngine::Cache, _) => Source::Rows,
         };
-        let rules = Rules::of(config);
+        let rules = Rules { asks, ..Rules::of(config) };
         let desk = Arc::new(Desk { site, source, rules, clock: clock.clone(), metrics: Arc::clone(metrics) });
         let here = Arc::clone(&desk);
         let rows = Arc::new(Rows::spawn(tasks, stop, BATCH, move |rows: Vec<Row>| {
@@ -369,7 +376,7 @@ impl Desk {
                 let read = cache.read(keys, now, |value| value.map_or(Err(Unreadable::TooLarge), Fields::of_cached));
                 let found = self.metrics.time_store("site_cache", read).await?;
                 let open = |Cached { content, ends }: Cached<Result<Fields, Unreadable>>| {
-                    let fields = content.map_err(unreadable)?;
+                    let fields = content.map_err(|error| self.rules.unreadable(error))?;
                     Ok(Opened { claim: self.rules.claim(fields)?, ends: ends.map(seconds) })
                 };
                 let pairs = keys.iter().zip(found);
@@ -417,15 +424,16 @@ impl Rules {
             cookie_age: config.cookie_age,
             backends: config.auth_backends.clone(),
             zone: config.time_zone.clone(),
+            asks: false,
         }
     }
 
     /// Judges a row at a moment, in microseconds since 1970.
     fn open_row(&self, session: &SiteSession, now: i64) -> Verdict {
         let ends = self.ends(session.expires, now).ok_or("session_expired")?;
-        let Some(data) = &session.data else { return Err(unreadable(Unreadable::TooLarge)) };
+        let Some(data) = &session.data else { return Err(self.unreadable(Unreadable::TooLarge)) };
         let signed = self.keys.unsign(data).ok_or("session_signature")?;
-        let fields = Fields::of_signed(signed.payload).map_err(unreadable)?;
+        let fields = Fields::of_signed(signed.payload).map_err(|error| self.unreadable(error))?;
         Ok(Opened { claim: self.claim(fields)?, ends: Some(ends) })
     }
 
@@ -433,7 +441,7 @@ impl Rules {
     fn open_cookie(&self, cookie: &str, now: i64) -> Result<Option<SignedCookie>, &'static str> {
         let signed = self.keys.unsign(cookie).ok_or("session_signature")?;
         self.cookie_end(signed.at, now)?;
-        let fields = Fields::of_signed(signed.payload).map_err(unreadable)?;
+        let fields = Fields::of_signed(signed.payload).map_err(|error| self.unreadable(error))?;
         Ok(self.claim(fields)?.map(|claim| SignedCookie { claim, mark: signed.mark, at: signed.at }))
     }
 
@@ -475,7 +483,7 @@ impl Rules {
         let (user_id, backend) = match (fields.user_id, fields.backend) {
             (Field::None, _) | (_, Field::None) => return Ok(None),
             (Field::Text(user_id), Field::Text(backend)) if user_id.len() <= LONGEST_ID => (user_id, backend),
-            _ => return Err("session_payload"),
+            _ => return Err(UNREADABLE),
         };
         if !self.backends.contains(&backend) {
             return Err("session_backend");
@@ -487,6 +495,21 @@ impl Rules {
         let hash = signing::hash(&hash).ok_or("session_password")?;
         let inactive_too = LET_IN_INACTIVE.contains(&backend.as_str());
         Ok(Some(Claim { user_id: user_id.into(), hash, inactive_too }))
+    }
+
+    /// Why such a session is refused, and a line about it now and then.
+    fn unreadable(&self, error: Unreadable) -> &'static str {
+        static LINES: Seldom = Seldom::new();
+        if !self.asks
+            && let Some(times) = LINES.again()
+        {
+            tracing::warn!(
+                times,
+                error = &error as &dyn std::error::Error,
+                "a session cannot be read here: where a site keeps more than plain data in its sessions, set --auth-url too"
+            );
+        }
+        UNREADABLE
     }
 
     /// Whether the user's row is as the session says.
@@ -533,19 +556,6 @@ impl From<Away> for NoSession {
 /// Django's keys are 32 letters and digits; it looks up any of 8 characters or more, and its column holds 40.
 fn is_key(cookie: &str) -> bool {
     (8..=40).contains(&cookie.len()) && cookie.bytes().all(|byte| byte.is_ascii_graphic())
-}
-
-/// A line about a session that the site can read and we cannot, now and then.
-fn unreadable(error: Unreadable) -> &'static str {
-    static LINES: Seldom = Seldom::new();
-    if let Some(times) = LINES.again() {
-        tracing::warn!(
-            times,
-            error = &error as &dyn std::error::Error,
-            "a session cannot be read here: where a site keeps more than plain data in its sessions, use --auth-url"
-        );
-    }
-    "session_payload"
 }
 
 /// Whole seconds, up.

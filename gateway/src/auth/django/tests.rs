@@ -33,6 +33,7 @@ fn rules(settings: &Value) -> Rules {
         cookie_age: settings["session_cookie_age"].as_i64().unwrap(),
         backends: list("authentication_backends").collect(),
         zone: TimeZone::UTC,
+        asks: false,
     }
 }
 
@@ -186,6 +187,7 @@ fn an_end_without_a_zone_is_the_sites() {
         cookie_age: 0,
         backends: Vec::new(),
         zone: TimeZone::get(zone).unwrap(),
+        asks: false,
     };
     let local = SiteMoment::Local;
     let unix = |date: OffsetDateTime| date.unix_timestamp();
