@@ -50,8 +50,7 @@ async fn n9_a_clock_that_jumps_ends_no_sign_in_and_prolongs_none() {
     const BOBS: u64 = 20;
     let (redis, database) = (RedisServer::start(), Postgres::shared().fresh_database());
     let clock = ShiftedClock::new();
-    let node =
-        NodeProcess::start_by(clock.command(), &[("redis-url", &redis.url()), ("database-url", &database)]);
+    let node = NodeProcess::start_by(clock.command(), &[("redis-url", &redis.url()), ("database-url", &database)]);
     let door = node.door;
     let began = Instant::now();
     let mut alice = join(door, "alice", 600).await.unwrap();

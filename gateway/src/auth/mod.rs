@@ -1,6 +1,5 @@
 //! Who is signed in, and from where a page may connect.
 
-pub(crate) mod again;
 mod ask;
 pub(crate) mod django;
 mod http_client;
@@ -21,7 +20,6 @@ pub use jwt::{ClaimedUser, Claims, JwtAuth, TokenError};
 pub(crate) use jwt_keys::Key;
 pub(crate) use origin::{Origins, split_port};
 
-use crate::auth::again::Proof;
 use crate::auth::ask::{Named, Question, Said};
 use crate::auth::django::{Away, Django, Kept, NoSession, Person, UNREADABLE};
 use crate::auth::jwt::Token;
@@ -61,10 +59,19 @@ pub(crate) struct Request<'a> {
 #[derive(Debug)]
 pub(crate) struct SignedIn {
     pub(crate) user: User,
-    /// What has to be looked at again while the socket is open. `None` where the sign-in has an end of its own.
+    /// What has to be looked at again while the socket is open, where the sign-in has no end of its own.
     pub(crate) proof: Option<Proof>,
-    /// The same of what is read at the site, and when that ends as things stand.
-    pub(crate) kept: Option<(Kept, Option<i64>)>,
+    /// Seconds since 1970 when the proof ends as things stand.
+    pub(crate) ends: Option<i64>,
+}
+
+/// What somebody is known by.
+#[derive(Debug, Clone)]
+pub(crate) enum Proof {
+    /// What is read at the site.
+    Site(Kept),
+    /// Django was asked this.
+    Asked(Box<Question>),
 }
 
 /// Why somebody is not signed in. Each holds the reason, one word of the program's, as logs and metrics show it.
@@ -145,17 +152,17 @@ impl SignIn {
             refused
         })?;
         let Claims { user, rooms, expires_at } = claims;
-        let (name, id, kept) = match user {
+        let (name, id, proof) = match user {
             ClaimedUser::Name(name) => (Arc::from(name), None, None),
             ClaimedUser::Id(id) => {
                 let person = self.user_by_id(&id).await?;
                 let name = self.known_name(&person, "the user of a signed token")?;
-                (name, Some(Arc::clone(&person.id)), Some((Kept::User((*person.id).into()), None)))
+                (name, Some(Arc::clone(&person.id)), Some(Proof::Site(Kept::User((*person.id).into()))))
             }
         };
         let expires_at = Some(expires_at);
         let user = User { name, id, by: SignedInBy::Token, access: Access::Full, rooms, expires_at };
-        Ok(SignedIn { user, proof: None, kept })
+        Ok(SignedIn { user, proof, ends: None })
     }
 
     /// The user of the site with this id, who may sign in.
@@ -192,7 +199,7 @@ impl SignIn {
             // Django may extend it: it is looked at again then.
             expires_at: None,
         };
-        Ok(Some(SignedIn { user, proof: None, kept: Some((logged_in.kept, logged_in.ends)) }))
+        Ok(Some(SignedIn { user, proof: Some(Proof::Site(logged_in.kept)), ends: logged_in.ends }))
     }
 
     /// What a person of the site is called here, if that is possible.
@@ -216,7 +223,7 @@ impl SignIn {
             Ok(Said::User(named)) => {
                 let user = self.user_named_by_django(&named)?;
                 let proof = user.expires_at.is_none().then(|| Proof::Asked(Box::new(question)));
-                Ok(Some(SignedIn { user, proof, kept: None }))
+                Ok(Some(SignedIn { user, proof, ends: None }))
             }
             Ok(Said::Nobody) => Ok(None),
             Ok(Said::Unauthorized) => Err(NotSignedIn::Nobody("django_unauthorized")),
@@ -260,16 +267,14 @@ impl SignIn {
             rooms: Vec::new(),
             expires_at: None,
         };
-        Some(SignedIn { user, proof: None, kept: None })
+        Some(SignedIn { user, proof: None, ends: None })
     }
 
-    /// Who this is now, by what was shown at the handshake.
-    pub(crate) async fn look_again(&self, proof: &Proof) -> Result<User, NotSignedIn> {
-        match proof {
-            Proof::Asked(question) => match self.by_django(Question::clone(question)).await? {
-                Some(signed_in) => Ok(signed_in.user),
-                None => Err(NotSignedIn::Nobody("django_nobody")),
-            },
+    /// Who this is now, as Django says when it is asked again.
+    pub(crate) async fn ask_again(&self, question: Question) -> Result<User, NotSignedIn> {
+        match self.by_django(question).await? {
+            Some(signed_in) => Ok(signed_in.user),
+            None => Err(NotSignedIn::Nobody("django_nobody")),
         }
     }
 }

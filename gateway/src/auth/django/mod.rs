@@ -22,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use self::payload::{Field, Fields, Unreadable};
-use self::signing::Keys;
+use self::signing::{HALF, Keys, Signed};
 use self::users::away;
 use crate::clock::Clock;
 use crate::config::{Config, DjangoConfig, SessionEngine};
@@ -83,14 +83,16 @@ pub(crate) enum Kept {
     User(Box<str>),
 }
 
-/// A session that is only in its cookie.
+/// A session that is only in its cookie: no more of it than shows whether it still holds.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct SignedCookie {
-    claim: Claim,
-    /// Of the key that signed it.
-    mark: u64,
+    user_id: Box<str>,
+    hash: [u8; HALF],
     /// Seconds since 1970 when it was signed.
     at: i64,
+    /// Of the key that signed it.
+    mark: u32,
+    inactive_too: bool,
 }
 
 /// How it stands with a sign-in now.
@@ -107,6 +109,13 @@ struct Claim {
     user_id: Box<str>,
     hash: [u8; 32],
     /// Whether the backend lets in who is not active.
+    inactive_too: bool,
+}
+
+/// What is held against the user's row.
+#[derive(Debug, Clone, Copy)]
+struct Shown<'a> {
+    hash: &'a [u8],
     inactive_too: bool,
 }
 
@@ -260,9 +269,10 @@ impl Django {
         let (claim, ends, kept) = match &self.desk.source {
             Source::Nowhere => return Ok(None),
             Source::Cookies => {
-                let Some(signed) = rules.open_cookie(cookie, self.desk.clock.unix_micros())? else { return Ok(None) };
+                let now = self.desk.clock.unix_micros();
+                let Some((claim, signed)) = rules.open_cookie(cookie, now)? else { return Ok(None) };
                 let ends = signed.at.saturating_add(rules.cookie_age).saturating_add(1);
-                (signed.claim.clone(), Some(ends), Kept::Cookie(signed.into()))
+                (claim, Some(ends), Kept::Cookie(signed.into()))
             }
             Source::Rows | Source::Cache(_) => {
                 if !is_key(cookie) {
@@ -274,7 +284,7 @@ impl Django {
             }
         };
         let user = self.users.read(&claim.user_id).await?;
-        let person = rules.admit(&claim, user.as_ref())?;
+        let person = rules.admit(claim.shown(), user.as_ref())?;
         Ok(Some(LoggedIn { person, ends, kept }))
     }
 
@@ -310,7 +320,7 @@ impl Django {
                 users.map_err(|error| away("site_database", &error))?
             }
         };
-        let current = |claim: Result<(&str, Option<&Claim>, Option<i64>), &'static str>| {
+        let current = |claim: Result<(&str, Option<Shown<'_>>, Option<i64>), &'static str>| {
             let (user_id, claim, ends) = claim?;
             let user = users.get(user_id);
             let person = match claim {
@@ -391,7 +401,7 @@ impl Desk {
         kept: &'a Kept,
         sessions: &'a HashMap<Arc<str>, Verdict>,
         now: i64,
-    ) -> Result<(&'a str, Option<&'a Claim>, Option<i64>), &'static str> {
+    ) -> Result<(&'a str, Option<Shown<'a>>, Option<i64>), &'static str> {
         match kept {
             Kept::User(id) => Ok((id, None, None)),
             Kept::Cookie(signed) => {
@@ -399,20 +409,39 @@ impl Desk {
                     return Err("session_signature");
                 }
                 let ends = self.rules.cookie_end(signed.at, now)?;
-                Ok((&signed.claim.user_id, Some(&signed.claim), Some(ends)))
+                Ok((&signed.user_id, Some(signed.shown()), Some(ends)))
             }
             Kept::Session(key) => {
                 let opened =
                     sessions.get(&**key).map_or(Err("session_unknown"), |found| found.as_ref().map_err(|why| *why))?;
                 // Logged out within the session, which goes on.
                 let claim = opened.claim.as_ref().ok_or("session_nobody")?;
-                Ok((&claim.user_id, Some(claim), opened.ends))
+                Ok((&claim.user_id, Some(claim.shown()), opened.ends))
             }
         }
     }
 
     fn away(&self, error: &(dyn std::error::Error + 'static)) -> Away {
         away(if matches!(self.source, Source::Cache(_)) { "session_cache" } else { "site_database" }, error)
+    }
+}
+
+impl Claim {
+    fn shown(&self) -> Shown<'_> {
+        Shown { hash: &self.hash, inactive_too: self.inactive_too }
+    }
+}
+
+impl SignedCookie {
+    fn new(claim: &Claim, signed: &Signed<'_>) -> Self {
+        let mut hash = [0; HALF];
+        hash.copy_from_slice(&claim.hash[..HALF]);
+        let (user_id, inactive_too) = (claim.user_id.clone(), claim.inactive_too);
+        Self { user_id, hash, at: signed.at, mark: signed.mark, inactive_too }
+    }
+
+    fn shown(&self) -> Shown<'_> {
+        Shown { hash: &self.hash, inactive_too: self.inactive_too }
     }
 }
 
@@ -438,11 +467,14 @@ impl Rules {
     }
 
     /// Judges a cookie that is the session.
-    fn open_cookie(&self, cookie: &str, now: i64) -> Result<Option<SignedCookie>, &'static str> {
+    fn open_cookie(&self, cookie: &str, now: i64) -> Result<Option<(Claim, SignedCookie)>, &'static str> {
         let signed = self.keys.unsign(cookie).ok_or("session_signature")?;
         self.cookie_end(signed.at, now)?;
         let fields = Fields::of_signed(signed.payload).map_err(|error| self.unreadable(error))?;
-        Ok(self.claim(fields)?.map(|claim| SignedCookie { claim, mark: signed.mark, at: signed.at }))
+        Ok(self.claim(fields)?.map(|claim| {
+            let kept = SignedCookie::new(&claim, &signed);
+            (claim, kept)
+        }))
     }
 
     /// When a cookie signed then ends, if it has not.
@@ -513,12 +545,12 @@ impl Rules {
     }
 
     /// Whether the user's row is as the session says.
-    fn admit(&self, claim: &Claim, user: Option<&SiteUser>) -> Result<Person, &'static str> {
+    fn admit(&self, claim: Shown<'_>, user: Option<&SiteUser>) -> Result<Person, &'static str> {
         let user = match claim.inactive_too {
             true => user.ok_or("user_unknown")?,
             false => active(user)?,
         };
-        if self.keys.fit(&claim.hash, &user.password) { Ok(user.into()) } else { Err("session_password") }
+        if self.keys.fit(claim.hash, &user.password) { Ok(user.into()) } else { Err("session_password") }
     }
 }
 
