@@ -2,6 +2,8 @@
 
 mod ask;
 pub(crate) mod django;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod http_client;
 mod jwks;
 mod jwt;

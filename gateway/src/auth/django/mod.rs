@@ -4,6 +4,8 @@
 //! three fields of the login, load the user, compare the password's hash. Nothing is ever written: Django extends, rotates
 //! and deletes its sessions itself.
 
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod payload;
 mod pickle;
 mod signing;
