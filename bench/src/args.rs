@@ -47,6 +47,9 @@ pub(crate) struct Args {
     /// The gateway's binary [default: the one beside this program]
     #[arg(long, global = true, value_name = "FILE")]
     pub(crate) gateway: Option<PathBuf>,
+    /// Sign in by these cookies, NAME=VALUE a line, instead of tokens (bench/sessions.py)
+    #[arg(long, value_name = "FILE")]
+    cookies: Option<PathBuf>,
     /// The nodes' database
     #[arg(long, value_enum, default_value = "sqlite")]
     pub(crate) database: Database,
@@ -105,6 +108,7 @@ impl Args {
             crowd: if self.large { 19_000 } else { self.crowd },
             duration,
             warm_up: duration.min(Duration::from_secs(1)),
+            cookies: self.cookies()?,
         })
     }
 
@@ -117,6 +121,12 @@ impl Args {
         let redis = redis.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
         let redis = redis.split_whitespace().find_map(|word| word.strip_prefix("v=")).unwrap_or("?").to_owned();
         format!("gateway {}, redis-server {redis}, database {:?}", env!("CARGO_PKG_VERSION"), self.database)
+    }
+
+    fn cookies(&self) -> Result<Vec<String>> {
+        let Some(file) = &self.cookies else { return Ok(Vec::new()) };
+        let text = std::fs::read_to_string(file).with_context(|| file.display().to_string())?;
+        Ok(text.lines().map(str::to_owned).collect())
     }
 
     fn place(&self) -> Result<Place> {

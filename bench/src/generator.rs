@@ -35,6 +35,8 @@ const RETRY: Duration = Duration::from_millis(200);
 pub(crate) struct Crowd<'a> {
     pub(crate) addresses: &'a [SocketAddr],
     pub(crate) secret: &'a str,
+    /// Cookies that sign in, in turn; tokens if there are none.
+    pub(crate) cookies: &'a [String],
     pub(crate) sockets: usize,
     pub(crate) room_size: usize,
     /// They offer `gateway.v1` and resume where they were.
@@ -95,8 +97,11 @@ impl Generator {
             let room = number % count;
             let address = crowd.addresses[number / count % crowd.addresses.len()];
             rooms[room].members += 1;
-            let token = tokens.sign(&format!("user{run}-{number}"))?;
-            sockets.push(Socket::new(address, room, request(address, &rooms[room].name, &token, crowd.resume)));
+            let shown = match crowd.cookies.get(number % crowd.cookies.len().max(1)) {
+                Some(cookie) => format!("Cookie: {cookie}\r\nOrigin: http://{address}"),
+                None => format!("Authorization: Bearer {}", tokens.sign(&format!("user{run}-{number}"))?),
+            };
+            sockets.push(Socket::new(address, room, request(address, &rooms[room].name, &shown, crowd.resume)));
         }
         Ok(Self {
             epoll: epoll::create(CreateFlags::CLOEXEC).context("no epoll")?,

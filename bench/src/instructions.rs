@@ -38,7 +38,14 @@ fn run(gateway: &Path, sockets: usize, messages: usize) -> Result<u64> {
     eprintln!("{sockets} sockets, {messages} messages");
     let wrapper = ["valgrind".to_owned(), "--tool=callgrind".to_owned(), format!("--callgrind-out-file={OUT}")];
     let mut site = Site::start(gateway, &wrapper, 1, Limits::Off, Database::Sqlite)?;
-    let crowd = Crowd { addresses: &site.addresses, secret: &site.secret, sockets, room_size: MEMBERS, resume: false };
+    let crowd = Crowd {
+        addresses: &site.addresses,
+        secret: &site.secret,
+        cookies: &[],
+        sockets,
+        room_size: MEMBERS,
+        resume: false,
+    };
     let mut generator = Generator::new(&crowd)?;
     // One after another: what goes together would depend on timing.
     generator.open(1)?;

@@ -44,6 +44,8 @@ pub(crate) struct Bench {
     pub(crate) crowd: usize,
     pub(crate) duration: Duration,
     pub(crate) warm_up: Duration,
+    /// Cookies that sign in, instead of tokens.
+    pub(crate) cookies: Vec<String>,
 }
 
 /// Whose servers are measured.
@@ -198,7 +200,8 @@ impl Bench {
     fn generator(&self, site: &Site, sockets: usize, room_size: usize, resume: bool) -> Result<Generator> {
         // With fewer sockets than a room wants there is one room.
         let room_size = room_size.min(sockets);
-        Generator::new(&Crowd { addresses: &site.addresses, secret: &site.secret, sockets, room_size, resume })
+        let (addresses, secret, cookies) = (&site.addresses, &site.secret, &self.cookies);
+        Generator::new(&Crowd { addresses, secret, cookies, sockets, room_size, resume })
     }
 
     /// Nothing where so many nodes cannot be had.

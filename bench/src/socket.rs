@@ -102,13 +102,13 @@ pub(crate) fn connect(address: SocketAddr, number: usize) -> io::Result<TcpStrea
 const SOURCES: usize = 8;
 const EINPROGRESS: i32 = nix::errno::Errno::EINPROGRESS as i32;
 
-/// The request of a user for a room.
-pub(crate) fn request(host: SocketAddr, room: &str, token: &str, resume: bool) -> Vec<u8> {
+/// The request of a user for a room; `shown` are the headers that say who it is.
+pub(crate) fn request(host: SocketAddr, room: &str, shown: &str, resume: bool) -> Vec<u8> {
     let protocol = if resume { "Sec-WebSocket-Protocol: gateway.v1\r\n" } else { "" };
     format!(
         "GET /ws/chat/{room}/ HTTP/1.1\r\nHost: {host}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
          Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\
-         Authorization: Bearer {token}\r\n{protocol}\r\n"
+         {shown}\r\n{protocol}\r\n"
     )
     .into_bytes()
 }

@@ -1,9 +1,9 @@
 /** Types of the browser client of Channel Gateway; what each thing does stands in client.js. */
 
 export interface Options {
-  /** JWT; without one the cookies sign in. */
+  /** JWT; `null` or nothing: the cookies sign in. */
   token?: string | null;
-  /** Asked for the first token, after 4401, and before one expires. What is no token, `null` too, is a failed attempt. */
+  /** Asked for the first token, after 4401, and before one expires. What is no token, `null` too, is a failed attempt: where cookies sign in, leave it out. */
   getToken?: (() => string | null | undefined | false | PromiseLike<string | null | undefined | false>) | null;
   /** ms until `getToken` is given up; it is asked again later. */
   tokenTimeout?: number;
@@ -233,8 +233,8 @@ export class Gateway {
   on<E extends keyof Events>(event: E, listener: (event: Events[E]) => void): () => void;
   /** A type of the site's own (`gateway.send`). */
   on(event: string, listener: (frame: { type?: string; [field: string]: unknown }) => void): () => void;
-  /** Connects now, also while waiting for a later attempt or after the end; with a new token if given. */
-  open(token?: string): this;
+  /** Connects now, also while waiting for a later attempt or after the end; with a new token if given, `null` is none. */
+  open(token?: string | null): this;
   /** Leaves for good; what was not acknowledged is rejected with `closed`. */
   close(): void;
   /** Sends a chat message; resolves with the ack once it is stored. `data` is an object of the site's own beside the text. */

@@ -12,7 +12,7 @@
  */
 
 const DEFAULTS = {
-  token: null, // JWT, offered as the subprotocol `bearer.<jwt>`; without one the cookies sign in
+  token: null, // JWT, offered as the subprotocol `bearer.<jwt>`; null: the cookies sign in
   getToken: null, // async () => JWT: asked for the first token, after 4401, and before one expires
   tokenTimeout: 10_000, // ms until `getToken` is given up; it is asked again later
   protocols: [], // further subprotocols to offer
@@ -82,6 +82,7 @@ export class Gateway {
   #unopened = 0; // handshakes in a row that never opened
   #attemptedAt = 0;
   #openedAt = 0;
+  #welcome = false; // this connection has brought a frame: who is refused gets none
   #heardAt = 0;
   #asked = null; // the `client_id` of the ping that waits for its pong
   #askedAt = 0;
@@ -270,6 +271,8 @@ export class Gateway {
 
   /** What the rules of the close codes ask for. */
   #lost(code, reason) {
+    // The site gives its visitors new cookies: after a new password, with a new key.
+    const byCookie = this.#welcome && !this.#token;
     this.#drop();
     if (!this.#openedAt && globalThis.navigator?.onLine !== false) this.#unopened += 1;
     if (this.#openedAt && Date.now() - this.#openedAt >= this.#options.stableAfter) {
@@ -277,7 +280,7 @@ export class Gateway {
       this.#refusals = 0;
     }
     this.#openedAt = 0;
-    if (code === 4401 && this.#options.getToken && this.#refusals < 3) {
+    if (code === 4401 && (this.#options.getToken || byCookie) && this.#refusals < 3) {
       this.#refusals += 1;
       this.#token = null;
       return this.#wait(this.#backoff(), code, reason);
@@ -301,7 +304,7 @@ export class Gateway {
     this.#socket = null;
     this.#run += 1;
     this.#resuming = this.#asked = null;
-    this.#resumeAgain = this.#resting = false;
+    this.#resumeAgain = this.#resting = this.#welcome = false;
     for (const timer of Object.values(this.#timers)) clearTimeout(timer);
     this.#release();
     for (const entry of this.#pending.values()) this.#takeBack(entry);
@@ -435,7 +438,7 @@ export class Gateway {
 
   // ---- the sign-in ----
 
-  /** What `getToken` gives; null for nobody. Whatever else the site's code does is an error. */
+  /** What `getToken` gives. Whatever else the site's code does is an error. */
   async #newToken() {
     const { tokenTimeout } = this.#options;
     const given = await within(tokenTimeout, () => this.#options.getToken(), "getToken gave none in time");
@@ -523,6 +526,7 @@ export class Gateway {
   #received(data) {
     const frame = parse(data);
     if (this.#heard(frame ?? {}) || !frame) return;
+    this.#welcome = true;
     switch (frame.type) {
       case "chat":
         if (!this.#isNew(frame.group_name, frame)) return;

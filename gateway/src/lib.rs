@@ -24,6 +24,9 @@ mod current;
 mod data;
 mod events;
 mod files;
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod handlers;
 mod health;
 mod http;

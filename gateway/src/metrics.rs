@@ -144,8 +144,8 @@ const OPERATIONS: &[&str] = &[
     "retention",
     "secrets",
     "seen",
-    "site_sessions",
-    "site_users",
+    "site_cache",
+    "site_rows",
 ];
 const API_REFUSED: &[&str] = &[
     "busy",

@@ -14,7 +14,6 @@ use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
 use crate::auth;
-use crate::auth::again::{self, Again};
 use crate::auth::django::{Django, SourceFailed};
 use crate::auth::{AskDjango, Jwks, JwtAuth, SignIn, Tokens};
 use crate::clock::Clock;
@@ -103,7 +102,6 @@ pub struct Node {
     /// What `limits.handshakes_per_second` allows just now.
     pub(crate) handshakes: parking_lot::Mutex<Bucket>,
     pub(crate) sign_in: Current<SignIn>,
-    pub(crate) again: Again,
     /// The site's sessions and users, if they are read.
     pub(crate) django: Option<Arc<Django>>,
     pub(crate) peers: Peers,
@@ -173,7 +171,7 @@ impl Node {
         let health = Arc::new(Health::new(&metrics));
         let seals = Arc::new(Seals::new(&secrets, &metrics));
         let django = if config.reads_site() {
-            Some(Arc::new(Django::start(&config.django, &store, &metrics, &background, &stop)?))
+            Some(Arc::new(Django::start(&config, &store, &health.clock, &metrics, &background, &stop)?))
         } else {
             None
         };
@@ -209,7 +207,6 @@ impl Node {
             admissions: Admissions::start(&store, config.limits.rooms_per_user, &metrics, &background, &stop),
             handshakes: parking_lot::Mutex::new(Bucket::full(config.limits.handshakes_per_second, Instant::now())),
             sign_in: Current::new(sign_in),
-            again: Again::default(),
             django,
             peers: Peers::new(&config, &layer, &seals, &metrics),
             seals,
@@ -246,7 +243,7 @@ impl Node {
             background.spawn(stop.clone().run_until_cancelled_owned(deployment.keep_claiming(Arc::clone(&node))));
         }
         background.spawn(stop.clone().run_until_cancelled_owned(watch::watch(Arc::clone(&node))));
-        background.spawn(stop.clone().run_until_cancelled_owned(again::look_again(Arc::clone(&node), node.recheck())));
+        background.spawn(stop.clone().run_until_cancelled_owned(recheck::watch(Arc::clone(&node))));
         if let Some(jwks) = &node.sign_in.tokens.jwks {
             let keep = Arc::clone(jwks).keep(Arc::clone(&node.health));
             background.spawn(stop.clone().run_until_cancelled_owned(keep));
@@ -255,7 +252,6 @@ impl Node {
             background.spawn(stop.clone().run_until_cancelled_owned(Arc::clone(ask).keep()));
         }
         if node.django.is_some() {
-            background.spawn(stop.clone().run_until_cancelled_owned(recheck::watch(Arc::clone(&node))));
             background.spawn(stop.clone().run_until_cancelled_owned(site::watch(Arc::clone(&node))));
         }
         memory::start(&node, &background, &stop);
@@ -304,6 +300,7 @@ impl Node {
             ask: now.ask.clone(),
             user_name: now.user_name,
             anonymous: now.anonymous,
+            clock: self.clock.clone(),
         };
         let replaced = (keeps_keys || self.sign_in.replace(sign_in)) && self.config.replace(config);
         if replaced { Ok(()) } else { Err(TooManyReloads) }
@@ -372,6 +369,7 @@ fn sign_in(config: &Config, django: Option<Arc<Django>>, health: &Arc<Health>) -
         ask: ask.transpose().map_err(NodeError::Http)?.map(Arc::new),
         user_name: config.user_name,
         anonymous: config.anonymous,
+        clock: health.clock.clone(),
     })
 }
 

@@ -2,13 +2,13 @@
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "tests, and one that tells figures")]
 
 mod common;
+mod django_site;
 
-use std::io::{BufRead, BufReader, Write};
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
-use std::sync::Mutex;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use common::{Client, Heard, TestNode, eventually};
+use common::balancer::changed;
+use common::{Client, Heard, NodeProcess, TestNode, eventually, printed};
+use django_site::{Site, caches, databases};
 use serde_json::{Value, json};
 use testkit::mariadb::MariaDb;
 use testkit::postgres::Postgres;
@@ -17,101 +17,6 @@ use tokio::task::JoinSet;
 
 const KEY: &str = "a-key, with a comma: and more than one block of the hash, so that it is hashed itself first ü";
 const OLD: &str = "an-older-key";
-
-/// A Django project in a process of its own. It ends with this, or with us.
-struct Site {
-    process: Child,
-    pipes: Mutex<(ChildStdin, BufReader<ChildStdout>)>,
-}
-
-impl Drop for Site {
-    fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
-}
-
-impl Site {
-    /// Starts it with these settings over those that all have, and waits until its tables are made.
-    fn start(own: Value) -> Self {
-        let mut settings = json!({
-            "secret_key": KEY,
-            "secret_key_fallbacks": [],
-            "use_tz": true,
-            "session_engine": "django.contrib.sessions.backends.db",
-            "authentication_backends": ["django.contrib.auth.backends.ModelBackend"],
-        });
-        settings.as_object_mut().unwrap().extend(own.as_object().unwrap().clone());
-        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/django_site/site_process.py");
-        let mut process = Command::new(testkit::python::python())
-            .args([script, &settings.to_string()])
-            .env("PYTHONDONTWRITEBYTECODE", "1")
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let pipes = (process.stdin.take().unwrap(), BufReader::new(process.stdout.take().unwrap()));
-        let site = Self { process, pipes: Mutex::new(pipes) };
-        site.answer();
-        site
-    }
-
-    fn answer(&self) -> Value {
-        let mut line = String::new();
-        self.pipes.lock().unwrap().1.read_line(&mut line).unwrap();
-        let answer: Value = serde_json::from_str(&line).unwrap_or_else(|error| panic!("Django said {line:?}: {error}"));
-        assert!(answer["error"].is_null(), "{}", answer["error"].as_str().unwrap());
-        answer["value"].clone()
-    }
-
-    fn order(&self, name: &str, arguments: Value, named: Value) -> Value {
-        writeln!(self.pipes.lock().unwrap().0, "{}", json!([name, arguments, named])).unwrap();
-        self.answer()
-    }
-
-    fn call(&self, name: &str, arguments: Value) -> Value {
-        self.order(name, arguments, json!({}))
-    }
-
-    fn user(&self, name: &str) -> String {
-        self.call("user", json!([name, "secret"])).as_str().unwrap().to_owned()
-    }
-
-    fn login(&self, name: &str) -> String {
-        self.call("login", json!([name, "secret"])).as_str().unwrap().to_owned()
-    }
-
-    fn update(&self, name: &str, fields: Value) {
-        self.order("update", json!([name]), fields);
-    }
-
-    /// Whom Django's own view sees.
-    fn whoami(&self, cookie: &str) -> Value {
-        self.call("whoami", json!([cookie]))
-    }
-}
-
-/// What Django calls a database that has this URL.
-fn databases(url: &str) -> Value {
-    let (scheme, place) = url.split_once("://").unwrap();
-    let one = match scheme {
-        "sqlite" => json!({"ENGINE": "django.db.backends.sqlite3", "NAME": place}),
-        _ => {
-            let (user, place) = place.split_once('@').unwrap();
-            let (host, name) = place.split_once('/').unwrap();
-            let (host, port) = host.split_once(':').unwrap();
-            let engine = if scheme == "mysql" { "mysql" } else { "postgresql" };
-            json!({
-                "ENGINE": format!("django.db.backends.{engine}"), "NAME": name, "USER": user, "HOST": host, "PORT": port,
-            })
-        }
-    };
-    json!({"default": one})
-}
-
-fn caches(redis: &RedisServer, backend: &str, options: Value) -> Value {
-    json!({"default": {"BACKEND": backend, "LOCATION": redis.url(), "KEY_PREFIX": "shop", "OPTIONS": options}})
-}
 
 /// A node that reads the sessions of a site in this database.
 async fn node(url: &str, own: &[(&str, &str)]) -> TestNode {
@@ -327,6 +232,36 @@ async fn a_login_kept_in_redis_opens_a_socket() {
     is_judged_again(&node, &cookie, tab).await;
 }
 
+/// What a pickle holds beside data only Django can read, so Django is asked where it can be.
+#[tokio::test]
+async fn a_session_that_cannot_be_read_here_is_asked_about_where_that_is_possible() {
+    let (redis, url) = (RedisServer::start(), Postgres::shared().fresh_database());
+    let engine = "django.contrib.sessions.backends.cache";
+    let caches = caches(&redis, "django.core.cache.backends.redis.RedisCache", json!({}));
+    let site = Site::start(json!({"databases": databases(&url), "session_engine": engine, "caches": caches}));
+    let asked = format!("http://127.0.0.1:{}/gateway/auth/", site.call("serve", json!([])));
+    let cache = redis.url();
+    let own = [("django.session_engine", "cache"), ("django.cache_url", &*cache), ("django.cache_key_prefix", "shop")];
+    let ask = [("auth-url", &*asked), ("auth-secret", "between-node-and-site")];
+    let (alone, asks) = (node(&url, &own).await, node(&url, &[own, [ask[0], ask[1], own[0]]].concat()).await);
+    site.user("ann");
+    let (plain, dated) = (site.login("ann"), site.login("ann"));
+    site.call("date_in", json!([dated]));
+    let questions = async || asks.metric("gateway_django_asked_total{result=\"user\"}").await;
+    assert_eq!((who(&alone, &plain).await.as_deref(), who(&alone, &dated).await), (Ok("ann"), Err(401)));
+    assert!(rejected(&alone, "session_payload").await);
+    assert_eq!((who(&asks, &plain).await.as_deref(), questions().await), (Ok("ann"), 0.0));
+    assert_eq!((who(&asks, &dated).await.as_deref(), questions().await), (Ok("ann"), 1.0));
+    // Whatever else is wrong with a session is not Django's to judge again.
+    assert_eq!(who(&asks, &format!("{plain}x")).await, Err(401));
+    // It is asked about again while its socket is open.
+    let mut tab = enter(&asks, &dated).await.unwrap();
+    site.call("logout", json!([dated]));
+    tab.patience *= 3;
+    assert_eq!(tab.closed().await, 4401);
+    assert!(rejected(&asks, "session_unknown").await);
+}
+
 /// What cannot be judged is answered 503, ends no socket, and is named.
 async fn stays_without(node: &TestNode, cookie: &str, tab: &mut Client, part: &str) {
     eventually("not ready", async || {
@@ -387,6 +322,41 @@ async fn a_role_that_may_read_those_columns_only_is_enough_and_one_that_may_not_
     eventually("not ready", async || node.at().get("/readyz").await.0 == 503).await;
 }
 
+/// The file and the rights of the document, as they stand but for where the server is.
+#[tokio::test]
+async fn the_lines_of_the_documents_read_the_sessions_of_a_site() {
+    let server = Postgres::start();
+    for statement in ["CREATE ROLE gateway LOGIN", "CREATE ROLE gateway_reader LOGIN", "CREATE DATABASE shop"] {
+        server.sql("postgres", statement);
+    }
+    server.sql("postgres", "CREATE DATABASE gateway OWNER gateway");
+    let place = format!("@127.0.0.1:{}/", server.port());
+    let site = Site::start(json!({"databases": databases(&format!("postgres://postgres{place}shop"))}));
+    server.sql("shop", &printed("Django sessions", "sql")[0]);
+    let directory = tempfile::tempdir().unwrap();
+    let (file, keys) = (directory.path().join("gateway.toml"), directory.path().join("keys"));
+    std::fs::write(&file, changed(&printed("Django sessions", "toml")[0], "@db/", &place)).unwrap();
+    std::fs::write(&keys, lines(&[KEY, OLD])).unwrap();
+    let node = NodeProcess::start(&[
+        ("config", file.to_str().unwrap()),
+        ("django-secret-key_file", keys.to_str().unwrap()),
+        ("database-url", ""),
+        ("jwt-secret", ""),
+    ]);
+    site.user("ann");
+    let cookie = format!("sessionid={}", site.login("ann"));
+    let from =
+        async |origin| node.door.try_connect("/ws/chat/lobby/", &[("cookie", &cookie), ("origin", origin)]).await;
+    assert_eq!(name(&mut from("https://shop.example.com").await.unwrap()).await, "ann");
+    assert_eq!(from("https://evil.example.com").await.err(), Some(403));
+    // That is all the role may read.
+    let may_read = |column: &str| {
+        let asked = format!("SELECT has_column_privilege('gateway_reader', 'auth_user', '{column}', 'SELECT')");
+        server.sql("shop", &asked).trim() == "t"
+    };
+    assert!(may_read("username") && !may_read("email"));
+}
+
 #[tokio::test]
 async fn a_key_is_rotated_with_fallbacks_and_a_lost_one_ends_what_it_signed() {
     let url = Postgres::shared().fresh_database();
@@ -408,26 +378,30 @@ async fn a_key_is_rotated_with_fallbacks_and_a_lost_one_ends_what_it_signed() {
 
 #[tokio::test]
 async fn five_hundred_random_sessions_are_judged_as_django_judges_them() {
-    let url = Postgres::shared().fresh_database();
+    let redis = RedisServer::start();
     let backends =
         ["django.contrib.auth.backends.ModelBackend", "django.contrib.auth.backends.AllowAllUsersModelBackend"];
     let seed = std::env::var("GATEWAY_DJANGO_SEED").ok().and_then(|seed| seed.parse().ok());
     let seed: u64 = seed.unwrap_or_else(|| std::process::id().into());
-    for (number, engine) in ["db", "signed_cookies"].into_iter().enumerate() {
-        let url = if number == 0 { url.clone() } else { Postgres::shared().fresh_database() };
+    let cache = redis.url();
+    for engine in ["db", "signed_cookies", "cache", "cached_db"] {
+        let url = Postgres::shared().fresh_database();
         let site = Site::start(json!({
             "databases": databases(&url), "secret_key_fallbacks": [OLD], "authentication_backends": backends,
             "session_engine": format!("django.contrib.sessions.backends.{engine}"),
+            "caches": caches(&redis, "django.core.cache.backends.redis.RedisCache", json!({})),
         }));
         let keys = lines(&[KEY, OLD]);
         let own = [
             ("django.session_engine", engine),
             ("django.auth_backends", &*backends.join(",")),
+            ("django.cache_url", &*cache),
+            ("django.cache_key_prefix", "shop"),
             ("limits.connections_per_user", "0"),
             ("django.recheck_seconds", "300"),
         ];
         let node = node_with_keys(&keys, &url, &own).await;
-        let cookies = site.call("random", json!([seed, 250]));
+        let cookies = site.call("random", json!([seed, 130]));
         let cookies: Vec<&str> = cookies.as_array().unwrap().iter().map(|cookie| cookie.as_str().unwrap()).collect();
         let mut ours = Vec::new();
         for cookie in &cookies {
@@ -445,7 +419,7 @@ async fn five_hundred_random_sessions_are_judged_as_django_judges_them() {
             assert_eq!(*ours, django["username"], "{engine}, {cookie} of seed {seed}");
             let_in += usize::from(!ours.is_null());
         }
-        assert!((50..240).contains(&let_in), "{let_in} of seed {seed}");
+        assert!((25..125).contains(&let_in), "{let_in} of seed {seed}");
     }
 }
 
@@ -456,21 +430,25 @@ async fn a_storm_of_sockets_with_sessions_is_a_few_statements() {
     let site = Site::start(json!({"databases": databases(&url)}));
     let node = std::sync::Arc::new(node(&url, &[("django.recheck_seconds", "2")]).await);
     let cookies = site.call("users", json!(["storm-", sockets]));
-    let count = async |what: &str| node.metric(&format!("gateway_store_seconds_count{{operation=\"{what}\"}}")).await;
-    let before = count("site_sessions").await + count("site_users").await;
+    let count = async || node.metric("gateway_store_seconds_count{operation=\"site_rows\"}").await;
+    let before = count().await;
     let began = Instant::now();
     let mut arriving = JoinSet::new();
     for cookie in cookies.as_array().unwrap() {
         let (node, cookie) = (std::sync::Arc::clone(&node), cookie.as_str().unwrap().to_owned());
-        arriving.spawn(async move { enter(&node, &cookie).await.unwrap() });
+        arriving.spawn(async move {
+            let origin = format!("http://{}", node.running.public);
+            let headers = [("cookie", &*format!("sessionid={cookie}")), ("origin", &*origin)];
+            node.at().knock_patiently("/ws/chat/lobby/", &headers, Duration::from_secs(120)).await.expect("let in")
+        });
     }
     let mut clients = arriving.join_all().await;
-    let reads = count("site_sessions").await + count("site_users").await - before;
+    let reads = count().await - before;
     println!("{sockets} sockets by session: {reads} statements, {:.2} s", began.elapsed().as_secs_f64());
-    assert!(reads <= sockets as f64 / 5.0, "{reads}");
+    assert!(reads <= sockets as f64 / 10.0, "{reads}");
     let good = async || node.metric("gateway_sign_ins_rechecked_total{result=\"good\"}").await;
     eventually("all checked again", async || good().await >= sockets as f64).await;
-    let heard = clients[0].hear_within(std::time::Duration::from_millis(1)).await;
+    let heard = clients[0].hear_within(Duration::from_millis(1)).await;
     assert!(!matches!(heard, Some(Heard::Closed(..) | Heard::Gone)), "{heard:?}");
 }
 

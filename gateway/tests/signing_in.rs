@@ -15,8 +15,10 @@ use aws_lc_rs::rsa::{KeyPair as RsaKeyPair, KeySize};
 use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair as _};
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
-use common::balancer::Balancer;
-use common::{Client, Door, Heard, NodeProcess, SECRET, TestNode, eventually, eventually_within, token, token_with};
+use common::balancer::{Balancer, changed};
+use common::{
+    Client, Door, Heard, NodeProcess, SECRET, TestNode, eventually, eventually_within, printed, token, token_with,
+};
 use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use serde_json::{Value, json};
 use testkit::process::{Guarded, private_dir};
@@ -872,18 +874,6 @@ async fn wrong_ways_to_sign_in_are_wrong_settings_that_say_what_to_change() {
 
 // ---- a real Django, with what the documents print ----
 
-const DOCUMENT: &str = include_str!("../../docs/signing-in.md");
-
-/// The blocks of a section, of one language, as they are printed.
-fn printed(section: &str, language: &str) -> Vec<String> {
-    let (_, rest) = DOCUMENT.split_once(&format!("\n## {section}\n")).unwrap();
-    let text = rest.split("\n## ").next().unwrap();
-    text.split("\n```")
-        .filter_map(|block| block.strip_prefix(&format!("{language}\n")))
-        .map(|block| format!("{block}\n"))
-        .collect()
-}
-
 /// The site of `serve.py`.
 struct DjangoSite {
     _process: Guarded,
@@ -967,11 +957,42 @@ async fn a_real_django_signs_its_users_in_by_the_views_of_the_documents() {
     site.get("/log-out/", &cookie).await;
     alice.patience = Duration::from_secs(30);
     assert_eq!(alice.closed().await, 4401);
+    // The node as the document starts it.
+    std::fs::write(site.dir.join("gateway-auth"), ASK_SECRET).unwrap();
+    let line = printed("Ask Django", "sh").remove(0);
+    let line = changed(&line, "http://django.internal:8000", &site.url);
+    let line = changed(&line, "/run/secrets/gateway-auth", &site.dir.join("gateway-auth").display().to_string());
+    let cookie = site.log_in("alice").await;
+    let printed = node_of(&line);
+    let client = with_cookie(printed.door, "/ws/chat/lobby/", &cookie).await.unwrap();
+    assert_eq!(name(client, "lobby").await, "alice");
     // A site that does not know the node tells it nothing.
     let stranger = NodeProcess::start(&[("auth-url", &auth_url), ("auth-secret", "another-secret-than-that")]);
     let cookie = site.log_in("alice").await;
     assert_eq!(with_cookie(stranger.door, "/ws/chat/", &cookie).await.err(), Some(503));
     eventually("the log says so", || async { stranger.log().contains("ask Django answered 404") }).await;
+}
+
+/// A node started as a printed line does, whose settings are all in its environment.
+fn node_of(line: &str) -> NodeProcess {
+    let (settings, _) = line.split_once(" gateway serve").unwrap();
+    let settings: Vec<(String, &str)> = settings
+        .split_whitespace()
+        .map(|setting| setting.strip_prefix("GATEWAY_").unwrap().split_once('=').unwrap())
+        .map(|(name, value)| (name.to_lowercase().replace('_', "-"), value))
+        .collect();
+    let settings = settings.iter().map(|(name, value)| (name.as_str(), *value));
+    NodeProcess::start(&std::iter::once(("jwt-secret", "")).chain(settings).collect::<Vec<_>>())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_line_of_the_documents_lets_in_nobody_by_name() {
+    let node = node_of(&printed("Nobody by name", "sh")[0]);
+    assert_eq!(node.door.api("PUT", "/api/rooms/lobby", None).await.0, 200);
+    let mut nobody = node.door.try_connect("/ws/chat/lobby/", &[]).await.unwrap();
+    let event = json!({"type": "chat", "to": "room:lobby", "data": {"message": "hello", "from_user": "shop"}});
+    assert_eq!(node.door.api("POST", "/api/events", Some(event)).await.0, 200);
+    assert_eq!(nobody.hears().await, "hello");
 }
 
 /// The lines of the documents, as they stand, in front of a site and a node; and those without `Host`.

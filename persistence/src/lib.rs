@@ -84,7 +84,7 @@ mod values;
 pub use error::{BoxError, StoreError};
 pub use options::StoreOptions;
 pub use secrets::{Secret, Secrets};
-pub use site::{Site, SiteMoment, SiteSession, SiteTables, SiteUser};
+pub use site::{Site, SiteMoment, SiteRows, SiteSession, SiteTables, SiteUser};
 pub use store::Store;
 pub use types::{
     After, Append, AppendError, Appended, Backend, Change, Changed, Deleted, Head, Key, MAX_DATA_BYTES,

@@ -8,17 +8,18 @@ use std::{
     collections::HashMap,
     fmt,
     hash::Hash,
+    iter,
     sync::{Arc, Mutex, PoisonError},
 };
 
 use sea_orm::{
     ConnectionTrait, DbBackend, FromQueryResult, Statement, Value,
-    sea_query::{Alias, Expr, ExprTrait, Func, IntoTableRef, Query, SelectStatement, SimpleExpr, TableRef},
+    sea_query::{Alias, Expr, ExprTrait, Func, IntoTableRef, Query, SelectStatement, SimpleExpr, TableRef, UnionType},
 };
 use time::{Date, Month, PrimitiveDateTime, Time};
 use uuid::Uuid;
 
-use crate::{Backend, Store, StoreError, StoreOptions, db::Db, values::padded};
+use crate::{Backend, Store, StoreError, StoreOptions, db::Db};
 
 /// Most keys of one statement.
 const CHUNK: usize = 1_000;
@@ -79,6 +80,15 @@ pub struct SiteUser {
     pub active: bool,
 }
 
+/// What was found of what was asked for.
+#[derive(Debug)]
+pub struct SiteRows<T> {
+    /// Sessions, by their keys.
+    pub sessions: HashMap<String, T>,
+    /// Users, by their ids as they were asked for.
+    pub users: HashMap<String, SiteUser>,
+}
+
 impl fmt::Debug for SiteUser {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("SiteUser").field("id", &self.id).field("active", &self.active).finish_non_exhaustive()
@@ -119,20 +129,18 @@ enum Id {
     Text(String),
 }
 
+/// Of either table, so that one statement can read both.
 #[derive(FromQueryResult)]
-struct SessionRow {
-    session_key: String,
-    session_data: Option<String>,
-    unix: Option<i64>,
-    local: Option<String>,
-}
-
-#[derive(FromQueryResult)]
-struct UserRow {
+struct Row {
+    is_user: i64,
+    /// A session's key, a user's id.
     id: String,
-    name: Option<String>,
-    password: Option<String>,
-    active: Option<i64>,
+    /// What a session holds, a user's name.
+    text_1: Option<String>,
+    /// When a session ends by the site's own time, a user's password.
+    text_2: Option<String>,
+    /// When a session ends in microseconds since 1970; whether a user may sign in.
+    number: Option<i64>,
 }
 
 #[derive(FromQueryResult)]
@@ -162,74 +170,100 @@ impl Site {
         let none = || Expr::cust("1 = 0");
         if sessions {
             let select = self.select_sessions().and_where(none()).to_owned();
-            self.db.select::<SessionRow>(&select).await?;
+            self.db.select::<Row>(&select).await?;
         }
-        self.db.select::<UserRow>(&self.select_users().and_where(none()).to_owned()).await?;
+        self.db.select::<Row>(&self.select_users().and_where(none()).to_owned()).await?;
         Ok(())
     }
 
-    /// What `read` makes of the sessions with these keys, which are compared by bytes. A session may be large, so a few
-    /// of them are in memory at a time.
+    /// What `open` makes of the sessions with these keys, which are compared by bytes.
     pub async fn sessions<T>(
         &self,
         keys: &[&str],
-        read: impl Fn(SiteSession) -> T,
+        open: impl Fn(SiteSession) -> T,
     ) -> Result<HashMap<String, T>, StoreError> {
-        let mut found = HashMap::with_capacity(keys.len());
-        for keys in distinct(keys.iter().copied().filter(|key| !key.contains('\0'))).chunks(self.chunk()) {
-            let mut left = keys.to_vec();
-            loop {
-                let column = Expr::col(Alias::new("session_key"));
-                let select = self.select_sessions().and_where(column.is_in(padded(&left))).to_owned();
-                let (rows, is_cut) = self.db.select_within(&select, SESSIONS_TEXT, SessionRow::bytes).await?;
-                let before = found.len();
-                for row in rows {
-                    // Databases that fold case find others as well.
-                    if left.contains(&&*row.session_key) {
-                        let (key, session) = row.into();
-                        found.insert(key, read(session));
-                    }
-                }
-                left.retain(|key| !found.contains_key(*key));
-                if !is_cut || left.is_empty() || found.len() == before {
-                    break;
-                }
-            }
-        }
-        Ok(found)
+        Ok(self.read(keys, &[], open).await?.sessions)
     }
 
     /// The users with these ids, by the id as it was asked for.
     pub async fn users(&self, ids: &[&str]) -> Result<HashMap<String, SiteUser>, StoreError> {
-        let found = self.read_users(ids).await;
-        if matches!(found, Err(StoreError::Other(_) | StoreError::Invalid(_))) {
+        Ok(self.read(&[], ids, drop).await?.users)
+    }
+
+    /// Both of them, in one statement where there are not too many. A session may be large, so a few of them are in
+    /// memory at a time.
+    pub async fn read<T>(
+        &self,
+        keys: &[&str],
+        ids: &[&str],
+        open: impl Fn(SiteSession) -> T,
+    ) -> Result<SiteRows<T>, StoreError> {
+        let found = self.read_rows(keys, ids, open).await;
+        if !ids.is_empty() && matches!(found, Err(StoreError::Other(_) | StoreError::Invalid(_))) {
             // The table may have changed under us.
             *self.id_kind.lock().unwrap_or_else(PoisonError::into_inner) = None;
         }
         found
     }
 
-    async fn read_users(&self, ids: &[&str]) -> Result<HashMap<String, SiteUser>, StoreError> {
-        let kind = self.id_kind().await?;
+    async fn read_rows<T>(
+        &self,
+        keys: &[&str],
+        ids: &[&str],
+        open: impl Fn(SiteSession) -> T,
+    ) -> Result<SiteRows<T>, StoreError> {
+        let kind = if ids.is_empty() { Kind::Text } else { self.id_kind().await? };
         let asked: Vec<(&str, Id)> = ids.iter().filter_map(|id| Some((*id, kind.read(id)?))).collect();
-        let mut found: HashMap<Id, SiteUser> = HashMap::with_capacity(asked.len());
-        for ids in distinct(asked.iter().map(|(_, id)| id.clone())).chunks(self.chunk()) {
-            let values: Vec<SimpleExpr> = ids.iter().map(|id| kind.value(id)).collect();
-            let column = Expr::col(Alias::new(&self.tables.user_id));
-            let select = self.select_users().and_where(column.is_in(padded(&values))).to_owned();
-            for row in self.db.select::<UserRow>(&select).await? {
-                if let Some(id) = kind.read(&row.id) {
-                    let user = SiteUser {
-                        id: id.written(),
-                        name: row.name.unwrap_or_default(),
-                        password: row.password.unwrap_or_default(),
-                        active: row.active.is_some_and(|active| active != 0),
-                    };
-                    found.insert(id, user);
+        let mut keys = distinct(keys.iter().copied().filter(|key| !key.contains('\0')));
+        let mut ids = distinct(asked.iter().map(|(_, id)| id.clone()));
+        let mut sessions = HashMap::with_capacity(keys.len());
+        let mut users: HashMap<Id, SiteUser> = HashMap::with_capacity(ids.len());
+        while !keys.is_empty() || !ids.is_empty() {
+            let (some_keys, some_ids) = (first(&keys, self.chunk()), first(&ids, self.chunk()));
+            let Some(select) = self.select(some_keys, some_ids, kind) else { break };
+            let (rows, is_cut) = self.db.select_within(&select, SESSIONS_TEXT, Row::bytes).await?;
+            let before = sessions.len() + users.len();
+            for row in rows {
+                if row.is_user != 0 {
+                    if let Some(id) = kind.read(&row.id) {
+                        users.insert(id.clone(), row.user(&id));
+                    }
+                } else if some_keys.contains(&&*row.id) {
+                    // Databases that fold case find others as well.
+                    let (key, session) = row.session();
+                    sessions.insert(key, open(session));
                 }
             }
+            if is_cut && sessions.len() + users.len() > before {
+                keys.retain(|key| !sessions.contains_key(*key));
+                ids.retain(|id| !users.contains_key(id));
+            } else {
+                let (done_keys, done_ids) = (some_keys.len(), some_ids.len());
+                keys.drain(..done_keys);
+                ids.drain(..done_ids);
+            }
         }
-        Ok(asked.into_iter().filter_map(|(asked, id)| Some((asked.to_owned(), found.get(&id)?.clone()))).collect())
+        let users = asked.into_iter().filter_map(|(asked, id)| Some((asked.to_owned(), users.get(&id)?.clone())));
+        Ok(SiteRows { sessions, users: users.collect() })
+    }
+
+    /// One statement for all of these, if there are any.
+    fn select(&self, keys: &[&str], ids: &[Id], kind: Kind) -> Option<SelectStatement> {
+        // Both lists are as long as the longer one, so that there are no more statements than lengths.
+        let length = keys.len().max(ids.len()).next_power_of_two();
+        let sessions = (!keys.is_empty()).then(|| {
+            let column = Expr::col(Alias::new("session_key"));
+            self.select_sessions().and_where(column.is_in(padded(keys, length))).to_owned()
+        });
+        let users = (!ids.is_empty()).then(|| {
+            let values: Vec<SimpleExpr> = ids.iter().map(|id| kind.value(id)).collect();
+            let column = Expr::col(Alias::new(&self.tables.user_id));
+            self.select_users().and_where(column.is_in(padded(&values, length))).to_owned()
+        });
+        match (sessions, users) {
+            (Some(mut sessions), Some(users)) => Some(sessions.union(UnionType::All, users).to_owned()),
+            (sessions, users) => sessions.or(users),
+        }
     }
 
     fn chunk(&self) -> usize {
@@ -241,27 +275,28 @@ impl Site {
         Alias::new(if self.db.backend == Backend::MySql { "char" } else { "text" })
     }
 
+    /// What whole numbers are called here.
+    fn whole(&self) -> &'static str {
+        if self.db.backend == Backend::MySql { "signed" } else { "bigint" }
+    }
+
     fn select_sessions(&self) -> SelectStatement {
         let column = |name: &str| Expr::col(Alias::new(name));
         let octets = Func::cust(Alias::new("octet_length")).arg(column("session_data"));
         let data = Expr::case(Expr::expr(octets).lte(SESSION_TEXT), column("session_data").cast_as(self.text()));
         let end = column("expire_date");
-        let (unix, local) = match self.db.backend {
+        let (local, unix) = match self.db.backend {
             Backend::Postgres => {
                 let seconds = Func::cust(Alias::new("date_part")).arg(Expr::cust("'epoch'")).arg(end);
                 let micros = Expr::expr(Func::round(Expr::expr(seconds).mul(1_000_000)));
-                (micros.cast_as(Alias::new("bigint")), Expr::cust("CAST(NULL AS text)"))
+                (Expr::cust("CAST(NULL AS text)"), micros.cast_as(Alias::new("bigint")))
             }
-            Backend::MySql => (Expr::cust("CAST(NULL AS signed)"), end.cast_as(self.text())),
-            Backend::Sqlite => (Expr::cust("CAST(NULL AS integer)"), end.cast_as(self.text())),
+            Backend::MySql | Backend::Sqlite => {
+                (end.cast_as(self.text()), Expr::cust(format!("CAST(NULL AS {})", self.whole())))
+            }
         };
-        Query::select()
-            .expr_as(column("session_key").cast_as(self.text()), Alias::new("session_key"))
-            .expr_as(SimpleExpr::Case(Box::new(data)), Alias::new("session_data"))
-            .expr_as(unix, Alias::new("unix"))
-            .expr_as(local, Alias::new("local"))
-            .from(table(&self.tables.sessions))
-            .to_owned()
+        let id = column("session_key").cast_as(self.text());
+        self.select_row(&self.tables.sessions, 0, [id, SimpleExpr::Case(Box::new(data)), local, unix])
     }
 
     fn select_users(&self) -> SelectStatement {
@@ -271,18 +306,22 @@ impl Site {
             (Some(name), Backend::Postgres) => {
                 column(name).cast_as(Alias::new("integer")).cast_as(Alias::new("bigint"))
             }
-            (Some(name), Backend::MySql) => column(name).cast_as(Alias::new("signed")),
-            (Some(name), Backend::Sqlite) => column(name).cast_as(Alias::new("integer")),
-            (None, Backend::MySql) => Expr::cust("CAST(1 AS signed)"),
-            (None, _) => Expr::cust("CAST(1 AS bigint)"),
+            (Some(name), _) => column(name).cast_as(Alias::new(self.whole())),
+            (None, _) => Expr::cust(format!("CAST(1 AS {})", self.whole())),
         };
-        Query::select()
-            .expr_as(column(&self.tables.user_id).cast_as(self.text()), Alias::new("id"))
-            .expr_as(column(&self.tables.user_name).cast_as(self.text()), Alias::new("name"))
-            .expr_as(column(&self.tables.user_password).cast_as(self.text()), Alias::new("password"))
-            .expr_as(active, Alias::new("active"))
-            .from(table(&self.tables.users))
-            .to_owned()
+        let text = |name: &str| column(name).cast_as(self.text());
+        let SiteTables { user_id, user_name, user_password, .. } = &*self.tables;
+        self.select_row(&self.tables.users, 1, [text(user_id), text(user_name), text(user_password), active])
+    }
+
+    /// The columns of a [`Row`].
+    fn select_row(&self, from: &str, is_user: u8, columns: [SimpleExpr; 4]) -> SelectStatement {
+        let mut select = Query::select();
+        select.expr_as(Expr::cust(format!("CAST({is_user} AS {})", self.whole())), Alias::new("is_user"));
+        for (column, name) in columns.into_iter().zip(["id", "text_1", "text_2", "number"]) {
+            select.expr_as(column, Alias::new(name));
+        }
+        select.from(table(from)).to_owned()
     }
 
     async fn id_kind(&self) -> Result<Kind, StoreError> {
@@ -342,17 +381,26 @@ impl Site {
     }
 }
 
-impl SessionRow {
+impl Row {
     fn bytes(&self) -> usize {
-        self.session_data.as_ref().map_or(0, String::len)
+        self.text_1.as_ref().map_or(0, String::len)
     }
-}
 
-impl From<SessionRow> for (String, SiteSession) {
-    fn from(row: SessionRow) -> Self {
-        let local = || SiteMoment::Local(row.local.as_deref().and_then(moment).unwrap_or(PrimitiveDateTime::MIN));
-        let expires = row.unix.map_or_else(local, SiteMoment::Unix);
-        (row.session_key, SiteSession { data: row.session_data, expires })
+    /// A session with its key.
+    fn session(self) -> (String, SiteSession) {
+        let local = || SiteMoment::Local(self.text_2.as_deref().and_then(moment).unwrap_or(PrimitiveDateTime::MIN));
+        let expires = self.number.map_or_else(local, SiteMoment::Unix);
+        (self.id, SiteSession { data: self.text_1, expires })
+    }
+
+    /// The user with this id.
+    fn user(self, id: &Id) -> SiteUser {
+        SiteUser {
+            id: id.written(),
+            name: self.text_1.unwrap_or_default(),
+            password: self.text_2.unwrap_or_default(),
+            active: self.number.is_some_and(|active| active != 0),
+        }
     }
 }
 
@@ -410,6 +458,16 @@ fn table(name: &str) -> TableRef {
         (Some(schema), name) => (Alias::new(schema), Alias::new(name)).into_table_ref(),
         (None, name) => Alias::new(name).into_table_ref(),
     }
+}
+
+fn first<T>(values: &[T], most: usize) -> &[T] {
+    &values[..values.len().min(most)]
+}
+
+/// Repeats the last value until there are so many.
+fn padded<T: Clone>(values: &[T], length: usize) -> Vec<T> {
+    let last = values.last().cloned();
+    values.iter().cloned().chain(iter::repeat_n(last, length.saturating_sub(values.len())).flatten()).collect()
 }
 
 fn distinct<T: Ord>(values: impl IntoIterator<Item = T>) -> Vec<T> {

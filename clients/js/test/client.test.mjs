@@ -248,6 +248,20 @@ test("4401 asks for a new token, and gives up when new ones are refused too", as
   assert.equal(server.offers[4][1], "bearer.last");
 });
 
+test("4401 of who was signed in by cookies is tried once more, with those of now", async () => {
+  const greet = (frame, socket) => frame.cate === "rooms" && socket.reply({ type: "rooms", rooms: [], client_id: frame.client_id });
+  const server = await start(greet, { onConnect: (socket, number) => number === 3 && socket.close(4401, "expired") });
+  const gateway = client(server, { token: null, getToken: null });
+  await next(gateway, "rooms");
+  server.sockets[0].close(4401, "a new password");
+  await next(gateway, "rooms");
+  assert.equal(gateway.state, "open");
+  server.sockets[1].close(4401, "logged out");
+  await state(gateway, "closed");
+  assert.deepEqual(server.offers, Array(3).fill(["gateway.v1"]));
+  assert.equal(gateway.states.at(-1).code, 4401);
+});
+
 test("whatever getToken gives instead of a token, it is asked again, and the client never ends", async () => {
   const server = await start();
   const given = ["<html>", "\n", "", null, undefined, false, 7, {}];

@@ -1,7 +1,8 @@
 // Pages of other origins in a real browser that holds the victim's cookie for the gateway.
 //
 //   GATEWAY_URL   the node
-//   TOKEN         a good token, which the browser keeps in the cookie `gateway_token`
+//   COOKIE        the cookie that signs in, default: `gateway_token`
+//   TOKEN         what the browser keeps in it
 //   CHROMIUM      the browser, default: `chromium` on the path
 //
 // Prints one line per page; exit code 0 if only the node's own page was let in, else 1.
@@ -15,6 +16,7 @@ import { chromium } from "playwright-core";
 import { browserPath, flags } from "./chromium.mjs";
 
 const node = new URL(process.env.GATEWAY_URL);
+const cookie = process.env.COOKIE || "gateway_token";
 setTimeout(() => (console.error("FAILED: not done after 60 s"), process.exit(1)), 60_000).unref();
 
 /** The way to the node, where every handshake and its answer are written down. */
@@ -46,7 +48,7 @@ writeFileSync(join(directory, "profile/Default/Preferences"), JSON.stringify({ p
 const context = await chromium.launchPersistentContext(join(directory, "profile"), { executablePath: browserPath(), args: flags });
 context.setDefaultTimeout(10_000);
 // The most careless cookie there is: sent along by any page.
-await context.addCookies([{ name: "gateway_token", value: process.env.TOKEN, domain: "127.0.0.1", path: "/", sameSite: "None", secure: true }]);
+await context.addCookies([{ name: cookie, value: process.env.TOKEN, domain: "127.0.0.1", path: "/", sameSite: "None", secure: true }]);
 const page = await context.newPage();
 
 /** Connects in that frame; what the handshake said and how it ended. */
@@ -64,7 +66,7 @@ async function attempt(frame) {
   const asked = handshakes.filter((seen) => /^GET \/ws\//.test(seen.request));
   assert.equal(asked.length, 1, "the browser has asked the gateway");
   const origin = /^origin: (.*)\r$/im.exec(asked[0].request)?.[1];
-  assert.match(asked[0].request, /^cookie: .*gateway_token=/im, "with the victim's cookie");
+  assert.match(asked[0].request, new RegExp(`^cookie: .*${cookie}=`, "im"), "with the victim's cookie");
   return { ended, origin, status: asked[0].answer.slice(9, 12) };
 }
 

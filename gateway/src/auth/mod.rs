@@ -1,8 +1,9 @@
 //! Who is signed in, and from where a page may connect.
 
-pub(crate) mod again;
 mod ask;
 pub(crate) mod django;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod http_client;
 mod jwks;
 mod jwt;
@@ -21,12 +22,11 @@ pub use jwt::{ClaimedUser, Claims, JwtAuth, TokenError};
 pub(crate) use jwt_keys::Key;
 pub(crate) use origin::{Origins, split_port};
 
-use crate::auth::again::Proof;
 use crate::auth::ask::{Named, Question, Said};
-use crate::auth::django::{Away, Django, Kept, NoSession, Person};
+use crate::auth::django::{Away, Django, Kept, NoSession, Person, UNREADABLE};
 use crate::auth::jwt::Token;
 use crate::auth::jwt_keys::Verdict;
-use crate::clock;
+use crate::clock::Clock;
 use crate::config::{Anonymous, UserName};
 use crate::names;
 use crate::scope::{self, Access, SignedInBy, User};
@@ -61,10 +61,19 @@ pub(crate) struct Request<'a> {
 #[derive(Debug)]
 pub(crate) struct SignedIn {
     pub(crate) user: User,
-    /// What has to be looked at again while the socket is open. `None` where the sign-in has an end of its own.
+    /// What has to be looked at again while the socket is open, where the sign-in has no end of its own.
     pub(crate) proof: Option<Proof>,
-    /// The same of what is read at the site, and when that ends as things stand.
-    pub(crate) kept: Option<(Kept, Option<i64>)>,
+    /// Seconds since 1970 when the proof ends as things stand.
+    pub(crate) ends: Option<i64>,
+}
+
+/// What somebody is known by.
+#[derive(Debug, Clone)]
+pub(crate) enum Proof {
+    /// What is read at the site.
+    Site(Kept),
+    /// Django was asked this.
+    Asked(Box<Question>),
 }
 
 /// Why somebody is not signed in. Each holds the reason, one word of the program's, as logs and metrics show it.
@@ -88,6 +97,8 @@ pub(crate) struct SignIn {
     pub(crate) ask: Option<Arc<AskDjango>>,
     pub(crate) user_name: UserName,
     pub(crate) anonymous: Anonymous,
+    /// By which ends and beginnings are judged: the same on all nodes.
+    pub(crate) clock: Clock,
 }
 
 /// What checks tokens.
@@ -99,7 +110,7 @@ pub(crate) struct Tokens {
 
 impl SignIn {
     /// Who this is. The methods are tried in the order of the documents, and the first one whose credentials are there
-    /// decides: what it refuses, no other method is asked about.
+    /// decides: what it refuses, no other method is asked about. Only what it cannot read is Django's to judge.
     pub(crate) async fn sign_in(&self, request: &Request<'_>) -> Result<SignedIn, NotSignedIn> {
         if let Some(signed_in) = self.by_token(request).await? {
             return Ok(signed_in);
@@ -137,23 +148,23 @@ impl SignIn {
 
     /// Whose token this is.
     pub(crate) async fn user_of(&self, token: &str) -> Result<SignedIn, NotSignedIn> {
-        let claims = self.tokens.check(token).await.map_err(|error| {
+        let claims = self.tokens.check(token, self.clock.unix_seconds()).await.map_err(|error| {
             let refused = refused_token(&error);
             tracing::debug!(error = &error as &dyn std::error::Error, "token refused");
             refused
         })?;
         let Claims { user, rooms, expires_at } = claims;
-        let (name, id, kept) = match user {
+        let (name, id, proof) = match user {
             ClaimedUser::Name(name) => (Arc::from(name), None, None),
             ClaimedUser::Id(id) => {
                 let person = self.user_by_id(&id).await?;
                 let name = self.known_name(&person, "the user of a signed token")?;
-                (name, Some(Arc::clone(&person.id)), Some((Kept::User((*person.id).into()), None)))
+                (name, Some(Arc::clone(&person.id)), Some(Proof::Site(Kept::User((*person.id).into()))))
             }
         };
         let expires_at = Some(expires_at);
         let user = User { name, id, by: SignedInBy::Token, access: Access::Full, rooms, expires_at };
-        Ok(SignedIn { user, proof: None, kept })
+        Ok(SignedIn { user, proof, ends: None })
     }
 
     /// The user of the site with this id, who may sign in.
@@ -167,7 +178,8 @@ impl SignIn {
         }
     }
 
-    /// Whose Django session the cookie is; `None` where nobody is logged in by it.
+    /// Whose Django session the cookie is; `None` where nobody is logged in by it, or where only Django can read it and
+    /// is asked next.
     async fn by_session(&self, request: &Request<'_>) -> Result<Option<SignedIn>, NotSignedIn> {
         let Some(django) = self.django.as_ref().filter(|django| django.has_cookie(request.cookies)) else {
             return Ok(None);
@@ -176,6 +188,7 @@ impl SignIn {
         let logged_in = match django.check(request.cookies).await {
             None => return Ok(None),
             Some(Ok(logged_in)) => logged_in,
+            Some(Err(NoSession::Refused(UNREADABLE))) if self.ask.is_some() => return Ok(None),
             Some(Err(NoSession::Refused(reason))) => return Err(NotSignedIn::Nobody(reason)),
             Some(Err(NoSession::Away(Away(what)))) => return Err(NotSignedIn::Unavailable(what)),
         };
@@ -188,7 +201,7 @@ impl SignIn {
             // Django may extend it: it is looked at again then.
             expires_at: None,
         };
-        Ok(Some(SignedIn { user, proof: None, kept: Some((logged_in.kept, logged_in.ends)) }))
+        Ok(Some(SignedIn { user, proof: Some(Proof::Site(logged_in.kept)), ends: logged_in.ends }))
     }
 
     /// What a person of the site is called here, if that is possible.
@@ -212,7 +225,7 @@ impl SignIn {
             Ok(Said::User(named)) => {
                 let user = self.user_named_by_django(&named)?;
                 let proof = user.expires_at.is_none().then(|| Proof::Asked(Box::new(question)));
-                Ok(Some(SignedIn { user, proof, kept: None }))
+                Ok(Some(SignedIn { user, proof, ends: None }))
             }
             Ok(Said::Nobody) => Ok(None),
             Ok(Said::Unauthorized) => Err(NotSignedIn::Nobody("django_unauthorized")),
@@ -229,7 +242,7 @@ impl SignIn {
         if !names::is_user_name(&name) {
             return Err(impossible_name("what Django answered"));
         }
-        if named.expires_at.is_some_and(|end| end <= clock::unix_seconds()) {
+        if named.expires_at.is_some_and(|end| end <= self.clock.unix_seconds()) {
             return Err(NotSignedIn::Nobody("expired"));
         }
         Ok(User {
@@ -256,16 +269,14 @@ impl SignIn {
             rooms: Vec::new(),
             expires_at: None,
         };
-        Some(SignedIn { user, proof: None, kept: None })
+        Some(SignedIn { user, proof: None, ends: None })
     }
 
-    /// Who this is now, by what was shown at the handshake.
-    pub(crate) async fn look_again(&self, proof: &Proof) -> Result<User, NotSignedIn> {
-        match proof {
-            Proof::Asked(question) => match self.by_django(Question::clone(question)).await? {
-                Some(signed_in) => Ok(signed_in.user),
-                None => Err(NotSignedIn::Nobody("django_nobody")),
-            },
+    /// Who this is now, as Django says when it is asked again.
+    pub(crate) async fn ask_again(&self, question: Question) -> Result<User, NotSignedIn> {
+        match self.by_django(question).await? {
+            Some(signed_in) => Ok(signed_in.user),
+            None => Err(NotSignedIn::Nobody("django_nobody")),
         }
     }
 }
@@ -275,7 +286,7 @@ impl Tokens {
         self.auth.has_keys() || self.jwks.is_some()
     }
 
-    async fn check(&self, text: &str) -> Result<Claims, TokenError> {
+    async fn check(&self, text: &str, now: i64) -> Result<Claims, TokenError> {
         let token = Token::parse(text)?;
         let verdict = self.auth.verify(&token);
         match &self.jwks {
@@ -284,7 +295,7 @@ impl Tokens {
             _ if verdict == Verdict::Bad => return Err(TokenError::Signature),
             _ => return Err(TokenError::Algorithm),
         }
-        self.auth.claims(&token)
+        self.auth.claims(&token, now)
     }
 }
 

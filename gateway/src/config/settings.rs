@@ -125,7 +125,7 @@ pub const SETTINGS: &[Setting] = &[
     text(
         "jwt-leeway",
         Some("30"),
-        "Seconds that nbf and iat may be ahead of this node's clock; exp counts to the second",
+        "Seconds that nbf and iat may be ahead of the database's clock; exp counts to the second",
     ),
     text("jwt-user-claim", Some("sub"), "Claim that holds the username"),
     text(

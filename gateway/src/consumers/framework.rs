@@ -382,7 +382,6 @@ impl Drop for Context {
             self.node.hub.leave(&self.socket, group);
         }
         self.node.registry.remove(&self.socket);
-        self.node.again.forget(&self.socket.channel_name);
     }
 }
 

@@ -175,8 +175,8 @@ pub(super) async fn renew(
     client_id: Option<String>,
 ) -> Result<Option<Vec<String>>, crate::CloseReason> {
     let refuse = |code, detail: &str| answer_error(ctx, &ErrorFrame::new(code, detail, client_id.clone()));
-    let (user, kept) = match ctx.node().sign_in.user_of(token).await {
-        Ok(signed_in) => (signed_in.user, signed_in.kept.map(|(kept, _)| kept)),
+    let (user, proof) = match ctx.node().sign_in.user_of(token).await {
+        Ok(signed_in) => (signed_in.user, signed_in.proof),
         Err(NotSignedIn::Unavailable(_)) => {
             refuse(ErrorCode::Unavailable, "try again");
             return Ok(None);
@@ -193,9 +193,8 @@ pub(super) async fn renew(
     let Some(unix) = user.expires_at else { return Ok(Some(user.rooms)) };
     ctx.socket().expires_at.store(ctx.node().clock.deadline(unix), std::sync::atomic::Ordering::Relaxed);
     // From now on the token says how long, whatever was shown before.
-    ctx.node().again.forget(ctx.channel_name());
     if let Some(recheck) = ctx.socket().recheck() {
-        recheck.replace(kept, ctx.node().recheck(), &ctx.node().clock);
+        recheck.replace(proof, ctx.node().recheck(), &ctx.node().clock);
     }
     let expires_at =
         time::OffsetDateTime::from_unix_timestamp(unix).unwrap_or(time::macros::datetime!(9999-12-31 23:59:59 UTC));

@@ -84,7 +84,7 @@ impl Visit {
             own_host: self.seen.host.as_deref(),
             scheme: self.scheme(),
         };
-        let SignedIn { user, proof, kept } = match self.node.sign_in.sign_in(&request).await {
+        let SignedIn { user, proof, ends } = match self.node.sign_in.sign_in(&request).await {
             Ok(signed_in) if signed_in.user.access == Access::Full || class.takes_anonymous => signed_in,
             Ok(_) => return self.refuse_or_close(Refusal::Unauthorized, "anonymous", v1, accept, upgrade),
             Err(NotSignedIn::CookieWithoutOrigin) => return self.refuse_origin(),
@@ -105,9 +105,7 @@ impl Visit {
             v1,
             access: user.access,
             expires_at: user.expires_at.map_or(NEVER, |unix| self.node.clock.deadline(unix)),
-            recheck: kept.map(|(kept, ends)| {
-                Box::new(Recheck::new(kept, ends, self.node.config.django.recheck, &self.node.clock))
-            }),
+            recheck: proof.map(|proof| Box::new(Recheck::new(proof, ends, self.node.recheck(), &self.node.clock))),
             counted_address: (limits.connections_per_address > 0).then(|| addresses::network(client)),
         };
         let socket =
@@ -129,12 +127,8 @@ impl Visit {
             url_route,
             headers: self.headers.clone(),
         };
-        let channel = socket.channel_name.clone();
         match Handshake::connect(&self.node, &class, socket, scope).await {
             Ok(connection) => {
-                if let Some(proof) = proof {
-                    self.node.again.watch(&channel, proof, self.node.recheck());
-                }
                 self.node.tasks.spawn(connection.serve(upgrade));
                 handshake::switching_protocols(accept, chosen).map(|()| String::new())
             }

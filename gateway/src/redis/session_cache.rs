@@ -6,7 +6,6 @@ use channel_layer::{Host, LayerError};
 use futures_util::future::BoxFuture;
 use redis::aio::ConnectionLike;
 use redis::{RedisError, Value};
-use time::OffsetDateTime;
 
 use super::RedisFailed;
 use super::server::Server;
@@ -35,10 +34,11 @@ impl SessionCache {
         Ok(Self { server: Server::at(host)?, prefix: format!("{prefix}:{SESSION}") })
     }
 
-    /// The sessions with these keys, in their order. `read` gets each as bytes, none if it is too large or no text.
+    /// The sessions with these keys, in their order; `now` is in microseconds since 1970. `read` gets each as bytes, none if it is too large or no text.
     pub(crate) async fn read<T: Send>(
         &self,
         keys: &[Arc<str>],
+        now: i64,
         read: fn(Option<&[u8]>) -> T,
     ) -> Result<Vec<Option<Cached<T>>>, RedisFailed> {
         if keys.is_empty() {
@@ -55,16 +55,15 @@ impl SessionCache {
                 drop(redis);
                 return match keys {
                     [_] => Ok(vec![Some(Cached { content: read(None), ends: None })]),
-                    _ => self.read_by_halves(keys, read).await,
+                    _ => self.read_by_halves(keys, now, read).await,
                 };
             }
             answers => answers?,
         };
-        let now = OffsetDateTime::now_utc().unix_timestamp_nanos() / 1000;
         let cached = |pair: &[Value]| {
             let [value, left] = pair else { return Err(RedisFailed::Open(LayerError::Timeout)) };
             let ends = match left {
-                Value::Int(millis) if *millis >= 0 => i64::try_from(now + i128::from(*millis) * 1000).ok(),
+                Value::Int(millis) if *millis >= 0 => Some(now.saturating_add(millis.saturating_mul(1000))),
                 _ => None,
             };
             match value {
@@ -81,12 +80,13 @@ impl SessionCache {
     fn read_by_halves<'a, T: Send + 'a>(
         &'a self,
         keys: &'a [Arc<str>],
+        now: i64,
         read: fn(Option<&[u8]>) -> T,
     ) -> BoxFuture<'a, Result<Vec<Option<Cached<T>>>, RedisFailed>> {
         Box::pin(async move {
             let (one, other) = keys.split_at(keys.len() / 2);
-            let mut found = self.read(one, read).await?;
-            found.extend(self.read(other, read).await?);
+            let mut found = self.read(one, now, read).await?;
+            found.extend(self.read(other, now, read).await?);
             Ok(found)
         })
     }
@@ -119,13 +119,12 @@ mod tests {
         run(redis::Cmd::set(key("huge"), vec![b'x'; 6 << 20])).await;
         let keys: Vec<Arc<str>> =
             ["small", "ends", "none", "list", "large-1", "large-2", "huge", "large-3"].map(Into::into).into();
-        let found = cache.read(&keys, |value| value.map(<[u8]>::len)).await.unwrap();
+        let found = cache.read(&keys, 5_000_000, |value| value.map(<[u8]>::len)).await.unwrap();
         let size = |found: &Option<Cached<Option<usize>>>| found.as_ref().map(|found| found.content);
         let sizes: Vec<_> = found.iter().map(size).collect();
         let large = Some(Some(3 << 20));
         assert_eq!(sizes, [Some(Some(2)), Some(Some(2)), None, Some(None), large, large, Some(None), large]);
-        let now = OffsetDateTime::now_utc().unix_timestamp();
-        let left = found[1].as_ref().unwrap().ends.unwrap() / 1_000_000 - now;
+        let left = found[1].as_ref().unwrap().ends.unwrap() / 1_000_000 - 5;
         assert!((1..=100).contains(&left) && found[0].as_ref().unwrap().ends.is_none());
         cache.ping().await.unwrap();
     }

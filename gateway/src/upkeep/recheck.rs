@@ -1,13 +1,18 @@
-//! Sign-ins that are looked at again while the socket is open: Django sessions, and users of the site who came by a
-//! token. A log-out, a new password, a deactivated or renamed user ends the socket here, at the latest.
+//! Sign-ins that are looked at again while the socket is open: Django sessions, users of the site who came by a token, and
+//! people about whom Django was asked. A log-out, a new password, a deactivated or renamed user ends the socket here, at
+//! the latest.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use futures_util::StreamExt as _;
+use futures_util::stream;
 use parking_lot::Mutex;
+use tokio::time::sleep;
 
 use crate::auth::django::{Current, Kept};
+use crate::auth::{NotSignedIn, Proof};
 use crate::clock::{Clock, NEVER};
 use crate::close::CloseReason;
 use crate::metrics::{ByResult, Metrics};
@@ -17,66 +22,67 @@ use crate::socket::Socket;
 /// How often it is looked for who is due.
 const TICK: Duration = Duration::from_secs(1);
 
-/// How soon it is tried again while nobody can tell.
+/// How soon it is tried again while nobody can tell: at the site's servers, and by asking Django.
 const RETRY: Duration = Duration::from_secs(2);
+const RETRY_ASKING: Duration = Duration::from_secs(5);
 
 /// Sockets looked at with the same statements.
 const BATCH: usize = 1_000;
 
+/// Sockets that Django is asked about at once.
+const AT_ONCE: usize = 64;
+
 /// What is looked at again, and when.
 #[derive(Debug)]
 pub(crate) struct Recheck {
-    kept: Mutex<Kept>,
+    proof: Mutex<Option<Proof>>,
     /// On the node's clock, in milliseconds.
     due: AtomicU64,
 }
 
 impl Recheck {
     /// Due after `every`, up to a quarter later, or when the session ends as things stand.
-    pub(crate) fn new(kept: Kept, ends: Option<i64>, every: Duration, clock: &Clock) -> Self {
-        Self { kept: Mutex::new(kept), due: AtomicU64::new(next(ends, every, clock)) }
+    pub(crate) fn new(proof: Proof, ends: Option<i64>, every: Duration, clock: &Clock) -> Self {
+        Self { proof: Mutex::new(Some(proof)), due: AtomicU64::new(next(ends, every, clock)) }
     }
 
     /// A token has taken its place, with what there is to look at again of that.
-    pub(crate) fn replace(&self, kept: Option<Kept>, every: Duration, clock: &Clock) {
-        let due = kept.map_or(NEVER, |kept| {
-            *self.kept.lock() = kept;
-            next(None, every, clock)
-        });
+    pub(crate) fn replace(&self, proof: Option<Proof>, every: Duration, clock: &Clock) {
+        let due = if proof.is_some() { next(None, every, clock) } else { NEVER };
+        *self.proof.lock() = proof;
         self.due.store(due, Ordering::Relaxed);
-    }
-
-    fn due(&self) -> u64 {
-        self.due.load(Ordering::Relaxed)
     }
 }
 
 fn next(ends: Option<i64>, every: Duration, clock: &Clock) -> u64 {
-    let again = clock.millis() + every.mul_f64(rand::random_range(1.0..1.25)).as_millis() as u64;
+    let again = clock.millis() + jittered(every);
     // One that has ended meanwhile is over by its next look.
     ends.map_or(again, |ends| clock.deadline(ends).min(again))
 }
 
-/// Runs until the node stops.
+fn jittered(time: Duration) -> u64 {
+    time.mul_f64(rand::random_range(1.0..1.25)).as_millis() as u64
+}
+
+/// Runs until the node stops. Neither waits for the other: they ask different servers.
 pub(crate) async fn watch(node: Arc<Node>) {
-    let every = node.config.django.recheck;
-    let tick = TICK.min(every);
+    tokio::join!(watch_site(&node), watch_asked(&node));
+}
+
+/// Sessions and users that are read.
+async fn watch_site(node: &Node) {
+    if node.django.is_none() {
+        return;
+    }
+    let tick = TICK.min(node.recheck());
     let mut wait = tick;
     loop {
-        tokio::time::sleep(wait).await;
-        let now = node.clock.millis();
-        let mut due: Vec<(u64, Arc<Socket>)> = Vec::new();
-        for socket in node.registry.all() {
-            if let Some(at) = socket.recheck().map(Recheck::due).filter(|at| *at <= now) {
-                due.push((at, socket));
-            }
-        }
-        // Who has waited longest comes first.
-        due.sort_unstable_by_key(|(at, _)| *at);
+        sleep(wait).await;
+        let due = all_due(node, |proof| matches!(proof, Proof::Site(_)));
         wait = tick;
         for (number, batch) in due.chunks(BATCH).enumerate() {
-            if look_at(&node, batch, every).await.is_err() {
-                note_oldest(&node.metrics, &node.clock, due.get(number * BATCH).map(|(at, _)| *at));
+            if read_again(node, batch).await.is_err() {
+                note_oldest(&node.metrics, &node.clock, due.get(number * BATCH).map(|due| due.at));
                 wait = RETRY;
                 break;
             }
@@ -87,31 +93,81 @@ pub(crate) async fn watch(node: Arc<Node>) {
     }
 }
 
+/// People about whom Django was asked.
+async fn watch_asked(node: &Node) {
+    if node.sign_in.ask.is_none() {
+        return;
+    }
+    loop {
+        sleep(TICK.min(node.recheck())).await;
+        let due = all_due(node, |proof| matches!(proof, Proof::Asked(_)));
+        stream::iter(due).for_each_concurrent(AT_ONCE, |due| async move { ask_again(node, &due).await }).await;
+    }
+}
+
+/// A socket whose sign-in is due, since when.
+struct Due {
+    at: u64,
+    socket: Arc<Socket>,
+}
+
+/// Those of a kind who are due; who has waited longest comes first.
+fn all_due(node: &Node, is_kind: fn(&Proof) -> bool) -> Vec<Due> {
+    let now = node.clock.millis();
+    let is_due = |socket: &Socket| {
+        let recheck = socket.recheck()?;
+        let at = recheck.due.load(Ordering::Relaxed);
+        (at <= now && recheck.proof.lock().as_ref().is_some_and(is_kind)).then_some(at)
+    };
+    let sockets = node.registry.all().into_iter();
+    let mut due: Vec<_> = sockets.filter_map(|socket| Some(Due { at: is_due(&socket)?, socket })).collect();
+    due.sort_unstable_by_key(|due| due.at);
+    due
+}
+
+impl Due {
+    fn proof(&self) -> Option<Proof> {
+        self.socket.recheck()?.proof.lock().clone()
+    }
+
+    /// Sets when it is due next. Not if the sign-in was renewed meanwhile: it is judged by that, when its time comes.
+    fn set(&self, due: u64) -> bool {
+        let change =
+            |recheck: &Recheck| recheck.due.compare_exchange(self.at, due, Ordering::Relaxed, Ordering::Relaxed);
+        self.socket.recheck().is_some_and(|recheck| change(recheck).is_ok())
+    }
+
+    fn is_good(&self, node: &Node, ends: Option<i64>) {
+        count(node, "good", 1);
+        self.set(next(ends, node.recheck(), &node.clock));
+    }
+
+    fn is_over(&self, node: &Node, reason: &'static str, close: CloseReason) {
+        if self.set(NEVER) {
+            count(node, reason, 1);
+            let socket = &self.socket;
+            tracing::info!(channel = %socket.channel_name, user = ?socket.user, reason, "a sign-in is over");
+            socket.close(close);
+        }
+    }
+}
+
 /// Nobody's socket ends because nobody can tell.
-async fn look_at(node: &Node, batch: &[(u64, Arc<Socket>)], every: Duration) -> Result<(), ()> {
+async fn read_again(node: &Node, batch: &[Due]) -> Result<(), ()> {
     let Some(django) = &node.django else { return Ok(()) };
-    let open: Vec<(u64, &Socket, &Recheck)> =
-        batch.iter().filter_map(|(at, socket)| Some((*at, &**socket, socket.recheck()?))).collect();
-    let kept: Vec<Kept> = open.iter().map(|(.., recheck)| recheck.kept.lock().clone()).collect();
-    let count = |result| node.metrics.sign_ins_rechecked.get_or_create(&ByResult { result });
+    let kept = |due| match Due::proof(due) {
+        Some(Proof::Site(kept)) => Some((due, kept)),
+        Some(Proof::Asked(_)) | None => None,
+    };
+    let (open, kept): (Vec<&Due>, Vec<Kept>) = batch.iter().filter_map(kept).unzip();
     let Ok(current) = django.again(&kept).await else {
-        count("unavailable").inc_by(open.len() as u64);
+        count(node, "unavailable", open.len() as u64);
         return Err(());
     };
-    for ((at, socket, recheck), current) in open.into_iter().zip(current) {
-        // One that was renewed meanwhile is judged by that, when its time comes.
-        let set_due = |due| recheck.due.compare_exchange(at, due, Ordering::Relaxed, Ordering::Relaxed).is_ok();
-        match current.and_then(|current| same(node, socket, current)) {
-            Ok(ends) => {
-                count("good").inc();
-                set_due(next(ends, every, &node.clock));
-            }
-            Err(reason) if set_due(NEVER) => {
-                count(reason).inc();
-                tracing::info!(channel = %socket.channel_name, user = ?socket.user, reason, "a sign-in is over");
-                socket.close(CloseReason::Unauthorized);
-            }
-            Err(_) => {}
+    for (due, current) in open.into_iter().zip(current) {
+        match current.and_then(|current| same(node, &due.socket, current)) {
+            Ok(ends) => due.is_good(node, ends),
+            Err(reason) => due.is_over(node, reason, CloseReason::Unauthorized),
         }
     }
     Ok(())
@@ -121,6 +177,32 @@ async fn look_at(node: &Node, batch: &[(u64, Arc<Socket>)], every: Duration) -> 
 fn same(node: &Node, socket: &Socket, current: Current) -> Result<Option<i64>, &'static str> {
     let name = node.sign_in.name_of(&current.person);
     if **name == *socket.user { Ok(current.ends) } else { Err("renamed") }
+}
+
+async fn ask_again(node: &Node, due: &Due) {
+    let Some(Proof::Asked(question)) = due.proof() else { return };
+    match node.sign_in.ask_again(*question).await {
+        Ok(user) if user.name != due.socket.user => due.is_over(node, "renamed", CloseReason::Unauthorized),
+        Ok(user) => match user.expires_at {
+            None => due.is_good(node, None),
+            Some(end) if due.set(NEVER) => {
+                count(node, "good", 1);
+                due.socket.expires_at.store(node.clock.deadline(end), Ordering::Relaxed);
+            }
+            Some(_) => {}
+        },
+        Err(NotSignedIn::Nobody(reason)) => due.is_over(node, reason, CloseReason::Unauthorized),
+        Err(NotSignedIn::Forbidden(reason)) => due.is_over(node, reason, CloseReason::Forbidden),
+        Err(NotSignedIn::CookieWithoutOrigin) => due.is_over(node, "origin", CloseReason::Unauthorized),
+        Err(NotSignedIn::Unavailable(_)) => {
+            count(node, "unavailable", 1);
+            due.set(node.clock.millis() + jittered(RETRY_ASKING));
+        }
+    }
+}
+
+fn count(node: &Node, result: &'static str, times: u64) {
+    node.metrics.sign_ins_rechecked.get_or_create(&ByResult { result }).inc_by(times);
 }
 
 fn note_oldest(metrics: &Metrics, clock: &Clock, due: Option<u64>) {
@@ -137,16 +219,17 @@ mod tests {
         assert!(size_of::<Recheck>() <= 40, "{}", size_of::<Recheck>());
         let (clock, every) = (Clock::start(), Duration::from_secs(300));
         let due = |ends| next(ends, every, &clock);
-        let now = time::OffsetDateTime::now_utc().unix_timestamp();
+        let now = clock.unix_seconds();
         let many: Vec<u64> = (0..200).map(|_| due(None)).collect();
         assert!(many.iter().all(|due| (300_000..=376_000).contains(due)));
         assert!(many.iter().max() > many.iter().min());
         assert!((9_000..=11_000).contains(&due(Some(now + 10))), "its own end");
         assert!((300_000..=376_000).contains(&due(Some(now + 10_000))));
-        let recheck = Recheck::new(Kept::Session("key".into()), None, every, &clock);
+        let recheck = Recheck::new(Proof::Site(Kept::Session("key".into())), None, every, &clock);
+        let due = || recheck.due.load(Ordering::Relaxed);
         recheck.replace(None, every, &clock);
-        assert_eq!(recheck.due(), NEVER);
-        recheck.replace(Some(Kept::User("1".into())), every, &clock);
-        assert!(recheck.due() < NEVER && *recheck.kept.lock() == Kept::User("1".into()));
+        assert!(due() == NEVER && recheck.proof.lock().is_none(), "what was shown is not kept for longer");
+        recheck.replace(Some(Proof::Site(Kept::User("1".into()))), every, &clock);
+        assert!(due() < NEVER && recheck.proof.lock().is_some());
     }
 }

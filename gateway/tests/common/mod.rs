@@ -474,3 +474,14 @@ pub async fn eventually_within<F: Future<Output = bool>>(limit: Duration, what: 
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
+
+/// The blocks of one language in a section of `docs/signing-in.md`, as they are printed.
+pub fn printed(section: &str, language: &str) -> Vec<String> {
+    let (_, rest) =
+        include_str!("../../../docs/signing-in.md").split_once(&format!("\n## {section}\n")).expect("such a section");
+    let text = rest.split("\n## ").next().unwrap_or_default();
+    text.split("\n```")
+        .filter_map(|block| block.strip_prefix(&format!("{language}\n")))
+        .map(|block| format!("{block}\n"))
+        .collect()
+}

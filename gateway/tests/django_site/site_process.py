@@ -8,13 +8,15 @@ import json
 import os
 import random
 import sys
+import threading
 import traceback
+from pathlib import Path
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
 import django
 from django.conf import settings
-from django.http import JsonResponse
+from django.http import Http404, HttpResponse, JsonResponse
 
 given = json.loads(sys.argv[1])
 if given["databases"]["default"]["ENGINE"].endswith("mysql"):
@@ -30,9 +32,21 @@ settings.configure(**{
     "INSTALLED_APPS": ["django.contrib.contenttypes", "django.contrib.auth", "django.contrib.sessions", "people"],
     "MIDDLEWARE": [
         "django.contrib.sessions.middleware.SessionMiddleware",
+        "django.middleware.csrf.CsrfViewMiddleware",
         "django.contrib.auth.middleware.AuthenticationMiddleware",
     ],
-    "TEMPLATES": [{"BACKEND": "django.template.backends.django.DjangoTemplates"}],
+    "TEMPLATES": [{
+        "BACKEND": "django.template.backends.django.DjangoTemplates",
+        "OPTIONS": {
+            "loaders": [("django.template.loaders.locmem.Loader", {
+                "registration/login.html": "<!doctype html><title>log in</title><form method=post>{% csrf_token %}"
+                "{{ form.as_p }}<input type=hidden name=next value='{{ next }}'><button>Log in</button></form>",
+                "account.html": "<!doctype html><title>account</title><h1>{{ request.user }}</h1>"
+                "<form method=post action='/logout/'>{% csrf_token %}<button>Log out</button></form>",
+            })],
+            "context_processors": ["django.template.context_processors.request"],
+        },
+    }],
     "PASSWORD_HASHERS": ["django.contrib.auth.hashers.PBKDF2PasswordHasher"],
     "DEFAULT_AUTO_FIELD": "django.db.models.AutoField",
     "LOGIN_REDIRECT_URL": "/whoami/",
@@ -45,6 +59,9 @@ from django.contrib.auth import get_user_model, login, views
 from django.contrib.auth.hashers import PBKDF2PasswordHasher
 from django.contrib.sessions.backends import signed_cookies
 from django.core.management import call_command
+from django.core.servers.basehttp import ThreadedWSGIServer, WSGIRequestHandler
+from django.core.wsgi import get_wsgi_application
+from django.shortcuts import render
 from django.test import Client, RequestFactory
 from django.urls import path
 from django.utils import timezone
@@ -55,6 +72,7 @@ PBKDF2PasswordHasher.iterations = 1000
 
 User = get_user_model()
 COOKIE = settings.SESSION_COOKIE_NAME
+CLIENT = Path(__file__).parents[3] / "clients" / "js" / "client.js"
 
 
 def store_class():
@@ -68,10 +86,45 @@ def whoami(request):
     return JsonResponse({"user": {"id": str(user.pk), "username": user.get_username()}})
 
 
+# As a site's own page would be; that it is shown says nothing about who is there.
+CHAT = """<!doctype html><title>chat</title><ul></ul>
+<script type="module">
+import { connect } from "/client.js";
+const gateway = connect("/ws/chat/lobby/");
+const note = (text) => document.querySelector("ul").append(Object.assign(document.createElement("li"), { textContent: text }));
+gateway.on("chat", (frame) => note(`${frame.from_user} says ${frame.message}`));
+gateway.on("state", ({ state, code }) => note(code ? `${state} after ${code}` : state));
+window.gateway = gateway;
+</script>"""
+
+
+def chat(request):
+    return HttpResponse(CHAT)
+
+
+def client(request):
+    return HttpResponse(CLIENT.read_bytes(), content_type="text/javascript")
+
+
+def account(request):
+    return render(request, "account.html")
+
+
+def gateway_auth(request):
+    """As docs/signing-in.md has it, which another test takes from there."""
+    if request.headers.get("X-Gateway-Secret") != "between-node-and-site":
+        raise Http404
+    return whoami(request)
+
+
 urlpatterns = [
     path("login/", views.LoginView.as_view()),
     path("logout/", views.LogoutView.as_view()),
     path("whoami/", whoami),
+    path("chat/", chat),
+    path("client.js", client),
+    path("account/", account),
+    path("gateway/auth/", gateway_auth),
 ]
 
 
@@ -86,7 +139,25 @@ def by_name(name):
     return User.objects.get(**{User.USERNAME_FIELD: name})
 
 
+class Quiet(WSGIRequestHandler):
+    def log_message(self, *given):
+        pass
+
+
 class Orders:
+    def serve(self):
+        """Answers HTTP from now on; the port."""
+        server = ThreadedWSGIServer(("127.0.0.1", 0), Quiet)
+        server.set_app(get_wsgi_application())
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        return server.server_port
+
+    def date_in(self, cookie):
+        """A session with more than data in it, as a pickle keeps it."""
+        session = store_class()(cookie)
+        session["since"] = datetime.datetime(2026, 1, 1)
+        session.save()
+
     def user(self, name, password):
         return str(User.objects.create_user(name, password=password).pk)
 

@@ -62,8 +62,6 @@ impl Site {
                     ("node-id", &format!("node-{number}")),
                     ("room-policy", "members"),
                     ("limits.frames_per_second", "0"),
-                    // A node whose clock is slow takes the time at which a token was made for the future.
-                    ("jwt-leeway", "1000000"),
                     ("test-lossy", if lossy { "1" } else { "0" }),
                     // As long as the balancer needs to see that the node leaves.
                     ("drain.delay_seconds", "3"),

@@ -1,5 +1,7 @@
 //! Reading a site's own tables, as Django makes them on each database.
 
+use std::collections::HashMap;
+
 use persistence::{Site, SiteMoment, SiteTables, StoreError, StoreOptions};
 use sea_orm::sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor, sqlite::SqliteConnectOptions};
 use testkit::{mariadb::MariaDb, postgres::Postgres};
@@ -61,6 +63,12 @@ async fn check(site: &Site, is_local: bool) {
     assert_eq!(user("2"), Some(("2", "ünï-名前", "hash-2", false)));
     assert_eq!(users.len(), 2);
     assert!(site.users(&[]).await.unwrap().is_empty());
+    // Both with one statement.
+    let before = site.statements();
+    let both = site.read(&keys, &["1", "2", "3"], |session| session.data).await.unwrap();
+    assert_eq!(site.statements() - before, 1);
+    let found: HashMap<String, Option<String>> = found.into_iter().map(|(key, session)| (key, session.data)).collect();
+    assert_eq!((both.sessions, both.users), (found, users));
 }
 
 async fn check_people(site: &Site) {
@@ -114,6 +122,8 @@ async fn a_site_on_postgres_is_read_by_a_role_that_may_read_those_columns_only()
     let found = site.sessions(&keys, |session| session.data.map(|data| data.len())).await.unwrap();
     assert!(found.len() == 1000 && found.values().all(|length| *length == Some(20_000)));
     assert!(site.statements() - before <= 4, "{}", site.statements() - before);
+    let both = site.read(&keys, &["1", "2"], |session| session.data.map(|data| data.len())).await.unwrap();
+    assert_eq!((both.sessions.len(), both.users.len()), (1000, 2));
 }
 
 #[tokio::test]

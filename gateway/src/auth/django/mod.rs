@@ -4,6 +4,8 @@
 //! three fields of the login, load the user, compare the password's hash. Nothing is ever written: Django extends, rotates
 //! and deletes its sessions itself.
 
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod payload;
 mod pickle;
 mod signing;
@@ -18,14 +20,14 @@ use jiff::civil::DateTime;
 use jiff::tz::TimeZone;
 use persistence::{Site, SiteMoment, SiteSession, SiteUser, Store, StoreError, StoreOptions};
 use secrecy::{ExposeSecret, SecretString};
-use time::OffsetDateTime;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use self::payload::{Field, Fields, Unreadable};
-use self::signing::Keys;
+use self::signing::{HALF, Keys, Signed};
 use self::users::away;
-use crate::config::{DjangoConfig, SessionEngine};
+use crate::clock::Clock;
+use crate::config::{Config, DjangoConfig, SessionEngine};
 use crate::metrics::Metrics;
 use crate::redis::{Cached, RedisFailed, SessionCache};
 use crate::scope;
@@ -34,8 +36,8 @@ use crate::storing::batch::Batcher;
 
 pub(crate) use users::{Person, Users};
 
-/// Sessions read by one statement.
-const BATCH: usize = 500;
+/// Sessions and users read by one statement, and sessions asked for at once in a cache.
+const BATCH: usize = 1_000;
 
 /// Connections to a database of the site's own: one statement is under way for connects, one for checks, one for
 /// `/readyz`.
@@ -83,14 +85,16 @@ pub(crate) enum Kept {
     User(Box<str>),
 }
 
-/// A session that is only in its cookie.
+/// A session that is only in its cookie: no more of it than shows whether it still holds.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct SignedCookie {
-    claim: Claim,
-    /// Of the key that signed it.
-    mark: u64,
+    user_id: Box<str>,
+    hash: [u8; HALF],
     /// Seconds since 1970 when it was signed.
     at: i64,
+    /// Of the key that signed it.
+    mark: u32,
+    inactive_too: bool,
 }
 
 /// How it stands with a sign-in now.
@@ -110,6 +114,13 @@ struct Claim {
     inactive_too: bool,
 }
 
+/// What is held against the user's row.
+#[derive(Debug, Clone, Copy)]
+struct Shown<'a> {
+    hash: &'a [u8],
+    inactive_too: bool,
+}
+
 /// A session that was found.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Opened {
@@ -120,13 +131,36 @@ struct Opened {
 
 type Verdict = Result<Opened, &'static str>;
 
+const UNKNOWN: Verdict = Err("session_unknown");
+
+/// Why a session is refused that Django may be able to read.
+pub(crate) const UNREADABLE: &str = "session_payload";
+
 /// Reads the logins that Django has made.
 #[derive(Debug)]
 pub(crate) struct Django {
     pub(crate) users: Users,
     desk: Arc<Desk>,
-    /// For sessions that are stored.
-    batcher: Batcher<Arc<str>, Verdict, SourceFailed>,
+    rows: Arc<Rows>,
+    /// For sessions in a cache.
+    cache: Batcher<Arc<str>, Verdict, SourceFailed>,
+}
+
+/// Reads the site's database for many: what waits together, sessions and users, is one statement. So a visitor takes two
+/// of them, and the second one is the first one of those who came meanwhile.
+type Rows = Batcher<Row, Found, StoreError>;
+
+/// What is asked for: a session by its key, or a user by the id.
+#[derive(Debug)]
+enum Row {
+    Session(Arc<str>),
+    User(Arc<str>),
+}
+
+#[derive(Debug)]
+enum Found {
+    Session(Verdict),
+    User(Option<SiteUser>),
 }
 
 /// What it takes to judge a session.
@@ -135,6 +169,7 @@ struct Desk {
     site: Site,
     source: Source,
     rules: Rules,
+    clock: Clock,
     metrics: Arc<Metrics>,
 }
 
@@ -155,6 +190,8 @@ struct Rules {
     cookie_age: i64,
     backends: Vec<String>,
     zone: TimeZone,
+    /// Whether Django is asked about what cannot be read here.
+    asks: bool,
 }
 
 /// Why the site's sessions could not be read.
@@ -171,12 +208,15 @@ pub enum SourceFailed {
 impl Django {
     /// `store` is where the site's tables are if they have no database of their own.
     pub(crate) fn start(
-        config: &DjangoConfig,
+        config: &Config,
         store: &Store,
+        clock: &Clock,
         metrics: &Arc<Metrics>,
         tasks: &TaskTracker,
         stop: &CancellationToken,
     ) -> Result<Self, SourceFailed> {
+        let asks = config.auth_url.is_some();
+        let config = &config.django;
         let site = match &config.database_url {
             None => Site::beside(store, config.tables.clone()),
             Some(url) => Site::at(options(url), config.tables.clone())?,
@@ -189,18 +229,22 @@ impl Django {
             }
             (SessionEngine::Rows | SessionEngine::Cache, _) => Source::Rows,
         };
-        let rules = Rules::of(config);
-        let users = Users::start(&site, metrics, tasks, stop);
-        let desk = Arc::new(Desk { site, source, rules, metrics: Arc::clone(metrics) });
+        let rules = Rules { asks, ..Rules::of(config) };
+        let desk = Arc::new(Desk { site, source, rules, clock: clock.clone(), metrics: Arc::clone(metrics) });
         let here = Arc::clone(&desk);
-        let batcher = Batcher::spawn(tasks, stop, BATCH, move |keys: Vec<Arc<str>>| {
+        let rows = Arc::new(Rows::spawn(tasks, stop, BATCH, move |rows: Vec<Row>| {
+            let desk = Arc::clone(&here);
+            async move { desk.read(&rows).await }
+        }));
+        let here = Arc::clone(&desk);
+        let cache = Batcher::spawn(tasks, stop, BATCH, move |keys: Vec<Arc<str>>| {
             let desk = Arc::clone(&here);
             async move {
                 let found = desk.open(&keys).await?;
-                Ok(keys.iter().map(|key| found.get(key).cloned().unwrap_or(Err("session_unknown"))).collect())
+                Ok(keys.iter().map(|key| found.get(key).cloned().unwrap_or(UNKNOWN)).collect())
             }
         });
-        Ok(Self { users, desk, batcher })
+        Ok(Self { users: Users::new(&rows), desk, rows, cache })
     }
 
     /// Whether there is a session cookie.
@@ -227,27 +271,40 @@ impl Django {
         let (claim, ends, kept) = match &self.desk.source {
             Source::Nowhere => return Ok(None),
             Source::Cookies => {
-                let Some(signed) = rules.open_cookie(cookie, now())? else { return Ok(None) };
+                let now = self.desk.clock.unix_micros();
+                let Some((claim, signed)) = rules.open_cookie(cookie, now)? else { return Ok(None) };
                 let ends = signed.at.saturating_add(rules.cookie_age).saturating_add(1);
-                (signed.claim.clone(), Some(ends), Kept::Cookie(signed.into()))
+                (claim, Some(ends), Kept::Cookie(signed.into()))
             }
             Source::Rows | Source::Cache(_) => {
                 if !is_key(cookie) {
                     return Err(NoSession::Refused("session_key"));
                 }
-                let opened = self.batcher.load(cookie.into()).await.map_err(|error| self.desk.away(&error))??;
+                let opened = self.stored(cookie.into()).await??;
                 let Some(claim) = opened.claim else { return Ok(None) };
                 (claim, opened.ends, Kept::Session(cookie.into()))
             }
         };
         let user = self.users.read(&claim.user_id).await?;
-        let person = rules.admit(&claim, user.as_ref())?;
+        let person = rules.admit(claim.shown(), user.as_ref())?;
         Ok(Some(LoggedIn { person, ends, kept }))
+    }
+
+    /// The stored session with this key.
+    async fn stored(&self, key: Arc<str>) -> Result<Verdict, Away> {
+        let away = |error: &(dyn std::error::Error + 'static)| self.desk.away(error);
+        if self.has_cache() {
+            return self.cache.load(key).await.map_err(|error| away(&error));
+        }
+        match self.rows.load(Row::Session(key)).await.map_err(|error| away(&error))? {
+            Found::Session(verdict) => Ok(verdict),
+            Found::User(_) => Ok(UNKNOWN),
+        }
     }
 
     /// How it stands with these now: the sign-in, or why it is over.
     pub(crate) async fn again(&self, all: &[Kept]) -> Result<Vec<Result<Current, &'static str>>, Away> {
-        let (desk, now) = (&self.desk, now());
+        let (desk, now) = (&self.desk, self.desk.clock.unix_micros());
         let keys: Vec<Arc<str>> = all
             .iter()
             .filter_map(|kept| if let Kept::Session(key) = kept { Some((**key).into()) } else { None })
@@ -261,11 +318,11 @@ impl Django {
         let users = match ids.is_empty() {
             true => HashMap::new(),
             false => {
-                let users = desk.metrics.time_store("site_users", desk.site.users(&ids)).await;
+                let users = desk.metrics.time_store("site_rows", desk.site.users(&ids)).await;
                 users.map_err(|error| away("site_database", &error))?
             }
         };
-        let current = |claim: Result<(&str, Option<&Claim>, Option<i64>), &'static str>| {
+        let current = |claim: Result<(&str, Option<Shown<'_>>, Option<i64>), &'static str>| {
             let (user_id, claim, ends) = claim?;
             let user = users.get(user_id);
             let person = match claim {
@@ -297,22 +354,41 @@ impl Django {
 }
 
 impl Desk {
+    /// These rows, in their order.
+    async fn read(&self, rows: &[Row]) -> Result<Vec<Found>, StoreError> {
+        let now = self.clock.unix_micros();
+        let (mut keys, mut ids): (Vec<&str>, Vec<&str>) = Default::default();
+        for row in rows {
+            match row {
+                Row::Session(key) => keys.push(key),
+                Row::User(id) => ids.push(id),
+            }
+        }
+        let read = self.site.read(&keys, &ids, |session| self.rules.open_row(&session, now));
+        let found = self.metrics.time_store("site_rows", read).await?;
+        let found = |row: &Row| match row {
+            Row::Session(key) => Found::Session(found.sessions.get(&**key).cloned().unwrap_or(UNKNOWN)),
+            Row::User(id) => Found::User(found.users.get(&**id).cloned()),
+        };
+        Ok(rows.iter().map(found).collect())
+    }
+
     /// The stored sessions with these keys; one that is missing is in no map.
     async fn open(&self, keys: &[Arc<str>]) -> Result<HashMap<Arc<str>, Verdict>, SourceFailed> {
-        let now = now();
+        let now = self.clock.unix_micros();
         match &self.source {
             Source::Nowhere | Source::Cookies => Ok(HashMap::new()),
             Source::Rows => {
                 let asked: Vec<&str> = keys.iter().map(|key| &**key).collect();
                 let read = self.site.sessions(&asked, |session| self.rules.open_row(&session, now));
-                let found = self.metrics.time_store("site_sessions", read).await?;
+                let found = self.metrics.time_store("site_rows", read).await?;
                 Ok(found.into_iter().map(|(key, session)| (key.into(), session)).collect())
             }
             Source::Cache(cache) => {
-                let read = cache.read(keys, |value| value.map_or(Err(Unreadable::TooLarge), Fields::of_cached));
-                let found = self.metrics.time_store("site_sessions", read).await?;
+                let read = cache.read(keys, now, |value| value.map_or(Err(Unreadable::TooLarge), Fields::of_cached));
+                let found = self.metrics.time_store("site_cache", read).await?;
                 let open = |Cached { content, ends }: Cached<Result<Fields, Unreadable>>| {
-                    let fields = content.map_err(unreadable)?;
+                    let fields = content.map_err(|error| self.rules.unreadable(error))?;
                     Ok(Opened { claim: self.rules.claim(fields)?, ends: ends.map(seconds) })
                 };
                 let pairs = keys.iter().zip(found);
@@ -327,7 +403,7 @@ impl Desk {
         kept: &'a Kept,
         sessions: &'a HashMap<Arc<str>, Verdict>,
         now: i64,
-    ) -> Result<(&'a str, Option<&'a Claim>, Option<i64>), &'static str> {
+    ) -> Result<(&'a str, Option<Shown<'a>>, Option<i64>), &'static str> {
         match kept {
             Kept::User(id) => Ok((id, None, None)),
             Kept::Cookie(signed) => {
@@ -335,20 +411,39 @@ impl Desk {
                     return Err("session_signature");
                 }
                 let ends = self.rules.cookie_end(signed.at, now)?;
-                Ok((&signed.claim.user_id, Some(&signed.claim), Some(ends)))
+                Ok((&signed.user_id, Some(signed.shown()), Some(ends)))
             }
             Kept::Session(key) => {
                 let opened =
                     sessions.get(&**key).map_or(Err("session_unknown"), |found| found.as_ref().map_err(|why| *why))?;
                 // Logged out within the session, which goes on.
                 let claim = opened.claim.as_ref().ok_or("session_nobody")?;
-                Ok((&claim.user_id, Some(claim), opened.ends))
+                Ok((&claim.user_id, Some(claim.shown()), opened.ends))
             }
         }
     }
 
     fn away(&self, error: &(dyn std::error::Error + 'static)) -> Away {
         away(if matches!(self.source, Source::Cache(_)) { "session_cache" } else { "site_database" }, error)
+    }
+}
+
+impl Claim {
+    fn shown(&self) -> Shown<'_> {
+        Shown { hash: &self.hash, inactive_too: self.inactive_too }
+    }
+}
+
+impl SignedCookie {
+    fn new(claim: &Claim, signed: &Signed<'_>) -> Self {
+        let mut hash = [0; HALF];
+        hash.copy_from_slice(&claim.hash[..HALF]);
+        let (user_id, inactive_too) = (claim.user_id.clone(), claim.inactive_too);
+        Self { user_id, hash, at: signed.at, mark: signed.mark, inactive_too }
+    }
+
+    fn shown(&self) -> Shown<'_> {
+        Shown { hash: &self.hash, inactive_too: self.inactive_too }
     }
 }
 
@@ -360,24 +455,28 @@ impl Rules {
             cookie_age: config.cookie_age,
             backends: config.auth_backends.clone(),
             zone: config.time_zone.clone(),
+            asks: false,
         }
     }
 
     /// Judges a row at a moment, in microseconds since 1970.
     fn open_row(&self, session: &SiteSession, now: i64) -> Verdict {
         let ends = self.ends(session.expires, now).ok_or("session_expired")?;
-        let Some(data) = &session.data else { return Err(unreadable(Unreadable::TooLarge)) };
+        let Some(data) = &session.data else { return Err(self.unreadable(Unreadable::TooLarge)) };
         let signed = self.keys.unsign(data).ok_or("session_signature")?;
-        let fields = Fields::of_signed(signed.payload).map_err(unreadable)?;
+        let fields = Fields::of_signed(signed.payload).map_err(|error| self.unreadable(error))?;
         Ok(Opened { claim: self.claim(fields)?, ends: Some(ends) })
     }
 
     /// Judges a cookie that is the session.
-    fn open_cookie(&self, cookie: &str, now: i64) -> Result<Option<SignedCookie>, &'static str> {
+    fn open_cookie(&self, cookie: &str, now: i64) -> Result<Option<(Claim, SignedCookie)>, &'static str> {
         let signed = self.keys.unsign(cookie).ok_or("session_signature")?;
         self.cookie_end(signed.at, now)?;
-        let fields = Fields::of_signed(signed.payload).map_err(unreadable)?;
-        Ok(self.claim(fields)?.map(|claim| SignedCookie { claim, mark: signed.mark, at: signed.at }))
+        let fields = Fields::of_signed(signed.payload).map_err(|error| self.unreadable(error))?;
+        Ok(self.claim(fields)?.map(|claim| {
+            let kept = SignedCookie::new(&claim, &signed);
+            (claim, kept)
+        }))
     }
 
     /// When a cookie signed then ends, if it has not.
@@ -418,7 +517,7 @@ impl Rules {
         let (user_id, backend) = match (fields.user_id, fields.backend) {
             (Field::None, _) | (_, Field::None) => return Ok(None),
             (Field::Text(user_id), Field::Text(backend)) if user_id.len() <= LONGEST_ID => (user_id, backend),
-            _ => return Err("session_payload"),
+            _ => return Err(UNREADABLE),
         };
         if !self.backends.contains(&backend) {
             return Err("session_backend");
@@ -432,13 +531,28 @@ impl Rules {
         Ok(Some(Claim { user_id: user_id.into(), hash, inactive_too }))
     }
 
+    /// Why such a session is refused, and a line about it now and then.
+    fn unreadable(&self, error: Unreadable) -> &'static str {
+        static LINES: Seldom = Seldom::new();
+        if !self.asks
+            && let Some(times) = LINES.again()
+        {
+            tracing::warn!(
+                times,
+                error = &error as &dyn std::error::Error,
+                "a session cannot be read here: where a site keeps more than plain data in its sessions, set --auth-url too"
+            );
+        }
+        UNREADABLE
+    }
+
     /// Whether the user's row is as the session says.
-    fn admit(&self, claim: &Claim, user: Option<&SiteUser>) -> Result<Person, &'static str> {
+    fn admit(&self, claim: Shown<'_>, user: Option<&SiteUser>) -> Result<Person, &'static str> {
         let user = match claim.inactive_too {
             true => user.ok_or("user_unknown")?,
             false => active(user)?,
         };
-        if self.keys.fit(&claim.hash, &user.password) { Ok(user.into()) } else { Err("session_password") }
+        if self.keys.fit(claim.hash, &user.password) { Ok(user.into()) } else { Err("session_password") }
     }
 }
 
@@ -476,24 +590,6 @@ impl From<Away> for NoSession {
 /// Django's keys are 32 letters and digits; it looks up any of 8 characters or more, and its column holds 40.
 fn is_key(cookie: &str) -> bool {
     (8..=40).contains(&cookie.len()) && cookie.bytes().all(|byte| byte.is_ascii_graphic())
-}
-
-/// A line about a session that the site can read and we cannot, now and then.
-fn unreadable(error: Unreadable) -> &'static str {
-    static LINES: Seldom = Seldom::new();
-    if let Some(times) = LINES.again() {
-        tracing::warn!(
-            times,
-            error = &error as &dyn std::error::Error,
-            "a session cannot be read here: where a site keeps more than plain data in its sessions, use --auth-url"
-        );
-    }
-    "session_payload"
-}
-
-/// Microseconds since 1970.
-fn now() -> i64 {
-    i64::try_from(OffsetDateTime::now_utc().unix_timestamp_nanos() / 1000).unwrap_or(i64::MAX)
 }
 
 /// Whole seconds, up.

@@ -13,6 +13,9 @@ const AUTH_SALT: &str = "django.contrib.auth.models.AbstractBaseUser.get_session
 /// Digits of Django's numbers, the smallest first.
 const DIGITS: &[u8; 62] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
 
+/// Bytes of a hash that are enough to see that a password has changed.
+pub(crate) const HALF: usize = 16;
+
 type Sign = Hmac<Sha256>;
 
 /// The site's secret key and its fallbacks, ready to check with.
@@ -21,7 +24,7 @@ pub(crate) struct Keys(Vec<Key>);
 struct Key {
     text: Sign,
     password: Sign,
-    mark: u64,
+    mark: u32,
 }
 
 /// A text whose signature is good.
@@ -31,7 +34,7 @@ pub(crate) struct Signed<'a> {
     /// Seconds since 1970.
     pub(crate) at: i64,
     /// Of the key that signed it, see [`Keys::has`].
-    pub(crate) mark: u64,
+    pub(crate) mark: u32,
 }
 
 impl Keys {
@@ -42,7 +45,7 @@ impl Keys {
             let password = derive(&[AUTH_SALT, secret]);
             // Says nothing about the key, and stays the same over a restart.
             let mark = Sha256::digest([&b"mark"[..], &password].concat());
-            let mark = mark.iter().take(8).fold(0, |mark, byte| mark << 8 | u64::from(*byte));
+            let mark = mark.iter().take(4).fold(0, |mark, byte| mark << 8 | u32::from(*byte));
             Key { text: keyed(&derive(&[salt, "signer", secret])), password: keyed(&password), mark }
         };
         Self(secrets.iter().map(key).collect())
@@ -59,16 +62,17 @@ impl Keys {
         Some(Signed { payload, at: base62(at)?, mark: key.mark })
     }
 
-    /// Whether a session with this hash was made for the password that is stored now.
-    pub(crate) fn fit(&self, hash: &[u8; 32], stored: &str) -> bool {
+    /// Whether a session with this hash, or with one that begins with this half of it, was made for the password that is
+    /// stored now.
+    pub(crate) fn fit(&self, hash: &[u8], stored: &str) -> bool {
         self.0.iter().any(|key| {
             let good: [u8; 32] = key.password.clone().chain_update(stored).finalize().into_bytes().into();
-            good.ct_eq(hash).into()
+            hash.len() >= HALF && good.get(..hash.len()).is_some_and(|good| good.ct_eq(hash).into())
         })
     }
 
     /// Whether the key that signed something is one of these.
-    pub(crate) fn has(&self, mark: u64) -> bool {
+    pub(crate) fn has(&self, mark: u32) -> bool {
         self.0.iter().any(|key| key.mark == mark)
     }
 }
@@ -181,6 +185,8 @@ mod tests {
             let keys = Keys::new(&["another".into(), text("secret_key").into()], "");
             assert!(keys.fit(&given, text("password_column")));
             assert!(!keys.fit(&given, "another password"));
+            assert!(keys.fit(&given[..HALF], text("password_column")) && !keys.fit(&given[..HALF], "another password"));
+            assert!(!keys.fit(&given[..HALF - 1], text("password_column")) && !keys.fit(&[0; 33], ""));
             assert!(!Keys::new(&["another".into()], "").fit(&given, text("password_column")));
         }
         for wrong in ["", "ab", &"AB".repeat(32), &"ab".repeat(33), &"xy".repeat(32)] {

@@ -5,17 +5,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use persistence::{Site, SiteUser, StoreError};
-use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
+use persistence::SiteUser;
 
-use super::{Away, LONGEST_ID};
-use crate::metrics::Metrics;
+use super::{Away, Found, LONGEST_ID, Row, Rows};
 use crate::seldom::Seldom;
-use crate::storing::batch::Batcher;
-
-/// Users read by one statement.
-const BATCH: usize = 500;
 
 /// How long a user is remembered.
 const REMEMBERED: Duration = Duration::from_secs(60);
@@ -39,7 +32,7 @@ pub(crate) struct Person {
 /// Reads users of the site.
 #[derive(Debug)]
 pub(crate) struct Users {
-    batcher: Batcher<Arc<str>, Option<SiteUser>, StoreError>,
+    rows: Arc<Rows>,
     known: Mutex<Known>,
 }
 
@@ -50,17 +43,8 @@ struct Known {
 }
 
 impl Users {
-    pub(crate) fn start(site: &Site, metrics: &Arc<Metrics>, tasks: &TaskTracker, stop: &CancellationToken) -> Self {
-        let (site, metrics) = (site.clone(), Arc::clone(metrics));
-        let batcher = Batcher::spawn(tasks, stop, BATCH, move |ids: Vec<Arc<str>>| {
-            let (site, metrics) = (site.clone(), Arc::clone(&metrics));
-            async move {
-                let asked: Vec<&str> = ids.iter().map(|id| &**id).collect();
-                let found = metrics.time_store("site_users", site.users(&asked)).await?;
-                Ok(ids.iter().map(|id| found.get(&**id).cloned()).collect())
-            }
-        });
-        Self { batcher, known: Mutex::default() }
+    pub(super) fn new(rows: &Arc<Rows>) -> Self {
+        Self { rows: Arc::clone(rows), known: Mutex::default() }
     }
 
     /// The user with this id, as it was within the last minute.
@@ -79,7 +63,10 @@ impl Users {
 
     /// The row of the user with this id, as it is now.
     pub(super) async fn read(&self, id: &str) -> Result<Option<SiteUser>, Away> {
-        self.batcher.load(id.into()).await.map_err(|error| away("site_database", &error))
+        match self.rows.load(Row::User(id.into())).await.map_err(|error| away("site_database", &error))? {
+            Found::User(user) => Ok(user),
+            Found::Session(_) => Ok(None),
+        }
     }
 }
 
