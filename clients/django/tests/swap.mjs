@@ -64,15 +64,17 @@ const commands = {
     await pages[name].getByLabel("Name of a new room").fill(title);
     await pages[name].getByLabel("Name of a new room").press("Enter");
     await pages[name].locator("#title", { hasText: title }).waitFor();
-    await pages[name].locator("nav a", { hasText: "Lobby" }).click();
     await pages[name].evaluate(() => (globalThis.since = "the start"));
   },
   async join_room(name, title) {
     await pages[name].reload();
     await pages[name].getByRole("button", { name: title }).click();
     await pages[name].locator("#title", { hasText: title }).waitFor();
-    await pages[name].locator("nav a", { hasText: "Lobby" }).click();
     await pages[name].evaluate(() => (globalThis.since = "the start"));
+  },
+  async enter(name, title) {
+    await pages[name].locator("nav a", { hasText: title }).click();
+    await pages[name].locator("#title", { hasText: title }).waitFor();
   },
   say,
   talk() {

@@ -268,6 +268,8 @@ class SwapTests(TestCase):
             # Told by a view, through the channel layer.
             browser.join_room("bob", "Books")
             self.assertEqual(browser.inbox("alice", 1), ["bob has come to Books"])
+            for name in ("alice", "bob"):
+                browser.enter(name, "Lobby")
             browser.say("bob", "look here, @alice")
             told = "bob in Lobby: look here, @alice"
             self.assertEqual(browser.inbox("alice", 2), [told, "bob has come to Books"])
@@ -317,6 +319,15 @@ class SwapTests(TestCase):
         self.assertIn("0 differ", self.manage("gateway_sync", "--dry-run"))
         if os.environ.get("SCREENSHOTS"):
             browser.picture("alice", f"{os.environ['SCREENSHOTS']}/swap.png")
+        # Rooms, members and what the site itself says reach the node by themselves.
+        browser.open_room("alice", "Films")
+        browser.join_room("bob", "Films")
+        browser.say("bob", "is this one on?")
+        browser.shows("alice", "is this one on?")
+        inbox = browser.inbox("alice", 3 if self.imports else 1)
+        self.assertEqual(inbox[0], "bob has come to Films")
+        for name in ("alice", "bob"):
+            browser.enter(name, "Lobby")
         browser.say("alice", "hello again, @bob")
         self.assertEqual(browser.inbox("bob", 1), ["alice in Lobby: hello again, @bob"])
 
@@ -336,6 +347,7 @@ class SwapTests(TestCase):
         count = browser.hush()
         self.agree(browser, count, self.in_the_table)
         self.assertEqual(browser.inbox("bob", 1), ["alice in Lobby: hello again, @bob"])
+        self.assertEqual(set(browser.inbox("alice", 3)), {"bob has come to Films", told, "bob has come to Books"})
         self.assertEqual(self.metric("gateway_connections"), 0)
         self.assertEqual(gateway.end(), 0)
         self.assertEqual(browser.check(), [])
@@ -345,7 +357,7 @@ class SwapTests(TestCase):
         last = {name: f"{name} {number}" for name, number in count.items()}
         for name in count:
             for other in last.values():
-                shown = browser.shows(name, other)
+                browser.shows(name, other)
         everything = stored("lobby")
         self.numbers(everything, count)
         for name in count:

@@ -21,7 +21,7 @@ function connect() {
     status("");
     for (const [name, room] of rooms) {
       Object.assign(room, { stale: true, since: [] });
-      send({ cate: "history", group_name: name });
+      reload(name);
     }
     send({ cate: "notifications" });
     for (const frame of waiting.values()) if (frame.cate === "notification") send(frame);
@@ -40,6 +40,8 @@ function connect() {
 
 const send = (frame) => isOpen() && socket.send(JSON.stringify(frame));
 const isOpen = () => socket.readyState === WebSocket.OPEN;
+
+const reload = (name) => send({ cate: "history", group_name: name, client_id: `newest ${name}` });
 
 /** Sent now if that is possible, kept until it is confirmed. */
 function say(frame) {
@@ -90,6 +92,9 @@ const receive = {
     draw();
   },
   error({ code, client_id }) {
+    const [, stale] = /^newest (.*)$/.exec(client_id) ?? [];
+    // Such as a room that has been joined just now.
+    if (stale) setTimeout(reload, 1_000, stale);
     const frame = waiting.get(client_id);
     if (!frame) return;
     if (code === "unavailable" || code === "rate_limited") {
