@@ -132,7 +132,7 @@ class Server:
                     "GATEWAY_BRIDGE__WORKERS": f"unix:{self.path}",
                     "GATEWAY_BRIDGE__SECRET": SECRET,
                     "GATEWAY_DRAIN__DELAY_SECONDS": "0",
-                    "RUST_LOG": "warn",
+                    "RUST_LOG": "error",
                 }
                 self._start([arguments.gateway, "serve"], {**clean, **node})
 
@@ -148,8 +148,9 @@ class Server:
         return total / TICK
 
     def memory(self):
-        """Bytes, of each process."""
-        return [int(Path(f"/proc/{each.pid}/statm").read_text().split()[1]) * PAGE for each in self.processes]
+        """Bytes, of each process; the node before its worker."""
+        pids = [each.pid for each in reversed(self.processes)]
+        return [int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * PAGE for pid in pids]
 
     def stop(self):
         for each in reversed(self.processes):
@@ -405,7 +406,7 @@ async def measure(kind, app, arguments, directory):
 
 def table(rows, arguments):
     print(
-        f"| application | server | connect, µs CPU | idle socket, KiB | echo at {arguments.rate}/s, µs CPU | p50, ms | p99, ms |"
+        f"| application | server | connect, µs CPU | idle socket, KiB (node + worker) | echo at {arguments.rate}/s, µs CPU | p50, ms | p99, ms |"
         f" echo, {arguments.full} under way, µs CPU | per second |"
     )
     print("| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")

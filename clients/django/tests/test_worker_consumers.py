@@ -5,15 +5,17 @@ import functools
 import logging
 import tempfile
 
-from django.test import TransactionTestCase
+from asgiref.sync import sync_to_async
+from django.test import TransactionTestCase, override_settings, tag
 
 from channel_gateway.worker import listen
 from channel_gateway.worker.server import Server
 
 from . import asgi
 from .bridge import SECRET, Node
-from .clients import DirectClient
+from .clients import DirectClient, Refused, says_json
 from .consumer_cases import ConsumerCases, DaphneCases, StrangerCases
+from .run import redis
 
 
 class Direct:
@@ -72,13 +74,31 @@ class WithWorker:
         return Direct(worker, node)
 
 
+@tag("once")
 class DaphneTests(WithWorker, DaphneCases, TransactionTestCase):
     pass
 
 
 class ConsumerTests(WithWorker, ConsumerCases, TransactionTestCase):
-    pass
+    async def test_sockets_live_on_without_redis(self):
+        own = contextlib.ExitStack()
+        url = await sync_to_async(own.enter_context)(redis())
+        self.stack.callback(own.close)
+        layer = {"BACKEND": "channels_redis.pubsub.RedisPubSubChannelLayer", "CONFIG": {"hosts": [url]}}
+        with override_settings(CHANNEL_LAYERS={"default": layer}):
+            server = await self.serve()
+            client, leaves = await server.client("/ws/talk/a/"), await server.client("/ws/talk/a/")
+            await says_json(client, {"do": "join", "group": "lobby"})
+            await sync_to_async(own.close)()
+            for number in range(1, 4):
+                self.assertEqual((await says_json(client, {"do": "count"}))["count"], number + 1)
+            await leaves.close()
+            self.assertEqual((await says_json(client, {"do": "count"}))["count"], 5)
+            # A new consumer subscribes to its channel: without Redis that fails, as under any server.
+            with self.assertRaises(Refused):
+                await server.client("/ws/echo/")
 
 
+@tag("once")
 class StrangerTests(WithWorker, StrangerCases, TransactionTestCase):
     pass
