@@ -281,7 +281,9 @@ pub fn genconfig() -> String {
         let (in_section, key) = key.split_once('.').unwrap_or(("", &key));
         if in_section != section {
             section = setting.name.split('.').next().unwrap_or_default();
-            let _ = write!(text, "\n[{section}]\n");
+            // There may be none of them, or several.
+            let header = if section == "bridge" { "#[[bridge]]".to_owned() } else { format!("[{section}]") };
+            let _ = write!(text, "\n{header}\n");
         }
         let number = setting.default.is_some_and(|default| default.parse::<f64>().is_ok());
         let value = match setting.default {
@@ -311,7 +313,8 @@ pub fn show(collected: &Collected, config: &Config) -> String {
         })
     };
     let mut text = String::new();
-    for setting in SETTINGS {
+    let in_file = collected.bridges().count() > 0;
+    for setting in SETTINGS.iter().filter(|setting| !(in_file && setting.name.starts_with("bridge."))) {
         let value = match collected.get(setting.name) {
             None => match computed(setting.name) {
                 Some(computed) => computed,
@@ -328,6 +331,11 @@ pub fn show(collected: &Collected, config: &Config) -> String {
             Source::Flag => "flag",
         };
         let _ = writeln!(text, "{:<34} {value}  [{source}]", setting.name);
+    }
+    for (number, bridge) in collected.bridges().enumerate() {
+        for (key, value) in bridge {
+            let _ = writeln!(text, "{:<34} {value}  [file]", format!("bridge.{}.{key}", number + 1));
+        }
     }
     text
 }
@@ -736,7 +744,9 @@ mod tests {
     #[test]
     fn a_generated_file_is_a_valid_file() {
         let file: String = genconfig()
-            .lines()
+            .split("#[[bridge]]")
+            .take(1)
+            .flat_map(str::lines)
             .map(|line| {
                 line.strip_prefix('#')
                     .filter(|line| !line.starts_with(' ') && line.contains(" = "))

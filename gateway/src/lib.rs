@@ -15,6 +15,7 @@
 //! To write a consumer of your own, see [`Consumer`] and `examples/`.
 
 mod auth;
+mod bridge;
 pub mod cli;
 mod clock;
 mod close;

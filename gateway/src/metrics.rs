@@ -12,6 +12,8 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 
+use crate::bridge::BridgeMetrics;
+
 /// A label set of one name.
 macro_rules! label {
     ($type:ident, $field:ident: $value:ty) => {
@@ -46,6 +48,9 @@ const CODES: &[u16] =
     &[1000, 1001, 1002, 1005, 1006, 1007, 1008, 1009, 1011, 1012, 1013, 3000, 4000, 4008, 4401, 4403, 4404, 4999];
 const HANDSHAKES_REJECTED: &[&str] = &[
     "algorithm",
+    "app_denied",
+    "app_failed",
+    "app_late",
     "audience",
     "bad_signature",
     "claim",
@@ -80,16 +85,20 @@ const HANDSHAKES_REJECTED: &[&str] = &[
     "no_credentials",
     "no_room",
     "no_token_key",
+    "no_worker",
     "not_yet_valid",
     "origin",
     "token_type",
     "too_slow",
     "unavailable",
     "unknown_key",
+    "worker_lost",
+    "workers_busy",
 ];
 const CATES: &[&str] = &[
     "auth",
     "bad",
+    "bridge",
     "chat",
     "history",
     "notification",
@@ -104,6 +113,7 @@ const CATES: &[&str] = &[
 const TYPES: &[&str] = &[
     "ack",
     "auth",
+    "bridge",
     "chat",
     "error",
     "history",
@@ -299,6 +309,7 @@ pub struct Metrics {
     pub sign_ins_rechecked: Family<ByResult, Counter>,
     pub recheck_oldest: Gauge<f64, AtomicU64>,
     pub nodes: Gauge,
+    pub(crate) bridge: BridgeMetrics,
 }
 
 impl Metrics {
@@ -420,6 +431,8 @@ impl Metrics {
             "memory_closed", "Slow readers closed with 4008 because the process had too much memory", Counter::default();
             "layer_inbox_full", "Events that the layer itself dropped because nobody took them in time", Counter::default();
         };
+        let bridge = BridgeMetrics::default();
+        bridge.register(registry);
         registry.register("build", "Version of this node", Info::new([("version", env!("CARGO_PKG_VERSION"))]));
         let metrics = Self {
             registry: all,
@@ -485,6 +498,7 @@ impl Metrics {
             sign_ins_rechecked,
             recheck_oldest,
             nodes,
+            bridge,
         };
         metrics.begin_at_zero();
         metrics

@@ -16,8 +16,10 @@ use uuid::Uuid;
 use crate::auth;
 use crate::auth::django::{Django, SourceFailed};
 use crate::auth::{AskDjango, Jwks, JwtAuth, SignIn, Tokens};
+use crate::bridge::{self, Bridges};
 use crate::clock::Clock;
 use crate::config::{Config, ConfigErrors, Limits};
+use crate::consumers::bridged;
 use crate::consumers::routing::Router;
 use crate::current::Current;
 use crate::files::Files;
@@ -96,6 +98,8 @@ pub struct Node {
     pub metrics: Arc<Metrics>,
     pub names: GroupNames,
     pub(crate) router: Router,
+    /// Paths whose consumers are the site's own.
+    pub(crate) bridges: Bridges,
     pub(crate) hub: Arc<Hub>,
     pub(crate) writer: Writer,
     pub(crate) admissions: Admissions,
@@ -193,6 +197,7 @@ impl Node {
         let internal =
             server::listen(config.internal_listen).map_err(|error| NodeError::Listen(config.internal_listen, error))?;
         let addresses = (public.local_addr(), internal.local_addr());
+        let bridges = bridges(&config, deployment, &metrics);
         let node = Arc::new(Self {
             writer: Writer::start(
                 config.limits.write_queue_bytes,
@@ -228,6 +233,7 @@ impl Node {
             metrics,
             names,
             router,
+            bridges,
             hub,
             tasks,
         });
@@ -254,6 +260,7 @@ impl Node {
         if node.django.is_some() {
             background.spawn(stop.clone().run_until_cancelled_owned(site::watch(Arc::clone(&node))));
         }
+        node.bridges.start(&background, &stop);
         memory::start(&node, &background, &stop);
         background.spawn(stop.clone().run_until_cancelled_owned(memberships::watch(Arc::clone(&node))));
         background.spawn(stop.clone().run_until_cancelled_owned(secrets::keep_reading(Arc::clone(&node))));
@@ -349,6 +356,12 @@ impl RunningNode {
         }
         left
     }
+}
+
+fn bridges(config: &Config, deployment: Uuid, metrics: &Metrics) -> Bridges {
+    let identity = bridge::Identity { node: config.node_id.clone(), deployment: deployment.to_string() };
+    let leaving = bridge::Leaving { window: config.drain.window, per_second: config.drain.reconnects_per_second };
+    Bridges::new(&config.bridges, &identity, leaving, &metrics.bridge, bridged::CODES)
 }
 
 fn jwt(config: &Config) -> JwtAuth {

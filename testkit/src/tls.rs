@@ -27,18 +27,20 @@ impl Default for TlsOptions {
 }
 
 /// Certificates and keys, PEM: files of a server and texts of a client.
-pub(crate) struct Certificates {
-    pub(crate) ca_file: PathBuf,
-    pub(crate) certificate: PathBuf,
-    pub(crate) key: PathBuf,
-    pub(crate) ca: String,
-    pub(crate) client_certificate: String,
-    pub(crate) client_key: String,
+#[derive(Debug)]
+#[allow(missing_docs, reason = "each is what its name says")]
+pub struct Certificates {
+    pub ca_file: PathBuf,
+    pub certificate: PathBuf,
+    pub key: PathBuf,
+    pub ca: String,
+    pub client_certificate: String,
+    pub client_key: String,
 }
 
 /// Makes an authority that no one else knows, and what it signs, in a server's private directory, for the
 /// directory's owner.
-pub(crate) fn make(dir: &Path, options: &TlsOptions) -> Certificates {
+pub fn make(dir: &Path, options: &TlsOptions) -> Certificates {
     let ca = CertifiedIssuer::self_signed(authority(), key()).expect("a certificate of our own");
     let owner = fs::metadata(dir).expect("the directory is ours");
     let write = |name: &str, pem: &str| {

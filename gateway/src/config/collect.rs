@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use super::bridge::{self, Table};
 use super::{ConfigErrors, SETTINGS, Setting};
 
 /// Where a value was found.
@@ -21,6 +22,8 @@ pub enum Source {
 #[derive(Clone, Default)]
 pub struct Collected {
     values: HashMap<&'static str, (String, Source)>,
+    /// The `[[bridge]]` of the file, in their order.
+    pub(super) bridges: Vec<Table>,
     /// What is odd about the environment, a sentence each.
     odd: Vec<String>,
 }
@@ -38,7 +41,16 @@ impl Collected {
 
     /// The settings whose values differ.
     pub fn differences<'a>(&'a self, other: &'a Self) -> impl Iterator<Item = &'static str> + 'a {
-        SETTINGS.iter().map(|setting| setting.name).filter(|name| self.get(name) != other.get(name))
+        let settings = SETTINGS.iter().map(|setting| setting.name).filter(|name| self.get(name) != other.get(name));
+        settings.chain((self.bridges != other.bridges).then_some("bridge"))
+    }
+
+    /// The `[[bridge]]` of the file: keys and texts of each, without secrets.
+    pub fn bridges(&self) -> impl Iterator<Item = Vec<(&str, &str)>> {
+        self.bridges.iter().map(|table| {
+            let shown = |(key, value)| if key == "secret" { (key, "(hidden)") } else { (key, value) };
+            table.iter().map(|(key, value)| shown((key.as_str(), value.as_str()))).collect()
+        })
     }
 
     /// Looks at the names of the environment's variables: one of ours that is none is nearly always misspelt. A
@@ -114,8 +126,8 @@ pub fn collect(
     file: Option<&str>,
 ) -> Result<Collected, ConfigErrors> {
     let mut errors = Vec::new();
-    let mut in_file = read_file(file.unwrap_or_default(), &mut errors);
     let mut collected = Collected::default();
+    let mut in_file = read_file(file.unwrap_or_default(), &mut collected.bridges, &mut errors);
     for setting in SETTINGS {
         // An empty value is an unset one, wherever it stands.
         let found = flags
@@ -168,7 +180,7 @@ fn entry(text: &str) -> String {
 }
 
 /// Flattens `[section]` and key to `section.key`; lists become comma-separated.
-fn read_file(text: &str, errors: &mut Vec<String>) -> HashMap<String, String> {
+fn read_file(text: &str, bridges: &mut Vec<Table>, errors: &mut Vec<String>) -> HashMap<String, String> {
     let mut values = HashMap::new();
     let table: toml::Table = match text.parse() {
         Ok(table) => table,
@@ -180,6 +192,13 @@ fn read_file(text: &str, errors: &mut Vec<String>) -> HashMap<String, String> {
     };
     for (key, value) in table {
         match value {
+            toml::Value::Table(bridge) if key == "bridge" => bridges.push(read_bridge(1, bridge, errors)),
+            toml::Value::Array(all) if key == "bridge" && all.iter().all(toml::Value::is_table) => {
+                for (number, bridge) in all.into_iter().enumerate() {
+                    let toml::Value::Table(bridge) = bridge else { continue };
+                    bridges.push(read_bridge(number + 1, bridge, errors));
+                }
+            }
             toml::Value::Table(section) => {
                 for (inner, value) in section {
                     insert(&mut values, format!("{key}.{inner}"), value, errors);
@@ -189,6 +208,22 @@ fn read_file(text: &str, errors: &mut Vec<String>) -> HashMap<String, String> {
         }
     }
     values
+}
+
+/// One `[[bridge]]`.
+fn read_bridge(number: usize, table: toml::Table, errors: &mut Vec<String>) -> Table {
+    let (mut values, mut own) = (HashMap::new(), Vec::new());
+    for (key, value) in table {
+        match bridge::keys().any(|known| known == key) {
+            true => insert(&mut values, key, value, &mut own),
+            false => {
+                let nearest = bridge::keys().min_by_key(|known| strsim::levenshtein(known, &key)).unwrap_or_default();
+                own.push(format!("{key}: no such key; did you mean {nearest}?"));
+            }
+        }
+    }
+    errors.extend(own.into_iter().map(|error| format!("bridge {number}: {error}")));
+    values.into_iter().filter(|(_, value)| !value.is_empty()).collect()
 }
 
 fn insert(values: &mut HashMap<String, String>, key: String, value: toml::Value, errors: &mut Vec<String>) {

@@ -3,6 +3,7 @@
 //! `settings.rs` is the table of them; this module turns the collected texts into types and reports
 //! every mistake at once.
 
+mod bridge;
 mod collect;
 mod django;
 mod layer;
@@ -15,6 +16,7 @@ use ipnet::IpNet;
 use secrecy::{ExposeSecret, SecretString};
 
 use crate::auth::{JwksSource, JwtAuth, Key, Origins};
+use crate::bridge::{Auth as BridgeAuth, Settings as BridgeSettings};
 use crate::proxies;
 
 pub use collect::{Collected, Source, collect, warnings};
@@ -208,6 +210,7 @@ pub struct Config {
     pub limits: Limits,
     pub drain: Drain,
     pub retention: Retention,
+    pub(crate) bridges: Vec<BridgeSettings>,
 }
 
 impl Config {
@@ -275,7 +278,9 @@ impl Config {
     pub fn check_serve(&self) -> Result<(), ConfigErrors> {
         let mut errors = Vec::new();
         let asks_the_site = self.auth_url.is_some() || !self.django.secret_keys.is_empty();
-        if !self.dev && !self.has_tokens() && !asks_the_site && self.anonymous == Anonymous::Off {
+        let may_ask_applications = self.bridges.iter().any(|bridge| bridge.auth == BridgeAuth::App);
+        let has_way_in = self.dev || self.has_tokens() || asks_the_site || may_ask_applications;
+        if !has_way_in && self.anonymous == Anonymous::Off {
             errors.push(
                 "nobody could sign in: set --jwt-secret (GATEWAY_JWT_SECRET) to the secret your site signs tokens with, \
                  --jwt-public-key or --jwks to its public keys, --django-secret-key to the SECRET_KEY of your Django \
@@ -423,6 +428,7 @@ impl Reader<'_> {
             limits,
             drain,
             retention,
+            bridges: self.bridges(),
         })
     }
 

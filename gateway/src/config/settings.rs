@@ -327,4 +327,47 @@ pub const SETTINGS: &[Setting] = &[
         Some("600"),
         "Seconds from one clean-up to the next; one node does it for all. 0: not on this node",
     ),
+    text(
+        "bridge.path",
+        None,
+        "Path whose sockets the site's own Python consumers serve: one that ends in / takes everything below it, {name} takes one segment. Several [[bridge]] may follow each other, the first that matches is taken",
+    ),
+    text(
+        "bridge.workers",
+        None,
+        "Where gateway_worker listens: unix:/run/site/worker-*.sock, tcp://HOST:PORT or tcp://HOST:PORT-PORT (every address of the name)",
+    ),
+    secret(
+        "bridge.secret",
+        None,
+        "What node and workers prove to each other, at least 16 bytes; in the file also secret_file, the name of a file with it",
+    ),
+    text(
+        "bridge.auth",
+        Some("app"),
+        "app: the application decides who may connect; gateway: who is not signed in here is refused, and the application is told who it is",
+    ),
+    text(
+        "bridge.frame_bytes",
+        None,
+        "Bytes of a client's frame or message, at most 16777216; default limits.frame_bytes",
+    ),
+    text(
+        "bridge.outbox_bytes",
+        None,
+        "Bytes that may wait for a slow client; from half of them on the application's send() waits; default limits.outbox_bytes",
+    ),
+    text("bridge.slow_seconds", Some("10"), "Seconds that send() may wait for a client; then it is closed with 4008"),
+    text(
+        "bridge.max_opening",
+        Some("32"),
+        "Handshakes at once for each worker; others wait, limits.handshake_seconds at most",
+    ),
+    text(
+        "bridge.ca",
+        None,
+        "File with the certificates (PEM) to trust for workers at tcp://; without it there is no TLS",
+    ),
+    text("bridge.certificate", None, "File with the certificate (PEM) to show to workers that want one"),
+    text("bridge.key", None, "File with the key (PEM) of that certificate"),
 ];

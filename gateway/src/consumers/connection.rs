@@ -83,6 +83,11 @@ impl Handshake {
         }
     }
 
+    /// One that is accepted already.
+    pub(crate) fn accepted(consumer: Box<dyn AnyConsumer>, ctx: Context) -> Self {
+        Self { consumer, ctx }
+    }
+
     /// Waits for the upgrade, then serves the connection. What is waited for only once is boxed, here and
     /// below: an idle socket's task is as large as the largest thing it may wait for.
     pub(crate) fn serve(self, on_upgrade: OnUpgrade) -> impl Future<Output = ()> + Send {
@@ -122,6 +127,9 @@ struct Connection {
     pong_is_due: bool,
     /// Whose turn it is when client and layer both have something.
     layer_first: bool,
+    is_metered: bool,
+    /// What the client gave as its reason to close.
+    farewell: String,
 }
 
 /// Shows to who watches that a socket was opened, or closed.
@@ -146,16 +154,30 @@ impl Connection {
     /// `early` is what came with the request.
     fn new(handshake: Handshake, early: &[&[u8]]) -> Self {
         let Handshake { consumer, ctx } = handshake;
-        let mut decoder = Decoder::new(ctx.node().config.limits.frame_bytes);
+        let terms = consumer.terms();
+        let mut decoder = Decoder::new(terms.frame_bytes.unwrap_or(ctx.node().config.limits.frame_bytes));
         early.iter().filter(|bytes| !bytes.is_empty()).for_each(|bytes| decoder.feed(bytes));
-        Self { consumer, ctx, decoder, rate: None, frames: 0, pong_is_due: false, layer_first: false }
+        Self {
+            consumer,
+            ctx,
+            decoder,
+            rate: None,
+            frames: 0,
+            pong_is_due: false,
+            layer_first: false,
+            is_metered: terms.is_metered,
+            farewell: String::new(),
+        }
     }
 
     async fn run(mut self: Box<Self>) {
         let node = Arc::clone(self.ctx.node());
         node.metrics.connections.inc();
         node.metrics.connections_opened.inc();
-        tracing::info!(channel = %self.ctx.channel_name(), user = ?self.ctx.username(), "WSCONNECT {}", logged(&self.ctx.socket().path));
+        tracing::info!(
+            channel = %self.ctx.channel_name(), user = ?self.ctx.username(), worker = self.consumer.worker(),
+            "WSCONNECT {}", logged(&self.ctx.socket().path)
+        );
         show(&node, self.ctx.socket(), None);
         drop(node);
         let reason = self.serve().await;
@@ -165,8 +187,13 @@ impl Connection {
     /// Says goodbye, to the client and to the consumer.
     async fn end(mut self: Box<Self>, reason: CloseReason) {
         let node = Arc::clone(self.ctx.node());
-        self.say_goodbye(&reason).await;
         let code = reason.code();
+        let said = match &reason {
+            CloseReason::ByClient(_) => std::mem::take(&mut self.farewell),
+            _ => reason.text().into_owned(),
+        };
+        self.consumer.ending(code, &said);
+        self.say_goodbye(&reason).await;
         let goodbye = AssertUnwindSafe(self.consumer.disconnect(&mut self.ctx, code)).catch_unwind();
         if !matches!(timeout(DISCONNECT_TIME, goodbye).await, Ok(Ok(()))) {
             node.metrics.handler_errors.inc();
@@ -316,7 +343,11 @@ impl Connection {
                 Err(reason) => break Some(Step::Close(reason)),
             };
             match (verdict, message) {
-                (_, Message::Close(code)) => break Some(Step::Close(CloseReason::ByClient(code.unwrap_or(1005)))),
+                (_, Message::Close(None)) => break Some(Step::Close(CloseReason::ByClient(1005))),
+                (_, Message::Close(Some((code, reason)))) => {
+                    self.farewell = reason;
+                    break Some(Step::Close(CloseReason::ByClient(code)));
+                }
                 (Verdict::Warn, Message::Text(text)) => break Some(Step::TooMany(Some(Frame::Text(text)))),
                 (Verdict::Warn, Message::Binary(bytes)) => break Some(Step::TooMany(Some(Frame::Binary(bytes)))),
                 (Verdict::Warn, _) => break Some(Step::TooMany(None)),
@@ -342,7 +373,7 @@ impl Connection {
         let node = self.ctx.node();
         let limits = &node.config.limits;
         let is_answer = matches!(message, Message::Pong) && std::mem::take(&mut self.pong_is_due);
-        if limits.frames_per_second == 0 || is_answer {
+        if limits.frames_per_second == 0 || is_answer || !self.is_metered {
             return Ok(Verdict::Serve);
         }
         let now = Instant::now();
@@ -369,13 +400,20 @@ impl Connection {
         // A slow client is not made to read a megabyte before it learns that it was too slow.
         let keep_queued = !matches!(reason, CloseReason::SlowConsumer | CloseReason::PingTimeout);
         socket.queue_close(&frame, keep_queued);
-        let answered = timeout(CLOSE_TIME, async {
+        let flushed = || {
             poll_fn(|task| {
                 socket.register(task.waker());
                 socket.poll_flush(task);
                 if socket.is_flushed() { Poll::Ready(()) } else { Poll::Pending }
             })
-            .await;
+        };
+        let last_words = self.consumer.terms().last_words;
+        if keep_queued && !last_words.is_zero() && !matches!(reason, CloseReason::ByClient(_)) {
+            // Past the time what is left is left.
+            let _ = timeout(last_words, flushed()).await;
+        }
+        let answered = timeout(CLOSE_TIME, async {
+            flushed().await;
             if let Some(io) = socket.io() {
                 shut_down_writing(io);
             }

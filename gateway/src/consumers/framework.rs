@@ -9,6 +9,7 @@
 use std::collections::HashMap;
 use std::future::Future;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use channel_layer::{ChannelLayer, ChannelName, Event, GroupName};
@@ -179,6 +180,36 @@ pub(crate) trait AnyConsumer: Send {
     fn rate_limited(&mut self, ctx: &mut Context, dropped: Option<&Frame>) -> Outcome;
     fn handle<'a>(&'a mut self, ctx: &'a mut Context, event: &'a Event) -> BoxFuture<'a, Outcome>;
     fn disconnect<'a>(&'a mut self, ctx: &'a mut Context, code: u16) -> BoxFuture<'a, ()>;
+
+    /// The connection ends with this code and the client's reason, if it gave one. Before goodbyes are said.
+    fn ending(&mut self, _code: u16, _reason: &str) {}
+
+    /// The worker that serves it, if it is the site's own.
+    fn worker(&self) -> Option<&str> {
+        None
+    }
+
+    /// What is other about its connection.
+    fn terms(&self) -> Terms {
+        Terms::default()
+    }
+}
+
+/// What a consumer's connection keeps to.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Terms {
+    /// Bytes of a client's message; none: `limits.frame_bytes`.
+    pub(crate) frame_bytes: Option<usize>,
+    /// Whether `limits.frames_per_second` holds.
+    pub(crate) is_metered: bool,
+    /// How long what is queued may take to reach the client when the connection is closed.
+    pub(crate) last_words: Duration,
+}
+
+impl Default for Terms {
+    fn default() -> Self {
+        Self { frame_bytes: None, is_metered: true, last_words: Duration::ZERO }
+    }
 }
 
 struct Instance<C> {
@@ -235,6 +266,11 @@ impl Context {
     pub(crate) fn new(node: Arc<Node>, socket: Arc<Socket>, scope: Scope) -> Self {
         let streams = if socket.v1 { Streams::Held } else { Streams::Live };
         Self { node, socket, scope: Some(Box::new(scope)), groups: Vec::new(), streams }
+    }
+
+    /// For a consumer that keeps what it has to know by itself.
+    pub(crate) fn bare(node: Arc<Node>, socket: Arc<Socket>) -> Self {
+        Self { node, socket, scope: None, groups: Vec::new(), streams: Streams::Live }
     }
 
     /// What was known at connect. `None` only in classes that gave it up ([`Consumer::KEEPS_SCOPE`]).

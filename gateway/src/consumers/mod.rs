@@ -1,5 +1,6 @@
 //! The consumer framework, and the built-in consumers with their routes.
 
+pub(crate) mod bridged;
 mod chat;
 pub(crate) mod connection;
 pub(crate) mod frames;

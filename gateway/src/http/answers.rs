@@ -1,10 +1,11 @@
 //! Answers over HTTP.
 
+use bytes::Bytes;
 use http::header::{CACHE_CONTROL, RETRY_AFTER};
 use http::{HeaderValue, Response, StatusCode};
 
 /// An answer of a route.
-pub(crate) type Answer = Response<String>;
+pub(crate) type Answer = Response<Bytes>;
 
 pub(crate) fn json(status: StatusCode, value: &serde_json::Value) -> Answer {
     answer(status, "application/json", value.to_string())
@@ -22,7 +23,7 @@ pub(crate) fn try_later() -> Answer {
 }
 
 pub(crate) fn answer(status: StatusCode, content_type: &'static str, body: String) -> Answer {
-    let mut response = Response::new(body);
+    let mut response = Response::new(Bytes::from(body));
     *response.status_mut() = status;
     response.headers_mut().insert(http::header::CONTENT_TYPE, HeaderValue::from_static(content_type));
     response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));

@@ -5,6 +5,7 @@
 
 pub(crate) mod answers;
 pub(crate) mod api;
+mod bridged;
 pub(crate) mod head;
 mod page;
 pub(crate) mod server;

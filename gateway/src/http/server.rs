@@ -4,15 +4,16 @@ use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use http::{StatusCode, Version};
+use http::{HeaderMap, StatusCode, Version};
 use hyper::upgrade::OnUpgrade;
 use tokio::net::TcpListener;
+use tokio::time::Instant;
 use warp::Filter;
 use warp::filters::BoxedFilter;
 
 use crate::http::answers::{Answer, json, plain};
 use crate::http::visit::Visit;
-use crate::http::{api, page};
+use crate::http::{api, bridged, page};
 use crate::node::Node;
 use crate::proxies;
 use crate::socket::addresses::Visitor;
@@ -30,6 +31,10 @@ const UNSENT: u32 = 128 * 1024;
 #[derive(Clone)]
 pub(crate) struct Arrival {
     pub(crate) peer: SocketAddr,
+    /// The address that it came to.
+    pub(crate) local: Option<SocketAddr>,
+    /// When it has to be answered, on the public listener.
+    pub(crate) deadline: Option<Instant>,
     pub(crate) version: Version,
     /// On the public listener.
     pub(crate) visitor: Option<Arc<Visitor>>,
@@ -53,7 +58,8 @@ pub(crate) fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
 }
 
 pub(crate) fn public_routes(node: &Arc<Node>) -> BoxedFilter<(Answer,)> {
-    health_routes(node).or(page::routes(node)).unify().or(websocket_routes(node)).unify().boxed()
+    let all = health_routes(node).or(page::routes(node)).unify().or(websocket_routes(node)).unify().boxed();
+    if node.bridges.is_empty() { all } else { bridged_routes(node).or(all).unify().boxed() }
 }
 
 pub(crate) fn internal_routes(node: &Arc<Node>) -> BoxedFilter<(Answer,)> {
@@ -65,6 +71,20 @@ fn health_routes(node: &Arc<Node>) -> BoxedFilter<(Answer,)> {
     let live = warp::path!("healthz").and(live).map(|_| json(StatusCode::OK, &serde_json::json!({"status": "ok"})));
     let ready = warp::path!("readyz").and(ready).then(|node: Arc<Node>| async move { readiness(&node).await });
     live.or(ready).unify().boxed()
+}
+
+/// WebSockets of the site's own consumers, which go before all else. Plain requests stay the node's.
+fn bridged_routes(node: &Arc<Node>) -> BoxedFilter<(Answer,)> {
+    let own = with(node);
+    let is_bridged = own.and(warp::path::full()).and(warp::header::headers_cloned()).and_then(
+        |node: Arc<Node>, path: warp::path::FullPath, headers: HeaderMap| async move {
+            match bridged::wants_websocket(&headers) && node.bridges.find(path.as_str()).is_some() {
+                true => Ok(()),
+                false => Err(warp::reject::not_found()),
+            }
+        },
+    );
+    is_bridged.untuple_one().and(websocket_routes(node)).boxed()
 }
 
 /// Every other path: a consumer's, or 404.
@@ -97,6 +117,9 @@ pub(crate) fn with(node: &Arc<Node>) -> impl Filter<Extract = (Arc<Node>,), Erro
 
 /// The state of the parts, within half a second; 503 when one of them is missing or the node is leaving.
 async fn readiness(node: &Node) -> Answer {
+    if !node.bridges.is_empty() {
+        node.health.note_part("bridge_workers", node.bridges.have_workers(), false);
+    }
     let (ready, report) = node.health.report(node.is_draining()).await;
     json(if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }, &report)
 }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use http::header::{FORWARDED, HOST, ORIGIN, RETRY_AFTER};
 use http::{HeaderMap, HeaderValue, Method, StatusCode};
 use hyper::upgrade::OnUpgrade;
@@ -40,6 +41,10 @@ pub(crate) struct Visit {
 
 impl Visit {
     pub(crate) async fn handshake(self, upgrade: Option<OnUpgrade>) -> Answer {
+        if let Some(bridge) = self.node.bridges.find(&self.path) {
+            let bridge = Arc::clone(bridge);
+            return Box::pin(self.bridged(&bridge, upgrade)).await;
+        }
         let Some((class, url_route)) = self.node.router.find(&self.path) else {
             return plain(StatusCode::NOT_FOUND, "not found");
         };
@@ -59,14 +64,8 @@ impl Visit {
         // Who offers a token among them speaks the protocol, also without its name.
         let v1 = subprotocols.iter().any(|entry| entry == auth::V1 || entry.starts_with("bearer."));
         let refuse = |refusal, reason| self.refuse(refusal, reason);
-        if self.node.is_draining() {
-            return refuse(Refusal::Unavailable, "draining");
-        }
-        if self.node.memory.is_over() {
-            return refuse(Refusal::Unavailable, "memory");
-        }
-        if !self.is_within_rate() {
-            return refuse(Refusal::Unavailable, "handshakes_per_second");
+        if let Some(refusal) = self.overload() {
+            return refusal;
         }
         let cookies = parse_cookies(&self.headers);
         if !self.origin_is_allowed() {
@@ -74,17 +73,8 @@ impl Visit {
         }
         let chosen = v1.then_some(auth::V1);
         let client = self.seen.client;
-        let request = auth::Request {
-            headers: &self.headers,
-            subprotocols: &subprotocols,
-            query_string: &self.query,
-            cookies: &cookies,
-            path: &self.path,
-            client,
-            own_host: self.seen.host.as_deref(),
-            scheme: self.scheme(),
-        };
-        let SignedIn { user, proof, ends } = match self.node.sign_in.sign_in(&request).await {
+        let credentials = self.credentials(&subprotocols, &cookies);
+        let SignedIn { user, proof, ends } = match self.node.sign_in.sign_in(&credentials).await {
             Ok(signed_in) if signed_in.user.access == Access::Full || class.takes_anonymous => signed_in,
             Ok(_) => return self.refuse_or_close(Refusal::Unauthorized, "anonymous", v1, accept, upgrade),
             Err(NotSignedIn::CookieWithoutOrigin) => return self.refuse_origin(),
@@ -130,7 +120,7 @@ impl Visit {
         match Handshake::connect(&self.node, &class, socket, scope).await {
             Ok(connection) => {
                 self.node.tasks.spawn(connection.serve(upgrade));
-                handshake::switching_protocols(accept, chosen).map(|()| String::new())
+                handshake::switching_protocols(accept, chosen).map(|()| Bytes::new())
             }
             Err(refusal) => {
                 if let Some(visitor) = visitor {
@@ -149,14 +139,44 @@ impl Visit {
         }
     }
 
+    /// What is said where there is no room for anybody.
+    pub(crate) fn overload(&self) -> Option<Answer> {
+        let refuse = |reason| Some(self.refuse(Refusal::Unavailable, reason));
+        if self.node.is_draining() {
+            return refuse("draining");
+        }
+        if self.node.memory.is_over() {
+            return refuse("memory");
+        }
+        if self.is_within_rate() { None } else { refuse("handshakes_per_second") }
+    }
+
+    /// What it shows of who it is.
+    pub(crate) fn credentials<'a>(
+        &'a self,
+        subprotocols: &'a [String],
+        cookies: &'a [(String, String)],
+    ) -> auth::Request<'a> {
+        auth::Request {
+            headers: &self.headers,
+            subprotocols,
+            query_string: &self.query,
+            cookies,
+            path: &self.path,
+            client: self.seen.client,
+            own_host: self.seen.host.as_deref(),
+            scheme: self.scheme(),
+        }
+    }
+
     /// Whether a page of this origin may connect; who is no browser has none.
-    fn origin_is_allowed(&self) -> bool {
+    pub(crate) fn origin_is_allowed(&self) -> bool {
         let Some(origin) = self.headers.get_all(ORIGIN).iter().next_back() else { return true };
         let own_host = self.seen.host.as_deref();
         origin.to_str().is_ok_and(|origin| self.node.config.allowed_origins.allows(origin, own_host))
     }
 
-    fn refuse_origin(&self) -> Answer {
+    pub(crate) fn refuse_origin(&self) -> Answer {
         let forwarded_host = self.headers.get("x-forwarded-host").or_else(|| self.headers.get(FORWARDED));
         let origin = self.headers.get_all(ORIGIN).iter().next_back();
         let change = match origin {
@@ -194,12 +214,17 @@ impl Visit {
         rate == 0 || self.node.handshakes.lock().take(1, rate, rate, Instant::now()) == 1
     }
 
-    fn refuse(&self, refusal: Refusal, reason: &'static str) -> Answer {
-        refused(&self.node, &self.path, self.seen.client, reason);
+    pub(crate) fn refuse(&self, refusal: Refusal, reason: &'static str) -> Answer {
+        self.note_refused(reason);
         self.answer(refusal)
     }
 
-    fn answer(&self, refusal: Refusal) -> Answer {
+    /// Counts and logs that it came to nothing.
+    pub(crate) fn note_refused(&self, reason: &'static str) {
+        refused(&self.node, &self.path, self.seen.client, reason);
+    }
+
+    pub(crate) fn answer(&self, refusal: Refusal) -> Answer {
         let (status, text) = match refusal {
             Refusal::Unauthorized => (StatusCode::UNAUTHORIZED, "not signed in"),
             Refusal::Forbidden => (StatusCode::FORBIDDEN, "not allowed"),
@@ -236,7 +261,7 @@ impl Visit {
         }
         refused(&self.node, &self.path, self.seen.client, reason);
         self.node.tasks.spawn(close_after_upgrade(upgrade, close));
-        handshake::switching_protocols(accept, Some(auth::V1)).map(|()| String::new())
+        handshake::switching_protocols(accept, Some(auth::V1)).map(|()| Bytes::new())
     }
 }
 

@@ -88,6 +88,7 @@ struct Entrance {
 struct Caller<'a> {
     entrance: &'a Entrance,
     peer: SocketAddr,
+    local: Option<SocketAddr>,
     /// On the public listener, with the moment by which the answer must be there.
     visitor: Option<(&'a Arc<Visitor>, Instant)>,
     has_bare_lf: bool,
@@ -216,7 +217,8 @@ impl Entrance {
 
     async fn serve(&self, stream: TcpStream, peer: SocketAddr, head: Head, visitor: Option<(&Arc<Visitor>, Instant)>) {
         let turn = Mutex::new(self.turn(&head).await);
-        let caller = Caller { entrance: self, peer, visitor, has_bare_lf: head.has_bare_lf, turn };
+        let local = stream.local_addr().ok();
+        let caller = Caller { entrance: self, peer, local, visitor, has_bare_lf: head.has_bare_lf, turn };
         let served = http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(self.patience())
@@ -255,7 +257,8 @@ impl Caller<'_> {
 
     async fn route(&self, mut request: Request<Incoming>) -> Result<warp::reply::Response, Infallible> {
         let visitor = self.visitor.map(|(visitor, _)| Arc::clone(visitor));
-        let arrival = Arrival { peer: self.peer, version: request.version(), visitor };
+        let deadline = self.visitor.map(|(_, deadline)| deadline);
+        let arrival = Arrival { peer: self.peer, local: self.local, deadline, version: request.version(), visitor };
         request.extensions_mut().insert(arrival);
         let answer = warp::service(self.entrance.routes.clone()).call(request);
         match self.visitor {

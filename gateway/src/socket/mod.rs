@@ -69,6 +69,10 @@ pub struct Socket {
     pub(crate) table: Arc<Table>,
     /// Bytes that may wait in the outbox; 0 is no limit.
     outbox_limit: usize,
+    /// Bytes more that may, of who is told to wait.
+    slack: usize,
+    /// Who waits while the client is behind, to be told when it is not any more.
+    feeder: OnceLock<Box<dyn Fn() + Send + Sync>>,
     io: OnceLock<TcpStream>,
     state: Mutex<State>,
     waker: AtomicWaker,
@@ -118,6 +122,8 @@ struct State {
     blocked: bool,
     /// Somebody has queued frames and will flush.
     flush_due: bool,
+    /// The feeder waits.
+    behind: bool,
     inbox: VecDeque<Arc<Event>>,
     inbox_bytes: usize,
     closing: Option<CloseReason>,
@@ -151,6 +157,8 @@ impl Socket {
             counted_address,
             table,
             outbox_limit,
+            slack: 0,
+            feeder: OnceLock::new(),
             io: OnceLock::new(),
             state: Mutex::default(),
             waker: AtomicWaker::new(),
@@ -165,6 +173,24 @@ impl Socket {
             expires_at: AtomicU64::new(expires_at),
             recheck,
         }
+    }
+
+    /// The same for a socket whose outbox is filled at the client's pace: who fills it asks whether it
+    /// [is behind](Self::is_behind), and is told to wait. So much more may come until that is heard.
+    pub(crate) fn with_slack(self, slack: usize) -> Self {
+        Self { slack, ..self }
+    }
+
+    /// What to do when a client that was behind is not any more. Only the first one counts.
+    pub(crate) fn when_caught_up(&self, feeder: impl Fn() + Send + Sync + 'static) {
+        let _ = self.feeder.set(Box::new(feeder));
+    }
+
+    /// Whether half of what may wait for the client does. If so, the feeder is told once less than a quarter does.
+    pub(crate) fn is_behind(&self) -> bool {
+        let mut state = self.state.lock();
+        state.behind |= !state.shut && state.cost() >= self.outbox_limit() / 2;
+        state.behind
     }
 
     /// The sign-in that is looked at again, if there is one.
@@ -250,7 +276,8 @@ impl Socket {
             return Pushed::Closed;
         }
         let is_full = |state: &State| {
-            self.outbox_limit > 0 && state.waiting > 0 && state.cost() + frame.len() > self.outbox_limit
+            let limit = self.outbox_limit + self.slack;
+            self.outbox_limit > 0 && state.waiting > 0 && state.cost() + frame.len() > limit
         };
         // Many large events may come in one piece: no client is slow before the kernel has been asked to take them.
         // What it says is for the flush that is due anyway.
@@ -301,12 +328,18 @@ impl Socket {
         if blocked && state.waiting < waited {
             self.takes.store(true, Ordering::Relaxed);
         }
+        let caught_up = state.behind && state.cost() < self.outbox_limit() / 4;
+        state.behind &= !caught_up;
         match written {
-            Ok(true) => state.blocked = false,
+            Ok(true) => {
+                state.blocked = false;
+                drop(state);
+            }
             Ok(false) => {
                 // The owner has to wait for the kernel; wake it only for the news.
-                if !std::mem::replace(&mut state.blocked, true) {
-                    drop(state);
+                let is_news = !std::mem::replace(&mut state.blocked, true);
+                drop(state);
+                if is_news {
                     self.waker.wake();
                 }
             }
@@ -317,6 +350,10 @@ impl Socket {
                 drop(state);
                 self.waker.wake();
             }
+        }
+        // Not before the lock is free: it takes others.
+        if caught_up && let Some(feeder) = self.feeder.get() {
+            feeder();
         }
     }
 

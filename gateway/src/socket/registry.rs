@@ -49,7 +49,8 @@ impl Registry {
         }
     }
 
-    /// Links a user to a socket, if the limits allow; a limit of 0 is none. The visitor is who becomes the socket.
+    /// Links a user to a socket, if the limits allow; a limit of 0 is none. The visitor is who becomes the socket. One
+    /// whose user only its application knows has no name here, and is nobody's.
     pub(crate) fn add(
         &self,
         socket: &Arc<Socket>,
@@ -57,6 +58,15 @@ impl Registry {
         visitor: Option<&Visitor>,
     ) -> Result<(), LimitReached> {
         self.count_in(socket, limits, visitor)?;
+        if !socket.user.is_empty() {
+            self.link(socket, limits, visitor)?;
+        }
+        let shard = self.shard(socket.channel_name.as_str());
+        self.by_channel[shard].lock().insert(socket.channel_name.clone(), Arc::clone(socket));
+        Ok(())
+    }
+
+    fn link(&self, socket: &Arc<Socket>, limits: &Limits, visitor: Option<&Visitor>) -> Result<(), LimitReached> {
         let mut users = self.by_user[self.shard(&socket.user)].lock();
         let sockets = users.entry(Arc::clone(&socket.user)).or_default();
         if limits.connections_per_user > 0 && sockets.len() >= limits.connections_per_user {
@@ -67,9 +77,6 @@ impl Registry {
         }
         sockets.reserve_exact(1);
         sockets.push(Arc::clone(socket));
-        drop(users);
-        let shard = self.shard(socket.channel_name.as_str());
-        self.by_channel[shard].lock().insert(socket.channel_name.clone(), Arc::clone(socket));
         Ok(())
     }
 

@@ -18,8 +18,8 @@ pub(crate) enum Message {
     Pong,
     /// A piece of a message that is not complete yet: a frame like all others, to who counts them.
     Piece,
-    /// The client's close frame: its code, if it gave one.
-    Close(Option<u16>),
+    /// The client's close frame: its code and reason, if it gave them.
+    Close(Option<(u16, String)>),
 }
 
 /// Why a connection cannot go on. `close_reason` in `consumers/connection.rs` has their codes.
@@ -230,8 +230,8 @@ fn close(payload: &[u8]) -> Result<Message, ProtocolError> {
             if !allowed {
                 return Err(ProtocolError::Violation("a close code that must not be sent"));
             }
-            std::str::from_utf8(reason).map_err(|_| ProtocolError::NotUtf8)?;
-            Ok(Message::Close(Some(code)))
+            let reason = std::str::from_utf8(reason).map_err(|_| ProtocolError::NotUtf8)?;
+            Ok(Message::Close(Some((code, reason.to_owned()))))
         }
     }
 }

@@ -245,7 +245,7 @@ impl Call {
             Operation::Disconnect => live::disconnect(self, node, user(0)?).await,
             Operation::Notifications => return users::notifications(self, node, user(0)?).await,
             Operation::Seen => users::seen(self, node, user(0)?).await,
-            Operation::Nodes => Ok(json!({"nodes": node.peers.nodes()})),
+            Operation::Nodes => Ok(json!({"nodes": node.peers.nodes(), "workers": node.bridges.workers()})),
             Operation::Tail => tail::show(self, node).await,
             Operation::ListDead => dead::list(self, node).await,
             Operation::ShowDead => dead::show(node, name(0)).await,

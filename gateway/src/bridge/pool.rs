@@ -1,0 +1,462 @@
+//! The bridges of a node: which workers there are, and which of them gets a socket.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use serde::Serialize;
+use tokio::sync::Notify;
+use tokio::time::{Instant, timeout_at};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::dial::dial;
+use super::discovery::{Address, MOST_WORKERS};
+use super::hello::greet;
+use super::link::{Link, LinkError};
+use super::metrics::{Because, BridgeMetrics, Ended, OfPath};
+use super::seat::{Accept, Answer, Client, Deny, Seated};
+use super::settings::Settings;
+use super::wire::Scope;
+use crate::seldom::Seldom;
+
+/// How long a handshake waits when there is no worker that could take it: one that is started again needs a moment.
+const NO_WORKER_PATIENCE: Duration = Duration::from_secs(2);
+
+/// How soon a worker is dialled again, the first time and at most; and one that knows another secret.
+const AGAIN: Duration = Duration::from_millis(100);
+const AGAIN_AT_MOST: Duration = Duration::from_secs(2);
+const AGAIN_WITH_SECRET: Duration = Duration::from_secs(5);
+
+/// The shortest time over which clients are spread.
+const LEAST_SPREAD: Duration = Duration::from_millis(100);
+
+/// Who the node is, to workers.
+#[derive(Debug, Clone)]
+pub(crate) struct Identity {
+    pub(crate) node: String,
+    pub(crate) deployment: String,
+}
+
+/// How fast clients may come back when a worker leaves.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Leaving {
+    /// At most.
+    pub(crate) window: Duration,
+    /// So many in a second; 0: over the whole window.
+    pub(crate) per_second: u32,
+}
+
+impl Leaving {
+    /// Over which time so many come back, within the worker's window where it says one.
+    pub(super) fn spread(self, sockets: usize, window: Option<Duration>) -> Duration {
+        let window = window.unwrap_or(self.window);
+        let needed = match self.per_second {
+            0 => window,
+            rate => Duration::from_secs_f64(sockets as f64 / f64::from(rate)),
+        };
+        needed.min(window).max(LEAST_SPREAD)
+    }
+}
+
+/// Why a handshake came to nothing.
+#[derive(Debug)]
+pub(crate) enum Refused {
+    /// The application refused it, or failed.
+    Denied(Deny),
+    /// There is no worker.
+    NoWorker,
+    /// All workers have as many handshakes as they may, or as many sockets.
+    Busy,
+    /// The application did not answer in time.
+    Late,
+    /// The worker went meanwhile.
+    Lost,
+}
+
+/// All bridges of a node, in the order of the settings.
+#[derive(Debug, Default)]
+pub(crate) struct Bridges(Vec<Arc<Bridge>>);
+
+/// One bridge and its links.
+pub(crate) struct Bridge {
+    pub(crate) settings: Settings,
+    pub(super) identity: Identity,
+    pub(super) leaving: Leaving,
+    pub(super) metrics: BridgeMetrics,
+    links: Mutex<Vec<Arc<Link>>>,
+    /// Since when no worker could take a socket.
+    alone_since: Mutex<Option<Instant>>,
+    /// Who waits for a place, one after the other.
+    turn: tokio::sync::Mutex<()>,
+    changed: Notify,
+    /// Where workers were at the last look, and where somebody is dialling.
+    wanted: Mutex<HashSet<Address>>,
+    dialled: Mutex<HashSet<Address>>,
+}
+
+/// A worker, as the API shows it.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct WorkerInfo {
+    /// The bridge's path, as configured.
+    pub(crate) path: String,
+    pub(crate) worker: String,
+    pub(crate) app: String,
+    pub(crate) address: String,
+    pub(crate) sockets: usize,
+    pub(crate) opening: usize,
+    /// `ok`, `silent` or `draining`.
+    pub(crate) state: &'static str,
+}
+
+impl Bridges {
+    /// Makes them; nobody is dialled before [`start`](Self::start).
+    pub(crate) fn new(
+        all: &[Settings],
+        identity: &Identity,
+        leaving: Leaving,
+        metrics: &BridgeMetrics,
+        codes: &[u16],
+    ) -> Self {
+        let bridge = |settings: &Settings| {
+            metrics.begin(settings.path.as_str(), codes);
+            Arc::new(Bridge {
+                settings: settings.clone(),
+                identity: identity.clone(),
+                leaving,
+                metrics: metrics.clone(),
+                links: Mutex::default(),
+                alone_since: Mutex::new(Some(Instant::now())),
+                turn: tokio::sync::Mutex::default(),
+                changed: Notify::new(),
+                wanted: Mutex::default(),
+                dialled: Mutex::default(),
+            })
+        };
+        Self(all.iter().map(bridge).collect())
+    }
+
+    /// Keeps links to all workers until `stop`.
+    pub(crate) fn start(&self, tasks: &TaskTracker, stop: &CancellationToken) {
+        for bridge in &self.0 {
+            let (bridge, own, stop) = (Arc::clone(bridge), tasks.clone(), stop.clone());
+            tasks.spawn(async move { bridge.look_for_workers(&own, &stop).await });
+        }
+    }
+
+    /// The first bridge that a path, as it was sent, belongs to.
+    pub(crate) fn find(&self, raw_path: &str) -> Option<&Arc<Bridge>> {
+        self.0.iter().find(|bridge| bridge.settings.path.matches(raw_path))
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Whether each of them has a worker.
+    pub(crate) fn have_workers(&self) -> bool {
+        self.0.iter().all(|bridge| bridge.links.lock().iter().any(|link| !link.is_quiet() && !link.is_draining()))
+    }
+
+    /// All workers that this node is linked to.
+    pub(crate) fn workers(&self) -> Vec<WorkerInfo> {
+        let mut workers: Vec<_> = self.0.iter().flat_map(|bridge| bridge.workers()).collect();
+        workers.sort_by(|one, other| (&one.path, &one.worker).cmp(&(&other.path, &other.worker)));
+        workers
+    }
+}
+
+/// What a look at the links says.
+enum Choice {
+    /// This one; one of its handshakes is taken.
+    Place(Arc<Link>),
+    /// All have as many handshakes as they may.
+    Busy,
+    /// There is none, or all are full.
+    Nobody,
+}
+
+impl Bridge {
+    /// As configured.
+    pub(crate) fn path(&self) -> &str {
+        self.settings.path.as_str()
+    }
+
+    /// One more socket is open.
+    pub(crate) fn opened(&self) {
+        self.metrics.sockets.get_or_create(&self.of_path()).inc();
+    }
+
+    /// One less.
+    pub(crate) fn left(&self) {
+        self.metrics.sockets.get_or_create(&self.of_path()).dec();
+    }
+
+    /// A socket was closed with this code; none: with one of the application's own.
+    pub(crate) fn closed(&self, code: Option<u16>) {
+        let code = match code {
+            None => "app".to_owned(),
+            // Clients choose among thousands.
+            Some(code @ (1000..=1015 | 4000 | 4008 | 4401 | 4403 | 4404)) => code.to_string(),
+            Some(3000..=3999) => "3000".to_owned(),
+            Some(_) => "4999".to_owned(),
+        };
+        self.metrics.closed.get_or_create(&Ended { path: self.path().to_owned(), code }).inc();
+    }
+
+    fn of_path(&self) -> OfPath {
+        OfPath { path: self.path().to_owned() }
+    }
+
+    fn workers(&self) -> Vec<WorkerInfo> {
+        let info = |link: &Arc<Link>| WorkerInfo {
+            path: self.path().to_owned(),
+            worker: link.worker.clone(),
+            app: link.app.clone(),
+            address: link.address.to_string(),
+            sockets: link.sockets(),
+            opening: link.opening.load(Ordering::Relaxed),
+            state: match (link.is_draining(), link.is_quiet()) {
+                (true, _) => "draining",
+                (false, true) => "silent",
+                (false, false) => "ok",
+            },
+        };
+        self.links.lock().iter().map(info).collect()
+    }
+
+    /// Opens a socket at a worker and waits for what its application says, until `deadline`.
+    pub(crate) async fn open(
+        self: &Arc<Self>,
+        scope: &Scope<'_>,
+        client: Arc<dyn Client>,
+        deadline: Instant,
+    ) -> Result<(Seated, Accept), Refused> {
+        let opening = self.metrics.opening.get_or_create(&self.of_path()).clone();
+        opening.inc();
+        let _opening = Finally(|| {
+            opening.dec();
+        });
+        let (body, mut tried) = (scope.open(0), Vec::new());
+        loop {
+            let link = self.place(&tried, deadline).await?;
+            let seated = link.open(&body, Arc::clone(&client));
+            match timeout_at(deadline, seated.answer()).await {
+                Ok(Answer::Accept(accept)) => return Ok((seated, accept)),
+                Ok(Answer::Deny(deny)) => return Err(Refused::Denied(deny)),
+                Ok(Answer::Lost) => return Err(Refused::Lost),
+                Ok(Answer::NotTaken) => {
+                    seated.not_taken();
+                    tried.push(link);
+                }
+                Err(_) => return Err(Refused::Late),
+            }
+        }
+    }
+
+    /// A worker with a place for one more handshake. Who waits for that waits in line.
+    async fn place(&self, tried: &[Arc<Link>], deadline: Instant) -> Result<Arc<Link>, Refused> {
+        if let Ok(_turn) = self.turn.try_lock()
+            && let Choice::Place(link) = self.choose(tried)
+        {
+            return Ok(link);
+        }
+        let Ok(_turn) = timeout_at(deadline, self.turn.lock()).await else { return Err(Refused::Busy) };
+        loop {
+            let (until, refused) = match self.choose(tried) {
+                Choice::Place(link) => return Ok(link),
+                Choice::Busy => (deadline, Refused::Busy),
+                Choice::Nobody if tried.is_empty() => (deadline.min(self.give_up_at()), Refused::NoWorker),
+                Choice::Nobody => return Err(Refused::Busy),
+            };
+            if timeout_at(until, self.changed.notified()).await.is_err() {
+                return Err(refused);
+            }
+        }
+    }
+
+    fn give_up_at(&self) -> Instant {
+        *self.alone_since.lock().get_or_insert_with(Instant::now) + NO_WORKER_PATIENCE
+    }
+
+    /// The less loaded of two random workers, of those that have a place.
+    fn choose(&self, tried: &[Arc<Link>]) -> Choice {
+        let links = self.links.lock();
+        let usable = |link: &&Arc<Link>| link.is_usable() && !tried.iter().any(|tried| Arc::ptr_eq(tried, link));
+        let usable: Vec<&Arc<Link>> = links.iter().filter(usable).collect();
+        if usable.is_empty() {
+            return Choice::Nobody;
+        }
+        *self.alone_since.lock() = None;
+        let free: Vec<&Arc<Link>> =
+            usable.into_iter().filter(|link| link.opening.load(Ordering::Relaxed) < link.max_opening).collect();
+        let link = match free[..] {
+            [] => return Choice::Busy,
+            [only] => only,
+            _ => {
+                let one = rand::random_range(0..free.len());
+                let other = (one + rand::random_range(1..free.len())) % free.len();
+                if free[one].sockets() <= free[other].sockets() { free[one] } else { free[other] }
+            }
+        };
+        // Only here it grows, and the links are locked.
+        link.opening.fetch_add(1, Ordering::Relaxed);
+        Choice::Place(Arc::clone(link))
+    }
+
+    /// Something about the links has changed: who waits for a place looks again.
+    pub(super) fn changed(&self) {
+        self.changed.notify_one();
+    }
+
+    fn add(&self, link: &Arc<Link>) {
+        self.links.lock().push(Arc::clone(link));
+        self.metrics.links.get_or_create(&self.of_path()).inc();
+        self.changed();
+    }
+
+    fn remove(&self, link: &Arc<Link>) {
+        let mut links = self.links.lock();
+        links.retain(|other| !Arc::ptr_eq(other, link));
+        if links.is_empty() {
+            self.alone_since.lock().get_or_insert_with(Instant::now);
+        }
+        drop(links);
+        self.metrics.links.get_or_create(&self.of_path()).dec();
+        link.end();
+        self.changed();
+    }
+
+    /// Looks where workers are, and has each of them dialled.
+    async fn look_for_workers(self: &Arc<Self>, tasks: &TaskTracker, stop: &CancellationToken) {
+        let (failed, many) = (Seldom::new(), Seldom::new());
+        let workers = &self.settings.workers;
+        loop {
+            match stop.run_until_cancelled(workers.look()).await {
+                None => return,
+                // Those that were known are dialled on.
+                Some(Err(error)) => {
+                    self.metrics.link_errors.get_or_create(&Because { reason: "address" }).inc();
+                    if let Some(times) = failed.again() {
+                        let error = &error as &dyn std::error::Error;
+                        tracing::warn!(path = self.path(), error, times, "workers cannot be looked for");
+                    }
+                }
+                Some(Ok((found, too_many))) => {
+                    if too_many && many.again().is_some() {
+                        tracing::warn!(
+                            path = self.path(),
+                            most = MOST_WORKERS,
+                            "there are more workers than are dialled"
+                        );
+                    }
+                    *self.wanted.lock() = found.iter().cloned().collect();
+                    for address in found {
+                        if self.dialled.lock().insert(address.clone()) {
+                            let (bridge, stop) = (Arc::clone(self), stop.clone());
+                            tasks.spawn(async move { bridge.keep_link(address, &stop).await });
+                        }
+                    }
+                }
+            }
+            if stop.run_until_cancelled(tokio::time::sleep(workers.interval())).await.is_none() {
+                return;
+            }
+        }
+    }
+
+    /// Keeps a link to the worker at an address for as long as there is one.
+    async fn keep_link(self: Arc<Self>, address: Address, stop: &CancellationToken) {
+        let mut trouble = Trouble::default();
+        let mut pause = AGAIN;
+        while self.wanted.lock().contains(&address) {
+            let was_linked = self.link(&address, stop, &mut trouble).await;
+            pause = if was_linked { AGAIN } else { (pause * 2).min(trouble.pause) };
+            if stop.run_until_cancelled(tokio::time::sleep(pause)).await.is_none() {
+                return;
+            }
+        }
+        self.dialled.lock().remove(&address);
+    }
+
+    /// One link from its beginning to its end. `false` when it did not come to be.
+    async fn link(self: &Arc<Self>, address: &Address, stop: &CancellationToken, trouble: &mut Trouble) -> bool {
+        let start = async {
+            let (mut reader, mut writer) = dial(&self.settings, address).await?;
+            let (welcome, early) = greet(self, &mut reader, &mut writer).await?;
+            Ok::<_, LinkError>((reader, writer, welcome, early))
+        };
+        let (reader, writer, welcome, early) = match stop.run_until_cancelled(start).await {
+            None => return false,
+            Some(Ok(started)) => started,
+            Some(Err(error)) => {
+                self.note(&error);
+                trouble.tell(self.path(), address, &error);
+                return false;
+            }
+        };
+        *trouble = Trouble::default();
+        let link = Arc::new(Link::new(Arc::clone(self), address.clone(), welcome));
+        self.add(&link);
+        let _removed = Finally(|| self.remove(&link));
+        let (worker, app) = (link.worker.as_str(), link.app.as_str());
+        tracing::info!(path = self.path(), %address, worker, app, "linked to a worker");
+        let result = link.run(reader, writer, early, stop).await;
+        let sockets = link.sockets();
+        match result {
+            Ok(()) => {}
+            Err(LinkError::Closed(_)) if link.is_draining() => {
+                tracing::info!(path = self.path(), %address, worker, sockets, "a worker has left");
+            }
+            Err(error) => {
+                self.note(&error);
+                let error = &error as &dyn std::error::Error;
+                tracing::warn!(path = self.path(), %address, worker, sockets, error, "the link to a worker is lost");
+            }
+        }
+        true
+    }
+
+    fn note(&self, error: &LinkError) {
+        self.metrics.link_errors.get_or_create(&Because { reason: error.reason() }).inc();
+    }
+}
+
+/// What the log has been told of an address that cannot be linked to.
+struct Trouble {
+    told: HashMap<&'static str, Seldom>,
+    pause: Duration,
+}
+
+impl Default for Trouble {
+    fn default() -> Self {
+        Self { told: HashMap::new(), pause: AGAIN_AT_MOST }
+    }
+}
+
+impl Trouble {
+    fn tell(&mut self, path: &str, address: &Address, error: &LinkError) {
+        self.pause = if matches!(error, LinkError::Secret) { AGAIN_WITH_SECRET } else { AGAIN_AT_MOST };
+        if let Some(times) = self.told.entry(error.reason()).or_default().again() {
+            let error = error as &dyn std::error::Error;
+            tracing::warn!(path, %address, error, times, "no link to a worker");
+        }
+    }
+}
+
+/// Does something whatever ends the block.
+struct Finally<F: FnMut()>(F);
+
+impl<F: FnMut()> Drop for Finally<F> {
+    fn drop(&mut self) {
+        (self.0)();
+    }
+}
+
+impl std::fmt::Debug for Bridge {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Bridge").field("path", &self.path()).finish_non_exhaustive()
+    }
+}

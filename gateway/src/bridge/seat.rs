@@ -1,0 +1,335 @@
+//! One socket at its place on a link: whether the application has accepted it, what it has not received yet, and how
+//! it ended. Shared by the socket's task and the link's reader.
+
+use std::collections::VecDeque;
+use std::future::poll_fn;
+use std::pin::pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
+
+use futures_util::task::AtomicWaker;
+use parking_lot::Mutex;
+
+use super::link::Link;
+use super::wire::{Headers, Message, kind};
+
+/// Messages of a client's that the application need not have received; and their bytes. One larger one goes alone.
+const UNRECEIVED: usize = 8;
+const UNRECEIVED_BYTES: usize = 64 * 1024;
+
+/// How an application ends, beside returning.
+pub(super) const RAISED: u8 = 1;
+pub(super) const CANCELLED: u8 = 2;
+const NOT_TAKEN: u8 = 3;
+
+/// The socket, as the link needs it.
+pub(crate) trait Client: Send + Sync {
+    /// Queues a message of the application's.
+    fn queue(&self, message: Message<'_>) -> Queued;
+
+    /// Writes what is queued.
+    fn flush(&self);
+
+    /// Whether so much waits for the client that the application has to. If so, [`Seat::resume`] is called when it
+    /// need not any more.
+    fn is_behind(&self) -> bool;
+
+    /// The application closes it.
+    fn close(&self, code: u16, reason: &str);
+
+    /// The application has returned, or failed.
+    fn end(&self, failed: bool);
+
+    /// What the worker says of an application that failed.
+    fn failed(&self, why: &str);
+
+    /// The application has waited for it for too long.
+    fn too_slow(&self);
+
+    /// Its worker leaves, or is gone: it comes back within this time.
+    fn restart(&self, within: Duration);
+}
+
+/// What became of a message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Queued {
+    /// It waits to be flushed.
+    MustFlush,
+    /// It waits for the client.
+    Waits,
+    /// The socket is closing.
+    Closed,
+}
+
+/// How the application accepted a socket.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Accept {
+    pub(crate) subprotocol: Option<String>,
+    pub(crate) headers: Headers,
+}
+
+/// What the application answered instead.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Deny {
+    pub(crate) status: u16,
+    pub(crate) headers: Headers,
+    pub(crate) body: Vec<u8>,
+}
+
+/// What became of a handshake.
+#[derive(Debug)]
+pub(super) enum Answer {
+    Accept(Accept),
+    Deny(Deny),
+    /// This worker has no room for it, and the application has not seen it.
+    NotTaken,
+    /// The link is gone.
+    Lost,
+}
+
+/// See the [module](self).
+pub(crate) struct Seat {
+    pub(super) sid: u64,
+    link: Arc<Link>,
+    client: Arc<dyn Client>,
+    state: Mutex<State>,
+    /// The socket's task, which waits for the answer or for credit.
+    waker: AtomicWaker,
+}
+
+#[derive(Default)]
+struct State {
+    /// The answer is there, or nobody waits for it any more.
+    is_answered: bool,
+    is_open: bool,
+    /// Not taken yet.
+    answer: Option<Answer>,
+    /// It takes one of the worker's handshakes.
+    has_slot: bool,
+    /// Bytes of messages that the application has not received, and since when.
+    unreceived: VecDeque<(u32, Instant)>,
+    unreceived_bytes: usize,
+    is_paused: bool,
+    waiting_since: Option<Instant>,
+    has_ended: bool,
+    is_closed: bool,
+}
+
+impl Seat {
+    pub(super) fn new(sid: u64, link: Arc<Link>, client: Arc<dyn Client>) -> Self {
+        let state = Mutex::new(State { has_slot: true, ..State::default() });
+        Self { sid, link, client, state, waker: AtomicWaker::new() }
+    }
+
+    pub(super) fn client(&self) -> &dyn Client {
+        &*self.client
+    }
+
+    /// The client has taken enough: the application goes on.
+    pub(crate) fn resume(&self) {
+        let mut state = self.state.lock();
+        if std::mem::take(&mut state.is_paused) {
+            state.waiting_since = None;
+            if !state.is_closed {
+                self.link.queue(kind::RESUME, self.sid, &[]);
+            }
+        }
+    }
+
+    // ---- what the link's reader has for it ----
+
+    /// The application's answer. `false` when there was one already.
+    pub(super) fn answered(&self, answer: Answer) -> bool {
+        let mut state = self.state.lock();
+        self.free_slot(&mut state);
+        if std::mem::replace(&mut state.is_answered, true) {
+            return false;
+        }
+        state.is_open = matches!(answer, Answer::Accept(_));
+        state.answer = Some(answer);
+        drop(state);
+        self.waker.wake();
+        true
+    }
+
+    fn free_slot(&self, state: &mut State) {
+        if std::mem::take(&mut state.has_slot) {
+            self.link.free_slot();
+        }
+    }
+
+    /// Whether the application may send.
+    pub(super) fn is_open(&self) -> bool {
+        self.state.lock().is_open
+    }
+
+    /// After messages were queued: makes the application wait if the client is behind.
+    pub(super) fn pause_if_behind(&self) {
+        // Under the lock, so that a `resume` in between comes after it on the link, too.
+        let mut state = self.state.lock();
+        if !state.is_paused && !state.is_closed && self.client.is_behind() {
+            state.is_paused = true;
+            self.link.queue(kind::PAUSE, self.sid, &[]);
+        }
+    }
+
+    /// A `send()` of the application has begun to wait. `true` if that is news.
+    pub(super) fn waits(&self) -> bool {
+        let mut state = self.state.lock();
+        let is_news = state.is_paused && state.waiting_since.is_none();
+        if is_news {
+            state.waiting_since = Some(Instant::now());
+        }
+        is_news
+    }
+
+    /// Since when a `send()` of the application has waited.
+    pub(super) fn waiting_since(&self) -> Option<Instant> {
+        self.state.lock().waiting_since
+    }
+
+    /// The application has received so many messages.
+    pub(super) fn credit(&self, count: u32) {
+        let mut state = self.state.lock();
+        let count = state.unreceived.len().min(count as usize);
+        for _ in 0..count {
+            if let Some((bytes, since)) = state.unreceived.pop_front() {
+                state.unreceived_bytes -= bytes as usize;
+                self.link.metrics().received(since.elapsed().as_secs_f64());
+            }
+        }
+        drop(state);
+        self.waker.wake();
+    }
+
+    /// The application is done with it. `true` once it is to be forgotten.
+    pub(super) fn ended(&self, outcome: u8) -> bool {
+        let answer = match outcome {
+            NOT_TAKEN => Answer::NotTaken,
+            _ => Answer::Deny(Deny { status: 500, headers: Vec::new(), body: Vec::new() }),
+        };
+        if !self.answered(answer) && self.is_open() {
+            self.client.end(outcome == RAISED);
+        }
+        let mut state = self.state.lock();
+        state.has_ended = true;
+        // Nobody receives any more.
+        state.unreceived = VecDeque::new();
+        state.unreceived_bytes = 0;
+        let is_over = state.is_closed || outcome == NOT_TAKEN;
+        drop(state);
+        self.waker.wake();
+        is_over
+    }
+
+    /// The link is gone.
+    pub(super) fn lost(&self, within: Duration) {
+        self.answered(Answer::Lost);
+        let was_open = {
+            let mut state = self.state.lock();
+            state.has_ended = true;
+            std::mem::take(&mut state.is_open)
+        };
+        self.waker.wake();
+        if was_open {
+            self.client.restart(within);
+        }
+    }
+
+    // ---- what the socket's task does with it ----
+
+    fn poll_answer(&self, task: &Context<'_>) -> Poll<Answer> {
+        self.waker.register(task.waker());
+        self.state.lock().answer.take().map_or(Poll::Pending, Poll::Ready)
+    }
+
+    /// Whether a message of so many bytes goes now, and then counts as not received; or never, because nobody is there
+    /// any more.
+    fn poll_credit(&self, bytes: usize) -> Poll<bool> {
+        let mut state = self.state.lock();
+        if state.has_ended {
+            return Poll::Ready(false);
+        }
+        let fits = state.unreceived.len() < UNRECEIVED && state.unreceived_bytes + bytes <= UNRECEIVED_BYTES;
+        if !state.unreceived.is_empty() && !fits {
+            return Poll::Pending;
+        }
+        state.unreceived.push_back((u32::try_from(bytes).unwrap_or(u32::MAX), Instant::now()));
+        state.unreceived_bytes += bytes;
+        Poll::Ready(true)
+    }
+}
+
+/// A socket's hold on its seat. Dropped without a word it counts as lost: the application hears 1006.
+pub(crate) struct Seated(Arc<Seat>);
+
+impl Seated {
+    pub(super) fn new(seat: Arc<Seat>) -> Self {
+        Self(seat)
+    }
+
+    /// The seat itself, for who tells it that the client has taken something.
+    pub(crate) fn seat(&self) -> &Arc<Seat> {
+        &self.0
+    }
+
+    /// The worker's name.
+    pub(crate) fn worker(&self) -> &str {
+        &self.0.link.worker
+    }
+
+    /// Waits for what becomes of the handshake.
+    pub(super) async fn answer(&self) -> Answer {
+        poll_fn(|task| self.0.poll_answer(task)).await
+    }
+
+    /// Hands on a message of the client's once the application has received enough of those before it, and the link
+    /// has room. Nothing is handed on any more when the socket `is_over`, which also registers who is to be woken then.
+    pub(crate) async fn send(&self, message: Message<'_>, is_over: impl Fn(&Waker) -> bool) {
+        let (seat, bytes) = (&self.0, message.bytes());
+        let goes = poll_fn(|task| {
+            seat.waker.register(task.waker());
+            if is_over(task.waker()) { Poll::Ready(false) } else { seat.poll_credit(bytes.len()) }
+        });
+        if !goes.await {
+            return;
+        }
+        let mut room = pin!(seat.link.room(bytes.len()));
+        let room = poll_fn(|task| if is_over(task.waker()) { Poll::Ready(None) } else { room.as_mut().poll(task) });
+        if let Some(room) = room.await {
+            seat.link.queue_message(message.kind(), seat.sid, bytes, room);
+        }
+    }
+
+    /// Tells the application how the socket ended. Only the first time counts.
+    pub(crate) fn closed(&self, code: u16, reason: &str) {
+        let mut state = self.0.state.lock();
+        if std::mem::replace(&mut state.is_closed, true) {
+            return;
+        }
+        // Nobody waits for an answer any more; the worker's place is taken until it has given one.
+        state.is_answered = true;
+        state.is_open = false;
+        state.waiting_since = None;
+        let is_over = state.has_ended;
+        if !matches!(state.answer, Some(Answer::NotTaken)) {
+            self.0.link.queue(kind::CLOSED, self.0.sid, &[&code.to_le_bytes(), reason.as_bytes()]);
+        }
+        drop(state);
+        if is_over {
+            self.0.link.forget(self.0.sid);
+        }
+    }
+
+    /// Gives it up without a word: the worker has not taken it.
+    pub(super) fn not_taken(self) {
+        self.0.state.lock().is_closed = true;
+    }
+}
+
+impl Drop for Seated {
+    fn drop(&mut self) {
+        self.closed(1006, "");
+    }
+}
