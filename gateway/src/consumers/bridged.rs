@@ -22,6 +22,9 @@ use crate::words::EventType;
 /// Bytes over its limit that an outbox takes: what was on its way when the application was told to wait.
 pub(crate) const SLACK: usize = 16 << 20;
 
+/// What the application's and the client's messages count as, whatever they hold.
+const BRIDGE: &str = "bridge";
+
 /// Close codes that the metrics know from the start.
 pub(crate) const CODES: &[u16] = &[1000, 1001, 1005, 1006, 1009, 1011, 1012, 4000, 4008, 4401];
 
@@ -63,7 +66,7 @@ impl Client for Place {
             }
             Pushed::Closed => return Queued::Closed,
         };
-        self.metrics.frames_sent.get_or_create(&ByType { r#type: "bridge" }).inc();
+        self.metrics.frames_sent.get_or_create(&ByType { r#type: BRIDGE }).inc();
         queued
     }
 
@@ -136,7 +139,7 @@ impl AnyConsumer for Bridged {
     }
 
     fn receive<'a>(&'a mut self, ctx: &'a mut Context, frame: Frame) -> BoxFuture<'a, Outcome> {
-        ctx.node().metrics.frames_received.get_or_create(&ByCate { cate: "bridge" }).inc();
+        ctx.node().metrics.frames_received.get_or_create(&ByCate { cate: BRIDGE }).inc();
         async move {
             let socket = ctx.socket();
             let is_over = |waker: &Waker| {

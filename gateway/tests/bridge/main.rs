@@ -6,6 +6,7 @@ mod common;
 mod flow;
 mod links;
 mod opening;
+mod python;
 mod worker;
 
 use std::path::PathBuf;
