@@ -142,7 +142,9 @@ pub fn command() -> Command {
                         .arg(Arg::new("reason").long("reason").value_name("TEXT").help("Reason in the close frame")),
                 ),
         ))
-        .subcommand(client(Command::new("nodes").about("List the nodes that are alive")))
+        .subcommand(client(Command::new("nodes").about(
+            "List the nodes that are alive, and the workers of Python consumers that the asked one is linked to",
+        )))
         .subcommand(client(
             Command::new("tail")
                 .about("Follow what passes the node: events on their way to sockets, sockets that come and go")
@@ -403,7 +405,11 @@ impl ApiClient {
             (_, "user", Some("show")) => table(&json!({"sockets": answer["sockets"]})),
             (_, "nodes", _) => {
                 let nodes = answer["nodes"].as_array().into_iter().flatten();
-                table(&json!({"nodes": nodes.map(|node| json!({"node": node})).collect::<Vec<_>>()}))
+                let nodes = table(&json!({"nodes": nodes.map(|node| json!({"node": node})).collect::<Vec<_>>()}));
+                match answer["workers"].as_array().is_some_and(|workers| !workers.is_empty()) {
+                    true => format!("{nodes}\n\n{}", table(&json!({"workers": answer["workers"]}))),
+                    false => nodes,
+                }
             }
             _ => table(&answer),
         })

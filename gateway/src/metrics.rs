@@ -642,6 +642,8 @@ mod tests {
         for of in ["database", "redis"] {
             drop(metrics.clock_skew.get_or_create(&ByOf { of }));
         }
+        // There for each bridge.
+        metrics.bridge.begin("/ws/orders/", crate::consumers::bridged::CODES);
         let text = metrics.encode();
         let mut rows = Vec::new();
         for part in text.split("# HELP ").skip(1) {
@@ -671,7 +673,7 @@ mod tests {
             let labels: Vec<String> = labels
                 .iter()
                 .map(|(label, values)| match *label {
-                    "version" => format!("`{label}`"),
+                    "version" | "path" => format!("`{label}`"),
                     _ => format!("`{label}`: {}", values.iter().copied().collect::<Vec<_>>().join(", ")),
                 })
                 .collect();

@@ -91,7 +91,7 @@ impl BridgeMetrics {
     }
 
     /// Begins the series of a bridge at zero.
-    pub(super) fn begin(&self, path: &str, codes: &[u16]) {
+    pub(crate) fn begin(&self, path: &str, codes: &[u16]) {
         let of = OfPath { path: path.to_owned() };
         [&self.sockets, &self.opening, &self.links].iter().for_each(|family| drop(family.get_or_create(&of)));
         let codes = codes.iter().map(u16::to_string).chain(["app".to_owned()]);
