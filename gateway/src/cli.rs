@@ -63,6 +63,43 @@ pub fn command() -> Command {
                 .arg(Arg::new("what").value_parser(["up", "status"]).default_value("up")),
             &["database-url", "database-connections"],
         ))
+        .subcommand(only(
+            Command::new("import")
+                .about("Bring rooms, messages and notifications of another system in, while nodes run")
+                .arg(
+                    Arg::new("file")
+                        .required(true)
+                        .value_name("FILE")
+                        .help("Lines of JSON; - reads them from standard input (docs/importing.md)"),
+                )
+                .arg(
+                    Arg::new("append")
+                        .long("append")
+                        .action(ArgAction::SetTrue)
+                        .help("Also into rooms and inboxes that hold messages of another source"),
+                )
+                .arg(
+                    Arg::new("skip-bad")
+                        .long("skip-bad")
+                        .action(ArgAction::SetTrue)
+                        .help("Store the rest of a room or inbox of which a line cannot be read"),
+                )
+                .arg(
+                    Arg::new("spool-dir").long("spool-dir").value_name("DIR").help(
+                        "Where standard input is kept while it is checked [default: the system's for such files]",
+                    ),
+                )
+                .arg(
+                    Arg::new("spool-bytes")
+                        .long("spool-bytes")
+                        .value_name("N")
+                        .default_value("17179869184")
+                        .value_parser(clap::value_parser!(u64))
+                        .help("How much of it at most"),
+                )
+                .arg(json.clone()),
+            &["database-url", "database-connections", "redis-url", "layer", "layer-prefix", "namespace"],
+        ))
         .subcommand(
             Command::new("check-config")
                 .about("Check the settings; with --live also Redis and the database")

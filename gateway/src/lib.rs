@@ -32,6 +32,7 @@ mod handlers;
 mod health;
 mod http;
 mod hub;
+pub mod import;
 mod json;
 mod layer;
 mod live;

@@ -10,7 +10,7 @@ use std::process::ExitCode;
 
 use gateway::cli::{self, ApiClient};
 use gateway::config::{self, Collected, ConfigErrors};
-use gateway::{Config, Node, NodeError, NodeIdError, RunningNode, consumers, store_options};
+use gateway::{Config, Node, NodeError, NodeIdError, RunningNode, consumers, import, store_options};
 use persistence::Store;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
@@ -83,6 +83,7 @@ async fn run(matches: &clap::ArgMatches) -> ExitCode {
             Err(errors) => return wrong_settings(&errors),
         },
         "migrate" => migrate(&config, arguments).await,
+        "import" => import(&config, arguments).await,
         "check-config" => match config.check_serve() {
             Ok(()) => {
                 config::warnings(&collected).iter().for_each(|warning| say(&format!("warning: {warning}")));
@@ -251,6 +252,22 @@ async fn migrate(config: &Config, arguments: &clap::ArgMatches) -> anyhow::Resul
         say("nothing to do");
     }
     Ok(ExitCode::SUCCESS)
+}
+
+async fn import(config: &Config, arguments: &clap::ArgMatches) -> anyhow::Result<ExitCode> {
+    let text = |name| arguments.get_one::<String>(name).cloned();
+    let options = import::Options {
+        file: text("file").unwrap_or_default(),
+        append: arguments.get_flag("append"),
+        skip_bad: arguments.get_flag("skip-bad"),
+        spool_dir: text("spool-dir").map_or_else(std::env::temp_dir, Into::into),
+        spool_bytes: arguments.get_one("spool-bytes").copied().unwrap_or(u64::MAX),
+    };
+    let skip_bad = options.skip_bad;
+    let report = import::run(config, options).await?;
+    let for_people = std::io::stdout().is_terminal() && !arguments.get_flag("json");
+    say(&if for_people { report.text() } else { serde_json::to_string(&report)? });
+    Ok(if report.is_whole(skip_bad) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 async fn check_config(config: &Config, live: bool) -> anyhow::Result<ExitCode> {

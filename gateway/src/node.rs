@@ -421,7 +421,7 @@ pub fn store_options(config: &Config) -> StoreOptions {
 }
 
 /// The store with the id and the secrets of the deployment. It may be tried again after a failure anywhere in between.
-async fn open_store(config: &Config) -> Result<(Store, Uuid, Secrets), StoreError> {
+pub(crate) async fn open_store(config: &Config) -> Result<(Store, Uuid, Secrets), StoreError> {
     let store = Store::connect(store_options(config)).await?;
     // SQLite belongs to this node, and an empty database to nobody yet; another one is the operator's
     // to change, with `gateway migrate`.

@@ -10,10 +10,11 @@ use std::time::{Duration, Instant};
 
 use channel_layer::{ChannelName, Event, GroupName, LayerError, Value};
 use parking_lot::Mutex;
+use persistence::Secrets;
 use tokio::sync::mpsc;
 
 use crate::config::Config;
-use crate::layer::SharedLayer;
+use crate::layer::{self, SharedLayer};
 use crate::metrics::Metrics;
 use crate::names;
 use crate::node::Node;
@@ -337,6 +338,17 @@ pub(crate) async fn tell_of_losses(node: Arc<Node>) {
                 wait = (wait * 2).min(TELL_AGAIN);
             }
         }
+    }
+}
+
+/// Has all nodes compare what they know with the database: somebody who is none has written to it.
+pub(crate) async fn tell_of_import(config: &Config, secrets: &Secrets) -> Result<(), LayerError> {
+    let (layer, metrics) = (layer::connect(config).await?, Arc::new(Metrics::new()));
+    let seals = Arc::new(Seals::new(secrets, &metrics));
+    let peers = Peers::new(config, &layer, &seals, &metrics);
+    match &peers.group {
+        Some(group) => peers.tell(group, Event::new(LOST)).await,
+        None => Ok(()),
     }
 }
 

@@ -5,6 +5,7 @@
 //! commit, so in one stream the order of positions is the order of commits, and a transaction that
 //! rolls back gives its positions back.
 
+mod import;
 mod plan;
 mod postgres;
 pub(crate) mod sqlite;

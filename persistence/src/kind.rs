@@ -59,6 +59,14 @@ impl Kind {
             Self::Inbox => &INBOXES,
         }
     }
+
+    /// The stream of this name.
+    pub(crate) fn stream(self, name: String) -> Stream {
+        match self {
+            Self::Room => Stream::Room(name),
+            Self::Inbox => Stream::Inbox(name),
+        }
+    }
 }
 
 impl Stream {

@@ -1,5 +1,7 @@
 //! Reading streams: the chat of a room, the notifications of an inbox.
 
+use std::collections::HashMap;
+
 use sea_orm::{
     ExprTrait, FromQueryResult, Order,
     sea_query::{Expr, Query, SelectStatement},
@@ -7,14 +9,28 @@ use sea_orm::{
 use uuid::Uuid;
 
 use crate::{
-    After, Head, Message, Page, Range, Store, StoreError, Stream, heads,
+    After, Head, Held, Message, Page, Range, Store, StoreError, Stream, heads,
+    kind::Kind,
     row::{Beside, Row},
-    values::{is_valid_name, signed, unsigned},
+    values::{MAX_LIST, distinct, is_valid_name, padded, signed, unsigned},
 };
 
 #[derive(FromQueryResult)]
 struct Epoch {
     epoch: i64,
+}
+
+#[derive(FromQueryResult)]
+struct Counted {
+    name: String,
+    source: Option<String>,
+    count: i64,
+}
+
+#[derive(FromQueryResult)]
+struct Found {
+    #[allow(dead_code, reason = "that there is one is the answer")]
+    seq: i64,
 }
 
 #[derive(FromQueryResult)]
@@ -81,9 +97,10 @@ impl Store {
         Ok((messages, cut))
     }
 
-    /// The head of a stream with up to `limit` of its messages after `seq`, ascending, in one statement; `None` when there
-    /// is no such stream. Not many more than so many bytes of text; two messages at least, if there are. When the first
-    /// one is not `seq` + 1, older messages have been deleted.
+    /// The head of a stream with up to `limit` of its messages after `seq` that were not imported, ascending, in one
+    /// statement; `None` when there is no such stream. Not many more than so many bytes of text; two messages at least,
+    /// if there are. Where a place is missing, its message was imported, or has been deleted: one more statement tells
+    /// whether any was imported.
     pub async fn after(
         &self,
         stream: &Stream,
@@ -104,7 +121,8 @@ impl Store {
                 tables.rows,
                 Expr::col((tables.rows, tables.stream))
                     .equals((tables.heads, "id"))
-                    .and(Expr::col((tables.rows, "seq")).gt(signed(seq))),
+                    .and(Expr::col((tables.rows, "seq")).gt(signed(seq)))
+                    .and(Expr::col((tables.rows, "imported")).is_null()),
             );
         add_rows(&mut select, stream)
             .order_by((tables.rows, "seq"), Order::Asc)
@@ -114,8 +132,57 @@ impl Store {
         let Some(Beside(place, _)) = rows.first() else { return Ok(None) };
         let head = Head { epoch: place.epoch, last_seq: unsigned(place.last_seq), last_id: place.last_id };
         let display_name = place.display_name.clone();
-        let messages = rows.into_iter().filter_map(|Beside(place, row)| row.message(place.epoch)).collect();
-        Ok(Some(After { head, display_name, messages, cut }))
+        let messages: Vec<_> = rows.into_iter().filter_map(|Beside(place, row)| row.message(place.epoch)).collect();
+        let is_part = cut || messages.len() as u64 == limit;
+        let end = messages.last().filter(|_| is_part).map_or(head.last_seq, |last| last.seq);
+        let whole = end.saturating_sub(seq) == messages.len() as u64;
+        let imported = !whole && self.was_imported(stream, seq, end).await?;
+        Ok(Some(After { head, display_name, messages, imported, cut }))
+    }
+
+    /// How many messages these streams hold, by source; one statement for up to 1,000 rooms, and one for inboxes. Those
+    /// that hold none are left out.
+    pub async fn held(&self, streams: &[Stream]) -> Result<HashMap<Stream, Held>, StoreError> {
+        let mut held: HashMap<Stream, Held> = HashMap::new();
+        for kind in Kind::ALL {
+            let tables = kind.tables();
+            let of_kind = streams.iter().filter(|stream| stream.kind() == kind);
+            for names in distinct(of_kind.map(Stream::name)).chunks(MAX_LIST) {
+                let select = Query::select()
+                    .expr_as(Expr::col((tables.heads, tables.name)), "name")
+                    .expr_as(Expr::col((tables.rows, "source")), "source")
+                    .expr_as(Expr::col((tables.rows, "seq")).count(), "count")
+                    .from(tables.heads)
+                    .inner_join(tables.rows, Expr::col((tables.rows, tables.stream)).equals((tables.heads, "id")))
+                    .and_where(Expr::col((tables.heads, tables.name)).is_in(padded(names)))
+                    .add_group_by([Expr::col((tables.heads, tables.name)), Expr::col((tables.rows, "source"))])
+                    .to_owned();
+                for Counted { name, source, count } in self.db.select::<Counted>(&select).await? {
+                    let held = held.entry(kind.stream(name)).or_default();
+                    match source {
+                        Some(source) => *held.of.entry(source).or_default() += unsigned(count),
+                        None => held.without += unsigned(count),
+                    }
+                }
+            }
+        }
+        Ok(held)
+    }
+
+    /// Whether any message of a stream after `start`, up to `end`, was imported.
+    async fn was_imported(&self, stream: &Stream, start: u64, end: u64) -> Result<bool, StoreError> {
+        let tables = stream.kind().tables();
+        let select = Query::select()
+            .column((tables.rows, "seq"))
+            .from(tables.heads)
+            .inner_join(tables.rows, Expr::col((tables.rows, tables.stream)).equals((tables.heads, "id")))
+            .and_where(Expr::col((tables.heads, tables.name)).eq(stream.name()))
+            .and_where(Expr::col((tables.rows, "seq")).gt(signed(start)))
+            .and_where(Expr::col((tables.rows, "seq")).lte(signed(end)))
+            .and_where(Expr::col((tables.rows, "imported")).is_not_null())
+            .limit(1)
+            .to_owned();
+        Ok(!self.db.select::<Found>(&select).await?.is_empty())
     }
 }
 

@@ -80,6 +80,9 @@ pub(crate) struct Receipt {
     pub(crate) date: i64,
 }
 
+/// When the receipts were made that stay.
+const FOR_EVER: i64 = i64::MAX;
+
 const COLUMNS: [receipts::Column; 7] = [
     receipts::Column::KeyHash,
     receipts::Column::ContentHash,
@@ -100,26 +103,14 @@ pub(crate) async fn claim(
     claims.sort_unstable_by_key(|claim| claim.identity.key);
     let mut inserted = 0;
     for claims in claims.chunks(MAX_LIST) {
-        let inserted_now = transaction.inner.execute_raw(ignoring(transaction, insert(claims)?)).await?;
+        let inserted_now =
+            transaction.inner.execute_raw(ignoring(transaction, insert(claims, |claim| claim.date)?)).await?;
         inserted += inserted_now.rows_affected();
     }
-    let mut earlier = HashMap::new();
     if inserted == claims.len() as u64 {
-        return Ok(earlier);
+        return Ok(HashMap::new());
     }
-    for claims in claims.chunks(MAX_LIST) {
-        let keys: Vec<_> = claims.iter().map(|claim| claim.identity.key.to_vec()).collect();
-        let select = Query::select()
-            .columns(COLUMNS)
-            .from(receipts::Entity)
-            .and_where(Expr::col(receipts::Column::KeyHash).is_in(padded(&keys)))
-            .to_owned();
-        for receipt in rows::<Receipt>(&transaction.inner, &select).await? {
-            if let Ok(key) = Hash::try_from(receipt.key_hash.as_slice()) {
-                earlier.insert(key, receipt);
-            }
-        }
-    }
+    let mut earlier = known(transaction, claims.iter().map(|claim| claim.identity.key)).await?;
     // What was found under its own id has just been inserted.
     for claim in claims {
         if earlier.get(&claim.identity.key).is_some_and(|receipt| receipt.id == claim.id) {
@@ -127,6 +118,51 @@ pub(crate) async fn claim(
         }
     }
     Ok(earlier)
+}
+
+/// The receipts of those of these keys that were claimed before.
+pub(crate) async fn known(
+    transaction: &Transaction<'_>,
+    keys: impl Iterator<Item = Hash>,
+) -> Result<HashMap<Hash, Receipt>, Fault> {
+    let keys: Vec<_> = keys.map(|key| key.to_vec()).collect();
+    let mut known = HashMap::new();
+    for keys in keys.chunks(MAX_LIST) {
+        let select = Query::select()
+            .columns(COLUMNS)
+            .from(receipts::Entity)
+            .and_where(Expr::col(receipts::Column::KeyHash).is_in(padded(keys)))
+            .to_owned();
+        for receipt in rows::<Receipt>(&transaction.inner, &select).await? {
+            if let Ok(key) = Hash::try_from(receipt.key_hash.as_slice()) {
+                known.insert(key, receipt);
+            }
+        }
+    }
+    Ok(known)
+}
+
+/// Claims keys that nobody has or can claim meanwhile, for ever: retention finds their receipts made in a time that
+/// does not come. `outdated` are those among them of which there are receipts that count no more.
+pub(crate) async fn claim_for_ever(
+    transaction: &Transaction<'_>,
+    claims: &mut [Claim],
+    outdated: &mut [Hash],
+) -> Result<(), Fault> {
+    outdated.sort_unstable();
+    for keys in outdated.chunks(MAX_LIST) {
+        let keys: Vec<_> = keys.iter().map(|key| key.to_vec()).collect();
+        let delete = Query::delete()
+            .from_table(receipts::Entity)
+            .and_where(Expr::col(receipts::Column::KeyHash).is_in(padded(&keys)))
+            .to_owned();
+        transaction.inner.execute(&delete).await?;
+    }
+    claims.sort_unstable_by_key(|claim| claim.identity.key);
+    for claims in claims.chunks(MAX_LIST) {
+        transaction.inner.execute(&insert(claims, |_| FOR_EVER)?).await?;
+    }
+    Ok(())
 }
 
 /// Makes an insert pass over the keys that are there already, and count only the new ones.
@@ -147,7 +183,7 @@ fn ignoring(transaction: &Transaction<'_>, mut insert: InsertStatement) -> State
 pub(crate) async fn amend(transaction: &Transaction<'_>, claims: &mut [Claim]) -> Result<(), Fault> {
     claims.sort_unstable_by_key(|claim| claim.identity.key);
     for claims in claims.chunks(MAX_LIST) {
-        let mut insert = insert(claims)?;
+        let mut insert = insert(claims, |claim| claim.date)?;
         insert
             .on_conflict(OnConflict::column(receipts::Column::KeyHash).update_column(receipts::Column::Seq).to_owned());
         transaction.inner.execute(&insert).await?;
@@ -155,7 +191,7 @@ pub(crate) async fn amend(transaction: &Transaction<'_>, claims: &mut [Claim]) -
     Ok(())
 }
 
-fn insert(claims: &[Claim]) -> Result<InsertStatement, Fault> {
+fn insert(claims: &[Claim], created_at: fn(&Claim) -> i64) -> Result<InsertStatement, Fault> {
     let mut insert = Query::insert();
     insert.into_table(receipts::Entity).columns(COLUMNS);
     for claim in claims {
@@ -167,11 +203,18 @@ fn insert(claims: &[Claim]) -> Result<InsertStatement, Fault> {
                 signed(claim.seq).into(),
                 claim.epoch.into(),
                 claim.date.into(),
-                claim.date.into(),
+                created_at(claim).into(),
             ])
             .map_err(builder)?;
     }
     Ok(insert)
+}
+
+impl Receipt {
+    /// The hash of what was stored.
+    pub(crate) fn content(&self) -> Hash {
+        Hash::try_from(self.content_hash.as_slice()).unwrap_or_default()
+    }
 }
 
 #[cfg(test)]

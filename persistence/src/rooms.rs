@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use sea_orm::{
     ConnectionTrait, ExprTrait, Order,
-    sea_query::{Expr, LockType, Query},
+    sea_query::{Expr, LockType, Query, UpdateStatement},
 };
 
 use crate::{
@@ -15,7 +15,7 @@ use crate::{
     heads::{HeadRow, add_columns, select_heads},
     kind::Kind,
     types::MAX_DISPLAY_NAME_CHARS,
-    values::{check_name, is_valid_name, signed, unsigned},
+    values::{check_name, distinct, is_valid_name, signed, unsigned},
 };
 
 impl From<HeadRow> for Room {
@@ -35,11 +35,7 @@ impl Store {
     /// display name until then.
     pub async fn create_room(&self, name: &str, display_name: Option<&str>) -> Result<Room, StoreError> {
         check_name("room name", name)?;
-        if let Some(display) = display_name
-            && (display.contains('\0') || display.is_empty() || display.chars().count() > MAX_DISPLAY_NAME_CHARS)
-        {
-            return Err(StoreError::Invalid(format!("display name: 1 to {MAX_DISPLAY_NAME_CHARS} characters")));
-        }
+        display_name.map_or(Ok(()), check_display_name)?;
         if let Some(room) = self.room(name).await?
             && display_name.is_none_or(|display| display == room.display_name)
         {
@@ -52,17 +48,47 @@ impl Store {
         let transaction = self.db.begin().await?;
         self.insert_heads(&transaction.inner, Kind::Room, &[name]).await?;
         if let Some(display) = display_name {
-            let update = Query::update()
-                .table(rooms::Entity)
-                .value(rooms::Column::DisplayName, display)
-                .and_where(Expr::col(rooms::Column::Name).eq(name))
-                .to_owned();
-            transaction.inner.execute(&update).await?;
+            transaction.inner.execute(&rename(name, display)).await?;
         }
         let made: Option<HeadRow> = rows(&transaction.inner, &select_heads(Kind::Room, &[name])).await?.pop();
         transaction.commit().await?;
         made.map(Room::from)
             .ok_or_else(|| StoreError::Unavailable("the room was deleted at the same time".into()).into())
+    }
+
+    /// Makes these rooms, or finds them; where a display name is given, sets that. Returns how many were made. A few
+    /// statements for up to 1,000, and one more for each display name that changes.
+    pub async fn put_rooms(&self, wanted: &[(String, Option<String>)]) -> Result<u64, StoreError> {
+        for (name, display_name) in wanted {
+            check_name("room name", name)?;
+            display_name.as_deref().map_or(Ok(()), check_display_name)?;
+        }
+        let names: Vec<_> = wanted.iter().map(|(name, _)| name.clone()).collect();
+        let there = self.room_heads(&names).await?;
+        let missing = distinct(names.iter().map(String::as_str).filter(|name| !there.contains_key(*name)));
+        if !missing.is_empty() {
+            self.db.run(|| async { self.insert_heads(&self.db.writes(), Kind::Room, &missing).await }).await?;
+        }
+        let mut display_names: Vec<_> =
+            wanted.iter().filter_map(|(name, display_name)| Some((name, display_name.as_deref()?))).collect();
+        // Of two for one room the later counts. In the order of their names, as others lock them.
+        display_names.reverse();
+        display_names.sort_by_key(|(name, _)| *name);
+        display_names.dedup_by_key(|(name, _)| *name);
+        display_names
+            .retain(|(name, display_name)| there.get(*name).is_none_or(|room| room.display_name != *display_name));
+        if !display_names.is_empty() {
+            self.db.run(|| self.try_rename(&display_names)).await?;
+        }
+        Ok(missing.len() as u64)
+    }
+
+    async fn try_rename(&self, display_names: &[(&String, &str)]) -> Result<(), Fault> {
+        let transaction = self.db.begin().await?;
+        for (name, display_name) in display_names {
+            transaction.inner.execute(&rename(name, display_name)).await?;
+        }
+        transaction.commit().await
     }
 
     /// The room of this name.
@@ -120,4 +146,24 @@ impl Store {
         }
         Ok(self.db.select::<HeadRow>(&select).await?.into_iter().map(Room::from).collect())
     }
+}
+
+fn check_display_name(display_name: &str) -> Result<(), StoreError> {
+    if is_valid_display_name(display_name) {
+        return Ok(());
+    }
+    Err(StoreError::Invalid(format!("display name: 1 to {MAX_DISPLAY_NAME_CHARS} characters")))
+}
+
+/// Whether a room can be called so.
+pub fn is_valid_display_name(display_name: &str) -> bool {
+    !display_name.contains('\0') && !display_name.is_empty() && display_name.chars().count() <= MAX_DISPLAY_NAME_CHARS
+}
+
+fn rename(name: &str, display_name: &str) -> UpdateStatement {
+    Query::update()
+        .table(rooms::Entity)
+        .value(rooms::Column::DisplayName, display_name)
+        .and_where(Expr::col(rooms::Column::Name).eq(name))
+        .to_owned()
 }

@@ -1,6 +1,6 @@
 //! The words the store speaks: rooms, inboxes, messages, and what is asked of them.
 
-use std::sync::Arc;
+use std::{collections::HashMap, sync::Arc};
 
 use time::OffsetDateTime;
 use uuid::Uuid;
@@ -168,6 +168,37 @@ pub struct Message {
     pub seen: bool,
 }
 
+/// A message of another system to store as it was there. Its key is its source and id, for ever.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Import {
+    /// Where it goes, by whom and what; a room that is missing is made, and a user made known.
+    pub append: Append,
+    /// When it was sent: UTC, microseconds.
+    pub date: OffsetDateTime,
+    /// Whether the user has seen it; ignored for rooms.
+    pub seen: bool,
+}
+
+/// What became of a message to import.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Imported {
+    /// It was stored, and has this place.
+    Stored(u64),
+    /// It was there already.
+    Known,
+    /// It was there already, with other content, and stays as it was.
+    Changed,
+}
+
+/// Messages of a stream, counted.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Held {
+    /// Those of each source.
+    pub of: HashMap<String, u64>,
+    /// Those without one: what people have said.
+    pub without: u64,
+}
+
 /// A part of a stream, from which the message on was asked for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct After {
@@ -175,8 +206,10 @@ pub struct After {
     pub head: Head,
     /// What people call the stream; `None` for an inbox.
     pub display_name: Option<String>,
-    /// What comes after the place, ascending.
+    /// What comes after the place and was not imported, ascending.
     pub messages: Vec<Message>,
+    /// Whether something was left out before, between or behind them because it was imported.
+    pub imported: bool,
     /// Whether the bytes asked for left out any.
     pub cut: bool,
 }

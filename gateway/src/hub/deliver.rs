@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Instant;
 
 use channel_layer::{ChannelName, Delivery, Event, GroupName};
 use time::OffsetDateTime;
@@ -82,6 +83,11 @@ impl Hub {
             Work::Filled(filled) => {
                 if let Some(group) = self.group(&filled.group) {
                     self.deliver_filled(&group, filled, turn);
+                }
+            }
+            Work::Grown(group) => {
+                if let Some(group) = self.group(&group) {
+                    self.tell_grown(&group, turn);
                 }
             }
         }
@@ -178,6 +184,8 @@ impl Hub {
     /// The database has answered for a hole: what it has goes on, what it has not is given up.
     fn deliver_filled(&self, group: &Arc<Group>, filled: Filled, turn: &mut Turn) {
         let mut ready = Vec::new();
+        // How many of them come before what was imported.
+        let mut before_import = None;
         let afresh = group.with_position(|stream, position| {
             let question = &filled.question;
             let refuted = position.settle(question, &filled.events);
@@ -186,10 +194,19 @@ impl Hub {
             }
             let before = position.seq();
             for (epoch, seq, event) in filled.events.into_iter().filter(|(_, seq, _)| *seq > before) {
+                if filled.imported && seq > position.seq() + 1 {
+                    before_import.get_or_insert(ready.len());
+                }
                 position.skip_to(seq, &mut ready);
                 if position.offer(epoch, seq, event, &mut ready) == Offer::Ready {
                     self.metrics.layer_gaps_filled.inc();
                 }
+            }
+            if let Some(head) =
+                filled.head.filter(|head| filled.imported && !filled.more && head.last_seq > position.seq())
+            {
+                before_import.get_or_insert(ready.len());
+                position.pass_to(&head);
             }
             position.deliver_held(&mut ready);
             if position.seq() == before {
@@ -203,6 +220,13 @@ impl Hub {
             self.fan_out(turn);
             group.begin_afresh();
             self.tell_afresh(group, &stream, turn);
+        }
+        if let Some(before) = before_import {
+            let behind = ready.split_off(before);
+            add_ready(turn, group, std::mem::replace(&mut ready, behind));
+            if group.grows(Instant::now()) {
+                self.tell_grown(group, turn);
+            }
         }
         add_ready(turn, group, ready);
         if filled.more {
@@ -317,7 +341,16 @@ impl Hub {
         self.metrics.layer_events_dropped.get_or_create(&ByReason { reason })
     }
 
-    /// A stream has another epoch: clients that keep positions have to reload it.
+    /// Messages of another system were brought into a stream: clients that keep positions have to reload it, and nobody
+    /// is sent them.
+    fn tell_grown(&self, group: &Group, turn: &mut Turn) {
+        if let Some(stream) = group.stream() {
+            self.fan_out(turn);
+            self.tell_afresh(group, &stream, turn);
+        }
+    }
+
+    /// A stream has another epoch, or has grown by an import: clients that keep positions have to reload it.
     fn tell_afresh(&self, group: &Group, stream: &persistence::Stream, turn: &mut Turn) {
         let frame = match stream {
             persistence::Stream::Room(room) => Resumed::new([(room.clone(), false)], None),

@@ -28,8 +28,16 @@ const CONCURRENT_FILLS: usize = 8;
 const COMPARE_EVERY: Duration = Duration::from_secs(30);
 const COMPARE_WHILE_DOWN: Duration = Duration::from_secs(1);
 
-/// Rows as events, with epoch and seq.
-type Missing = Vec<(i64, u64, Arc<Event>)>;
+/// What the database has said.
+struct Missing {
+    head: Option<Head>,
+    /// Rows as events, with epoch and seq.
+    events: Vec<(i64, u64, Arc<Event>)>,
+    /// Rows were left out because they were imported.
+    imported: bool,
+    /// Or for their size.
+    cut: bool,
+}
 
 /// Serves requests for what is missing.
 pub(super) async fn fill_holes(hub: Arc<Hub>, mut holes: mpsc::Receiver<GroupName>) {
@@ -74,10 +82,10 @@ impl Hub {
         let missing = self.metrics.time_store("fill", self.missing(&stream, question.after)).await;
         self.health.note("fills", &missing);
         match missing {
-            Ok((head, events, cut)) => {
+            Ok(Missing { head, events, imported, cut }) => {
                 let shard = self.shard_of(&name);
                 let more = cut || events.len() as u64 == PAGE;
-                self.push(shard, Work::Filled(Filled { group: name, question, head, events, more }));
+                self.push(shard, Work::Filled(Filled { group: name, question, head, events, imported, more }));
                 shard.ready.notify_one();
             }
             Err(_noted) => {
@@ -89,18 +97,17 @@ impl Hub {
         }
     }
 
-    /// The stream's head, its rows after `seq` as events, and whether some were left out for their size: one
-    /// statement for all members.
-    async fn missing(&self, stream: &Stream, seq: u64) -> Result<(Option<Head>, Missing, bool), StoreError> {
+    /// The stream's head, and its rows after `seq` as events: one statement for all members.
+    async fn missing(&self, stream: &Stream, seq: u64) -> Result<Missing, StoreError> {
         let Some(read) = self.store.after(stream, seq, PAGE, PAGE_BYTES).await? else {
-            return Ok((None, Vec::new(), false));
+            return Ok(Missing { head: None, events: Vec::new(), imported: false, cut: false });
         };
         let event = |row: &Message| match stream {
             Stream::Room(name) => events::chat_event(name, read.display_name.as_deref().unwrap_or(name), row),
             Stream::Inbox(_) => events::notification_event(row),
         };
         let events = read.messages.iter().map(|row| (row.epoch, row.seq, Arc::new(event(row)))).collect();
-        Ok((Some(read.head), events, read.cut))
+        Ok(Missing { head: Some(read.head), events, imported: read.imported, cut: read.cut })
     }
 
     /// Finds streams that are behind the database, in one statement for all rooms and one for all inboxes.

@@ -16,6 +16,9 @@ use crate::websocket::WireFrame;
 /// How long a group without members is kept.
 const LINGER: Duration = Duration::from_secs(5);
 
+/// How often clients are told, at most, that a stream grew by an import.
+const TELL_OF_GROWTH: Duration = Duration::from_secs(10);
+
 /// A socket in a group.
 pub(super) struct Member {
     pub(super) socket: Arc<Socket>,
@@ -116,6 +119,15 @@ struct Inner {
     filling: Option<Cause>,
     /// When the last member left.
     empty_since: Option<Instant>,
+    /// When members were last told that the stream grew by an import.
+    grown: Option<Box<Grown>>,
+}
+
+/// An import brings a stream many pieces, and each client that is told reads it anew.
+struct Grown {
+    told: Instant,
+    /// More came since.
+    again: bool,
 }
 
 impl Inner {
@@ -132,8 +144,14 @@ impl Inner {
 
 impl Group {
     pub(super) fn new(name: GroupName) -> Self {
-        let inner =
-            Inner { alive: true, members: Vec::new(), stream: None, filling: None, empty_since: Some(Instant::now()) };
+        let inner = Inner {
+            alive: true,
+            members: Vec::new(),
+            stream: None,
+            filling: None,
+            empty_since: Some(Instant::now()),
+            grown: None,
+        };
         Self { name, inner: Mutex::new(inner) }
     }
 
@@ -216,6 +234,34 @@ impl Group {
         let inner = self.inner.lock();
         let Some((_, position)) = &inner.stream else { return false };
         head.epoch != position.epoch() || head.last_seq != position.seq() || position.is_another(head)
+    }
+
+    /// Notes that the stream grew by an import. Whether members are to be told at once; if not, [`is_due`](Self::is_due)
+    /// says when.
+    pub(super) fn grows(&self, now: Instant) -> bool {
+        let mut inner = self.inner.lock();
+        match &mut inner.grown {
+            Some(grown) if now.duration_since(grown.told) < TELL_OF_GROWTH => {
+                grown.again = true;
+                false
+            }
+            grown => {
+                *grown = Some(Box::new(Grown { told: now, again: false }));
+                true
+            }
+        }
+    }
+
+    /// Whether members are to be told now of what was imported since they last were. It is noted that they are.
+    pub(super) fn is_due(&self, now: Instant) -> bool {
+        let mut inner = self.inner.lock();
+        let Some(grown) = inner.grown.take_if(|grown| now.duration_since(grown.told) >= TELL_OF_GROWTH) else {
+            return false;
+        };
+        if grown.again {
+            inner.grown = Some(Box::new(Grown { told: now, again: false }));
+        }
+        grown.again
     }
 
     /// The stream with the place in it, if it has members.
@@ -361,6 +407,16 @@ mod tests {
             counted_address: None,
         };
         Arc::new(Socket::new(identity, Arc::default(), outbox_limit, 0))
+    }
+
+    #[test]
+    fn of_an_import_in_many_pieces_members_are_told_now_and_then_and_at_its_end() {
+        let (group, start) = (Group::new(GroupName::parse("one").unwrap()), Instant::now());
+        let at = |seconds: u64| start + Duration::from_secs(seconds);
+        assert!(!group.is_due(at(0)) && group.grows(at(0)) && !group.is_due(at(20)), "told at once, and done");
+        assert!(group.grows(at(30)) && !group.grows(at(31)) && !group.grows(at(32)));
+        assert!(!group.is_due(at(39)) && group.is_due(at(40)) && !group.is_due(at(41)));
+        assert!(!group.grows(at(45)) && group.is_due(at(50)) && !group.is_due(at(60)) && group.grows(at(61)));
     }
 
     #[test]

@@ -9,8 +9,8 @@ use persistence::{Head, StoreError, Stream};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::Hub;
 use super::group::Group;
+use super::{Hub, Work};
 use crate::storing::batch::{BatchError, Batcher};
 
 /// Groups joined with one command and one statement.
@@ -152,13 +152,21 @@ impl Hub {
         let now = Instant::now();
         let mut left = Vec::new();
         for shard in &self.shards {
+            let mut grown = Vec::new();
             shard.groups.lock().retain(|name, group| {
+                if group.is_due(now) {
+                    grown.push(name.clone());
+                }
                 let expired = group.expire(now);
                 if expired {
                     left.push(name.clone());
                 }
                 !expired
             });
+            for group in grown {
+                self.push(shard, Work::Grown(group));
+                shard.ready.notify_one();
+            }
         }
         self.metrics.recent_bytes.set((self.room_memory.used() + self.inbox_memory.used()) as i64);
         self.metrics.held_bytes.set(self.held_memory.used() as i64);

@@ -111,6 +111,8 @@ enum Work {
     Everyone(Arc<channel_layer::Event>),
     /// Rows that were missing, or the news that there are none.
     Filled(Filled),
+    /// What was imported into the stream of this group is still to be told.
+    Grown(GroupName),
 }
 
 /// The database's answer about a stream.
@@ -120,6 +122,8 @@ struct Filled {
     head: Option<Head>,
     /// Rows after `question.after`, ascending: epoch, seq, event.
     events: Vec<(i64, u64, Arc<channel_layer::Event>)>,
+    /// Rows were left out because they were imported: nobody is sent those.
+    imported: bool,
     /// There may be more rows after these.
     more: bool,
 }
@@ -382,7 +386,7 @@ impl Work {
             Self::Twin(twin) => twin.event.weight(),
             Self::Everyone(event) => event.weight(),
             Self::Filled(filled) => filled.events.iter().map(|(.., event)| event.weight()).sum(),
-            Self::Layer(Delivery::Disconnected | Delivery::Reconnected(_)) => 0,
+            Self::Layer(Delivery::Disconnected | Delivery::Reconnected(_)) | Self::Grown(_) => 0,
         };
         size_of::<Self>() + behind
     }

@@ -242,6 +242,17 @@ impl Position {
         }
     }
 
+    /// Goes on from the head: whatever lies before it is nobody's to be sent.
+    pub(crate) fn pass_to(&mut self, head: &Head) {
+        if head.last_seq > self.seq {
+            self.seq = head.last_seq;
+            self.id = head.last_id;
+            self.fruitless = 0;
+            self.recent.forget();
+            self.held.retain(|held, _| *held > head.last_seq);
+        }
+    }
+
     /// The database's head has been read in answer to a question. Returns whether the stream begins afresh: it has another epoch, or it has gone back behind us or has another message
     /// where we are or were (a restored backup). `refuted` is what [`settle`](Self::settle) has said.
     pub(crate) fn check_head(
@@ -472,6 +483,22 @@ mod tests {
         let mut many = start_within(0, &Memory::new(1 << 30));
         let held = (2..).take_while(|seq| many.offer(1, *seq, event(*seq), &mut ready) == Offer::Held).count();
         assert_eq!(held, MAX_HELD);
+    }
+
+    #[test]
+    fn what_was_imported_is_passed_over_and_what_is_live_behind_it_goes_on() {
+        let (mut position, mut ready) = (start(10), Vec::new());
+        for seq in [500, 1002, 1003] {
+            assert_eq!(position.offer(1, seq, event(seq), &mut ready), Offer::Held);
+        }
+        let id = Uuid::now_v7();
+        position.pass_to(&Head { epoch: 1, last_seq: 1001, last_id: Some(id) });
+        assert_eq!((position.seq(), position.id()), (1001, Some(id)));
+        position.deliver_held(&mut ready);
+        assert_eq!((seqs(&ready), position.seq(), position.has_hole()), (vec![1002, 1003], 1003, false));
+        // A head that was read before.
+        position.pass_to(&Head { epoch: 1, last_seq: 1001, last_id: Some(id) });
+        assert_eq!(position.seq(), 1003);
     }
 
     #[test]

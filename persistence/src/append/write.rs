@@ -12,7 +12,7 @@ use crate::{
     append::plan::{NewMessage, Plan},
     db::Transaction,
     error::Fault,
-    heads::columns,
+    heads::{HeadRow, columns},
     kind::Kind,
     row,
     values::{MAX_BINDS, MAX_INSERT_BYTES, MAX_LIST, builder, signed},
@@ -66,11 +66,19 @@ fn slices<'s, 'a>(new: &'s [Row<'a>]) -> impl Iterator<Item = &'s [Row<'a>]> {
 
 /// Moves the heads of streams of a kind.
 pub(super) async fn heads(transaction: &Transaction<'_>, kind: Kind, plan: &Plan<'_>) -> Result<(), Fault> {
-    let tables = kind.tables();
     let heads = plan.new_heads();
     let of_kind = heads.iter().filter(|(stream, _)| stream.kind() == kind);
-    let mut changed: Vec<_> =
-        of_kind.filter_map(|(stream, (seq, id))| Some((plan.heads.of(stream)?, signed(*seq), *id))).collect();
+    let changed = of_kind.filter_map(|(stream, (seq, id))| Some((plan.heads.of(stream)?, signed(*seq), *id)));
+    move_heads(transaction, kind, changed.collect()).await
+}
+
+/// Moves these heads to a `seq` and the id at it.
+pub(super) async fn move_heads(
+    transaction: &Transaction<'_>,
+    kind: Kind,
+    mut changed: Vec<(&HeadRow, i64, uuid::Uuid)>,
+) -> Result<(), Fault> {
+    let tables = kind.tables();
     if let [(head, seq, id)] = &changed[..] {
         let update = Query::update()
             .table(tables.heads)

@@ -5,6 +5,7 @@ mod m20261124_000002_leases;
 mod m20261129_000003_secrets;
 mod m20261130_000004_data;
 mod m20261130_000005_room_words;
+mod m20261130_000006_imported;
 
 use sea_orm_migration::{
     MigrationTrait, MigratorTrait,
@@ -21,6 +22,7 @@ impl MigratorTrait for Migrator {
             Box::new(m20261129_000003_secrets::Migration),
             Box::new(m20261130_000004_data::Migration),
             Box::new(m20261130_000005_room_words::Migration),
+            Box::new(m20261130_000006_imported::Migration),
         ]
     }
 

@@ -8,6 +8,7 @@ mod append;
 mod concurrency;
 mod faults;
 mod identity;
+mod import;
 mod keys;
 mod leases;
 mod notifications;
