@@ -10,6 +10,8 @@ from typing import Any
 from django.apps import apps
 from django.contrib.auth import get_user_model
 from django.core.exceptions import FieldDoesNotExist
+from django.db import connections
+from django.db.models import Q
 
 from . import memberships
 from .conf import conf
@@ -24,6 +26,8 @@ ROLES: dict[str, tuple[tuple[str, ...], int]] = {
     "notifications": (("user", "from_user", "message", "date", "seen", "data"), 4),
 }
 _PAGE = 2000
+#: Rows of a query that is sorted anew for each page.
+_LONG_PAGE = 20000
 _encode = _Encoder(ensure_ascii=False, separators=(",", ":")).encode
 _NAMES = {"room": "room", "name": "room", "user": "user", "from_user": "user"}
 
@@ -91,13 +95,35 @@ class Table:
 
     def rows(self, using: str | None) -> Iterator[tuple[Any, dict[str, Any]]]:
         """Key and values of each row, in the order in which they are to be numbered."""
-        order = [path for role, path in self.paths.items() if role == "date"]
-        query = self.model._base_manager.using(using).order_by(*order, "pk").values_list("pk", *self.paths.values())
-        for pk, *values in query.iterator(chunk_size=_PAGE):
+        date = self.paths.get("date")
+        query = self.model._base_manager.using(using).order_by(*filter(None, [date]), "pk")
+        rows = query.values_list("pk", *self.paths.values())
+        # A client of MySQL gets all rows of a query before the first one can be seen.
+        whole = connections[query.db].vendor != "mysql"
+        for pk, *values in rows.iterator(chunk_size=_PAGE) if whole else self._pages(rows, date):
             found = dict(zip(self.paths, values, strict=True))
             for role, name in self.names.items():
                 found[role] = name(found[role])
             yield pk, found
+
+    def _pages(self, rows: Any, date: str | None) -> Iterator[tuple[Any, ...]]:
+        """The same rows by queries with an end, each from where the one before ended."""
+        if date is None:
+            yield from self._pages_by(rows, lambda pk, _: Q(pk__gt=pk))
+            return
+        place = 1 + list(self.paths).index("date")
+        nowhere = {f"{date}__isnull": True}
+        yield from self._pages_by(rows.filter(**nowhere), lambda pk, _: Q(pk__gt=pk))
+        yield from self._pages_by(
+            rows.exclude(**nowhere),
+            lambda pk, row: Q(**{f"{date}__gt": row[place]}) | Q(**{date: row[place]}, pk__gt=pk),
+        )
+
+    def _pages_by(self, rows: Any, behind: Callable[[Any, tuple[Any, ...]], Q]) -> Iterator[tuple[Any, ...]]:
+        page = list(rows[:_LONG_PAGE])
+        while page:
+            yield from page
+            page = list(rows.filter(behind(page[-1][0], page[-1]))[:_LONG_PAGE]) if len(page) == _LONG_PAGE else []
 
     def lines(self, using: str | None = None) -> Iterator[str]:
         """One line of JSON for each row."""

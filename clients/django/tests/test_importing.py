@@ -16,7 +16,7 @@ from channel_gateway import importing
 from channel_gateway.testing import GatewayTestMixin
 
 from .base import gateway
-from .club.models import Alert, Club, Membership, Post, Project
+from .club.models import Alert, Club, Guest, Membership, Post, Project
 
 NOON = datetime(2026, 1, 2, 12, 0, 0, 5, tzinfo=timezone.utc)
 
@@ -85,6 +85,33 @@ class ImportTests(GatewayTestMixin, TestCase):
             found,
             [{"room": str(project.pk), "display_name": "Apollo"}, {"room": "chess", "members": [str(self.ann.pk)]}],
         )
+
+    def test_page_by_page_as_from_mysql(self):
+        for hour in (0, 0, 0, 2, 3):
+            Post.objects.create(club=self.go, author=self.ann, text="x", said_at=NOON + timedelta(hours=hour))
+        for number in range(5):
+            Guest.objects.create(username=f"guest{number}", last_login=NOON if number % 2 else None)
+        for kind, text in (
+            ("messages", "club.Post:club,author,text,said_at"),
+            ("rooms", "club.Club:slug"),
+            ("messages", "club.Guest:room=username,from_user=username,message=username,date=last_login"),
+        ):
+            table = importing.Table(kind, text)
+            whole = list(table.rows(None))
+            for page in (1, 2, 3, 100):
+                with (
+                    self.subTest(text, page=page),
+                    mock.patch.object(importing, "_LONG_PAGE", page),
+                    mock.patch.object(importing, "connections", {"default": mock.Mock(vendor="mysql")}),
+                ):
+                    self.assertEqual(list(table.rows(None)), whole)
+
+    def test_a_file_is_its_owners_only(self):
+        with tempfile.TemporaryDirectory() as directory:
+            path = Path(directory, "lines.jsonl")
+            call_command("gateway_import", "--output", str(path), rooms=["club.Club:slug"])
+            self.assertEqual(path.read_text(), '{"room":"chess"}\n{"room":"go"}\n')
+            self.assertEqual(path.stat().st_mode & 0o777, 0o600)
 
     def test_mistakes(self):
         for kind, text in (

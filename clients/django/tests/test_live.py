@@ -8,8 +8,10 @@ import subprocess
 import sys
 import tempfile
 import time
+from datetime import datetime, timedelta, timezone
 from io import StringIO
 from pathlib import Path
+from typing import ClassVar
 from unittest import SkipTest
 
 from asgiref.sync import async_to_sync, sync_to_async
@@ -27,7 +29,7 @@ from channel_gateway.signals import publish_failed
 from channel_gateway.testing import GatewayCommunicator, GatewayLiveServerTestCase
 from channel_gateway.testing.live import _free_ports
 
-from .club.models import Club, Membership, Project
+from .club.models import Alert, Club, Membership, Post, Project
 from .test_publishing import _nobody
 
 
@@ -430,6 +432,100 @@ class RedisTests(LiveMixin, GatewayLiveServerTestCase):
         self.until(lambda: self.inbox(self.ann)[-1]["message"] == "last")
         found = [each["message"] for each in self.inbox(self.ann)]
         self.assertEqual(sorted(found[:-1], key=int), [f"{number}" for number in range(40)])
+
+
+class ImportTests(LiveMixin, GatewayLiveServerTestCase):
+    """The tables of a chat, by a real `gateway import` into the database of a running node."""
+
+    gateway_redis_url = settings.REDIS_URL
+    tables: ClassVar = {
+        "rooms": ["club.Club:slug"],
+        "members": ["club.Membership:club,person"],
+        "messages": ["club.Post:club,author,text,said_at,extra"],
+        "notifications": ["club.Alert:user,sender,text,created,read_at"],
+    }
+
+    @classmethod
+    def prepare_gateway(cls):
+        cls.directory = tempfile.TemporaryDirectory()
+        cls.addClassCleanup(cls.directory.cleanup)
+        cls.gateway_config = {"database_url": f"sqlite://{cls.directory.name}/gateway.db?mode=rwc"}
+
+    def bring(self, *more):
+        """Runs the command with the node's own settings, and returns what the gateway reports."""
+        config = self.node.config
+        with (
+            site(NAMESPACE=config["namespace"], DATABASE_URL=config["database_url"], BACKEND="dummy"),
+            tempfile.TemporaryFile() as out,
+        ):
+            kept = os.dup(1)
+            try:
+                os.dup2(out.fileno(), 1)
+                call_command("gateway_import", *more, **self.tables)
+            finally:
+                os.dup2(kept, 1)
+                os.close(kept)
+                out.seek(0)
+                self.said = out.read().decode()
+        return json.loads(self.said)
+
+    async def test_an_existing_chat_comes_over_while_its_users_are_connected(self):
+        noon = datetime(2020, 1, 2, 12, 0, 0, 5, tzinfo=timezone.utc)
+
+        def make():
+            with site(BACKEND="dummy"):
+                club = Club.objects.create(slug=f"club{time.monotonic_ns()}")
+                Membership.objects.create(person=self.ann, club=club)
+                posts = [
+                    Post(club=club, author=self.bob, text=f"{number}", said_at=noon + timedelta(minutes=number))
+                    for number in range(3000)
+                ]
+                Post.objects.bulk_create(posts)
+                Alert.objects.create(user=self.ann, sender="shop", text="read", created=noon, read_at=noon)
+                Alert.objects.create(user=self.ann, sender="shop", text="new", created=noon)
+            return club
+
+        club = await sync_to_async(make)()
+        ann = await self.open(self.ann)
+        report = await sync_to_async(self.bring)()
+        self.assertEqual([report[key] for key in ("stored", "known", "differing")], [3002, 0, 0])
+        self.assertTrue(report["nodes_told"])
+        frame = await ann.receive_json_from(type="resumed")
+        self.assertEqual(frame, {"type": "resumed", "rooms": {}, "notifications": False})
+        await ann.send_json_to({"cate": "notifications"})
+        inbox = await ann.receive_json_from(type="notifications")
+        self.assertEqual(
+            [(each["message"], each["seen"]) for each in inbox["notifications"]], [("read", True), ("new", False)]
+        )
+        self.assertEqual((inbox["unseen"], inbox["notifications"][0]["date"]), (1, "2020-01-02T12:00:00.000005Z"))
+        # She is a member now, without having connected again.
+        rooms = []
+        while club.slug not in rooms:
+            await ann.send_json_to({"cate": "rooms"})
+            rooms = [each["group_name"] for each in (await ann.receive_json_from(type="rooms"))["rooms"]]
+        await ann.send_json_to({"cate": "history", "group_name": club.slug, "limit": 3})
+        history = await ann.receive_json_from(type="history")
+        found = [(each["seq"], each["message"], each["from_user"]) for each in history["messages"]]
+        self.assertEqual(found, [(seq, f"{seq - 1}", self.bob.username) for seq in (2998, 2999, 3000)])
+
+        def again():
+            with site(BACKEND="dummy"):
+                Post.objects.create(club=club, author=self.ann, text="rest", said_at=noon + timedelta(days=9))
+            return self.bring()
+
+        report = await sync_to_async(again)()
+        self.assertEqual([report[key] for key in ("stored", "known", "refused")], [1, 3002, 0])
+        frame = await ann.receive_json_from(type="resumed")
+        self.assertEqual(frame["rooms"], {club.slug: False})
+        await ann.send_json_to({"cate": "chat", "group_name": club.slug, "message": "live", "client_id": "1"})
+        self.assertEqual((await ann.receive_json_from(type="ack"))["seq"], 3002)
+        # From now on the gateway's own messages are in the room.
+        with self.assertRaises(SystemExit) as refused:
+            await sync_to_async(self.bring)()
+        self.assertEqual((refused.exception.code, json.loads(self.said)["refused"]), (1, 3001))
+        report = await sync_to_async(self.bring)("--", "--append")
+        self.assertEqual([report[key] for key in ("stored", "known")], [0, 3003])
+        await ann.disconnect()
 
 
 class SignInMixin:

@@ -20,6 +20,10 @@ from ... import binary, importing, toml
 from ...exceptions import GatewayError
 
 
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
+
+
 class Command(BaseCommand):
     """Brings the tables of an existing chat over."""
 
@@ -48,7 +52,8 @@ class Command(BaseCommand):
                 for line in lines:
                     self.stdout.write(line, ending="")
             elif options["output"]:
-                with Path(options["output"]).open("w", encoding="utf-8") as file:
+                # What everybody has said to everybody is its owner's only.
+                with open(options["output"], "w", encoding="utf-8", opener=_private) as file:
                     file.writelines(lines)
             else:
                 code = self._import(lines, options["arguments"])
