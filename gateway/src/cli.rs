@@ -7,7 +7,7 @@ use std::time::Duration;
 use clap::{Arg, ArgAction, ArgMatches, Command};
 use serde_json::{Value, json};
 
-use crate::config::{Collected, Config, ConfigErrors, RoomPolicy, SETTINGS, Source, collect};
+use crate::config::{Collected, Config, ConfigErrors, RoomPolicy, SETTINGS, Source, collect, read_settings};
 use crate::names;
 
 /// The whole command line.
@@ -293,10 +293,7 @@ pub fn settings(matches: &ArgMatches) -> Result<Collected, ConfigErrors> {
         }
     }
     let file = match given(matches, "config", "GATEWAY_CONFIG") {
-        Some(path) => Some(
-            std::fs::read_to_string(&path)
-                .map_err(|error| ConfigErrors(vec![format!("{path} cannot be read: {error}")]))?,
-        ),
+        Some(path) => Some(read_settings(&path)?),
         None => None,
     };
     let mut collected = collect(&flags, &|name| std::env::var(name).ok(), file.as_deref())?;

@@ -8,8 +8,11 @@ use serde::Serialize;
 
 use crate::websocket::WireFrame;
 
-/// A shared handler: a pure function from event to what sockets are sent. `None` sends nothing.
-pub type SharedHandler = fn(&Event) -> Option<Rendering>;
+/// A shared handler of our own: a pure function from event to what sockets are sent. `None` sends nothing.
+pub(crate) type SharedHandler = fn(&Event) -> Option<Rendering>;
+
+/// A shared handler of a consumer's, which may hold what its route was made with.
+pub(crate) type AnyShared = Box<dyn Fn(&Event) -> Option<Rendering> + Send + Sync>;
 
 /// What a shared handler made of an event, ready for all its sockets.
 #[derive(Debug, Clone)]
@@ -77,12 +80,22 @@ impl Rendering {
 }
 
 /// What an event means to a class of consumers.
-#[derive(Debug, Clone, Copy)]
 pub(crate) enum Lookup {
-    Shared(SharedHandler),
+    Shared(AnyShared),
     Own,
     Disconnect,
     Unknown,
+}
+
+impl std::fmt::Debug for Lookup {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Shared(_) => "Shared",
+            Self::Own => "Own",
+            Self::Disconnect => "Disconnect",
+            Self::Unknown => "Unknown",
+        })
+    }
 }
 
 /// Which events a class of consumers knows. All its sockets share it.
@@ -94,7 +107,7 @@ impl Table {
         Self(entries.into_iter().collect())
     }
 
-    pub(crate) fn lookup(&self, handler_name: &str) -> Lookup {
-        self.0.get(handler_name).copied().unwrap_or(Lookup::Unknown)
+    pub(crate) fn lookup(&self, handler_name: &str) -> &Lookup {
+        self.0.get(handler_name).unwrap_or(&Lookup::Unknown)
     }
 }

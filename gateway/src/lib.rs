@@ -12,7 +12,7 @@
 //! 7. `hub/deliver.rs`, `fan_out`: the same bytes into each member's outbox
 //! 8. `socket/mod.rs`, `flush_all`: one write per socket for everything queued
 //!
-//! To write a consumer of your own, see [`Consumer`] and `examples/`.
+//! To write a consumer of your own, see [`Consumer`], `docs/consumers.md` and `examples/`.
 
 mod auth;
 mod bridge;
@@ -41,6 +41,7 @@ mod metrics;
 mod names;
 mod node;
 mod peers;
+mod program;
 mod proxies;
 mod publish;
 mod rate;
@@ -61,11 +62,12 @@ pub use close::CloseReason;
 pub use config::Config;
 pub use consumers::framework::{Consumer, Context, Frame, Handlers, Outcome, OwnHandler, Refusal};
 pub use consumers::routing::Router;
-pub use handlers::{Rendering, SharedHandler};
+pub use handlers::Rendering;
 pub use layer::SharedLayer;
 pub use live::{Findings, check_live};
 pub use names::{GroupNames, check as check_name, check_user as check_user_name, is_user_name, is_valid_name};
 pub use node::{Node, NodeError, RunningNode, check_site, check_users, store_options};
+pub use program::run;
 pub use redis::{DeploymentError, NodeIdError, RedisFailed};
 pub use scope::{Access, Scope, SignedInBy, User};
 

@@ -9,6 +9,7 @@ mod django;
 mod layer;
 mod settings;
 
+use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
@@ -58,6 +59,11 @@ pub fn is_changeable(setting: &str) -> bool {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{}", .0.join("\n"))]
 pub struct ConfigErrors(pub Vec<String>);
+
+/// The text of a file with settings.
+pub(crate) fn read_settings(path: &str) -> Result<String, ConfigErrors> {
+    std::fs::read_to_string(path).map_err(|error| ConfigErrors(vec![format!("{path} cannot be read: {error}")]))
+}
 
 /// Who may enter rooms.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -214,6 +220,15 @@ pub struct Config {
 }
 
 impl Config {
+    /// The settings of the environment: variables, and the file that `GATEWAY_CONFIG` names.
+    pub fn from_env() -> Result<Self, ConfigErrors> {
+        let file = match std::env::var("GATEWAY_CONFIG").ok().filter(|path| !path.is_empty()) {
+            Some(path) => Some(read_settings(&path)?),
+            None => None,
+        };
+        Self::from_collected(&collect(&HashMap::new(), &|name| std::env::var(name).ok(), file.as_deref())?)
+    }
+
     /// Makes the settings of what was collected.
     pub fn from_collected(collected: &Collected) -> Result<Self, ConfigErrors> {
         let mut reader = Reader { collected, errors: Vec::new() };

@@ -19,7 +19,7 @@ use serde::Serialize;
 
 use crate::close::CloseReason;
 use crate::events;
-use crate::handlers::{Lookup, SharedHandler, Table};
+use crate::handlers::{AnyShared, Lookup, Rendering, Table};
 use crate::hub::Released;
 use crate::node::Node;
 use crate::scope::{Access, Scope};
@@ -101,7 +101,7 @@ pub struct Handlers<C> {
 }
 
 enum Handler<C> {
-    Shared(SharedHandler),
+    Shared(AnyShared),
     Own(OwnHandler<C>),
 }
 
@@ -113,9 +113,16 @@ impl<C> Handlers<C> {
         handlers
     }
 
-    /// Registers a shared handler for an event type (`.` and `_` mean the same).
-    pub fn shared(&mut self, event_type: &str, handler: SharedHandler) -> &mut Self {
-        self.table.insert(event_type.replace('.', "_"), Handler::Shared(handler));
+    /// Registers a shared handler for an event type (`.` and `_` mean the same): from event to what sockets are sent,
+    /// `None` for nothing. It may hold what all connections of its route share; [`Router::route_with`] brings that in.
+    ///
+    /// [`Router::route_with`]: crate::Router::route_with
+    pub fn shared(
+        &mut self,
+        event_type: &str,
+        handler: impl Fn(&Event) -> Option<Rendering> + Send + Sync + 'static,
+    ) -> &mut Self {
+        self.table.insert(event_type.replace('.', "_"), Handler::Shared(Box::new(handler)));
         self
     }
 
@@ -135,29 +142,28 @@ pub(crate) struct ConsumerClass {
 }
 
 impl ConsumerClass {
-    pub(crate) fn new<C: Consumer>(make: impl Fn() -> C + Send + Sync + 'static) -> Self {
+    /// `more` adds handlers to those that the class names itself.
+    pub(crate) fn new<C: Consumer>(
+        make: impl Fn() -> C + Send + Sync + 'static,
+        more: impl FnOnce(&mut Handlers<C>),
+    ) -> Self {
         let mut handlers = Handlers::new();
         C::handlers(&mut handlers);
-        let lookups = handlers.table.iter().map(|(name, handler)| {
-            let lookup = match handler {
-                Handler::Shared(handler) => Lookup::Shared(*handler),
-                Handler::Own(_) => Lookup::Own,
-            };
-            (name.clone(), lookup)
-        });
-        let disconnect = (EventType::Disconnect.as_str().to_owned(), Lookup::Disconnect);
+        more(&mut handlers);
+        let mut own = HashMap::new();
         // A consumer's own goes over it.
-        let table = Arc::new(Table::new(std::iter::once(disconnect).chain(lookups)));
-        let own: Arc<HashMap<String, OwnHandler<C>>> = Arc::new(
-            handlers
-                .table
-                .into_iter()
-                .filter_map(|(name, handler)| match handler {
-                    Handler::Own(handler) => Some((name, handler)),
-                    Handler::Shared(_) => None,
-                })
-                .collect(),
-        );
+        let mut lookups = HashMap::from([(EventType::Disconnect.as_str().to_owned(), Lookup::Disconnect)]);
+        for (name, handler) in handlers.table {
+            let lookup = match handler {
+                Handler::Shared(handler) => Lookup::Shared(handler),
+                Handler::Own(handler) => {
+                    own.insert(name.clone(), handler);
+                    Lookup::Own
+                }
+            };
+            lookups.insert(name, lookup);
+        }
+        let (table, own) = (Arc::new(Table::new(lookups)), Arc::new(own));
         let make = move || -> Box<dyn AnyConsumer> { Box::new(Instance { consumer: make(), own: Arc::clone(&own) }) };
         Self { table, make: Box::new(make), keeps_scope: C::KEEPS_SCOPE, takes_anonymous: C::TAKES_ANONYMOUS }
     }

@@ -34,8 +34,10 @@ mod tests {
     /// An event of ours that a consumer hears and does not know would be counted as somebody's mistake.
     #[test]
     fn every_event_of_ours_has_a_handler_wherever_it_comes() {
-        let (chat, inbox) =
-            (ConsumerClass::new(ChatConsumer::default), ConsumerClass::new(NotificationConsumer::default));
+        let (chat, inbox) = (
+            ConsumerClass::new(ChatConsumer::default, |_| {}),
+            ConsumerClass::new(NotificationConsumer::default, |_| {}),
+        );
         for kind in EventType::ALL {
             assert!(!matches!(chat.table.lookup(kind.as_str()), Lookup::Unknown), "{kind:?}");
             let is_of_rooms = matches!(kind, EventType::ChatMessage | EventType::Typing);

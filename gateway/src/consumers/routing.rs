@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::consumers::framework::{Consumer, ConsumerClass};
+use crate::consumers::framework::{Consumer, ConsumerClass, Handlers};
 
 /// The routes of a node, tried in order; the first that matches wins.
 #[derive(Debug, Clone, Default)]
@@ -33,7 +33,18 @@ impl Router {
 
     /// Adds a route. `{name}` in the pattern takes one path segment; a trailing slash may be left out
     /// by clients. `make` makes the consumer of each connection.
-    pub fn route<C: Consumer>(mut self, pattern: &str, make: impl Fn() -> C + Send + Sync + 'static) -> Self {
+    pub fn route<C: Consumer>(self, pattern: &str, make: impl Fn() -> C + Send + Sync + 'static) -> Self {
+        self.route_with(pattern, make, |_| {})
+    }
+
+    /// The same with handlers beside those of the class, for what they hold is known here: a client of a database, say,
+    /// or words from the settings.
+    pub fn route_with<C: Consumer>(
+        mut self,
+        pattern: &str,
+        make: impl Fn() -> C + Send + Sync + 'static,
+        handlers: impl FnOnce(&mut Handlers<C>),
+    ) -> Self {
         let segments = pattern
             .trim_matches('/')
             .split('/')
@@ -42,7 +53,7 @@ impl Router {
                 None => Segment::Literal(segment.to_owned()),
             })
             .collect();
-        self.routes.push(Route { segments, class: Arc::new(ConsumerClass::new(make)) });
+        self.routes.push(Route { segments, class: Arc::new(ConsumerClass::new(make, handlers)) });
         self
     }
 

@@ -202,7 +202,7 @@ impl Hub {
 
     /// What the class's handlers make of an event that has come for a group or channel.
     pub(super) fn kind_of(&self, event: &Event, class: &Table, target: &str) -> Kind {
-        let lookup = event.handler_name().map_or(Lookup::Unknown, |name| class.lookup(&name));
+        let lookup = event.handler_name().map_or(&Lookup::Unknown, |name| class.lookup(&name));
         match lookup {
             Lookup::Shared(handler) => match handler(event) {
                 Some(rendering) => Kind::Frame(rendering),

@@ -1,4 +1,4 @@
-//! The allocator of the process, and how it gives back what a storm of connects leaves.
+//! The allocator of the process (with the feature `allocator`), and how it gives back what a storm of connects leaves.
 //!
 //! A request takes ten times the memory of the socket that it becomes. mimalloc keeps what is free for the
 //! thread that used it, and gives pages back only when that thread allocates again: a node that is quiet
@@ -8,6 +8,7 @@ use std::cell::Cell;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+#[cfg(feature = "allocator")]
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
@@ -34,6 +35,7 @@ pub(crate) fn on_park() {
 
 /// Gives back what this thread does not need.
 fn give_back() {
+    #[cfg(feature = "allocator")]
     #[allow(unsafe_code, reason = "the function has no conditions; the binding is foreign, and no safe one exists")]
     // SAFETY: it may be called at any time on any thread.
     unsafe {
