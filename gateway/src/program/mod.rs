@@ -276,6 +276,22 @@ async fn migrate(config: &Config, arguments: &clap::ArgMatches) -> anyhow::Resul
     Ok(ExitCode::SUCCESS)
 }
 
+async fn bring_over(config: &Config, arguments: &clap::ArgMatches) -> anyhow::Result<ExitCode> {
+    let text = |name| arguments.get_one::<String>(name).cloned();
+    let options = import::Options {
+        file: text("file").unwrap_or_default(),
+        append: arguments.get_flag("append"),
+        skip_bad: arguments.get_flag("skip-bad"),
+        spool_dir: text("spool-dir").map_or_else(std::env::temp_dir, Into::into),
+        spool_bytes: arguments.get_one("spool-bytes").copied().unwrap_or(u64::MAX),
+    };
+    let skip_bad = options.skip_bad;
+    let report = import::run(config, options).await?;
+    let for_people = std::io::stdout().is_terminal() && !arguments.get_flag("json");
+    say(&if for_people { report.text() } else { serde_json::to_string(&report)? });
+    Ok(if report.is_whole(skip_bad) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
 async fn check_config(config: &Config, live: bool) -> anyhow::Result<ExitCode> {
     match check_users(config).await {
         Ok(warning) => warning.iter().for_each(|warning| say(&format!("warning: {warning}"))),
