@@ -81,6 +81,8 @@ export interface ChatFrame {
   data?: Record<string, unknown>;
   from_user: string;
   date: string;
+  /** Its text and data were taken away. */
+  redacted?: true;
 }
 
 export interface NotificationFrame {
@@ -163,6 +165,14 @@ export interface ErrorFrame {
   client_id?: string;
 }
 
+/** A message lost its text and data. */
+export interface RedactedFrame {
+  type: "redacted";
+  group_name: string;
+  id: string;
+  seq: number;
+}
+
 /** What an operator or the site tells everybody who is connected; it is not stored. */
 export interface AnnouncementFrame {
   type: "announcement";
@@ -186,6 +196,7 @@ export interface Events {
   pong: PongFrame;
   error: ErrorFrame;
   announcement: AnnouncementFrame;
+  redacted: RedactedFrame;
   /** Every frame. */
   frame: { type?: string; [field: string]: unknown };
   state: StateEvent;

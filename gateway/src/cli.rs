@@ -156,12 +156,18 @@ pub fn command() -> Command {
                 )
                 .subcommand(Command::new("delete").about("Delete a room with its messages").arg(room.clone()))
                 .subcommand(Command::new("show").about("Show a room").arg(room.clone()))
+                .subcommand(
+                    Command::new("redact")
+                        .about("Take away what a message says; its place stays")
+                        .arg(room.clone())
+                        .arg(Arg::new("id").required(true).value_name("ID")),
+                )
                 .subcommand(Command::new("add").about("Put a user into a room").arg(room.clone()).arg(user.clone()))
                 .subcommand(Command::new("remove").about("Take a user out of a room").arg(room).arg(user.clone())),
         ))
         .subcommand(client(
             Command::new("user")
-                .about("Where a user is connected, and closing that")
+                .about("Where a user is connected, closing that, and taking a user away")
                 .subcommand_required(true)
                 .subcommand(Command::new("show").about("List a user's sockets, on all nodes").arg(user.clone()))
                 .subcommand(
@@ -177,6 +183,17 @@ pub fn command() -> Command {
                                 .help("Close code: clients come back by themselves after those below 4400"),
                         )
                         .arg(Arg::new("reason").long("reason").value_name("TEXT").help("Reason in the close frame")),
+                )
+                .subcommand(
+                    Command::new("erase")
+                        .about("Close the sockets, leave all rooms, delete the inbox, and redact what the user has written")
+                        .arg(user.clone())
+                        .arg(
+                            Arg::new("keep-messages")
+                                .long("keep-messages")
+                                .action(ArgAction::SetTrue)
+                                .help("Leave what the user has written into rooms"),
+                        ),
                 ),
         ))
         .subcommand(client(Command::new("nodes").about(
@@ -516,6 +533,10 @@ impl ApiClient {
             if action == "show" {
                 return self.call(reqwest::Method::GET, &path, None).await;
             }
+            if action == "erase" {
+                let keeps = if matches.get_flag("keep-messages") { "?keep_messages=true" } else { "" };
+                return self.call(reqwest::Method::DELETE, &format!("{path}{keeps}"), None).await;
+            }
             let mut body = json!({"code": matches.get_one::<u16>("code")});
             if let Some(reason) = matches.get_one::<String>("reason") {
                 body["reason"] = json!(reason);
@@ -549,6 +570,10 @@ impl ApiClient {
             }
             "delete" => self.call(reqwest::Method::DELETE, &room()?, None).await?,
             "show" => self.call(reqwest::Method::GET, &room()?, None).await?,
+            "redact" => {
+                let path = format!("{}/messages/{}", room()?, segment(matches, "id")?);
+                self.call(reqwest::Method::DELETE, &path, None).await?
+            }
             "add" => self.call(reqwest::Method::PUT, &member()?, None).await?,
             _ => self.call(reqwest::Method::DELETE, &member()?, None).await?,
         };

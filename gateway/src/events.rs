@@ -34,6 +34,7 @@ pub(crate) fn chat_event(room: &str, display_name: &str, message: &Message) -> E
         .with("epoch", message.epoch)
         .with("date", rfc3339(message.date))
         .with("display_name", display_name);
+    let event = if message.redacted { event.with("redacted", true) } else { event };
     data::into_event(event, message.data.as_deref())
 }
 
@@ -80,6 +81,8 @@ struct ChatFrame<'a> {
     data: Option<data::Shown<'a>>,
     from_user: &'a str,
     date: &'a str,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    redacted: bool,
 }
 
 #[derive(Serialize)]
@@ -109,6 +112,7 @@ pub(crate) fn chat_message(event: &Event) -> Option<Rendering> {
         data: data::Shown::of(event, seq.is_some()),
         from_user: event.text("from_user").unwrap_or_default(),
         date: event.text("date").unwrap_or_default(),
+        redacted: seq.is_some() && event.get("redacted").and_then(Value::as_bool).unwrap_or(false),
     };
     Some(Rendering::json(FrameType::Chat.as_str(), &frame)?.resumes())
 }
@@ -215,6 +219,19 @@ pub(crate) fn typing(event: &Event) -> Option<Rendering> {
     Some(Rendering::json(FrameType::Typing.as_str(), &frame)?.v1_only().except_user(from_user))
 }
 
+/// Tells the sockets of a room that a message has lost its text.
+pub(crate) fn redacted_event(room: &str, id: Uuid, seq: u64) -> Event {
+    Event::new(EventType::Redacted.as_str()).with("group_name", room).with("id", id.to_string()).with("seq", seq)
+}
+
+/// `gateway.redacted` → the `redacted` frame, for clients that know it.
+pub(crate) fn redacted(event: &Event) -> Option<Rendering> {
+    let (room, id) = (event.text("group_name")?, event.text("id")?);
+    let seq = event.get("seq")?.as_u64()?;
+    let frame = serde_json::json!({"type": FrameType::Redacted, "group_name": room, "id": id, "seq": seq});
+    Some(Rendering::json(FrameType::Redacted.as_str(), &frame)?.v1_only())
+}
+
 /// What an event of a type that anybody may send lacks to be shown, with that type.
 pub(crate) fn lack(event: &Event) -> Option<(&'static str, &'static str)> {
     let kind = EventType::of_event(event)?;
@@ -226,7 +243,9 @@ pub(crate) fn lack(event: &Event) -> Option<(&'static str, &'static str)> {
         }
         EventType::Send => &["text"],
         // Nobody but nodes sends these, or nothing is needed.
-        EventType::Disconnect | EventType::Seen | EventType::Typing | EventType::RoomsChanged => return None,
+        EventType::Disconnect | EventType::Seen | EventType::Typing | EventType::RoomsChanged | EventType::Redacted => {
+            return None;
+        }
     };
     needs.iter().find(|field| event.text(field).is_none()).map(|field| (kind.as_str(), *field))
 }
@@ -277,6 +296,7 @@ mod tests {
             source: None,
             event_id: None,
             seen: false,
+            redacted: false,
             date: datetime!(2026-01-02 03:04:05.000006 UTC),
         };
         let event = chat_event("lobby", "The Lobby", &message);

@@ -26,6 +26,7 @@ const ANSWER: &str = "gateway.answer";
 const HELLO: &str = "gateway.hello";
 const LOST: &str = "gateway.lost";
 const EVERYONE: &str = "gateway.everyone";
+const ERASED: &str = "gateway.erased";
 
 /// What an event for everyone may have beside its type.
 const OF_EVENT: [&str; 4] = ["text", "code", "reason", "traceparent"];
@@ -142,6 +143,18 @@ impl Peers {
         Ok(())
     }
 
+    /// Tells all nodes that a user was taken out of the database.
+    pub(crate) async fn erased(&self, node: &Node, user: &str) {
+        node.admissions.forget(user);
+        let Some(group) = &self.group else { return };
+        if let Err(error) = self.tell(group, Event::new(ERASED).with("user", user)).await {
+            tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                "other nodes could not be told that a user was erased: until they start again, they do not note them anew"
+            );
+        }
+    }
+
     /// The answers of the other nodes.
     async fn ask(&self, question: Event) -> Vec<Event> {
         let mailbox = self.mailbox.lock().clone();
@@ -207,7 +220,8 @@ impl Peers {
         mailbox: &ChannelName,
         event: Event,
     ) -> Result<(), LayerError> {
-        let known = [HELLO, ASK, ANSWER, LOST, EVERYONE].into_iter().find(|known| event.event_type() == Some(known));
+        let known =
+            [HELLO, ASK, ANSWER, LOST, EVERYONE, ERASED].into_iter().find(|known| event.event_type() == Some(known));
         let target = if known == Some(ANSWER) { mailbox.as_str() } else { group.as_str() };
         if !self.seals.hears(&self.seals.keys(), known.unwrap_or("unknown"), &event, target, false) {
             return Ok(());
@@ -245,6 +259,10 @@ impl Peers {
             Some(ASK) if event.text("from") != Some(&self.node_id) => self.answer(node, &event).await,
             Some(LOST) => {
                 node.hub.compare_now();
+                Ok(())
+            }
+            Some(ERASED) => {
+                node.admissions.forget(event.text("user").unwrap_or_default());
                 Ok(())
             }
             Some(EVERYONE) if event.text("from") != Some(&self.node_id) => {

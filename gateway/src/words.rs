@@ -53,6 +53,7 @@ words! {
         Rooms = "rooms",
         Typing = "typing",
         Presence = "presence",
+        Redacted = "redacted",
         Auth = "auth",
         Error = "error",
         Pong = "pong",
@@ -86,6 +87,7 @@ words! {
         Seen = "gateway_seen",
         Typing = "gateway_typing",
         RoomsChanged = "gateway_rooms_changed",
+        Redacted = "gateway_redacted",
     }
 }
 
@@ -113,7 +115,7 @@ impl EventType {
         match self {
             Self::Disconnect | Self::Send => Trust::Anybody,
             Self::ChatMessage | Self::NotificationMessage => Trust::Place,
-            Self::Seen | Self::RoomsChanged => Trust::Once,
+            Self::Seen | Self::RoomsChanged | Self::Redacted => Trust::Once,
             Self::Typing => Trust::Often,
         }
     }

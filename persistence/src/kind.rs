@@ -25,6 +25,8 @@ pub(crate) struct Tables {
     pub(crate) stream: &'static str,
     /// Its column that says when a message was seen, if anybody says so.
     pub(crate) seen_at: Option<&'static str>,
+    /// Its column that says when a message was redacted, if any may be.
+    pub(crate) redacted_at: Option<&'static str>,
 }
 
 static ROOMS: Tables = Tables {
@@ -36,6 +38,7 @@ static ROOMS: Tables = Tables {
     rows: "gateway_messages",
     stream: "room_id",
     seen_at: None,
+    redacted_at: Some("redacted_at"),
 };
 
 static INBOXES: Tables = Tables {
@@ -47,6 +50,7 @@ static INBOXES: Tables = Tables {
     rows: "gateway_notifications",
     stream: "inbox_id",
     seen_at: Some("seen_at"),
+    redacted_at: None,
 };
 
 impl Kind {

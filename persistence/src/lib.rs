@@ -69,6 +69,7 @@ mod notifications;
 mod options;
 mod private;
 mod receipts;
+mod redact;
 mod retention;
 mod rights;
 mod rooms;

@@ -193,5 +193,8 @@ fn add_rows<'s>(select: &'s mut SelectStatement, stream: &Stream) -> &'s mut Sel
     if tables.seen_at.is_none() {
         select.expr_as(Expr::cust("NULL"), "seen_at");
     }
+    if tables.redacted_at.is_none() {
+        select.expr_as(Expr::cust("NULL"), "redacted_at");
+    }
     select.and_where(Expr::col((tables.heads, tables.name)).eq(stream.name()))
 }

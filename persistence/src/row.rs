@@ -60,12 +60,17 @@ pub(crate) struct Row {
     source: Option<String>,
     event_id: Option<String>,
     seen_at: Option<i64>,
+    redacted_at: Option<i64>,
 }
 
 impl Row {
     /// The columns to read, with the table they are of; what a kind of stream has not is null.
     pub(crate) fn columns(tables: &Tables) -> impl Iterator<Item = &'static str> {
-        ["id", "seq", "date"].into_iter().chain(COLUMNS.iter().map(|column| column.name)).chain(tables.seen_at)
+        ["id", "seq", "date"]
+            .into_iter()
+            .chain(COLUMNS.iter().map(|column| column.name))
+            .chain(tables.seen_at)
+            .chain(tables.redacted_at)
     }
 
     pub(crate) fn bytes(&self) -> usize {
@@ -85,6 +90,7 @@ impl Row {
             source: self.source,
             event_id: self.event_id,
             seen: self.seen_at.is_some(),
+            redacted: self.redacted_at.is_some(),
         })
     }
 }

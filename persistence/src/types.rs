@@ -166,6 +166,8 @@ pub struct Message {
     pub event_id: Option<String>,
     /// Whether the user has marked it seen; never of chat.
     pub seen: bool,
+    /// Whether its text and data were taken away; never of notifications.
+    pub redacted: bool,
 }
 
 /// A message of another system to store as it was there. Its key is its source and id, for ever.

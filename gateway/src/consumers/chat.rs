@@ -50,6 +50,7 @@ impl Consumer for ChatConsumer {
             .shared(EventType::NotificationMessage.as_str(), events::notification_message)
             .shared(EventType::Seen.as_str(), events::seen)
             .shared(EventType::Typing.as_str(), events::typing)
+            .shared(EventType::Redacted.as_str(), events::redacted)
             .own(EventType::RoomsChanged.as_str(), |consumer, ctx, event| consumer.rooms_changed(ctx, event).boxed());
     }
 

@@ -40,7 +40,7 @@ mod tests {
         );
         for kind in EventType::ALL {
             assert!(!matches!(chat.table.lookup(kind.as_str()), Lookup::Unknown), "{kind:?}");
-            let is_of_rooms = matches!(kind, EventType::ChatMessage | EventType::Typing);
+            let is_of_rooms = matches!(kind, EventType::ChatMessage | EventType::Typing | EventType::Redacted);
             let is_known = !matches!(inbox.table.lookup(kind.as_str()), Lookup::Unknown);
             assert_eq!(is_known, !is_of_rooms, "{kind:?}");
         }

@@ -31,6 +31,8 @@ struct Shown {
     date: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     seen: Option<bool>,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    redacted: bool,
 }
 
 #[derive(Clone, Serialize)]
@@ -51,6 +53,7 @@ impl Shown {
             from_user: row.from_user,
             date: rfc3339(row.date),
             seen: room.is_none().then_some(row.seen),
+            redacted: row.redacted,
             room,
         }
     }

@@ -110,9 +110,17 @@ impl Hub {
         let Some((_, place)) = place else {
             let event = self.dated(event);
             turn.add(group, Arc::clone(&event), None);
-            if EventType::of_event(&event) == Some(EventType::RoomsChanged) {
-                self.fan_out(turn);
-                self.silence(group, &event);
+            match EventType::of_event(&event) {
+                Some(EventType::RoomsChanged) => {
+                    self.fan_out(turn);
+                    self.silence(group, &event);
+                }
+                // Whoever comes back is to be sent what the database has.
+                Some(EventType::Redacted) => {
+                    self.fan_out(turn);
+                    group.forget_recent();
+                }
+                _ => {}
             }
             return;
         };
@@ -295,9 +303,12 @@ impl Hub {
         match EventType::of_event(event)? {
             EventType::ChatMessage => self.names.room(event.text("group_name")?).ok(),
             EventType::NotificationMessage => self.names.user(&socket.user).ok(),
-            EventType::Disconnect | EventType::Send | EventType::Seen | EventType::Typing | EventType::RoomsChanged => {
-                None
-            }
+            EventType::Disconnect
+            | EventType::Send
+            | EventType::Seen
+            | EventType::Typing
+            | EventType::RoomsChanged
+            | EventType::Redacted => None,
         }
     }
 

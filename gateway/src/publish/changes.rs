@@ -5,7 +5,9 @@ use std::time::Duration;
 use channel_layer::{Event, GroupName, NameError};
 use futures_util::StreamExt;
 use persistence::{AppendError, Change, Changed, Said, Says, StoreError};
+use uuid::Uuid;
 
+use crate::events;
 use crate::node::Node;
 use crate::words::EventType;
 
@@ -50,6 +52,13 @@ pub(crate) async fn tell_room(node: &Node, room: &str) {
     tell(node, node.names.room(room), Event::new(EventType::RoomsChanged.as_str()).with("removed", room)).await;
 }
 
+/// Tells the open sockets of a room which messages have lost their texts.
+pub(crate) async fn tell_redacted(node: &Node, room: &str, messages: &[(Uuid, u64)]) {
+    for (id, seq) in messages {
+        tell(node, node.names.room(room), events::redacted_event(room, *id, *seq)).await;
+    }
+}
+
 async fn tell(node: &Node, group: Result<GroupName, NameError>, event: Event) {
     let Ok(group) = group else { return };
     let event = node.seals.word(event, group.as_str());
@@ -57,7 +66,7 @@ async fn tell(node: &Node, group: Result<GroupName, NameError>, event: Event) {
         // The other nodes find out by themselves, as soon as they compare (`upkeep/memberships.rs`).
         tracing::warn!(
             error = &error as &dyn std::error::Error,
-            "other nodes could not be told of a change of members"
+            "other nodes could not be told of a change of members, or of a redacted message"
         );
         node.hub.deliver_here(group, event);
     }

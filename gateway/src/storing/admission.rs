@@ -66,6 +66,7 @@ pub(crate) enum NotAdmitted {
 pub(crate) struct Admissions {
     batcher: Batcher<Ask, Option<Admitted>, StoreError>,
     most: Arc<AtomicUsize>,
+    known: Arc<Mutex<Known>>,
 }
 
 impl Admissions {
@@ -78,13 +79,19 @@ impl Admissions {
         stop: &CancellationToken,
     ) -> Self {
         let most = Arc::new(AtomicUsize::new(most));
-        let desk = Arc::new(Desk { store: store.clone(), most: Arc::clone(&most), known: Mutex::default() });
+        let known = Arc::default();
+        let desk = Arc::new(Desk { store: store.clone(), most: Arc::clone(&most), known: Arc::clone(&known) });
         let metrics = Arc::clone(metrics);
         let batcher = Batcher::spawn(tasks, stop, BATCH, move |asks| {
             let (desk, metrics) = (Arc::clone(&desk), Arc::clone(&metrics));
             async move { metrics.time_store("admit", desk.admit(asks)).await }
         });
-        Self { batcher, most }
+        Self { batcher, most, known }
+    }
+
+    /// A user was taken out of the database, and is somebody new when they come back.
+    pub(crate) fn forget(&self, user: &str) {
+        self.known.lock().remove(user);
     }
 
     /// From now on a user may hear so many rooms; 0 is any number.
@@ -100,17 +107,23 @@ impl Admissions {
 struct Desk {
     store: Store,
     most: Arc<AtomicUsize>,
-    known: Mutex<Known>,
+    known: Arc<Mutex<Known>>,
 }
 
 /// Users who have been seen.
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct Known {
     users: HashSet<Arc<str>>,
     bytes: usize,
 }
 
 impl Known {
+    fn remove(&mut self, user: &str) {
+        if self.users.remove(user) {
+            self.bytes -= USER_COST + user.len();
+        }
+    }
+
     fn add(&mut self, users: Vec<Arc<str>>) {
         let bytes: usize = users.iter().map(|user| USER_COST + user.len()).sum();
         if self.users.len() + users.len() > REMEMBERED || self.bytes + bytes > REMEMBERED_BYTES {

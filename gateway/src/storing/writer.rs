@@ -431,7 +431,8 @@ impl Lane {
         let (from_user, message) = (text(&append.from_user), text(&append.message));
         let (source, event_id) = append.origin.as_ref().map(|(source, id)| (text(source), text(id))).unzip();
         let data = append.data.as_ref().map(text);
-        let row = Message { id, seq, epoch, from_user, message, data, date, source, event_id, seen: false };
+        let row =
+            Message { id, seq, epoch, from_user, message, data, date, source, event_id, seen: false, redacted: false };
         match &append.stream {
             Stream::Room(room) => {
                 let display_name = appended.display_name.as_deref().unwrap_or(room);

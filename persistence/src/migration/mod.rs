@@ -6,6 +6,7 @@ mod m20261129_000003_secrets;
 mod m20261130_000004_data;
 mod m20261130_000005_room_words;
 mod m20261130_000006_imported;
+mod m20261130_000007_redacted;
 
 use sea_orm_migration::{
     MigrationTrait, MigratorTrait,
@@ -23,6 +24,7 @@ impl MigratorTrait for Migrator {
             Box::new(m20261130_000004_data::Migration),
             Box::new(m20261130_000005_room_words::Migration),
             Box::new(m20261130_000006_imported::Migration),
+            Box::new(m20261130_000007_redacted::Migration),
         ]
     }
 

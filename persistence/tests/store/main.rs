@@ -12,6 +12,7 @@ mod import;
 mod keys;
 mod leases;
 mod notifications;
+mod redact;
 mod retention;
 mod rooms;
 mod said;

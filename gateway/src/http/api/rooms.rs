@@ -2,9 +2,11 @@
 
 use std::sync::Arc;
 
+use http::StatusCode;
 use persistence::{AppendError, Change, Changed, Says};
 use serde::Deserialize;
 use serde_json::{Value, json};
+use uuid::Uuid;
 
 use super::{ApiResult, Call, Problem, text};
 use crate::consumers::pages;
@@ -84,6 +86,15 @@ pub(super) async fn remove_member(node: &Node, room: &str, user: &str) -> ApiRes
 async fn change(node: &Node, room: &str, says: Says) -> Result<Result<Changed, AppendError>, Problem> {
     let change = Change { room: room.to_owned(), says, said: changes::now(node).await, key: None };
     Ok(changes::make(node, &change).await?)
+}
+
+/// Takes away what a message says; its place stays.
+pub(super) async fn redact(node: &Node, room: &str, id: &str) -> ApiResult {
+    let id: Uuid = id.parse().map_err(|_| Problem::bad("the id is not a UUID"))?;
+    let none = || Problem::new(StatusCode::NOT_FOUND, "no such message");
+    let seq = node.metrics.time_store("redact", node.store.redact(room, id)).await?.ok_or_else(none)?;
+    changes::tell_redacted(node, room, &[(id, seq)]).await;
+    Ok(json!({"room": room, "id": id, "seq": seq, "redacted": true}))
 }
 
 pub(super) async fn history(call: &Call, node: &Arc<Node>, room: &str) -> Result<String, Problem> {

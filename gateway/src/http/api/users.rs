@@ -1,6 +1,6 @@
 //! Users: where they are connected, and their inboxes.
 
-use persistence::Seen;
+use persistence::{Change, Says, Seen};
 use serde::Deserialize;
 use serde_json::json;
 use uuid::Uuid;
@@ -8,6 +8,12 @@ use uuid::Uuid;
 use super::{ApiResult, Call, Problem, text};
 use crate::consumers::pages;
 use crate::node::Node;
+use crate::publish::changes;
+use crate::publish::envelope::{self, What};
+
+/// Rooms that are looked through at a time for what somebody has written, and messages of each that its sockets are told of.
+const ROOMS: u64 = 500;
+const TOLD: u64 = 1000;
 
 /// Ids of one call, and names.
 const MAX_IDS: usize = 1000;
@@ -46,6 +52,42 @@ pub(super) async fn notifications(call: &Call, node: &Node, user: &str) -> Resul
     let (range, limit) = call.range()?;
     let unseen_only = call.query::<bool>("unseen")?.unwrap_or(false);
     text(&pages::notifications(node, user, range, unseen_only, limit).await?)
+}
+
+/// Takes a user away: closes the sockets, takes them out of all rooms, deletes the inbox and what they have written.
+pub(super) async fn erase(call: &Call, node: &Node, user: &str) -> ApiResult {
+    let keeps = call.query::<bool>("keep_messages")?.unwrap_or(false);
+    let group = node.names.user(user).map_err(|_| Problem::bad("the user is not a valid name"))?;
+    envelope::run(node, What::Live(group, envelope::disconnect(None, None))).await?;
+    let users = [user.to_owned()];
+    let memberships = node.store.rooms_of(&users).await?.remove(user).unwrap_or_default();
+    for room in &memberships {
+        let says = Says::Leaves(users.to_vec());
+        let change = Change { room: room.name.clone(), says, said: changes::now(node).await, key: None };
+        // A room that was deleted meanwhile has no members.
+        let _ = changes::make(node, &change).await?;
+    }
+    let mut messages = 0;
+    if !keeps {
+        let mut after: Option<String> = None;
+        loop {
+            let rooms = node.store.rooms(after.as_deref(), ROOMS).await?;
+            for room in rooms.iter().filter(|room| room.last_seq > 0) {
+                let redacting = node.store.redact_user(&room.name, user, TOLD);
+                let (newest, count) = node.metrics.time_store("redact", redacting).await?;
+                messages += count;
+                changes::tell_redacted(node, &room.name, &newest).await;
+            }
+            match rooms.last() {
+                Some(last) if rooms.len() as u64 == ROOMS => after = Some(last.name.clone()),
+                _ => break,
+            }
+        }
+    }
+    // Last: until then a call that broke off finds the user.
+    let known = node.metrics.time_store("erase", node.store.delete_inbox(user)).await?;
+    node.peers.erased(node, user).await;
+    Ok(json!({"user": user, "erased": known, "rooms": memberships.len(), "messages": messages}))
 }
 
 /// One of the two.
