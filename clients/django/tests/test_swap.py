@@ -280,7 +280,8 @@ class SwapTests(TestCase):
         with self.step("both wheels are built, beside the rest"):
             wheels = wheels.result()
         with self.step("pip install"):
-            self.pip("install", *([] if LONG else ["--no-index"]), "--find-links", wheels, "channel-gateway[server]")
+            [app], [program] = wheels.glob("channel_gateway-*.whl"), wheels.glob("channel_gateway_server-*.whl")
+            self.pip("install", *([] if LONG else ["--no-index"]), f"{app}[server]", program)
             self.imports = "\n  import " in self.run_in(self.directory, self.directory / "venv/bin/gateway", "help")
         self.deploy("after")
         with self.step("migrate, check, gateway_config"):
