@@ -50,6 +50,10 @@ async fn run(matches: &clap::ArgMatches) -> ExitCode {
             say(cli::genconfig().trim_end());
             return ExitCode::SUCCESS;
         }
+        "plan" => {
+            say(cli::plan(arguments).trim_end());
+            return ExitCode::SUCCESS;
+        }
         "completions" => {
             say(cli::completions(arguments).trim_end());
             return ExitCode::SUCCESS;
