@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 
 use crate::config::{Collected, Config, ConfigErrors, RoomPolicy, SETTINGS, Source, collect, read_settings};
 use crate::names;
+use crate::plan::{self, Load};
 
 /// The whole command line.
 pub fn command() -> Command {
@@ -106,6 +107,14 @@ pub fn command() -> Command {
                 .arg(Arg::new("live").long("live").action(ArgAction::SetTrue)),
         )
         .subcommand(Command::new("config").about("Show the settings in force, and where each comes from"))
+        .subcommand(only(
+            Command::new("plan")
+                .about("Reckon how many nodes, and what of the database, Redis and the balancer, so many users need")
+                .args(PLAN.iter().map(|(name, default, help)| {
+                    Arg::new(*name).long(*name).value_name("N").default_value(*default).value_parser(amount).help(*help)
+                })),
+            &[],
+        ))
         .subcommand(only(
             Command::new("genconfig").about("Print a settings file with every setting and its default"),
             &[],
@@ -322,6 +331,35 @@ pub fn settings(matches: &ArgMatches) -> Result<Collected, ConfigErrors> {
 fn given(matches: &ArgMatches, name: &str, variable: &str) -> Option<String> {
     let flag = matches.get_one::<String>(name).cloned().filter(|value| !value.is_empty());
     flag.or_else(|| std::env::var(variable).ok().filter(|value| !value.is_empty()))
+}
+
+/// What `plan` is told: option, default, help.
+const PLAN: [(&str, &str, &str); 6] = [
+    ("users", "10000", "People who are there at the same time"),
+    ("messages", "100", "Chat messages a second, all rooms together"),
+    ("members", "50", "Sockets that hear a message"),
+    ("sockets-per-user", "1.5", "Tabs and devices of each"),
+    ("connects", "50", "Sockets that come, and go, a second"),
+    ("cores", "2", "Cores of a node"),
+];
+
+fn amount(text: &str) -> Result<f64, String> {
+    let amount: f64 = text.parse().map_err(|_| "a number, please".to_owned())?;
+    if amount > 0.0 && amount <= 1e9 { Ok(amount) } else { Err("more than 0, at most 1000000000".into()) }
+}
+
+/// What so many users need.
+pub fn plan(matches: &ArgMatches) -> String {
+    let given = |name: &str| matches.get_one::<f64>(name).copied().unwrap_or_default();
+    plan::plan(&Load {
+        users: given("users"),
+        messages: given("messages"),
+        members: given("members"),
+        sockets_per_user: given("sockets-per-user"),
+        connects: given("connects"),
+        cores: given("cores"),
+    })
+    .unwrap_or_else(|error| format!("the figures cannot be read: {error}"))
 }
 
 /// A settings file with every setting, its meaning and its default.

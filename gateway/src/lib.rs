@@ -41,6 +41,7 @@ mod metrics;
 mod names;
 mod node;
 mod peers;
+mod plan;
 mod program;
 mod proxies;
 mod publish;

@@ -67,6 +67,10 @@ async fn command(matches: &clap::ArgMatches, routes: Router) -> ExitCode {
             say(cli::genconfig().trim_end());
             return ExitCode::SUCCESS;
         }
+        "plan" => {
+            say(cli::plan(arguments).trim_end());
+            return ExitCode::SUCCESS;
+        }
         "completions" => {
             say(cli::completions(arguments).trim_end());
             return ExitCode::SUCCESS;
