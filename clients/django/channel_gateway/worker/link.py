@@ -304,15 +304,12 @@ class Link(asyncio.Protocol):
 
     # Writing
 
-    def write(self, *parts: bytes) -> None:
-        """Takes a frame, or pieces of one, in their order; they leave together when the loop turns."""
+    def write(self, head: bytes, body: bytes = b"") -> None:
+        """Takes a frame, in one or two pieces; what is taken leaves in its order, together, when the loop turns."""
         if self._transport is None:
             return
-        out = self._out
-        for part in parts:
-            out.append(part)
-            self.unflushed += len(part)
-        self.unflushed += FRAME_COST
+        self._out += (head, body)
+        self.unflushed += len(head) + len(body) + FRAME_COST
         if not self._flushing:
             self._flushing = True
             self.loop.call_soon(self.flush)
