@@ -43,7 +43,9 @@ def knows(setting):
     return setting in done.stdout
 
 
-class LiveMixin:
+class Helpers:
+    """What these tests do again and again."""
+
     def setUp(self):
         super().setUp()
         relay._paused_until = 0
@@ -75,6 +77,8 @@ class LiveMixin:
             self.assertLess(time.monotonic(), end)
             time.sleep(0.02)
 
+
+class LiveMixin(Helpers):
     async def test_chat_notifications_and_disconnect(self):
         room = await sync_to_async(self.room)(self.ann, self.bob)
         ann, bob = await self.open(self.ann), await self.open(self.bob, "/ws/chat/")
@@ -434,7 +438,7 @@ class RedisTests(LiveMixin, GatewayLiveServerTestCase):
         self.assertEqual(sorted(found[:-1], key=int), [f"{number}" for number in range(40)])
 
 
-class ImportTests(LiveMixin, GatewayLiveServerTestCase):
+class ImportTests(Helpers, GatewayLiveServerTestCase):
     """The tables of a chat, by a real `gateway import` into the database of a running node."""
 
     gateway_redis_url = settings.REDIS_URL
