@@ -115,6 +115,7 @@ def main(arguments):
             "DJANGO_SETTINGS_MODULE": "tests.settings",
             "TEST_REDIS_URL": stack.enter_context(redis()),
             "TEST_GATEWAY": gateway(),
+            "TEST_LONG": os.environ.get("GATEWAY_LONG", ""),
             "TEST_SQLITE": f"{directory}/site.sqlite3",
             "PYTHONPATH": str(HERE),
             "PYTHONDONTWRITEBYTECODE": "1",
