@@ -439,7 +439,14 @@ async fn a_storm_of_sockets_with_sessions_is_a_few_statements() {
         arriving.spawn(async move {
             let origin = format!("http://{}", node.running.public);
             let headers = [("cookie", &*format!("sessionid={cookie}")), ("origin", &*origin)];
-            node.at().knock_patiently("/ws/chat/lobby/", &headers, Duration::from_secs(120)).await.expect("let in")
+            // Who is told to come back, as on a machine that is busy with other things, does so.
+            while began.elapsed() < Duration::from_secs(240) {
+                let patience = Duration::from_secs(60);
+                if let Some(client) = node.at().knock_patiently("/ws/chat/lobby/", &headers, patience).await {
+                    return client;
+                }
+            }
+            panic!("nobody was let in")
         });
     }
     let mut clients = arriving.join_all().await;

@@ -902,7 +902,7 @@ impl DjangoSite {
         let program = testkit::python::python();
         let process = Guarded::spawn_with(dir.clone(), "KILL", &env, program, [dir.join("serve.py")]);
         let site = Self { _process: process, dir, url: format!("http://127.0.0.1:{port}") };
-        eventually_within(Duration::from_secs(60), "Django answers", || async {
+        eventually_within(Duration::from_secs(180), "Django answers", || async {
             common::http_client().get(format!("{}/", site.url)).send().await.is_ok_and(|answer| answer.status() == 200)
         })
         .await;
