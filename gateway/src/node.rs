@@ -299,6 +299,7 @@ impl Node {
         let config = Config { limits, ..config };
         // With --dev the secret is this process's own, and goes on.
         let keeps_keys = config.dev && config.jwt_secrets.is_empty();
+        self.bridges.take_secrets(&config.bridges);
         self.admissions.set_rooms_per_user(config.limits.rooms_per_user);
         let now = &*self.sign_in;
         let sign_in = SignIn {

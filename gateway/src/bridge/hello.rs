@@ -25,7 +25,7 @@ pub(super) async fn greet(
     say(writer, kind::HELLO, &wire::hello(&identity.node, &identity.deployment, &own)).await?;
     let (welcome, rest) = timeout(STEP, welcome(reader)).await.map_err(|_| LinkError::Late)??;
     let theirs: Nonce = welcome.nonce[..].try_into().map_err(|_| LinkError::Malformed(kind::WELCOME))?;
-    let secret = &bridge.settings.secret;
+    let secret = &bridge.secret();
     // The nonces differ, or somebody gives back what we say.
     if theirs == own || !holds(secret, Role::Worker, &own, &theirs, &welcome.mac) {
         return Err(LinkError::Secret);

@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use secrecy::SecretString;
 use serde::Serialize;
 use tokio::sync::Notify;
 use tokio::time::{Instant, timeout_at};
@@ -83,6 +84,8 @@ pub(crate) struct Bridges(Vec<Arc<Bridge>>);
 /// One bridge and its links.
 pub(crate) struct Bridge {
     pub(crate) settings: Settings,
+    /// The newest, which may be another one than at the start.
+    secret: Mutex<SecretString>,
     pub(super) identity: Identity,
     pub(super) leaving: Leaving,
     pub(super) metrics: BridgeMetrics,
@@ -124,6 +127,7 @@ impl Bridges {
             metrics.begin(settings.path.as_str(), codes);
             Arc::new(Bridge {
                 settings: settings.clone(),
+                secret: Mutex::new(settings.secret.clone()),
                 identity: identity.clone(),
                 leaving,
                 metrics: metrics.clone(),
@@ -143,6 +147,13 @@ impl Bridges {
         for bridge in &self.0 {
             let (bridge, own, stop) = (Arc::clone(bridge), tasks.clone(), stop.clone());
             tasks.spawn(async move { bridge.look_for_workers(&own, &stop).await });
+        }
+    }
+
+    /// Takes over other secrets: links that are made from now on prove those.
+    pub(crate) fn take_secrets(&self, new: &[Settings]) {
+        for (bridge, new) in self.0.iter().zip(new) {
+            *bridge.secret.lock() = new.secret.clone();
         }
     }
 
@@ -204,6 +215,11 @@ impl Bridge {
             Some(_) => "4999".to_owned(),
         };
         self.metrics.closed.get_or_create(&Ended { path: self.path().to_owned(), code }).inc();
+    }
+
+    /// What workers have to know.
+    pub(super) fn secret(&self) -> SecretString {
+        self.secret.lock().clone()
     }
 
     fn of_path(&self) -> OfPath {

@@ -206,6 +206,16 @@ mod tests {
     }
 
     #[test]
+    fn what_differs_is_the_secret_or_something_else() {
+        let collected = |file: &str| super::super::collect(&Default::default(), &|_| None, Some(file)).unwrap();
+        let (now, secret) = (collected(FILE), collected(&FILE.replace("abcdef", "fedcba")));
+        let path = collected(&FILE.replace("orders", "other"));
+        assert_eq!(now.differences(&secret).collect::<Vec<_>>(), ["bridge.secret"]);
+        assert_eq!(now.differences(&path).collect::<Vec<_>>(), ["bridge"]);
+        assert!(super::super::is_changeable("bridge.secret") && !super::super::is_changeable("bridge"));
+    }
+
+    #[test]
     fn a_secret_may_stand_in_a_file() {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), "from-a-file-0123456789\n").unwrap();

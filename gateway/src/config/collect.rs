@@ -42,7 +42,16 @@ impl Collected {
     /// The settings whose values differ.
     pub fn differences<'a>(&'a self, other: &'a Self) -> impl Iterator<Item = &'static str> + 'a {
         let settings = SETTINGS.iter().map(|setting| setting.name).filter(|name| self.get(name) != other.get(name));
-        settings.chain((self.bridges != other.bridges).then_some("bridge"))
+        let is_secret = |key: &str| matches!(key, "secret" | bridge::SECRET_FILE);
+        let part = |bridges: &[Table], secret: bool| -> Vec<Table> {
+            let own = |table: &Table| {
+                let kept = table.iter().filter(|(key, _)| is_secret(key) == secret);
+                kept.map(|(key, value)| (key.clone(), value.clone())).collect()
+            };
+            bridges.iter().map(own).collect()
+        };
+        let differ = |secret| part(&self.bridges, secret) != part(&other.bridges, secret);
+        settings.chain(differ(false).then_some("bridge")).chain(differ(true).then_some("bridge.secret"))
     }
 
     /// The `[[bridge]]` of the file: keys and texts of each, without secrets.

@@ -38,6 +38,7 @@ pub const CHANGEABLE: &[&str] = &[
     "trusted-proxies",
     "client-notifications",
     "log-level",
+    "bridge.secret",
     "limits.",
     "drain.",
     "retention.",
@@ -245,7 +246,12 @@ impl Config {
     pub(crate) fn with_changes_of(&self, new: &Self) -> Self {
         let Limits { recent_bytes, write_queue_bytes, memory_bytes, .. } = self.limits;
         let new = new.clone();
+        let mut bridges = self.bridges.clone();
+        for (bridge, new) in bridges.iter_mut().zip(&new.bridges).filter(|(bridge, new)| bridge.path == new.path) {
+            bridge.secret = new.secret.clone();
+        }
         Self {
+            bridges,
             jwt_secrets: new.jwt_secrets,
             jwt_public_keys: new.jwt_public_keys,
             jwt_leeway: new.jwt_leeway,
