@@ -272,12 +272,13 @@ def _urls(found: Conf) -> Iterable[CheckMessage]:
 def check_usernames(
     app_configs: Sequence[AppConfig] | None, databases: Sequence[str] | None = None, **_: Any
 ) -> list[CheckMessage]:
-    """With ``--database``: whether there are names that Channels refuses as groups."""
+    """Whether there are names that Channels refuses as groups."""
     found, mistakes = read(getattr(settings, "GATEWAY", {}))
     user = get_user_model()
     if mistakes or found.user_name != "username" or found.raw_group_names:
         return []
-    for database in databases or ():
+    # Asked for by its tag, Django 4.2 and 5.2 name no databases.
+    for database in databases or (user._default_manager.db,):
         if database != user._default_manager.db:
             continue
         odd = user._default_manager.using(database).exclude(
@@ -285,8 +286,8 @@ def check_usernames(
         )
         try:
             name = odd.values_list(user.USERNAME_FIELD, flat=True).first()
-        except DatabaseError:
-            # Before the first `migrate`.
+        except (DatabaseError, ImproperlyConfigured):
+            # Before the first `migrate`, or without a database.
             return []
         if name is not None:
             return [_refused(f"Channels refuses the names of some users as groups, such as {name!r}.")]

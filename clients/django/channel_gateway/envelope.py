@@ -22,6 +22,7 @@ MAX_RECIPIENTS = 1000
 MAX_DATA = 64 * 1024
 MAX_ID_BYTES = 128
 MAX_REASON_BYTES = 123
+MAX_DISPLAY_NAME_CHARS = 255
 
 TYPES = (
     "notification",
@@ -132,7 +133,10 @@ def _recipients(to: Any, depth: int) -> Iterator[str]:
         if to == "everyone":
             yield to
         elif separator and kind in ("user", "room"):
-            names.check_name(f"a {kind}", name)
+            if kind == "user":
+                names.check_user(name)
+            else:
+                names.check_name("a room", name)
             yield str(to)
         else:
             raise InvalidEvent(f"{to!r} is no recipient: write user:NAME or room:NAME, or give a user")
@@ -309,6 +313,8 @@ def _check_data(type: str, data: Mapping[str, Any]) -> None:
         if not isinstance(members, (list, tuple)) or not members:
             raise InvalidEvent("data.users must be a list of names")
         for name in members:
-            names.check_name("a user", text("a name", name))
+            names.check_user(text("a name", name))
     elif type == "room.put" and data.get("display_name") is not None:
-        text("data.display_name", data["display_name"])
+        length = len(text("data.display_name", data["display_name"]))
+        if not 1 <= length <= MAX_DISPLAY_NAME_CHARS:
+            raise InvalidEvent(f"data.display_name must have 1 to {MAX_DISPLAY_NAME_CHARS} characters")

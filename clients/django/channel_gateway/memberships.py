@@ -26,8 +26,9 @@ from django.db.models.signals import m2m_changed, post_delete, post_save, pre_de
 
 from . import publishing
 from .conf import conf
+from .envelope import MAX_DISPLAY_NAME_CHARS
 from .exceptions import InvalidEvent
-from .names import is_valid_name
+from .names import is_valid_user
 
 Namer = Callable[[Any], str]
 _F = TypeVar("_F", bound=Callable[..., Any])
@@ -137,7 +138,7 @@ class Relation:
         if self._display_name is None:
             return None
         found = self._display_name(room) if callable(self._display_name) else getattr(room, self._display_name)
-        return None if found in (None, "") else str(found)
+        return None if found in (None, "") else str(found)[:MAX_DISPLAY_NAME_CHARS]
 
     def _user_name_path(self, path: str) -> str:
         column = "pk" if conf().user_name == "id" else get_user_model().USERNAME_FIELD
@@ -264,8 +265,14 @@ class Relation:
             return
         before, after = _noted(instance, self, {}), self._pairs(instance, using)
         gone = [pair for pair, keys in before.items() if pair not in after and not self._is_still(keys, using)]
+        new = [pair for pair in after if pair not in before]
+        if not self.room_path:
+            # The row itself names the room: nobody else makes it.
+            for room in dict.fromkeys(room for room, _ in new):
+                with publishing.quietly("room.put"):
+                    publishing.put_room(room, display_name=self.display_name(instance), when=self.when, using=using)
         self._publish("remove", ((room, [user]) for room, user in gone), using)
-        self._publish("add", ((room, [user]) for room, user in after if (room, user) not in before), using)
+        self._publish("add", ((room, [user]) for room, user in new), using)
 
     def _row_deleted(self, *, instance: Any, using: str, **_: Any) -> None:
         before = _noted(instance, self, {})
@@ -300,7 +307,7 @@ class Relation:
         do = publishing.add_members if what == "add" else publishing.remove_members
         for room, users in pairs:
             # Who cannot sign in, because of such a name, need not be told of.
-            known = [user for user in users if is_valid_name(user)]
+            known = [user for user in users if is_valid_user(user)]
             with publishing.quietly(f"member.{what}"):
                 if known:
                     do(room, known, when=self.when, using=using)

@@ -36,6 +36,18 @@ def check_name(what: str, name: str) -> str:
     return name
 
 
+def is_valid_user(name: str) -> bool:
+    """Whether a user can be called this: ``anon.`` begins the names of visitors without one."""
+    return is_valid_name(name) and not name.startswith("anon.")
+
+
+def check_user(name: str) -> str:
+    """The name, if a user can have it."""
+    if check_name("a user", name).startswith("anon."):
+        raise InvalidEvent(f"a user cannot be called {name!r}: anon. is for visitors without a name")
+    return name
+
+
 def name_of(user: Any) -> str:
     """What the gateway calls a user: the username or, with ``GATEWAY["USER_NAME"] = "id"``, the id.
 
@@ -52,7 +64,7 @@ def name_of(user: Any) -> str:
         name = str(user)
     else:
         raise TypeError(f"a user or a name is wanted, not {type(user).__name__}")
-    return check_name("a user", name)
+    return check_user(name)
 
 
 def _hashed(prefix: str, name: str) -> str:

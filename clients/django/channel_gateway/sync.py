@@ -9,7 +9,7 @@ from typing import Any
 from . import api, memberships
 from .exceptions import ApiError
 from .memberships import Relation
-from .names import is_valid_name
+from .names import is_valid_name, is_valid_user
 
 _PAGE = 500
 
@@ -76,7 +76,7 @@ def _room(
         if repair:
             api.call("PUT", api.path("rooms", name), {} if display is None else {"display_name": display})
         yield Difference("room", name)
-    wanted = {user for relation, room in sources for user in relation.members(room, using) if is_valid_name(user)}
+    wanted = {user for relation, room in sources for user in relation.members(room, using) if is_valid_user(user)}
     for user in sorted(wanted - there):
         if not repair or _is_member(sources, user, using):
             if repair:

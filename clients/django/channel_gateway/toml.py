@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 from urllib.parse import quote, urlsplit
 
 from django.conf import settings
@@ -420,6 +420,30 @@ def _write(path: Path, text: str) -> None:
         raise
 
 
+#: What the node takes where the site's settings say nothing.
+_DEFAULTS: Final = {
+    "namespace": "gateway",
+    "user_group": "{username}",
+    "raw_group_names": False,
+    "user_name": "username",
+    "layer_serializer": "msgpack",
+    "layer_expiry": 60,
+    "layer_group_expiry": 86400,
+    "layer_capacity": 100,
+    "jwt_user_claim": "sub",
+    "jwt_user_id_claim": "",
+    "jwt_audience": "",
+    "jwt_issuer": "",
+    "auth_url": "",
+    "allowed_origins": "",
+    "django.session_salt": "",
+    "django.cache_key_prefix": "",
+    "django.cache_version": 1,
+    "django.auth_backends": "django.contrib.auth.backends.ModelBackend",
+    "django.time_zone": "UTC",
+}
+
+
 def differences(config: NodeConfig, file: Path, directory: Path) -> list[str]:
     """What a file, and the secrets beside it, say otherwise than the site's settings."""
     try:
@@ -429,6 +453,11 @@ def differences(config: NodeConfig, file: Path, directory: Path) -> list[str]:
     except tomllib.TOMLDecodeError as error:
         return [f"{file} is not TOML: {error}"]
     found = []
+    for key, default in _DEFAULTS.items():
+        # An empty value is an unset one.
+        is_unset = given.get(key) in (None, "", [])
+        if key not in config.plain and not is_unset and not _same(given[key], default):
+            found.append(f"{key} is {_value(given[key])}; the site has {_value(default)}")
     for key, value in config.plain.items():
         if key not in given:
             found.append(f"{key} is missing; the site has {_value(value)}")

@@ -247,6 +247,12 @@ class CommandTests(SimpleTestCase):
     def test_check(self):
         self.config("--output", str(self.file))
         self.assertEqual(self.config("--check", str(self.file))[:2], (0, ""))
+        told = self.file.read_text()
+        self.file.write_text('layer_capacity = 500\nuser_name = ""\n' + told)
+        code, out, _ = self.config("--check", str(self.file))
+        self.assertEqual((code, out.count("\n")), (1, 1))
+        self.assertIn("layer_capacity is 500; the site has 100", out)
+        self.file.write_text(told)
         with gateway(JWT_SECRET="a newer secret, 32 bytes of it at least"), layer(hosts=[("other", 1)], prefix="x"):
             code, out, _ = self.config("--check", str(self.file))
         self.assertEqual(code, 1)
@@ -350,7 +356,7 @@ class UsernameTests(TestCase):
         self.assertEqual(run(), ["gateway.W002"])
         with gateway(USER_NAME="id"):
             self.assertEqual(run(), [])
-        self.assertEqual(checks.check_usernames(None), [])
+        self.assertEqual([each.id for each in checks.check_usernames(None)], ["gateway.W002"])
 
 
 class BinaryTests(SimpleTestCase):

@@ -4,14 +4,16 @@ from django.contrib.auth.models import Group, User
 from django.core.exceptions import ImproperlyConfigured
 from django.core.management import call_command
 from django.db import transaction
+from django.db.models.signals import m2m_changed, post_delete, post_save, pre_delete, pre_save
 from django.test import SimpleTestCase, TransactionTestCase
+from django.utils import timezone
 
 from channel_gateway import InvalidEvent, chat, memberships
 from channel_gateway.memberships import Relation
 from channel_gateway.testing import GatewayTestMixin, outbox
 
 from .base import LogMixin
-from .club.models import Club, Desk, Employee, Guest, Membership, Project
+from .club.models import Alert, Club, Desk, Employee, Guest, Membership, Project
 
 
 class MembershipTests(LogMixin, GatewayTestMixin, TransactionTestCase):
@@ -194,6 +196,30 @@ class MembershipTests(LogMixin, GatewayTestMixin, TransactionTestCase):
         self.assertEqual([len(event.data["users"]) for event in outbox], [100, 100, 50])
         self.assertEqual(len({event.id for event in outbox}), 3)
 
+    def test_rows_that_name_the_room_make_it(self):
+        relation = Relation(
+            Alert, lambda alert: f"alerts-{alert.sender}", user="user", display_name=lambda _: "x" * 300
+        )
+        relation.connect()
+        self.addCleanup(forget, relation)
+        Alert.objects.create(user=self.ann, sender="shop", text="", created=timezone.now())
+        room = "alerts-shop"
+        self.assertEqual(self.said(), [("room.put", room, "x" * 255), ("member.add", room, ["ann"])])
+        self.ann.username = "anon.ann"
+        self.ann.save()
+        outbox.clear()
+        Alert.objects.create(user=self.ann, sender="bank", text="", created=timezone.now())
+        self.assertEqual(self.said(), [("room.put", "alerts-bank", "x" * 255)], "visitors' names are nobody's")
+
+
+def forget(relation):
+    """Listens no more."""
+    uid = f"channel_gateway.{id(relation)}"
+    for signal in (m2m_changed, pre_save, post_save, pre_delete, post_delete):
+        for model in (relation.rows, *memberships.senders(relation.rooms), *memberships.senders(User)):
+            for each in (uid, f"{uid}.room"):
+                signal.disconnect(sender=model, dispatch_uid=each)
+
 
 class DeclarationTests(SimpleTestCase):
     def test_mistakes_are_named_at_the_start(self):
@@ -211,19 +237,8 @@ class DeclarationTests(SimpleTestCase):
     def test_the_other_side_of_a_many_to_many(self):
         relation = Relation(Group, "name", members="user_set")
         relation.connect()
-        self.addCleanup(self.forget, relation)
+        self.addCleanup(forget, relation)
         self.assertEqual([relation.rooms, relation.room_path, relation.user_path], [Group, "group", "user"])
-
-    def forget(self, relation):
-        from django.db.models.signals import m2m_changed, post_delete, post_save, pre_delete, pre_save
-
-        uid = f"channel_gateway.{id(relation)}"
-        m2m_changed.disconnect(sender=relation.rows, dispatch_uid=uid)
-        for model in (*memberships.senders(relation.rooms), *memberships.senders(relation.people)):
-            for signal in (pre_delete, post_delete):
-                signal.disconnect(sender=model, dispatch_uid=uid)
-            for signal in (pre_save, post_save):
-                signal.disconnect(sender=model, dispatch_uid=f"{uid}.room")
 
     def test_sync_wants_a_relation(self):
         from unittest import mock

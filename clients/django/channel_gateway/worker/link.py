@@ -298,6 +298,7 @@ class Link(asyncio.Protocol):
 
     def ended(self, instance: Instance) -> None:
         """The application has returned."""
+        self.waiting.discard(instance)
         if instance.closed:
             self.sockets.pop(instance.sid, None)
         self.server.ended()
