@@ -84,6 +84,8 @@ pub(crate) enum Lookup {
     Shared(AnyShared),
     Own,
     Disconnect,
+    /// It is known, and nothing is made of it.
+    Nothing,
     Unknown,
 }
 
@@ -93,6 +95,7 @@ impl std::fmt::Debug for Lookup {
             Self::Shared(_) => "Shared",
             Self::Own => "Own",
             Self::Disconnect => "Disconnect",
+            Self::Nothing => "Nothing",
             Self::Unknown => "Unknown",
         })
     }

@@ -194,6 +194,10 @@ impl Link {
 
     pub(super) fn forget(&self, sid: u64) {
         self.seats.lock().remove(&sid);
+        if self.max_sockets > 0 {
+            // There is a place again.
+            self.bridge.changed();
+        }
     }
 
     /// Queues a control frame. `false` when the link is over.
@@ -390,6 +394,11 @@ impl Link {
                         "a consumer had not returned 10 s after its disconnect and was cancelled"
                     ),
                     _ => {}
+                }
+                if self.is_draining() && *outcome != RAISED && seat.is_open() {
+                    // Its worker ends it rather than the application: it comes back elsewhere.
+                    let window = *self.draining.lock();
+                    seat.client().restart(self.bridge.leaving.spread(self.sockets(), window));
                 }
                 if seat.ended(*outcome) {
                     self.forget(seat.sid);

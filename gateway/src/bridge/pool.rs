@@ -284,7 +284,10 @@ impl Bridge {
             let (until, refused) = match self.choose(tried) {
                 Choice::Place(link) => return Ok(link),
                 Choice::Busy => (deadline, Refused::Busy),
-                Choice::Nobody if tried.is_empty() => (deadline.min(self.give_up_at()), Refused::NoWorker),
+                // One that leaves will have a successor; one that is full has none.
+                Choice::Nobody if tried.iter().all(|link| link.is_draining()) => {
+                    (deadline.min(self.give_up_at()), Refused::NoWorker)
+                }
                 Choice::Nobody => return Err(Refused::Busy),
             };
             if timeout_at(until, self.changed.notified()).await.is_err() {
@@ -329,6 +332,7 @@ impl Bridge {
 
     fn add(&self, link: &Arc<Link>) {
         self.links.lock().push(Arc::clone(link));
+        *self.alone_since.lock() = None;
         self.metrics.links.get_or_create(&self.of_path()).inc();
         self.changed();
     }

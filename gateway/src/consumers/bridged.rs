@@ -20,7 +20,7 @@ use crate::websocket::WireFrame;
 use crate::words::EventType;
 
 /// Bytes over its limit that an outbox takes: what was on its way when the application was told to wait.
-pub(crate) const SLACK: usize = 16 << 20;
+pub(crate) const SLACK: usize = 33 << 20;
 
 /// What the application's and the client's messages count as, whatever they hold.
 const BRIDGE: &str = "bridge";
@@ -30,8 +30,14 @@ pub(crate) const CODES: &[u16] = &[1000, 1001, 1005, 1006, 1009, 1011, 1012, 400
 
 /// What bridged sockets make of events that come for them by name.
 pub(crate) fn table() -> Arc<Table> {
-    static TABLE: LazyLock<Arc<Table>> =
-        LazyLock::new(|| Arc::new(Table::new([(EventType::Disconnect.as_str().to_owned(), Lookup::Disconnect)])));
+    static TABLE: LazyLock<Arc<Table>> = LazyLock::new(|| {
+        let all = EventType::ALL.iter().map(|kind| {
+            // What else comes for the user is for the built-in consumers.
+            let lookup = if *kind == EventType::Disconnect { Lookup::Disconnect } else { Lookup::Nothing };
+            (kind.as_str().to_owned(), lookup)
+        });
+        Arc::new(Table::new(all))
+    });
     Arc::clone(&TABLE)
 }
 

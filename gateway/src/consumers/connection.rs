@@ -100,7 +100,11 @@ impl Handshake {
     }
 
     async fn upgrade(self, on_upgrade: OnUpgrade) -> Option<Box<Connection>> {
-        let patience = self.ctx.node().config.limits.handshake.max(Duration::from_secs(1));
+        let patience = match self.ctx.node().config.limits.handshake {
+            // Off: an hour bounds it all the same.
+            Duration::ZERO => Duration::from_secs(3600),
+            patience => patience.max(Duration::from_secs(1)),
+        };
         // A client that left between request and answer is none; dropping `self` cleans up.
         let upgraded = timeout(patience, on_upgrade).await.ok()?.ok()?;
         let Ok(parts) = upgraded.downcast::<TokioIo<Rewound>>() else {
@@ -360,7 +364,9 @@ impl Connection {
                 (Verdict::Serve, Message::Binary(bytes)) => break Some(Step::Frame(Frame::Binary(bytes))),
             }
         };
-        if !pongs.is_empty() {
+        // A client that reads nothing needs none: the newest would be the answer to all of them.
+        let socket = self.ctx.socket();
+        if !pongs.is_empty() && socket.waiting() <= socket.outbox_limit() {
             // They count as written: who does not read them fills its own outbox.
             self.ctx.node().send_to(self.ctx.socket(), &WireFrame::join(&pongs.iter().collect::<Vec<_>>()), "pong");
         }

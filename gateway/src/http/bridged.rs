@@ -34,6 +34,9 @@ const NOT_HERE: &str = "this path belongs to the site's own consumers and speaks
 /// Left of the time for a handshake, to answer in.
 const TO_ANSWER: Duration = Duration::from_millis(250);
 
+/// Longest wait for the user's group.
+const JOIN_TIME: Duration = Duration::from_secs(1);
+
 /// Longest `traceparent` that is passed on.
 const MAX_TRACEPARENT: usize = 128;
 
@@ -109,7 +112,11 @@ impl Visit {
             Err(LimitReached::PerAddress) => return self.refuse(Refusal::TooMany, "connections_per_address"),
         }
         // From here on dropping it takes the socket out again.
-        let ctx = Context::bare(Arc::clone(node), Arc::clone(&socket));
+        let mut ctx = Context::bare(Arc::clone(node), Arc::clone(&socket));
+        // So that it can be disconnected by its user's name. Without the layer it opens all the same.
+        if let Some(group) = user.as_ref().and_then(|user| node.names.user(&user.name).ok()) {
+            let _ = tokio::time::timeout(JOIN_TIME, ctx.group_add(&group)).await;
+        }
         let place = Place::new(Arc::clone(&socket), Arc::clone(&node.metrics));
         let user = user.as_ref().map(|user| (&*user.name, user.id.as_deref()));
         let scope = self.scope(&subprotocols, socket.channel_name.as_str(), user);
@@ -128,7 +135,8 @@ impl Visit {
                 }
                 None => {
                     tracing::warn!(
-                        path = bridge.path(), subprotocol = ?accepted.subprotocol,
+                        channel = %socket.channel_name, user = ?socket.user, path = bridge.path(),
+                        subprotocol = ?accepted.subprotocol,
                         "an application accepted with a subprotocol or a header that no answer can carry"
                     );
                     self.refuse(Refusal::Failed, "app_failed")

@@ -213,6 +213,7 @@ impl Hub {
             },
             Lookup::Own => Kind::Own,
             Lookup::Disconnect => Kind::Disconnect(disconnect_reason(event)),
+            Lookup::Nothing => Kind::Nothing,
             Lookup::Unknown => {
                 self.metrics.layer_events_unhandled.inc();
                 // Once a second at most: anybody on the layer can send any number of them.

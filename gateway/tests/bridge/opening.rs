@@ -202,7 +202,8 @@ async fn the_node_decides_on_origin_limits_and_who_is_signed_in() {
     let auth = open.get("scope").get("gateway_auth");
     assert_eq!((auth.get("user").str(), auth.get("id")), ("alice", &Value::Nil));
     link.accept(sid).await;
-    let _first = first.await.unwrap().unwrap();
+    let mut first = first.await.unwrap().unwrap();
+    let of_alice = sid;
     assert_eq!(site.refused("/ws/orders/", &[("authorization", &alice)]).await, 429);
     let second = site.knock("/ws/orders/", &[("authorization", &bob)]);
     let (sid, _) = link.open().await;
@@ -218,6 +219,13 @@ async fn the_node_decides_on_origin_limits_and_who_is_signed_in() {
     second.send(Message::text("x".repeat(70_000))).await;
     assert_eq!(second.closed().await.0, 1009);
     assert_eq!(link.expect(CLOSED).await.code().0, 1009);
+    // Who is signed in here can be disconnected by name.
+    let (status, _) = site.door().api("POST", "/api/users/alice/disconnect", None).await;
+    assert_eq!(status, 200);
+    let (code, _) = first.closed().await;
+    let closed = link.expect(CLOSED).await;
+    assert_eq!((closed.sid, closed.code().0), (of_alice, code));
+    assert!(code >= 4400, "{code}");
 }
 
 #[tokio::test]
