@@ -145,7 +145,9 @@ pub(crate) fn gateway_send(event: &Event) -> Option<Rendering> {
     let object: std::collections::HashMap<String, Box<RawValue>> = json::read(text.as_bytes()).ok()?;
     if let Some(kind) = object.get("type") {
         let kind: Result<String, _> = json::read(kind.get().as_bytes());
-        if kind.is_ok_and(|kind| FrameType::of(&kind).is_some()) {
+        // The last two are not sent yet, and are kept free.
+        if kind.is_ok_and(|kind| FrameType::of(&kind).is_some() || matches!(kind.as_str(), "read" | "presence_change"))
+        {
             return None;
         }
     }

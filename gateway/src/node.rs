@@ -300,8 +300,14 @@ impl Node {
         // With --dev the secret is this process's own, and goes on.
         let keeps_keys = config.dev && config.jwt_secrets.is_empty();
         self.bridges.take_secrets(&config.bridges);
+        if let Some(django) = self.django.as_ref().filter(|_| !config.django.secret_keys.is_empty()) {
+            django.set_keys(&config.django);
+        }
         self.admissions.set_rooms_per_user(config.limits.rooms_per_user);
         let now = &*self.sign_in;
+        if let Some(ask) = &now.ask {
+            ask.set_secret(config.auth_secret.as_ref());
+        }
         let sign_in = SignIn {
             tokens: Tokens { auth: jwt(&config), jwks: now.tokens.jwks.clone() },
             django: now.django.clone(),

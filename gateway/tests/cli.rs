@@ -317,7 +317,7 @@ async fn users_nodes_and_what_passes() {
     let env = [("GATEWAY_API_URL", url.as_str()), ("GATEWAY_API_KEY", "key")];
     let json = |output: &Output| serde_json::from_str::<Value>(&output.out).unwrap();
     let nodes = gateway(&["nodes"], &env).await;
-    assert_eq!(json(&nodes), serde_json::json!({"nodes": ["one"]}), "{}", nodes.err);
+    assert_eq!(json(&nodes), serde_json::json!({"nodes": ["one"], "workers": []}), "{}", nodes.err);
 
     let mut tail = tokio::process::Command::new(env!("CARGO_BIN_EXE_gateway"));
     tail.args(["tail", "--room", "lobby", "--user", "alice", "--count", "4"]).envs(env);

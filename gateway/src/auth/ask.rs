@@ -13,7 +13,7 @@ use futures_util::FutureExt as _;
 use futures_util::future::{BoxFuture, Shared, WeakShared};
 use http::header::{ACCEPT, AUTHORIZATION, COOKIE, ORIGIN};
 use http::{HeaderMap, HeaderValue, StatusCode};
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 use secrecy::{ExposeSecret as _, SecretString};
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};
@@ -107,7 +107,7 @@ type Fingerprint = [u8; 32];
 /// See the [module](self).
 pub(crate) struct AskDjango {
     url: reqwest::Url,
-    secret: Option<HeaderValue>,
+    secret: RwLock<Option<HeaderValue>>,
     http: reqwest::Client,
     turns: Semaphore,
     known: Mutex<Known>,
@@ -215,6 +215,10 @@ fn uri(path: &str, query: &str) -> String {
     if rest.is_empty() { path.to_owned() } else { format!("{path}?{}", rest.join("&")) }
 }
 
+fn header(secret: Option<&SecretString>) -> Option<HeaderValue> {
+    HeaderValue::from_str(secret?.expose_secret()).ok()
+}
+
 impl AskDjango {
     pub(crate) fn new(
         url: reqwest::Url,
@@ -226,13 +230,18 @@ impl AskDjango {
         health.note_part(NAME, true, false);
         Ok(Self {
             url,
-            secret: secret.and_then(|secret| HeaderValue::from_str(secret.expose_secret()).ok()),
+            secret: RwLock::new(header(secret)),
             http,
             turns: Semaphore::new(AT_ONCE),
             known: Mutex::default(),
             health: Arc::clone(health),
             lines: SeldomOfKind::default(),
         })
+    }
+
+    /// Another secret from now on.
+    pub(crate) fn set_secret(&self, secret: Option<&SecretString>) {
+        *self.secret.write() = header(secret);
     }
 
     /// Asks, unless it is known or being asked already.
@@ -289,7 +298,7 @@ impl AskDjango {
     }
 
     async fn exchange(&self, question: &Question) -> Result<Said, Silence> {
-        let headers = question.headers(self.secret.as_ref());
+        let headers = question.headers(self.secret.read().as_ref());
         let answer = self.http.get(self.url.clone()).headers(headers).send().await.map_err(BodyError::from)?;
         match answer.status() {
             StatusCode::OK => {}

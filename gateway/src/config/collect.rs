@@ -157,7 +157,19 @@ pub fn collect(
     for unknown in in_file.keys() {
         errors.push(unknown_key(unknown));
     }
-    if errors.is_empty() { Ok(collected) } else { Err(ConfigErrors(errors)) }
+    if errors.is_empty() {
+        return Ok(collected);
+    }
+    // What is wrong with the values is told with it. A bridge that lacks what was misspelt is told of once.
+    if errors.iter().any(|error| error.starts_with("bridge ")) {
+        collected.bridges.clear();
+    }
+    if let Err(ConfigErrors(others)) = super::Config::from_collected(&collected) {
+        errors.extend(others);
+    }
+    errors.sort();
+    errors.dedup();
+    Err(ConfigErrors(errors))
 }
 
 fn from_environment(

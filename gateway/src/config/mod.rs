@@ -34,6 +34,8 @@ pub const CHANGEABLE: &[&str] = &[
     "jwt-audience",
     "jwt-issuer",
     "api-key",
+    "auth-secret",
+    "django-secret-key",
     "allowed-origins",
     "trusted-proxies",
     "client-notifications",
@@ -250,8 +252,15 @@ impl Config {
         for (bridge, new) in bridges.iter_mut().zip(&new.bridges).filter(|(bridge, new)| bridge.path == new.path) {
             bridge.secret = new.secret.clone();
         }
+        let mut django = self.django.clone();
+        // Whether sessions are read at all is for the next start.
+        if django.secret_keys.is_empty() == new.django.secret_keys.is_empty() {
+            django.secret_keys = new.django.secret_keys;
+        }
         Self {
             bridges,
+            django,
+            auth_secret: new.auth_secret,
             jwt_secrets: new.jwt_secrets,
             jwt_public_keys: new.jwt_public_keys,
             jwt_leeway: new.jwt_leeway,

@@ -139,7 +139,7 @@ fn tell_of_unheard(ctx: &Context, admitted: &Admitted) {
     ctx.node().metrics.rooms_unheard.inc();
     if let Some(times) = LINE.again() {
         let (heard, unheard) = (admitted.rooms.len(), admitted.unheard.len());
-        tracing::warn!(user = ?ctx.username(), heard, unheard, times,
+        tracing::warn!(channel = %ctx.channel_name(), user = ?ctx.username(), heard, unheard, times,
             "a user is in more rooms than limits.rooms_per_user and hears the oldest: raise it, or take the user out of some");
     }
 }
@@ -219,7 +219,7 @@ impl ChatConsumer {
             && let Ok(group) = ctx.node().names.room(room)
             && ctx.node().tell(&group, events::typing_event(room, ctx.username())).is_err()
         {
-            tracing::debug!("typing could not be told");
+            tracing::debug!(channel = %ctx.channel_name(), user = ?ctx.username(), "typing could not be told");
         }
         Ok(())
     }
@@ -282,7 +282,8 @@ impl ChatConsumer {
     fn tell_other_sockets(&self, ctx: &Context) {
         let news = Event::new(EventType::RoomsChanged.as_str()).with("by", ctx.channel_name().as_str());
         if !ctx.node().names.user(ctx.username()).is_ok_and(|group| ctx.node().tell(&group, news).is_ok()) {
-            tracing::warn!("other sockets of this user could not be told of a new room");
+            let (channel, user) = (ctx.channel_name(), ctx.username());
+            tracing::warn!(%channel, ?user, "other sockets of this user could not be told of a new room");
         }
     }
 

@@ -114,7 +114,7 @@ pub(crate) async fn mark_seen(
     let unseen = node.metrics.time_store("seen", node.store.mark_seen(user, which.clone())).await?;
     let event = events::seen_event(&which, unseen, by);
     if !node.names.user(user).is_ok_and(|group| node.tell(&group, event).is_ok()) {
-        tracing::debug!("other sockets could not be told what is seen");
+        tracing::debug!(user, channel = by, "other sockets could not be told what is seen");
     }
     Ok(events::SeenFrame::new(which, unseen))
 }

@@ -264,7 +264,7 @@ async fn store(ctx: &Context, stream: Stream, content: Content, client_id: Optio
         let (kind, text) = match result {
             Ok(appended) => {
                 let Appended { id, seq, .. } = &appended;
-                tracing::debug!(%id, seq, client_id, channel = %socket.channel_name, "a frame's message is committed");
+                tracing::debug!(%id, seq, client_id, channel = %socket.channel_name, user = ?socket.user, "a frame's message is committed");
                 match client_id {
                     Some(client_id) => (FrameType::Ack, ack(&client_id, &appended)),
                     None => return,

@@ -109,7 +109,7 @@ fn look_at(node: &Node, socket: &Socket, ping: &WireFrame, now: u32, millis: u64
     }
     let (silent, listening) = socket.silence(now);
     if socket.pinged.load(Ordering::Relaxed) {
-        if listening && silent >= every + patience {
+        if listening && patience > 0 && silent >= every + patience {
             socket.close(CloseReason::PingTimeout);
         }
     } else if silent >= every {

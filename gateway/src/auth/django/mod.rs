@@ -18,6 +18,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use jiff::civil::DateTime;
 use jiff::tz::TimeZone;
+use parking_lot::RwLock;
 use persistence::{Site, SiteMoment, SiteSession, SiteUser, Store, StoreError, StoreOptions};
 use secrecy::{ExposeSecret, SecretString};
 use tokio_util::sync::CancellationToken;
@@ -185,7 +186,8 @@ enum Source {
 /// What needs no server.
 #[derive(Debug)]
 struct Rules {
-    keys: Keys,
+    /// Another one where the settings are read again.
+    keys: RwLock<Keys>,
     cookie_name: String,
     cookie_age: i64,
     backends: Vec<String>,
@@ -264,6 +266,11 @@ impl Django {
     pub(crate) async fn check(&self, cookies: &[(String, String)]) -> Option<Result<LoggedIn, NoSession>> {
         let cookie = self.cookie(cookies)?;
         self.judge(cookie).await.transpose()
+    }
+
+    /// Other secret keys from now on; open sockets are judged by them when they are looked at again.
+    pub(crate) fn set_keys(&self, config: &DjangoConfig) {
+        *self.desk.rules.keys.write() = Keys::new(&config.secret_keys, &config.salt);
     }
 
     async fn judge(&self, cookie: &str) -> Result<Option<LoggedIn>, NoSession> {
@@ -407,7 +414,7 @@ impl Desk {
         match kept {
             Kept::User(id) => Ok((id, None, None)),
             Kept::Cookie(signed) => {
-                if !self.rules.keys.has(signed.mark) {
+                if !self.rules.keys.read().has(signed.mark) {
                     return Err("session_signature");
                 }
                 let ends = self.rules.cookie_end(signed.at, now)?;
@@ -450,7 +457,7 @@ impl SignedCookie {
 impl Rules {
     fn of(config: &DjangoConfig) -> Self {
         Self {
-            keys: Keys::new(&config.secret_keys, &config.salt),
+            keys: RwLock::new(Keys::new(&config.secret_keys, &config.salt)),
             cookie_name: config.cookie_name.clone(),
             cookie_age: config.cookie_age,
             backends: config.auth_backends.clone(),
@@ -463,14 +470,14 @@ impl Rules {
     fn open_row(&self, session: &SiteSession, now: i64) -> Verdict {
         let ends = self.ends(session.expires, now).ok_or("session_expired")?;
         let Some(data) = &session.data else { return Err(self.unreadable(Unreadable::TooLarge)) };
-        let signed = self.keys.unsign(data).ok_or("session_signature")?;
+        let signed = self.keys.read().unsign(data).ok_or("session_signature")?;
         let fields = Fields::of_signed(signed.payload).map_err(|error| self.unreadable(error))?;
         Ok(Opened { claim: self.claim(fields)?, ends: Some(ends) })
     }
 
     /// Judges a cookie that is the session.
     fn open_cookie(&self, cookie: &str, now: i64) -> Result<Option<(Claim, SignedCookie)>, &'static str> {
-        let signed = self.keys.unsign(cookie).ok_or("session_signature")?;
+        let signed = self.keys.read().unsign(cookie).ok_or("session_signature")?;
         self.cookie_end(signed.at, now)?;
         let fields = Fields::of_signed(signed.payload).map_err(|error| self.unreadable(error))?;
         Ok(self.claim(fields)?.map(|claim| {
@@ -552,7 +559,7 @@ impl Rules {
             true => user.ok_or("user_unknown")?,
             false => active(user)?,
         };
-        if self.keys.fit(claim.hash, &user.password) { Ok(user.into()) } else { Err("session_password") }
+        if self.keys.read().fit(claim.hash, &user.password) { Ok(user.into()) } else { Err("session_password") }
     }
 }
 

@@ -28,7 +28,7 @@ fn rules(settings: &Value) -> Rules {
     let engine = text(settings, "session_engine");
     let salt = if engine.ends_with("signed_cookies") { engine } else { text(settings, "session_salt") };
     Rules {
-        keys: Keys::new(&keys, salt),
+        keys: RwLock::new(Keys::new(&keys, salt)),
         cookie_name: text(settings, "session_cookie_name").to_owned(),
         cookie_age: settings["session_cookie_age"].as_i64().unwrap(),
         backends: list("authentication_backends").collect(),
@@ -182,7 +182,7 @@ fn sessions_of_caches_are_read() {
 #[test]
 fn an_end_without_a_zone_is_the_sites() {
     let in_zone = |zone: &str| Rules {
-        keys: Keys::new(&[], ""),
+        keys: RwLock::new(Keys::new(&[], "")),
         cookie_name: String::new(),
         cookie_age: 0,
         backends: Vec::new(),
