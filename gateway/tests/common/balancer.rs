@@ -53,7 +53,8 @@ impl Balancer {
         }
         let file = dir.join("nginx.conf");
         std::fs::write(&file, lines.join("\n")).unwrap();
-        let process_file = format!("daemon off; pid {};", dir.join("pid").display());
+        // One process: workers would outlive a master that is killed.
+        let process_file = format!("daemon off; master_process off; pid {};", dir.join("pid").display());
         let file = file.display().to_string();
         assert!(on_path("nginx"), "nginx is missing: run ./test.sh, or apt-get install nginx-light");
         let arguments = ["-e", "stderr", "-c", &file, "-g", &process_file];
