@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -612,6 +613,16 @@ class AskTests(SignInMixin, GatewayLiveServerTestCase):
 
 
 class ServeTests(SimpleTestCase):
+    def test_what_the_node_takes_by_itself_is_what_the_check_compares_with(self):
+        """`gateway_config --check` knows the node's defaults."""
+        told = subprocess.run(
+            [settings.GATEWAY["BINARY"], "genconfig"], capture_output=True, text=True, check=True
+        ).stdout
+        given = toml._flat(toml.tomllib.loads(re.sub(r"(?m)^#(?=[a-z_]+ = )", "", told)))
+        for key, default in toml._DEFAULTS.items():
+            with self.subTest(key):
+                self.assertTrue(toml._same(given.get(key, ""), default), (given.get(key), default))
+
     def test_a_real_node_by_gateway_serve(self):
         """The site's settings alone make a node that signs in the site's tokens, and ends when it is told to."""
         with tempfile.TemporaryDirectory() as directory:
