@@ -28,8 +28,9 @@ runpy.run_module("channel_gateway.worker", run_name="__main__")
 """
 
 
-@tag("once")
-class ProcessTests(unittest.IsolatedAsyncioTestCase):
+class WithProcesses(unittest.IsolatedAsyncioTestCase):
+    """Workers that are started and dialled; they end with the test."""
+
     def setUp(self):
         directory = tempfile.TemporaryDirectory(prefix="gateway-worker-")
         self.addCleanup(directory.cleanup)
@@ -77,6 +78,9 @@ class ProcessTests(unittest.IsolatedAsyncioTestCase):
         socket.say("pid")
         return int(await socket.hears())
 
+
+@tag("once")
+class ProcessTests(WithProcesses):
     async def test_it_needs_no_django_and_leaves_when_it_is_asked(self):
         process = self.start(module=("-c", BARE, "tests.worker_apps:echo"))
         node = await self.dial()

@@ -42,6 +42,7 @@ class Options:
     ca: str | None = None
     lifespan: str = "auto"
     loop: str = "auto"
+    close_connections: str = "needed"
     log_level: str = "info"
 
 
@@ -60,6 +61,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--ca", metavar="FILE", help="a node has to show a certificate of this CA")
     add("--lifespan", choices=("auto", "off"), default="auto", help="off for an application that does not know it")
     add("--loop", choices=("auto", "asyncio", "uvloop"), default="auto", help="default: uvloop where it is installed")
+    add(
+        "--close-connections",
+        choices=("needed", "always"),
+        default="needed",
+        help="when Channels looks for old database connections: where one is open, or before each handler",
+    )
     add("--log-level", choices=LOG_LEVELS, default="info")
     add("--noreload", action="store_true", help="do not start again when code changes, under Django's DEBUG")
 

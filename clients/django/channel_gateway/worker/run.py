@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable, Coroutine
 from typing import Any, Final
 
-from . import listen
+from . import database, listen
 from .instance import Application
 from .lifespan import StartupFailed
 from .options import Options, log_to_stderr
@@ -42,6 +42,8 @@ def run(name: str, load: Callable[[], Application], options: Options) -> int:
     except ImportError as error:
         logger.error("the application %s cannot be imported: %s", name, error, exc_info=error)
         return WRONG
+    if options.close_connections == "needed":
+        database.install()
     # What is there now stays; a collection need not look at it.
     gc.collect()
     gc.freeze()
