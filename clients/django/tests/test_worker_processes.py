@@ -298,8 +298,11 @@ class CommandTests(ProcessTests):
             GATEWAY_BRIDGE__SECRET="",
         )
 
-    async def hears(self):
-        node = await self.dial()
+    def address(self, numbered):
+        return f"unix:{self.directory}/worker{'-1' if numbered else ''}.sock"
+
+    async def hears(self, numbered=False):
+        node = await self.dial(self.address(numbered))
         socket = await node.connect()
         heard = await socket.hears()
         node.close()
@@ -327,6 +330,32 @@ class CommandTests(ProcessTests):
                     await asyncio.sleep(0.1)
 
         await asyncio.wait_for(changed(), 60)
+
+    async def test_gateway_worker_that_watches_its_code_drains_when_it_is_asked_to_stop(self):
+        self.site("one")
+        for processes in ((), ("--processes", "1")):
+            with self.subTest(processes=processes):
+                process = self.start_site("--drain-seconds", "7", *processes, debug=True)
+                self.assertEqual(await self.hears(bool(processes)), "one")
+                node = await self.dial(self.address(bool(processes)))
+                socket = await node.connect()
+                self.assertEqual(await socket.hears(), "one")
+                process.send_signal(signal.SIGTERM)
+                self.assertEqual(await asyncio.wait_for(node.drain, 30), 7)
+                self.assertIsNone(process.poll())
+                socket.closed(1012, "retry=1-2")
+                self.assertEqual(await socket.end(), 0)
+                self.assertEqual(await self.ended(process), 0)
+
+    async def test_a_second_signal_ends_one_that_watches_its_code_at_once(self):
+        self.site("one")
+        process = self.start_site(debug=True)
+        node = await self.dial()
+        await node.connect()
+        process.send_signal(signal.SIGTERM)
+        await asyncio.wait_for(node.drain, 30)
+        process.send_signal(signal.SIGTERM)
+        self.assertEqual(await self.ended(process), 0)
 
     async def test_gateway_worker_says_what_is_missing(self):
         self.site("one")

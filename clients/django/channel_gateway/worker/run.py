@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import gc
 import logging
 import os
@@ -11,7 +12,7 @@ import random
 import signal
 import threading
 from collections.abc import Callable, Coroutine
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from . import database, listen
 from .instance import Application
@@ -19,6 +20,9 @@ from .lifespan import StartupFailed
 from .options import Options, log_to_stderr
 from .server import Server
 from .supervisor import RECYCLE, Child, Supervisor, this_command
+
+if TYPE_CHECKING:
+    from .reload import Signals
 
 logger = logging.getLogger("channel_gateway.worker")
 
@@ -31,12 +35,15 @@ SOCKETS_LEFT: Final = 3
 THREAD_SECONDS: Final = 5.0
 
 
-def run(name: str, load: Callable[[], Application], options: Options) -> int:
-    """Runs until a signal says so. ``name`` is the application's, ``load`` imports it."""
+def run(name: str, load: Callable[[], Application], options: Options, signals: Signals | None = None) -> int:
+    """Runs until a signal says so. ``name`` is the application's, ``load`` imports it.
+
+    ``signals`` are those of the main thread, where this is another one.
+    """
     log_to_stderr(options.log_level)
     child = Child.of_environment()
     if options.processes and child is None:
-        return Supervisor(options.processes, options.drain_seconds).run()
+        return Supervisor(options.processes, options.drain_seconds).run(signals)
     try:
         application = load()
     except ImportError as error:
@@ -47,19 +54,22 @@ def run(name: str, load: Callable[[], Application], options: Options) -> int:
     # What is there now stays; a collection need not look at it.
     gc.collect()
     gc.freeze()
-    code = _in_a_loop(_serve(name, application, options, child), options.loop)
+    code = _in_a_loop(_serve(name, application, options, child, signals), options.loop)
     if code == RECYCLE and child is None:
         logging.shutdown()
         command = this_command()
         os.execv(command[0], command)  # noqa: S606
-    # A thread that never ends would keep the process from ending.
-    late = threading.Timer(THREAD_SECONDS, os._exit, (code,))
-    late.daemon = True
-    late.start()
+    if signals is None or signals.asked:
+        # A thread that never ends would keep the process from ending.
+        late = threading.Timer(THREAD_SECONDS, os._exit, (code,))
+        late.daemon = True
+        late.start()
     return code
 
 
-async def _serve(name: str, application: Application, options: Options, child: Child | None) -> int:
+async def _serve(
+    name: str, application: Application, options: Options, child: Child | None, signals: Signals | None
+) -> int:
     loop = asyncio.get_running_loop()
     address = options.listen.numbered(child.number) if child else options.listen
     server = Server(
@@ -77,8 +87,10 @@ async def _serve(name: str, application: Application, options: Options, child: C
             at_once.set()
         asked.set()
 
-    # Django's autoreload runs this in a thread, and has signals of its own.
-    if threading.current_thread() is threading.main_thread():
+    # Under Django's autoreload this is not the main thread.
+    if signals is not None:
+        signals.take(functools.partial(loop.call_soon_threadsafe, on_signal))
+    elif threading.current_thread() is threading.main_thread():
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, on_signal)
     if child is not None:

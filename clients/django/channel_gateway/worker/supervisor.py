@@ -13,7 +13,10 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from .reload import Signals
 
 logger = logging.getLogger("channel_gateway.worker")
 
@@ -95,14 +98,16 @@ class Supervisor:
         self._wake = threading.Event()
         self._code = 0
 
-    def run(self) -> int:
+    def run(self, signals: Signals | None = None) -> int:
         """Until all processes have ended after a signal, or one says that it can never start."""
         # Closed by the kernel when this process ends, however it ends.
         reading, self._alive = os.pipe()
         self._pipe = reading
         in_main = threading.current_thread() is threading.main_thread()
         before = {}
-        if in_main:
+        if signals is not None:
+            signals.take(self._ask)
+        elif in_main:
             for number in (signal.SIGTERM, signal.SIGINT):
                 before[number] = signal.signal(number, self._on_signal)
         try:
@@ -121,6 +126,9 @@ class Supervisor:
         return self._code
 
     def _on_signal(self, _number: int, _frame: Any) -> None:
+        self._ask()
+
+    def _ask(self) -> None:
         self._signals += 1
         self._stop()
 

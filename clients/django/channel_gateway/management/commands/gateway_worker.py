@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
@@ -14,6 +14,9 @@ from django.utils import autoreload
 from ...conf import conf
 from ...worker import options as worker_options
 from ...worker.supervisor import Child
+
+if TYPE_CHECKING:
+    from ...worker.reload import Signals
 
 
 class Command(BaseCommand):
@@ -42,11 +45,12 @@ class Command(BaseCommand):
         except (worker_options.WrongOptions, ImproperlyConfigured) as error:
             raise CommandError(str(error), returncode=2) from error
         if settings.DEBUG and not given["noreload"] and not Child.is_one():
-            autoreload.run_with_reloader(self._run, name, options)
-        else:
-            self._run(name, options)
+            from ...worker.reload import run_with_reloader
 
-    def _run(self, name: str, options: worker_options.Options) -> None:
+            sys.exit(run_with_reloader(lambda signals: self._run(name, options, signals)))
+        sys.exit(self._run(name, options, None))
+
+    def _run(self, name: str, options: worker_options.Options, signals: Signals | None) -> int:
         from ...worker.run import run
         from ...worker.server import load
 
@@ -55,4 +59,4 @@ class Command(BaseCommand):
             self.check(display_num_errors=True)
         # What looked at the database until now is not who will.
         connections.close_all()
-        sys.exit(run(name, lambda: load(name), options))
+        return run(name, lambda: load(name), options, signals)
