@@ -45,13 +45,22 @@ def answers(port):
 
 @contextmanager
 def redis():
-    port, directory = free_port(), tempfile.mkdtemp(prefix="gateway-redis-")
+    with redis_at(free_port()) as (url, _):
+        yield url
+
+
+@contextmanager
+def redis_at(port):
+    """Its URL, and its process."""
+    directory = tempfile.mkdtemp(prefix="gateway-redis-")
     command = [*WITH_US, "redis-server", "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
     server = subprocess.Popen([*command, "--dir", directory, "--logfile", "log"], cwd=directory)
     try:
         wait("Redis", lambda: answers(port))
-        yield f"redis://127.0.0.1:{port}"
+        yield f"redis://127.0.0.1:{port}", server
     finally:
+        # One that is stopped would not hear it.
+        server.send_signal(signal.SIGCONT)
         server.terminate()
         server.wait()
         shutil.rmtree(directory, ignore_errors=True)

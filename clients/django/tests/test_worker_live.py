@@ -1,8 +1,13 @@
 """A site's consumers behind a real gateway: browser, node, link, worker, application."""
 
 import asyncio
+import contextlib
+import json
+import logging
 import os
 import random
+import re
+import resource
 import signal
 import subprocess
 import sys
@@ -10,17 +15,21 @@ import tempfile
 import unittest
 from pathlib import Path
 
+from asgiref.sync import sync_to_async
 from django.conf import settings
-from django.test import TransactionTestCase, tag
+from django.test import TransactionTestCase, override_settings, tag
 
 from channel_gateway.testing import GatewayCommunicator, Node
 
 from . import asgi
+from .asgi import Kept
 from .bridge import SECRET
-from .clients import GatewayClient, until
+from .clients import GatewayClient, says_json, until
 from .consumer_cases import ConsumerCases, DaphneCases, StrangerCases, Told
-from .run import WITH_US
+from .run import WITH_US, free_port, redis_at
 from .test_worker_consumers import WithWorker
+
+LONG = bool(os.environ.get("TEST_LONG"))
 
 
 def knows_bridges():
@@ -230,11 +239,130 @@ class LiveStrangerTests(WithGateway, StrangerCases, TransactionTestCase):
 
 
 @tag("once")
-class LiveModelTests(unittest.IsolatedAsyncioTestCase):
-    """Several hundred sockets on three workers that are killed and stopped at random."""
+class LiveRedisTests(WithWorker, TransactionTestCase):
+    """Redis stops, and is killed, under sockets of consumers with its pub/sub layer and without one."""
 
-    SOCKETS = 300
-    FAULTS = 14
+    SECONDS = 30 if LONG else 2
+
+    async def talk_on(self, layer, fault):
+        if not knows_bridges():
+            self.skipTest("this gateway has no bridges")
+        # It says each time that there is no Redis.
+        theirs = logging.getLogger("channels_redis.pubsub")
+        self.addCleanup(theirs.setLevel, theirs.level)
+        theirs.setLevel(logging.CRITICAL)
+        with contextlib.ExitStack() as own, tempfile.TemporaryDirectory(prefix="gateway-worker-") as directory:
+            port = free_port()
+            url, redis = await sync_to_async(own.enter_context)(redis_at(port))
+            backend = {"BACKEND": "channels_redis.pubsub.RedisPubSubChannelLayer", "CONFIG": {"hosts": [url]}}
+            own.enter_context(override_settings(CHANNEL_LAYERS={"default": backend} if layer else {}))
+            address = f"unix:{directory}/worker.sock"
+            worker = await self.start_worker(asgi.websockets(), address)
+            config = {"bridge.path": "/", "bridge.workers": address, "bridge.secret": SECRET.decode()}
+            config |= {"redis_url": url, "layer": "pubsub"}
+            node = Node(config, program=settings.GATEWAY["BINARY"])
+            await sync_to_async(node.start)()
+            own.callback(node.stop)
+            await until(lambda: any(link.proved for link in worker._links), 60)
+            clients = [await GatewayClient.open(node.url, "/ws/talk/a/") for _ in range(3)]
+            if layer:
+                for client in clients:
+                    await says_json(client, {"do": "join", "group": "lobby"})
+            counts = [1 if layer else 0] * 3
+            fault(redis)
+            end = asyncio.get_running_loop().time() + self.SECONDS
+            while asyncio.get_running_loop().time() < end:
+                for number, client in enumerate(clients):
+                    counts[number] += 1
+                    answer = await asyncio.wait_for(says_json(client, {"do": "count"}), 5)
+                    self.assertEqual(answer["count"], counts[number])
+                await asyncio.sleep(0.1)
+            # Who leaves meanwhile does so.
+            Kept.ends.clear()
+            await clients.pop().close(4001)
+            await until(lambda: Kept.ends == [("Talk", 4001)])
+            if layer:
+                if redis.poll() is None:
+                    redis.send_signal(signal.SIGCONT)
+                else:
+                    await sync_to_async(own.enter_context)(redis_at(port))
+                await self.hears_the_group_again(clients)
+
+    async def hears_the_group_again(self, clients):
+        # What is said while the layer reconnects may be lost, as under any server.
+        async def again():
+            while True:
+                with contextlib.suppress(asyncio.TimeoutError):
+                    await clients[0].say(json.dumps({"do": "say", "group": "lobby", "text": "again"}))
+                    return await asyncio.wait_for(clients[1].hears(), 2)
+
+        self.assertEqual(json.loads(await asyncio.wait_for(again(), 60)), {"said": "again"})
+
+    async def test_stopped_with_the_pubsub_layer(self):
+        await self.talk_on(True, lambda redis: redis.send_signal(signal.SIGSTOP))
+
+    async def test_killed_with_the_pubsub_layer(self):
+        await self.talk_on(True, lambda redis: (redis.kill(), redis.wait()))
+
+    async def test_stopped_without_a_layer(self):
+        await self.talk_on(False, lambda redis: redis.send_signal(signal.SIGSTOP))
+
+    async def test_killed_without_a_layer(self):
+        await self.talk_on(False, lambda redis: (redis.kill(), redis.wait()))
+
+
+@tag("once")
+class LiveLogTests(unittest.IsolatedAsyncioTestCase):
+    async def test_node_and_worker_call_a_socket_by_the_same_name_and_pass_its_trace_on(self):
+        if not knows_bridges():
+            self.skipTest("this gateway has no bridges")
+        temporary = tempfile.TemporaryDirectory(prefix="gateway-worker-")
+        self.addCleanup(temporary.cleanup)
+        directory = Path(temporary.name)
+        environment = {**os.environ, "GATEWAY_BRIDGE__SECRET": SECRET.decode()}
+        command = [*WITH_US, sys.executable, "-m", "channel_gateway.worker", "tests.worker_apps:echo"]
+        command += ["--listen", f"unix:{directory}/worker.sock", "--log-level", "debug"]
+        log = directory / "log"
+        with log.open("ab") as out:
+            process = subprocess.Popen(command, env=environment, stdout=out, stderr=out)
+        self.addCleanup(process.wait)
+        self.addCleanup(process.kill)
+        config = {
+            "bridge.path": "/",
+            "bridge.workers": f"unix:{directory}/worker.sock",
+            "bridge.secret": SECRET.decode(),
+        }
+        node = await asyncio.to_thread(Node(config, program=settings.GATEWAY["BINARY"]).start)
+        self.addCleanup(node.stop)
+        trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+        headers = {"traceparent": trace}
+        client = GatewayCommunicator(node.url + "/ws/a", headers=headers, subprotocols=[])
+        self.assertTrue((await client.connect(60))[0])
+        await client.send_to("traceparent")
+        self.assertEqual(await client.receive_from(30), trace)
+        await client.send_to("raise")
+        self.assertEqual(await client.receive_close(30), 1011)
+        await until(lambda: "WSDISCONNECT" in node.log() and "closed with 1011" in log.read_text())
+        plain = re.sub(r"\x1b\[[0-9;]*m", "", node.log())
+        ours, theirs = plain.splitlines(), log.read_text().splitlines()
+        name = re.search(r"channel=(\S+)", next(line for line in ours if "WSCONNECT" in line))[1]
+        self.assertRegex(name, r"^(gateway)?specific\.")
+        for what in ("WSCONNECT /ws/a", "the application failed", "WSDISCONNECT /ws/a"):
+            self.assertTrue(any(what in line and name in line for line in ours), (what, ours))
+        for what in ("opened", "the application raised", "closed with 1011"):
+            self.assertTrue(any(what in line and f"websocket /ws/a {name}" in line for line in theirs), (what, theirs))
+
+
+@tag("once")
+class LiveModelTests(unittest.IsolatedAsyncioTestCase):
+    """Hundreds of sockets on three workers that are killed and stopped at random: most talk, some do not read for a
+    while, some flood a handler that sleeps.
+    """
+
+    SOCKETS = 1000 if LONG else 200
+    FAULTS = 40 if LONG else 14
+    #: Seconds for which a worker is stopped, at most; from ten on it is missed.
+    STOPPED = 13 if LONG else 1
 
     def setUp(self):
         if not knows_bridges():
@@ -250,6 +378,57 @@ class LiveModelTests(unittest.IsolatedAsyncioTestCase):
 
     async def asyncSetUp(self):
         asyncio.get_running_loop().set_debug(False)
+        # Both ends of the sockets' links and more.
+        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+    @staticmethod
+    def resident(pid):
+        """KiB."""
+        return int(Path(f"/proc/{pid}/status").read_text().split("VmRSS:")[1].split()[0])
+
+    async def talk(self, socket, stop):
+        """A few words under way, for as long as it may."""
+        sent = heard = 0
+        while not stop.is_set() or heard < sent:
+            while sent - heard < 6 and not stop.is_set():
+                await socket.send_to(str(sent))
+                sent += 1
+            self.assertEqual(await socket.receive_from(60), str(heard))
+            heard += 1
+            self.heard += 1
+            await asyncio.sleep((0.2 + random.random() / 5) * self.SOCKETS / 200)
+
+    async def read_slowly(self, socket, stop):
+        """More than the outbox holds, for who does not read at first."""
+        while not stop.is_set():
+            await socket.send_to("many 400")
+            socket._writer.transport.pause_reading()
+            await asyncio.sleep(random.random() * 2)
+            socket._writer.transport.resume_reading()
+            for number in range(400):
+                self.assertEqual((await socket.receive_from(60)).split()[0], str(number))
+                self.heard += 1
+            await asyncio.sleep(self.SOCKETS / 200)
+
+    async def flood(self, socket, stop):
+        """More than is held, for a handler that sleeps."""
+        while not stop.is_set():
+            said = ["nap", *(f"{number} {'y' * 1000}" for number in range(100))]
+
+            async def say(said=said):
+                for text in said:
+                    await socket.send_to(text)
+
+            saying = asyncio.ensure_future(say())
+            try:
+                for text in said:
+                    self.assertEqual(await socket.receive_from(60), text)
+                    self.heard += 1
+                await saying
+            finally:
+                saying.cancel()
+            await asyncio.sleep(self.SOCKETS / 200)
 
     def start(self, number):
         path = self.directory / f"worker-{number}.sock"
@@ -270,14 +449,17 @@ class LiveModelTests(unittest.IsolatedAsyncioTestCase):
             "bridge.path": "/",
             "bridge.workers": f"unix:{self.directory}/worker-*.sock",
             "bridge.secret": SECRET.decode(),
+            "bridge.outbox_bytes": 65536,
+            "bridge.slow_seconds": 60,
         }
         node = await asyncio.to_thread(Node(config, program=settings.GATEWAY["BINARY"]).start)
         self.addCleanup(node.stop)
-        stop, opened, killed, echoes = asyncio.Event(), {}, set(), 0
+        stop, opened, killed = asyncio.Event(), {}, set()
+        self.heard = 0
+        manners = [self.talk] * 8 + [self.read_slowly, self.flood]
 
         async def client(name):
-            nonlocal echoes
-            visit = 0
+            visit, manner = 0, manners[name % len(manners)]
             while not stop.is_set():
                 visit += 1
                 path = f"/{name}/{visit}"
@@ -289,15 +471,7 @@ class LiveModelTests(unittest.IsolatedAsyncioTestCase):
                         continue
                     await socket.send_to("pid")
                     opened[path] = int(await socket.receive_from(60))
-                    sent = heard = 0
-                    while not stop.is_set() or heard < sent:
-                        while sent - heard < 6 and not stop.is_set():
-                            await socket.send_to(str(sent))
-                            sent += 1
-                        self.assertEqual(await socket.receive_from(60), str(heard), path)
-                        heard += 1
-                        echoes += 1
-                        await asyncio.sleep(0.2 + random.random() / 5)
+                    await manner(socket, stop)
                     await socket.disconnect(timeout=60)
                 except (ConnectionError, asyncio.IncompleteReadError):
                     # Its worker has gone: all that was heard was in order, and it comes back.
@@ -305,8 +479,11 @@ class LiveModelTests(unittest.IsolatedAsyncioTestCase):
 
         clients = [asyncio.ensure_future(client(name)) for name in range(self.SOCKETS)]
         await until(lambda: len(opened) >= self.SOCKETS, 120)
-        for _ in range(self.FAULTS):
-            before = echoes
+        flat = None
+        for fault in range(self.FAULTS):
+            before = self.heard
+            if fault == self.FAULTS // 3:
+                flat = self.resident(node._process.pid)
             number = self.random.randrange(3)
             process = self.processes[number]
             if self.random.random() < 0.5:
@@ -316,11 +493,13 @@ class LiveModelTests(unittest.IsolatedAsyncioTestCase):
                 self.start(number)
             else:
                 process.send_signal(signal.SIGSTOP)
-                await asyncio.sleep(self.random.random())
+                await asyncio.sleep(self.random.random() * self.STOPPED)
                 process.send_signal(signal.SIGCONT)
             # Work goes on between the faults.
-            await until(lambda before=before: echoes > before + 100, 120)
+            await until(lambda before=before: self.heard > before + 100, 120)
         stop.set()
+        # Nothing piles up, neither here nor there.
+        self.assertLess(self.resident(node._process.pid) - flat, 30_000)
         done = await asyncio.wait_for(asyncio.gather(*clients, return_exceptions=True), 180)
         self.assertEqual([each for each in done if each is not None], [], f"TEST_SEED={self.seed}")
         expected = sorted(path for path, pid in opened.items() if pid not in killed)
@@ -334,6 +513,9 @@ class LiveModelTests(unittest.IsolatedAsyncioTestCase):
         self.assertEqual(len(set(every)), len(every), f"TEST_SEED={self.seed}: a disconnect twice")
         # A socket whose process was never heard of may have ended too.
         self.assertEqual(sorted(set(found) & set(opened)), expected, f"TEST_SEED={self.seed}")
-        for number in self.processes:
-            status = Path(f"/proc/{self.processes[number].pid}/status").read_text()
-            self.assertLess(int(status.split("VmRSS:")[1].split()[0]), 120_000)
+        workers = [self.resident(process.pid) for process in self.processes.values()]
+        self.assertLess(max(workers), 120_000, workers)
+        print(
+            f"\n{self.SOCKETS} sockets, {len(opened)} opened, {len(killed)} kills of {self.FAULTS} faults,"
+            f" {self.heard} heard, TEST_SEED={self.seed}"
+        ) if LONG else None

@@ -17,6 +17,16 @@ async def echo(scope, receive, send):
         text = message.get("text")
         if text == "pid":
             text = str(os.getpid())
+        elif text == "traceparent":
+            text = ", ".join(value.decode() for name, value in scope["headers"] if name == b"traceparent")
+        elif text == "nap":
+            await asyncio.sleep(0.3)
+        elif text is not None and text.startswith("many "):
+            for number in range(int(text[5:])):
+                await send({"type": "websocket.send", "text": f"{number} {'x' * 2000}"})
+            continue
+        elif text == "raise":
+            raise RuntimeError("asked to")
         elif text == "sleep":
             await asyncio.sleep(3600)
         elif text == "flood":
