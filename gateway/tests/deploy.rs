@@ -89,7 +89,11 @@ async fn rules_and_dashboard_use_only_metrics_that_a_node_serves_and_a_document_
     used.extend(names(&expressions_of_rules.collect::<Vec<_>>().join("\n")));
     assert!(used.len() > 50, "{used:?}");
 
-    let node = TestNode::start(&[]).await;
+    // A bridge's metrics are there where there is one.
+    let bridge = [("path", "/ws/site/"), ("workers", "unix:/nowhere/*.sock"), ("secret", "a secret of the bridge's")];
+    let bridge = bridge.map(|(name, value)| (format!("bridge.{name}"), value));
+    let bridge: Vec<_> = bridge.iter().map(|(name, value)| (name.as_str(), *value)).collect();
+    let node = TestNode::start(&bridge).await;
     let (_, served) = node.at().internal_get("/metrics").await;
     let (served, document) = (names(&served), names(&read("docs/metrics.md")));
     let recorded = names(&rules[0].lines().filter(|line| line.contains("record:")).collect::<Vec<_>>().join("\n"));
