@@ -6,7 +6,7 @@
 use futures_util::FutureExt;
 use gateway::config::{Config, collect};
 use gateway::{
-    Consumer, Context, Event, Frame, GroupName, Handlers, JwtAuth, Node, Outcome, Refusal, Rendering, Router,
+    Consumer, Context, Event, Frame, GroupName, Handlers, JwtAuth, Outcome, Refusal, Rendering, Router, RunningNode,
 };
 
 /// What each connection remembers.
@@ -62,7 +62,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let flags = flags.map(|(key, value)| (key.to_owned(), value.to_owned())).into();
     let config = Config::from_collected(&collect(&flags, &|name| std::env::var(name).ok(), None)?)?;
     let token = JwtAuth::new(&config.jwt_secrets, "sub", &[], None).sign("alice", None, 3600)?;
-    let node = Node::start(config, Router::new().route("/ws/echo/", Echo::default)).await?;
+    let node = RunningNode::start(config, Router::new().route("/ws/echo/", Echo::default)).await?;
     println!("ws://{}/ws/echo/?token={token}", node.public);
     tokio::signal::ctrl_c().await?;
     node.drain().await;

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use channel_layer::LayerError;
 use parking_lot::Mutex;
-use persistence::StoreError;
+use persistence::{Store, StoreError};
 use prometheus_client::metrics::gauge::Gauge;
 use redis::RedisError;
 use serde_json::{Value, json};
@@ -17,8 +17,8 @@ use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::clock::Clock;
+use crate::layer::SharedLayer;
 use crate::metrics::{ByOf, ByTask, Metrics};
-use crate::node::Node;
 use crate::seldom::SeldomOfKind;
 
 /// How soon a part must answer. A page must come within half a second.
@@ -39,27 +39,6 @@ const FORGOTTEN: Duration = Duration::from_secs(60);
 
 /// Clocks that are further apart are named.
 const APART: f64 = 2.0;
-
-/// The background tasks whose turns can fail.
-pub(crate) const TASKS: &[&str] = &[
-    "backlog",
-    "clocks",
-    "dead_letters",
-    "deployment",
-    "fills",
-    "groups",
-    "jwks",
-    "layer",
-    "losses",
-    "memberships",
-    "node_id",
-    "peers",
-    "positions",
-    "retention",
-    "secrets",
-    "stream",
-    "writes",
-];
 
 /// See the [module](self).
 #[derive(Debug)]
@@ -295,16 +274,15 @@ fn apart(skews: &BTreeMap<&'static str, Skew>) -> BTreeSet<&'static str> {
 }
 
 /// Asks both parts whenever somebody wants to know, and otherwise from time to time, until the node stops.
-pub(crate) async fn watch(node: Arc<Node>) {
-    let (health, metrics) = (&node.health, &node.metrics);
+pub(crate) async fn watch(health: Arc<Health>, layer: SharedLayer, store: Store, is_draining: impl Fn() -> bool) {
+    let metrics = &health.metrics;
     let tell = || {
-        let ready =
-            health.redis.is_up() && health.database.is_up() && health.has_what_it_needs() && !node.is_draining();
+        let ready = health.redis.is_up() && health.database.is_up() && health.has_what_it_needs() && !is_draining();
         metrics.ready.set(i64::from(ready));
     };
     tokio::join!(
-        health.redis.watch(|| node.layer.ping(), &metrics.redis_up, tell),
-        health.database.watch(|| node.store.ping(), &metrics.database_up, tell),
+        health.redis.watch(|| layer.ping(), &metrics.redis_up, tell),
+        health.database.watch(|| store.ping(), &metrics.database_up, tell),
     );
 }
 

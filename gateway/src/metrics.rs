@@ -176,6 +176,26 @@ const API_REFUSED: &[&str] = &[
 ];
 const STREAM_DEAD: &[&str] =
     &["gave_up", "malformed", "missing_field", "no_room", "not_json", "too_large", "unknown_type"];
+/// The background tasks whose turns can fail.
+const TASKS: &[&str] = &[
+    "backlog",
+    "clocks",
+    "dead_letters",
+    "deployment",
+    "fills",
+    "groups",
+    "jwks",
+    "layer",
+    "losses",
+    "memberships",
+    "node_id",
+    "peers",
+    "positions",
+    "retention",
+    "secrets",
+    "stream",
+    "writes",
+];
 
 /// What every program tells of its process, as Prometheus' own clients name it. Read when it is asked for.
 #[derive(Debug)]
@@ -531,7 +551,7 @@ impl Metrics {
             resumes, ByKind { kind } of ["nothing", "memory", "database", "refused", "overflowed"];
             retention_runs, ByResult { result } of ["done", "skipped", "broken_off", "failed"];
             retention_deleted, ByKind { kind } of ["message", "notification", "receipt"];
-            background_failures, ByTask { task } of crate::health::TASKS.iter().copied();
+            background_failures, ByTask { task } of TASKS.iter().copied();
             django_asked, ByResult { result } of ["user", "nobody", "unauthorized", "forbidden", "failed"];
             sign_ins_rechecked, ByResult { result } of ["good", "unavailable", "renamed"];
         }

@@ -1,91 +1,37 @@
-//! A node: everything that serves sockets, made from the settings, started and stopped as one.
+//! What the parts of a running node share: whoever serves a socket, publishes or looks after the node has all of it at
+//! hand. `start.rs` puts it together.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use channel_layer::{Event, GroupName, LayerError};
-use persistence::{Backend, Secrets, Store, StoreError, StoreOptions};
-use secrecy::{ExposeSecret as _, SecretString};
+use persistence::Store;
 use tokio::sync::Semaphore;
-use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use uuid::Uuid;
 
-use crate::auth;
-use crate::auth::django::{Django, SourceFailed};
-use crate::auth::{AskDjango, Jwks, JwtAuth, SignIn, Tokens};
-use crate::bridge::{self, Bridges};
+use crate::auth::SignIn;
+use crate::auth::django::Django;
+use crate::bridge::Bridges;
+use crate::budget::Budget;
 use crate::clock::Clock;
-use crate::config::{Config, ConfigErrors, Limits};
-use crate::consumers::bridged;
-use crate::consumers::routing::Router;
+use crate::config::Config;
 use crate::current::Current;
-use crate::files::Files;
-use crate::health::{self, Health};
-use crate::http::api::{LINES_AT_ONCE, WrongKeys};
-use crate::http::{server, visitors};
+use crate::health::Health;
 use crate::hub::Hub;
-use crate::layer::{self, SharedLayer};
-use crate::metrics::Metrics;
+use crate::layer::SharedLayer;
+use crate::memory::MemoryLimit;
+use crate::metrics::{ByType, Metrics};
 use crate::names::GroupNames;
 use crate::peers::Peers;
-use crate::publish::budget::Budget;
-use crate::rate::Bucket;
-use crate::redis::{self, Deployment};
-use crate::seal::{self, Seals};
+use crate::rate::{Bucket, WrongKeys};
+use crate::redis;
+use crate::seal::Seals;
 use crate::socket::registry::Registry;
+use crate::socket::{Pushed, Socket};
 use crate::storing::admission::Admissions;
 use crate::storing::writer::Writer;
-use crate::upkeep::memory::{self, MemoryLimit};
-use crate::upkeep::{drain, memberships, recheck, secrets, site, skew, watch};
-
-/// How long a node waits for Redis and the database when it starts.
-const START_PATIENCE: Duration = Duration::from_secs(30);
-
-/// How long what is being written may take when a node stops, and then saying goodbye on the layer.
-const LAST_WORDS: Duration = Duration::from_secs(5);
-
-/// Bytes of what is being published at the same time, about: from reading it until it is stored.
-const PUBLISHING: u32 = 16 * 1024 * 1024;
-
-/// Bytes of the bodies of API calls, with what is made of them.
-const BODIES: u32 = 16 * 1024 * 1024;
-
-/// Why a node does not run.
-#[derive(Debug, thiserror::Error)]
-pub enum NodeError {
-    /// The channel layer cannot be used.
-    #[error("the channel layer cannot be used")]
-    Layer(#[from] channel_layer::LayerError),
-    /// The database cannot be used.
-    #[error("the database cannot be used")]
-    Store(#[from] persistence::StoreError),
-    /// Another deployment uses this Redis.
-    #[error(transparent)]
-    Deployment(#[from] crate::redis::DeploymentError),
-    /// Redis does not answer beside the layer.
-    #[error(transparent)]
-    Redis(#[from] redis::RedisFailed),
-    /// There can be no client of HTTP, for the ways to sign in that need one.
-    #[error("HTTP cannot be used")]
-    Http(#[source] reqwest::Error),
-    /// The site's sessions cannot be read with these settings.
-    #[error(transparent)]
-    Site(#[from] SourceFailed),
-    /// Another node has this one's id.
-    #[error(transparent)]
-    NodeId(#[from] crate::redis::NodeIdError),
-    /// An address cannot be listened on.
-    #[error("cannot listen on {0}")]
-    Listen(SocketAddr, #[source] std::io::Error),
-}
-
-/// Settings were reloaded as often as a process can.
-#[derive(Debug, thiserror::Error)]
-#[error("the settings were reloaded too often: restart the node")]
-pub struct TooManyReloads;
+use crate::websocket::WireFrame;
 
 /// What connections and the API share.
 #[derive(Debug)]
@@ -97,18 +43,17 @@ pub struct Node {
     pub registry: Arc<Registry>,
     pub metrics: Arc<Metrics>,
     pub names: GroupNames,
-    pub(crate) router: Router,
     /// Paths whose consumers are the site's own.
     pub(crate) bridges: Bridges,
     pub(crate) hub: Arc<Hub>,
     pub(crate) writer: Writer,
-    pub(crate) admissions: Admissions,
+    pub(crate) admissions: Arc<Admissions>,
     /// What `limits.handshakes_per_second` allows just now.
     pub(crate) handshakes: parking_lot::Mutex<Bucket>,
     pub(crate) sign_in: Current<SignIn>,
     /// The site's sessions and users, if they are read.
     pub(crate) django: Option<Arc<Django>>,
-    pub(crate) peers: Peers,
+    pub(crate) peers: Arc<Peers>,
     pub(crate) seals: Arc<Seals>,
     pub(crate) redis: Option<redis::Server>,
     /// How many streams are read at once for clients that catch up.
@@ -130,154 +75,7 @@ pub struct Node {
     pub(crate) draining: AtomicBool,
 }
 
-/// A running node. Call [`drain`](Self::drain) to leave well; dropping it stops it at once.
-pub struct RunningNode {
-    node: Arc<Node>,
-    /// Address of the public listener, with the port the system chose if it was 0.
-    pub public: SocketAddr,
-    /// Address of the internal listener.
-    pub internal: SocketAddr,
-    accepting: CancellationToken,
-    stop: CancellationToken,
-    _stop_on_drop: tokio_util::sync::DropGuard,
-    background: TaskTracker,
-    /// The node's id in Redis, to be given back.
-    id: Option<Arc<redis::NodeId>>,
-}
-
 impl Node {
-    /// Starts a node: database, layer, hub, listeners.
-    pub async fn start(mut config: Config, router: Router) -> Result<RunningNode, NodeError> {
-        let files = Files::of(&config);
-        config.limits.connections = files.limit(config.limits.connections);
-        let (store, deployment, secrets) =
-            patiently("the database", || open_store(&config), |error| error.is_retryable()).await?;
-        let stop = CancellationToken::new();
-        let stop_on_drop = stop.clone().drop_guard();
-        let (tasks, background) = (TaskTracker::new(), TaskTracker::new());
-        let retryable = |error: &channel_layer::LayerError| !matches!(error, channel_layer::LayerError::Config(_));
-        let layer = patiently("the channel layer", || layer::connect(&config), retryable).await?;
-        let server = redis::Server::of(&config)?;
-        let mut claimed = None;
-        if let Some(server) = &server {
-            let deployment = Deployment::new(server.clone(), &config, deployment);
-            let retryable = |error: &redis::DeploymentError| matches!(error, redis::DeploymentError::Unavailable(_));
-            patiently("Redis", || deployment.claim(), retryable).await?;
-            let id = redis::NodeId::new(server.clone(), &config);
-            let retryable = |error: &redis::NodeIdError| matches!(error, redis::NodeIdError::Unavailable(_));
-            patiently("Redis", || id.take(), retryable).await?;
-            claimed = Some((deployment, Arc::new(id)));
-            let hint = redis::warn_of_other_layer(config.layer.clone());
-            background.spawn(stop.clone().run_until_cancelled_owned(hint));
-        }
-        let names = GroupNames::new(&config.user_group, config.layer.raw_group_names);
-        let (metrics, registry) = (Arc::new(Metrics::new()), Arc::new(Registry::new()));
-        let health = Arc::new(Health::new(&metrics));
-        let seals = Arc::new(Seals::new(&secrets, &metrics));
-        let django = if config.reads_site() {
-            Some(Arc::new(Django::start(&config, &store, &health.clock, &metrics, &background, &stop)?))
-        } else {
-            None
-        };
-        let sign_in = sign_in(&config, django.clone(), &health)?;
-        let start_hub = || {
-            Hub::start(
-                Arc::clone(&layer),
-                store.clone(),
-                Arc::clone(&registry),
-                &health,
-                Arc::clone(&seals),
-                &config,
-                &background,
-                &stop,
-            )
-        };
-        let hub = patiently("the channel layer", start_hub, retryable).await?;
-        let public = server::listen(config.listen).map_err(|error| NodeError::Listen(config.listen, error))?;
-        let internal =
-            server::listen(config.internal_listen).map_err(|error| NodeError::Listen(config.internal_listen, error))?;
-        let addresses = (public.local_addr(), internal.local_addr());
-        let bridges = bridges(&config, deployment, &metrics);
-        let node = Arc::new(Self {
-            writer: Writer::start(
-                config.limits.write_queue_bytes,
-                &store,
-                &layer,
-                &names,
-                &seals,
-                &health,
-                &background,
-                &stop,
-            ),
-            admissions: Admissions::start(&store, config.limits.rooms_per_user, &metrics, &background, &stop),
-            handshakes: parking_lot::Mutex::new(Bucket::full(config.limits.handshakes_per_second, Instant::now())),
-            sign_in: Current::new(sign_in),
-            django,
-            peers: Peers::new(&config, &layer, &seals, &metrics),
-            seals,
-            resumes: Semaphore::new(16),
-            changes: Semaphore::new(4),
-            clock: health.clock.clone(),
-            health,
-            publishing: Budget::new(PUBLISHING),
-            bodies: Budget::new(BODIES),
-            wrong_keys: WrongKeys::default(),
-            refusals: parking_lot::Mutex::new(Bucket::full(LINES_AT_ONCE, Instant::now())),
-            memory: MemoryLimit::of(config.limits.memory_bytes),
-            draining: AtomicBool::new(false),
-            config: Current::new(config),
-            store,
-            layer,
-            redis: server.clone(),
-            registry,
-            metrics,
-            names,
-            router,
-            bridges,
-            hub,
-            tasks,
-        });
-        skew::at_start(&node).await;
-        let accepting = stop.child_token();
-        background.spawn(stop.clone().run_until_cancelled_owned(health::watch(Arc::clone(&node))));
-        background.spawn(stop.clone().run_until_cancelled_owned(skew::watch(Arc::clone(&node))));
-        let mut id = None;
-        if let Some((deployment, taken)) = claimed {
-            let keep = Arc::clone(&taken).keep(Arc::clone(&node));
-            background.spawn(stop.clone().run_until_cancelled_owned(keep));
-            id = Some(taken);
-            background.spawn(stop.clone().run_until_cancelled_owned(deployment.keep_claiming(Arc::clone(&node))));
-        }
-        background.spawn(stop.clone().run_until_cancelled_owned(watch::watch(Arc::clone(&node))));
-        background.spawn(stop.clone().run_until_cancelled_owned(recheck::watch(Arc::clone(&node))));
-        if let Some(jwks) = &node.sign_in.tokens.jwks {
-            let keep = Arc::clone(jwks).keep(Arc::clone(&node.health));
-            background.spawn(stop.clone().run_until_cancelled_owned(keep));
-        }
-        if let Some(ask) = &node.sign_in.ask {
-            background.spawn(stop.clone().run_until_cancelled_owned(Arc::clone(ask).keep()));
-        }
-        if node.django.is_some() {
-            background.spawn(stop.clone().run_until_cancelled_owned(site::watch(Arc::clone(&node))));
-        }
-        node.bridges.start(&background, &stop);
-        memory::start(&node, &background, &stop);
-        background.spawn(stop.clone().run_until_cancelled_owned(memberships::watch(Arc::clone(&node))));
-        background.spawn(stop.clone().run_until_cancelled_owned(secrets::keep_reading(Arc::clone(&node))));
-        background.spawn(stop.clone().run_until_cancelled_owned(crate::peers::answer(Arc::clone(&node))));
-        background.spawn(stop.clone().run_until_cancelled_owned(crate::peers::tell_of_losses(Arc::clone(&node))));
-        if let Some(server) = server {
-            let ingest = redis::ingest(Arc::clone(&node), server);
-            background.spawn(stop.clone().run_until_cancelled_owned(ingest));
-        }
-        background.spawn(crate::upkeep::retention::run(Arc::clone(&node), accepting.clone()));
-        background.spawn(visitors::serve_public(Arc::clone(&node), public, files.connections, accepting.clone()));
-        background.spawn(visitors::serve_internal(Arc::clone(&node), internal, files.internal, stop.clone()));
-        let listen = |error| NodeError::Listen(node.config.listen, error);
-        let (public, internal) = (addresses.0.map_err(listen)?, addresses.1.map_err(listen)?);
-        Ok(RunningNode { node, public, internal, accepting, stop, _stop_on_drop: stop_on_drop, background, id })
-    }
-
     /// The event as only nodes of this deployment can send it to this group: a place in the group's stream that
     /// it names is believed. For who stores messages by other ways than a node's, and tests.
     pub fn sealed(&self, group: &GroupName, event: Event) -> Event {
@@ -289,35 +87,17 @@ impl Node {
         self.layer.group_send_later(group, &self.seals.word(word, group.as_str()))
     }
 
-    /// Takes over what these settings can change while the node runs; see [`config::CHANGEABLE`].
-    ///
-    /// [`config::CHANGEABLE`]: crate::config::CHANGEABLE
-    pub fn reload(&self, new: &Config) -> Result<(), TooManyReloads> {
-        let files = Files::of(new);
-        let config = self.config.with_changes_of(new);
-        let limits = Limits { connections: files.limit(new.limits.connections), ..config.limits.clone() };
-        let config = Config { limits, ..config };
-        // With --dev the secret is this process's own, and goes on.
-        let keeps_keys = config.dev && config.jwt_secrets.is_empty();
-        self.bridges.take_secrets(&config.bridges);
-        if let Some(django) = self.django.as_ref().filter(|_| !config.django.secret_keys.is_empty()) {
-            django.set_keys(&config.django);
+    /// Sends one frame to one socket, and counts it.
+    pub(crate) fn send_to(&self, socket: &Socket, frame: &WireFrame, kind: &'static str) {
+        match socket.send(frame) {
+            Pushed::MustFlush | Pushed::Queued => {
+                self.metrics.frames_sent.get_or_create(&ByType { r#type: kind }).inc();
+            }
+            Pushed::Full => {
+                self.metrics.outbox_full.inc();
+            }
+            Pushed::Closed => {}
         }
-        self.admissions.set_rooms_per_user(config.limits.rooms_per_user);
-        let now = &*self.sign_in;
-        if let Some(ask) = &now.ask {
-            ask.set_secret(config.auth_secret.as_ref());
-        }
-        let sign_in = SignIn {
-            tokens: Tokens { auth: jwt(&config), jwks: now.tokens.jwks.clone() },
-            django: now.django.clone(),
-            ask: now.ask.clone(),
-            user_name: now.user_name,
-            anonymous: now.anonymous,
-            clock: self.clock.clone(),
-        };
-        let replaced = (keeps_keys || self.sign_in.replace(sign_in)) && self.config.replace(config);
-        if replaced { Ok(()) } else { Err(TooManyReloads) }
     }
 
     /// Waits until the process should give back memory that it does not need.
@@ -333,130 +113,5 @@ impl Node {
     /// Whether the node is leaving.
     pub fn is_draining(&self) -> bool {
         self.draining.load(Ordering::Relaxed)
-    }
-}
-
-impl RunningNode {
-    /// What the node's parts share.
-    pub fn node(&self) -> &Arc<Node> {
-        &self.node
-    }
-
-    /// Leaves without losing anyone: not ready, no new sockets, the open ones closed over the drain
-    /// window, then everything stopped. Returns how many sockets were left.
-    pub async fn drain(self) -> usize {
-        let left = drain::drain(&self.node, &self.accepting).await;
-        self.stop.cancel();
-        self.background.close();
-        // What is being written gets its time; the store bounds it.
-        let _ = tokio::time::timeout(LAST_WORDS, self.background.wait()).await;
-        match tokio::time::timeout(LAST_WORDS, self.node.layer.close()).await {
-            Ok(Ok(())) => {}
-            // The others find out by themselves.
-            Ok(Err(error)) => tracing::warn!(error = &error as &dyn std::error::Error, "groups could not be left"),
-            Err(_) => tracing::warn!("groups could not be left in time"),
-        }
-        if let Some(id) = &self.id
-            && !matches!(tokio::time::timeout(LAST_WORDS, id.give_back()).await, Ok(Ok(())))
-        {
-            tracing::debug!("the node's id could not be given back; it is free in some seconds");
-        }
-        left
-    }
-}
-
-fn bridges(config: &Config, deployment: Uuid, metrics: &Metrics) -> Bridges {
-    let identity = bridge::Identity { node: config.node_id.clone(), deployment: deployment.to_string() };
-    let leaving = bridge::Leaving { window: config.drain.window, per_second: config.drain.reconnects_per_second };
-    Bridges::new(&config.bridges, &identity, leaving, &metrics.bridge, bridged::CODES)
-}
-
-fn jwt(config: &Config) -> JwtAuth {
-    if config.jwt_secrets.is_empty() && config.dev {
-        // Good for this process: nobody else can sign in, and a restart signs everybody out.
-        let secret = SecretString::from(Uuid::new_v4().to_string());
-        return Config { jwt_secrets: vec![secret], ..config.clone() }.jwt();
-    }
-    config.jwt()
-}
-
-fn sign_in(config: &Config, django: Option<Arc<Django>>, health: &Arc<Health>) -> Result<SignIn, NodeError> {
-    let jwks = config.jwks.clone().map(Jwks::new).transpose().map_err(NodeError::Http)?;
-    let ask = config.auth_url.clone().map(|url| AskDjango::new(url, config.auth_secret.as_ref(), health));
-    Ok(SignIn {
-        tokens: Tokens { auth: jwt(config), jwks: jwks.map(Arc::new) },
-        django,
-        ask: ask.transpose().map_err(NodeError::Http)?.map(Arc::new),
-        user_name: config.user_name,
-        anonymous: config.anonymous,
-        clock: health.clock.clone(),
-    })
-}
-
-/// What speaks against these settings that only the site's database knows: a claim that holds an id means nothing
-/// without the users. Returns a warning where the database does not answer.
-pub async fn check_users(config: &Config) -> Result<Option<String>, ConfigErrors> {
-    let Some(claim) = &config.jwt_user_id_claim else { return Ok(None) };
-    let (django, own) = (&config.django, &config.database_url);
-    let is_file = django.database_url.as_ref().unwrap_or(own).expose_secret().starts_with("sqlite:");
-    match auth::django::check_tables(django, own).await {
-        Ok(()) => Ok(None),
-        Err(error) if error.is_retryable() && !is_file => Ok(Some(
-            "the database with the site's users does not answer: nobody comes by an id until it does".to_owned(),
-        )),
-        Err(_) => Err(ConfigErrors(vec![format!(
-            "jwt-user-id-claim: {claim} holds ids, and the names to them cannot be read from the table {}: set \
-             django.database_url, django.user_table and its columns, and let the role read them",
-            django.tables.users
-        )])),
-    }
-}
-
-/// Whether sessions and users of the site are read with these settings; an error if that is not possible now.
-pub async fn check_site(config: &Config) -> Result<bool, NodeError> {
-    if config.reads_site() {
-        auth::django::check_tables(&config.django, &config.database_url).await.map_err(SourceFailed::from)?;
-    }
-    Ok(config.reads_site())
-}
-
-/// The store's options that follow from the settings.
-pub fn store_options(config: &Config) -> StoreOptions {
-    let mut options = StoreOptions::new(config.database_url.expose_secret());
-    options.max_connections = config.database_connections.max(1);
-    options
-}
-
-/// The store with the id and the secrets of the deployment. It may be tried again after a failure anywhere in between.
-pub(crate) async fn open_store(config: &Config) -> Result<(Store, Uuid, Secrets), StoreError> {
-    let store = Store::connect(store_options(config)).await?;
-    // SQLite belongs to this node, and an empty database to nobody yet; another one is the operator's
-    // to change, with `gateway migrate`.
-    let empty = store.migration_status().await?.iter().all(|(_, applied)| !applied);
-    if store.backend() == Backend::Sqlite || empty {
-        for name in store.migrate().await? {
-            tracing::info!(name, "migration applied");
-        }
-    }
-    store.check_schema().await?;
-    let (deployment, secrets) = (store.deployment_id().await?, store.secrets(seal::LIFETIME).await?);
-    Ok((store, deployment, secrets))
-}
-
-/// Tries again for a while: at a start of a whole site the parts come up in any order.
-async fn patiently<T, E, F>(what: &str, connect: impl Fn() -> F, retryable: impl Fn(&E) -> bool) -> Result<T, E>
-where
-    E: std::error::Error + 'static,
-    F: Future<Output = Result<T, E>>,
-{
-    let give_up = tokio::time::Instant::now() + START_PATIENCE;
-    loop {
-        match connect().await {
-            Err(error) if retryable(&error) && tokio::time::Instant::now() < give_up => {
-                tracing::warn!(error = &error as &dyn std::error::Error, "{what} is not there yet");
-                tokio::time::sleep(Duration::from_secs(1)).await;
-            }
-            result => return result,
-        }
     }
 }

@@ -14,12 +14,17 @@ use persistence::Secrets;
 use tokio::sync::mpsc;
 
 use crate::config::Config;
+use crate::events::rfc3339;
+use crate::health::Health;
+use crate::hub::Hub;
 use crate::layer::{self, SharedLayer};
 use crate::metrics::Metrics;
 use crate::names;
-use crate::node::Node;
 use crate::seal::Seals;
 use crate::seldom::SeldomOfKind;
+use crate::socket::Socket;
+use crate::socket::registry::Registry;
+use crate::storing::admission::Admissions;
 
 const ASK: &str = "gateway.ask";
 const ANSWER: &str = "gateway.answer";
@@ -54,7 +59,10 @@ const MOST_ANSWER: usize = 4 << 20;
 pub(crate) struct Peers {
     layer: SharedLayer,
     seals: Arc<Seals>,
-    metrics: Arc<Metrics>,
+    health: Arc<Health>,
+    hub: Arc<Hub>,
+    registry: Arc<Registry>,
+    admissions: Arc<Admissions>,
     node_id: String,
     group: Option<GroupName>,
     seen: Mutex<HashMap<String, Instant>>,
@@ -74,15 +82,24 @@ pub(crate) struct SocketInfo {
 }
 
 impl Peers {
-    pub(crate) fn new(config: &Config, layer: &SharedLayer, seals: &Arc<Seals>, metrics: &Arc<Metrics>) -> Self {
-        // `r.` and not 40 hex digits: neither a user's group nor a room's.
-        let group = GroupName::parse(&format!("r.{}.nodes", config.namespace)).ok();
+    pub(crate) fn new(
+        config: &Config,
+        layer: &SharedLayer,
+        seals: &Arc<Seals>,
+        health: &Arc<Health>,
+        hub: &Arc<Hub>,
+        registry: &Arc<Registry>,
+        admissions: &Arc<Admissions>,
+    ) -> Self {
         Self {
             layer: layer.clone(),
             seals: Arc::clone(seals),
-            metrics: Arc::clone(metrics),
+            health: Arc::clone(health),
+            hub: Arc::clone(hub),
+            registry: Arc::clone(registry),
+            admissions: Arc::clone(admissions),
             node_id: config.node_id.clone(),
-            group,
+            group: group_of_nodes(config),
             seen: Mutex::default(),
             questions: Mutex::default(),
             warnings: SeldomOfKind::default(),
@@ -103,8 +120,8 @@ impl Peers {
     }
 
     /// All sockets of a user, on all nodes.
-    pub(crate) async fn sockets(&self, node: &Node, username: &str) -> Vec<SocketInfo> {
-        let mut sockets = node.sockets_of(username);
+    pub(crate) async fn sockets(&self, username: &str) -> Vec<SocketInfo> {
+        let mut sockets = self.sockets_of(username);
         let question = Event::new(ASK).with("what", "sockets").with("user", username);
         for answer in self.ask(question).await {
             let found = answer.text("sockets").and_then(|text| serde_json::from_str::<Vec<SocketInfo>>(text).ok());
@@ -114,8 +131,8 @@ impl Peers {
     }
 
     /// Which of these users have a socket anywhere, and who has one in the group.
-    pub(crate) async fn online(&self, node: &Node, users: &[String], group: Option<GroupName>) -> HashSet<String> {
-        let mut online: HashSet<String> = node.online(users.iter().map(String::as_str), group.as_ref()).collect();
+    pub(crate) async fn online(&self, users: &[String], group: Option<GroupName>) -> HashSet<String> {
+        let mut online: HashSet<String> = self.online_here(users.iter().map(String::as_str), group.as_ref()).collect();
         let names = users.iter().map(|user| Value::from(user.as_str())).collect();
         let mut question = Event::new(ASK).with("what", "online").with("users", Value::List(names));
         if let Some(group) = &group {
@@ -132,20 +149,20 @@ impl Peers {
     }
 
     /// Has all nodes pass an event to all their sockets.
-    pub(crate) async fn everyone(&self, node: &Node, event: Event) -> Result<(), LayerError> {
+    pub(crate) async fn everyone(&self, event: Event) -> Result<(), LayerError> {
         if let Some(group) = &self.group {
             let word = Event::new(EVERYONE).with("what", event.event_type().unwrap_or_default());
             let word = copied(&event, word).with("from", self.node_id.as_str());
             self.tell(group, word).await?;
         }
         // This one's mailbox may not be open yet.
-        node.hub.deliver_to_all(event);
+        self.hub.deliver_to_all(event);
         Ok(())
     }
 
     /// Tells all nodes that a user was taken out of the database.
-    pub(crate) async fn erased(&self, node: &Node, user: &str) {
-        node.admissions.forget(user);
+    pub(crate) async fn erased(&self, user: &str) {
+        self.admissions.forget(user);
         let Some(group) = &self.group else { return };
         if let Err(error) = self.tell(group, Event::new(ERASED).with("user", user)).await {
             tracing::warn!(
@@ -197,7 +214,7 @@ impl Peers {
 
     /// Counts what was not asked or heard, and says so now and then.
     fn refuse(&self, what: &'static str) {
-        self.metrics.questions_refused.inc();
+        self.health.metrics.questions_refused.inc();
         if let Some(times) = self.warnings.again("peers", what) {
             tracing::warn!(times, "{what}");
         }
@@ -213,13 +230,7 @@ impl Peers {
     }
 
     /// One event of the mailbox.
-    async fn handle(
-        &self,
-        node: &Node,
-        group: &GroupName,
-        mailbox: &ChannelName,
-        event: Event,
-    ) -> Result<(), LayerError> {
+    async fn handle(&self, group: &GroupName, mailbox: &ChannelName, event: Event) -> Result<(), LayerError> {
         let known =
             [HELLO, ASK, ANSWER, LOST, EVERYONE, ERASED].into_iter().find(|known| event.event_type() == Some(known));
         let target = if known == Some(ANSWER) { mailbox.as_str() } else { group.as_str() };
@@ -256,40 +267,119 @@ impl Peers {
                 }
                 Ok(())
             }
-            Some(ASK) if event.text("from") != Some(&self.node_id) => self.answer(node, &event).await,
+            Some(ASK) if event.text("from") != Some(&self.node_id) => self.answer(&event).await,
             Some(LOST) => {
-                node.hub.compare_now();
+                self.hub.compare_now();
                 Ok(())
             }
             Some(ERASED) => {
-                node.admissions.forget(event.text("user").unwrap_or_default());
+                self.admissions.forget(event.text("user").unwrap_or_default());
                 Ok(())
             }
             Some(EVERYONE) if event.text("from") != Some(&self.node_id) => {
-                node.hub.deliver_to_all(copied(&event, Event::new(event.text("what").unwrap_or_default())));
+                self.hub.deliver_to_all(copied(&event, Event::new(event.text("what").unwrap_or_default())));
                 Ok(())
             }
             _ => Ok(()),
         }
     }
 
-    async fn answer(&self, node: &Node, question: &Event) -> Result<(), LayerError> {
+    async fn answer(&self, question: &Event) -> Result<(), LayerError> {
         let (Some(id), Some(reply_to)) = (question.text("id"), question.text("reply_to")) else { return Ok(()) };
         let Ok(reply_to) = ChannelName::parse(reply_to) else { return Ok(()) };
         let answer = Event::new(ANSWER).with("id", id);
         let answer = match (question.text("what"), question.text("user"), question.get("users")) {
             (Some("sockets"), Some(user), _) => {
-                answer.with("sockets", serde_json::to_string(&node.sockets_of(user)).unwrap_or_default())
+                answer.with("sockets", serde_json::to_string(&self.sockets_of(user)).unwrap_or_default())
             }
             (Some("online"), _, Some(Value::List(users))) => {
                 let group = question.text("group").and_then(|group| GroupName::parse_any(group).ok());
-                let online = node.online(users.iter().filter_map(Value::as_str), group.as_ref());
+                let online = self.online_here(users.iter().filter_map(Value::as_str), group.as_ref());
                 answer.with("online", Value::List(online.map(Value::from).collect()))
             }
             _ => return Ok(()),
         };
         let answer = self.seals.word(answer, reply_to.as_str());
         self.layer.send(&reply_to, &answer).await
+    }
+
+    /// Who of these users has a socket on this node, and who has one in the group.
+    fn online_here<'a>(
+        &'a self,
+        users: impl Iterator<Item = &'a str> + 'a,
+        group: Option<&GroupName>,
+    ) -> impl Iterator<Item = String> + 'a {
+        let in_group = group.map(|group| self.hub.users_in(group)).unwrap_or_default();
+        users.filter(|user| self.registry.is_online(user)).map(str::to_owned).chain(in_group)
+    }
+
+    /// This node's sockets of a user.
+    fn sockets_of(&self, username: &str) -> Vec<SocketInfo> {
+        let info = |socket: &Arc<Socket>| SocketInfo {
+            node: self.node_id.clone(),
+            channel_name: socket.channel_name.to_string(),
+            path: percent_encoding::percent_decode_str(&socket.path).decode_utf8_lossy().into_owned(),
+            since: rfc3339(socket.since),
+        };
+        self.registry.of_user(username).iter().map(info).collect()
+    }
+
+    /// Reads the node's mailbox until the node stops; opens it again when the layer was away.
+    pub(crate) async fn answer_others(self: Arc<Self>) {
+        loop {
+            self.health.note("peers", &self.read_mailbox().await);
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+    }
+
+    /// Has all nodes compare what they know with the database once the layer takes events again, after it did
+    /// not take some of this node's. Only the publisher knows of such a loss: the others' connections may have
+    /// been well all the time.
+    pub(crate) async fn tell_of_losses(self: Arc<Self>) {
+        let Some(group) = &self.group else { return };
+        let lost = || self.layer.stats().publish_failed;
+        let (mut told, mut wait) = (lost(), TELL_OF_LOSSES);
+        loop {
+            tokio::time::sleep(wait).await;
+            if lost() == told {
+                wait = TELL_OF_LOSSES;
+            } else {
+                let all = lost();
+                let sent = self.tell(group, Event::new(LOST)).await;
+                self.health.note("losses", &sent);
+                if sent.is_ok() {
+                    told = all;
+                    wait = (wait * 2).min(TELL_AGAIN);
+                }
+            }
+        }
+    }
+
+    async fn read_mailbox(&self) -> Result<(), LayerError> {
+        let Some(group) = &self.group else { return Ok(()) };
+        // The default prefix: on the core layer another one would be queues and connections of its own.
+        let mailbox = self.layer.new_channel("").await?;
+        self.layer.group_add(group, &mailbox).await?;
+        *self.mailbox.lock() = Some(mailbox.clone());
+        let result = async {
+            self.say_hello(false).await?;
+            self.health.note("peers", &Ok::<_, LayerError>(()));
+            let mut hello = tokio::time::interval(HELLO_EVERY);
+            hello.tick().await;
+            loop {
+                tokio::select! {
+                    event = self.layer.receive(&mailbox) => self.handle(group, &mailbox, event?).await?,
+                    _ = hello.tick() => {
+                        self.say_hello(true).await?;
+                        self.health.note("peers", &Ok::<_, LayerError>(()));
+                    }
+                }
+            }
+        }
+        .await;
+        *self.mailbox.lock() = None;
+        let _ = self.layer.remove_channel(&mailbox).await;
+        result
     }
 }
 
@@ -305,103 +395,27 @@ impl std::fmt::Debug for Peers {
     }
 }
 
-impl Node {
-    /// Who of these users has a socket on this node, and who has one in the group.
-    fn online<'a>(
-        &'a self,
-        users: impl Iterator<Item = &'a str> + 'a,
-        group: Option<&GroupName>,
-    ) -> impl Iterator<Item = String> + 'a {
-        let in_group = group.map(|group| self.hub.users_in(group)).unwrap_or_default();
-        users.filter(|user| self.registry.is_online(user)).map(str::to_owned).chain(in_group)
-    }
-
-    /// This node's sockets of a user.
-    fn sockets_of(&self, username: &str) -> Vec<SocketInfo> {
-        let info = |socket: &Arc<crate::socket::Socket>| SocketInfo {
-            node: self.config.node_id.clone(),
-            channel_name: socket.channel_name.to_string(),
-            path: percent_encoding::percent_decode_str(&socket.path).decode_utf8_lossy().into_owned(),
-            since: crate::events::rfc3339(socket.since),
-        };
-        self.registry.of_user(username).iter().map(info).collect()
-    }
-}
-
-/// Reads the node's mailbox until the node stops; opens it again when the layer was away.
-pub(crate) async fn answer(node: Arc<Node>) {
-    loop {
-        node.health.note("peers", &read_mailbox(&node).await);
-        tokio::time::sleep(Duration::from_secs(1)).await;
-    }
-}
-
-/// Has all nodes compare what they know with the database once the layer takes events again, after it did
-/// not take some of this node's. Only the publisher knows of such a loss: the others' connections may have
-/// been well all the time.
-pub(crate) async fn tell_of_losses(node: Arc<Node>) {
-    let Some(group) = &node.peers.group else { return };
-    let lost = || node.layer.stats().publish_failed;
-    let (mut told, mut wait) = (lost(), TELL_OF_LOSSES);
-    loop {
-        tokio::time::sleep(wait).await;
-        if lost() == told {
-            wait = TELL_OF_LOSSES;
-        } else {
-            let all = lost();
-            let sent = node.peers.tell(group, Event::new(LOST)).await;
-            node.health.note("losses", &sent);
-            if sent.is_ok() {
-                told = all;
-                wait = (wait * 2).min(TELL_AGAIN);
-            }
-        }
-    }
-}
-
 /// Has all nodes compare what they know with the database: somebody who is none has written to it.
 pub(crate) async fn tell_of_import(config: &Config, secrets: &Secrets) -> Result<(), LayerError> {
     let (layer, metrics) = (layer::connect(config).await?, Arc::new(Metrics::new()));
-    let seals = Arc::new(Seals::new(secrets, &metrics));
-    let peers = Peers::new(config, &layer, &seals, &metrics);
-    match &peers.group {
-        Some(group) => peers.tell(group, Event::new(LOST)).await,
+    let seals = Seals::new(secrets, &metrics);
+    match group_of_nodes(config) {
+        Some(group) => layer.group_send(&group, &seals.word(Event::new(LOST), group.as_str())).await,
         None => Ok(()),
     }
 }
 
-async fn read_mailbox(node: &Node) -> Result<(), LayerError> {
-    let peers = &node.peers;
-    let Some(group) = &peers.group else { return Ok(()) };
-    // The default prefix: on the core layer another one would be queues and connections of its own.
-    let mailbox = peers.layer.new_channel("").await?;
-    peers.layer.group_add(group, &mailbox).await?;
-    *peers.mailbox.lock() = Some(mailbox.clone());
-    let result = async {
-        peers.say_hello(false).await?;
-        node.health.note("peers", &Ok::<_, LayerError>(()));
-        let mut hello = tokio::time::interval(HELLO_EVERY);
-        hello.tick().await;
-        loop {
-            tokio::select! {
-                event = peers.layer.receive(&mailbox) => peers.handle(node, group, &mailbox, event?).await?,
-                _ = hello.tick() => {
-                    peers.say_hello(true).await?;
-                    node.health.note("peers", &Ok::<_, LayerError>(()));
-                }
-            }
-        }
-    }
-    .await;
-    *peers.mailbox.lock() = None;
-    let _ = peers.layer.remove_channel(&mailbox).await;
-    result
+/// The group that all nodes of a deployment are in.
+fn group_of_nodes(config: &Config) -> Option<GroupName> {
+    // `r.` and not 40 hex digits: neither a user's group nor a room's.
+    GroupName::parse(&format!("r.{}.nodes", config.namespace)).ok()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::config::collect;
+    use crate::start::RunningNode;
 
     #[tokio::test]
     async fn made_up_nodes_and_many_questions_have_their_bounds() {
@@ -409,12 +423,12 @@ mod tests {
             [("listen", "127.0.0.1:0"), ("internal-listen", "127.0.0.1:0"), ("database-url", "sqlite::memory:")];
         let given = given.map(|(key, value)| (key.to_owned(), value.to_owned())).into();
         let config = Config::from_collected(&collect(&given, &|_| None, None).unwrap()).unwrap();
-        let running = Node::start(config, crate::consumers::routes()).await.unwrap();
+        let running = RunningNode::start(config, crate::consumers::routes()).await.unwrap();
         let (node, refused) = (running.node(), || running.node().metrics.questions_refused.get());
         let (group, mailbox) = (GroupName::parse("nodes").unwrap(), ChannelName::parse("mailbox").unwrap());
         let handle = async |event: Event, to: &str| {
             let word = node.seals.word(event, to);
-            node.peers.handle(node, &group, &mailbox, word).await.unwrap();
+            node.peers.handle(&group, &mailbox, word).await.unwrap();
         };
         let hello = async |name: String| {
             handle(Event::new(HELLO).with("node", name.as_str()).with("back", true), "nodes").await

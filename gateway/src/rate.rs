@@ -1,9 +1,14 @@
-//! How often something may happen: frames of a client, handshakes of a node.
+//! How often something may happen: frames of a client, handshakes of a node, calls with a wrong key.
 
+use std::collections::HashMap;
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
 
 use crate::close::CloseReason;
 use crate::config::Limits;
+use crate::seldom::Seldom;
 
 /// Between two pings of a page that cost no token.
 const PING: Duration = Duration::from_secs(5);
@@ -84,6 +89,41 @@ impl FrameRate {
     }
 }
 
+/// How long a wrong key takes. Those of one peer take it one after the other.
+const DELAY: Duration = Duration::from_millis(100);
+
+/// Longest wait of one call: more of them at once are no reason to keep them all.
+const MAX_DELAY: Duration = Duration::from_secs(5);
+
+/// Peers that are remembered; of more, those who may go on soonest are forgotten.
+const MAX_PEERS: usize = 1024;
+
+/// Who has come with wrong keys lately.
+#[derive(Debug, Default)]
+pub(crate) struct WrongKeys {
+    /// When the peer's next wrong key is answered.
+    next: Mutex<HashMap<IpAddr, Instant>>,
+    pub(crate) log: Seldom,
+}
+
+impl WrongKeys {
+    /// One more. Says when it is to be answered.
+    pub(crate) fn note(&self, peer: IpAddr, now: Instant) -> Instant {
+        let mut next = self.next.lock();
+        if next.len() >= MAX_PEERS && !next.contains_key(&peer) {
+            next.retain(|_, at| *at > now);
+            if next.len() >= MAX_PEERS
+                && let Some(soonest) = next.iter().min_by_key(|(_, at)| **at).map(|(peer, _)| *peer)
+            {
+                next.remove(&soonest);
+            }
+        }
+        let at = next.entry(peer).or_insert(now);
+        *at = ((*at).max(now) + DELAY).min(now + MAX_DELAY);
+        *at
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -123,5 +163,31 @@ mod tests {
         assert!(rate.ping_is_free(now) && !rate.ping_is_free(now + Duration::from_secs(4)));
         assert!(rate.ping_is_free(now + Duration::from_secs(5)));
         assert!(!rate.ping_is_free(now + Duration::from_secs(9)));
+    }
+
+    fn peer(number: u32) -> IpAddr {
+        IpAddr::from(number.to_be_bytes())
+    }
+
+    #[test]
+    fn wrong_keys_of_one_peer_are_answered_one_after_the_other() {
+        let (keys, now) = (WrongKeys::default(), Instant::now());
+        assert_eq!(keys.note(peer(1), now), now + DELAY);
+        assert_eq!(keys.note(peer(1), now), now + DELAY * 2);
+        assert_eq!(keys.note(peer(2), now), now + DELAY);
+        for _ in 0..1000 {
+            assert!(keys.note(peer(1), now) <= now + MAX_DELAY);
+        }
+        let later = now + Duration::from_secs(60);
+        assert_eq!(keys.note(peer(1), later), later + DELAY);
+    }
+
+    #[test]
+    fn many_peers_take_no_more_memory() {
+        let (keys, now) = (WrongKeys::default(), Instant::now());
+        for number in 0..10_000 {
+            keys.note(peer(number), now);
+        }
+        assert_eq!(keys.next.lock().len(), MAX_PEERS);
     }
 }

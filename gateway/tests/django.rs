@@ -379,11 +379,11 @@ async fn a_key_is_rotated_with_fallbacks_and_a_lost_one_ends_what_it_signed() {
     let mut tab = enter(&new, &after).await.unwrap();
     let mut config = gateway::Config::clone(&new.running.node().config);
     config.django.secret_keys = vec![OLD.into()];
-    new.running.node().reload(&config).unwrap();
+    new.running.reload(&config).unwrap();
     assert_eq!(tab.closed().await, 4401);
     assert_eq!(who(&new, &after).await, Err(401));
     config.django.secret_keys = vec![KEY.into(), OLD.into()];
-    new.running.node().reload(&config).unwrap();
+    new.running.reload(&config).unwrap();
     assert_eq!(who(&new, &after).await.as_deref(), Ok("ann"));
 }
 

@@ -22,14 +22,14 @@ use time::format_description::well_known::Rfc3339;
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout};
 
-use super::http_client::{self, BodyError};
 use super::{NotSignedIn, Request};
-use crate::auth::jwt::text_or_whole;
 use crate::health::Health;
+use crate::http_client::{self, BodyError};
 use crate::metrics::ByResult;
 use crate::names;
 use crate::scope;
 use crate::seldom::SeldomOfKind;
+use crate::tokens::text_or_whole;
 
 /// Questions that are under way at once.
 const AT_ONCE: usize = 64;

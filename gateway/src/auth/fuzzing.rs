@@ -2,7 +2,7 @@
 #![allow(clippy::expect_used, reason = "a fuzz target fails by panicking")]
 
 use super::django;
-use super::jwt_keys::{Algorithm, MAX_KEYS, Signed, Verdict, keys_of_jwks, verify};
+use crate::tokens::{Algorithm, MAX_KEYS, Signed, Verdict, keys_of_jwks, verify};
 
 pub(crate) use django::fuzzing::{pickle, session};
 

@@ -2,7 +2,6 @@
 //! not among them. One task reads; whoever needs a newer one waits for it a moment.
 
 use std::fmt;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,10 +10,9 @@ use http::{HeaderMap, StatusCode};
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep, timeout};
 
-use super::http_client::{self, BodyError};
-use super::jwt::{Token, TokenError};
-use super::jwt_keys::{self, Key, MAX_JWKS, MAX_KEYS, Verdict};
 use crate::health::Health;
+use crate::http_client::{self, BodyError};
+use crate::tokens::{JwksSource as Source, Key, MAX_JWKS, MAX_KEYS, Token, TokenError, Verdict, keys_of_jwks, verify};
 
 /// How often an unknown `kid` has it read again, at most.
 const AGAIN: Duration = Duration::from_secs(10);
@@ -39,38 +37,6 @@ const RETRY_MOST: Duration = Duration::from_secs(5);
 
 /// The name of this part in `/readyz`, and of its task.
 const NAME: &str = "jwks";
-
-/// Where it is.
-#[derive(Debug, Clone)]
-pub(crate) enum Source {
-    File(PathBuf),
-    Url(reqwest::Url),
-}
-
-impl Source {
-    /// A URL, or else the name of a file.
-    pub(crate) fn parse(text: &str) -> Result<Self, &'static str> {
-        let (scheme, is_url) = text.split_once("://").map_or(("", false), |(scheme, _)| (scheme, true));
-        if !is_url {
-            return Ok(Self::File(text.into()));
-        }
-        let url = reqwest::Url::parse(text).map_err(|_| "is no URL, and no name of a file")?;
-        match scheme.to_ascii_lowercase().as_str() {
-            "http" | "https" if url.has_host() => Ok(Self::Url(url)),
-            "file" => url.to_file_path().map(Self::File).map_err(|()| "names no file of this machine"),
-            _ => Err("must be the name of a file, or begin with https:// or http://"),
-        }
-    }
-}
-
-impl fmt::Display for Source {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::File(path) => write!(f, "{}", path.display()),
-            Self::Url(url) => f.write_str(&http_client::shown(url)),
-        }
-    }
-}
 
 /// Why it was not read.
 #[derive(Debug, thiserror::Error)]
@@ -128,7 +94,7 @@ impl Jwks {
         loop {
             let state = states.borrow_and_update().clone();
             let Some(keys) = &state.keys else { return Err(TokenError::KeysAway) };
-            match jwt_keys::verify(keys, &token.signed()) {
+            match verify(keys, &token.signed()) {
                 Verdict::Good => return Ok(()),
                 Verdict::Bad => return Err(TokenError::Signature),
                 Verdict::NoSuchAlgorithm => return Err(TokenError::Algorithm),
@@ -201,7 +167,7 @@ impl Jwks {
                 (http_client::body(answer, MAX_JWKS).await.map_err(failed)?, good_for)
             }
         };
-        let (keys, unused) = jwt_keys::keys_of_jwks(&json).map_err(|what| JwksError::Document(name(), what))?;
+        let (keys, unused) = keys_of_jwks(&json).map_err(|what| JwksError::Document(name(), what))?;
         if keys.is_empty() || keys.len() == MAX_KEYS {
             tracing::warn!(jwks = %self.source, used = keys.len(), unused, "the JWKS has no key that is of use here, or too many");
         } else {

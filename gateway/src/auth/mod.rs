@@ -4,11 +4,8 @@ mod ask;
 pub(crate) mod django;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
-mod http_client;
 mod jwks;
-mod jwt;
-mod jwt_keys;
-mod origin;
+pub(crate) mod recheck;
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -17,20 +14,16 @@ use http::HeaderMap;
 use http::header::{AUTHORIZATION, ORIGIN};
 
 pub(crate) use ask::AskDjango;
-pub(crate) use jwks::{Jwks, Source as JwksSource};
-pub use jwt::{ClaimedUser, Claims, JwtAuth, TokenError};
-pub(crate) use jwt_keys::Key;
-pub(crate) use origin::{Origins, split_port};
+pub(crate) use jwks::Jwks;
 
 use crate::auth::ask::{Named, Question, Said};
 use crate::auth::django::{Away, Django, Kept, NoSession, Person, UNREADABLE};
-use crate::auth::jwt::Token;
-use crate::auth::jwt_keys::Verdict;
 use crate::clock::Clock;
 use crate::config::{Anonymous, UserName};
 use crate::names;
 use crate::scope::{self, Access, SignedInBy, User};
 use crate::seldom::Seldom;
+use crate::tokens::{ClaimedUser, Claims, JwtAuth, Token, TokenError, Verdict};
 
 /// The subprotocol of clients that speak the whole protocol.
 pub(crate) const V1: &str = "gateway.v1";

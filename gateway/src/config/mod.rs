@@ -16,9 +16,10 @@ use std::time::Duration;
 use ipnet::IpNet;
 use secrecy::{ExposeSecret, SecretString};
 
-use crate::auth::{JwksSource, JwtAuth, Key, Origins};
 use crate::bridge::{Auth as BridgeAuth, Settings as BridgeSettings};
+use crate::origin::Origins;
 use crate::proxies;
+use crate::tokens::{JwksSource, JwtAuth, Key};
 
 pub use collect::{Collected, Source, collect, warnings};
 pub use django::{DjangoConfig, SessionEngine};

@@ -236,7 +236,7 @@ impl ChatConsumer {
             }
         };
         let group = ctx.node().names.room(room).ok();
-        let mut users: Vec<String> = ctx.node().peers.online(ctx.node(), &members, group).await.into_iter().collect();
+        let mut users: Vec<String> = ctx.node().peers.online(&members, group).await.into_iter().collect();
         users.sort();
         let frame = serde_json::json!({"type": FrameType::Presence, "group_name": room, "users": users});
         send::answer(ctx, FrameType::Presence, &frame, client_id)

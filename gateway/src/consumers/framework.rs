@@ -23,7 +23,7 @@ use crate::handlers::{AnyShared, Lookup, Rendering, Table};
 use crate::hub::Released;
 use crate::node::Node;
 use crate::scope::{Access, Scope};
-use crate::socket::{Pushed, Socket};
+use crate::socket::Socket;
 use crate::websocket::WireFrame;
 use crate::words::{EventType, FrameType};
 
@@ -424,20 +424,5 @@ impl Drop for Context {
             self.node.hub.leave(&self.socket, group);
         }
         self.node.registry.remove(&self.socket);
-    }
-}
-
-impl Node {
-    /// Sends one frame to one socket, and counts it.
-    pub(crate) fn send_to(&self, socket: &Socket, frame: &WireFrame, kind: &'static str) {
-        match socket.send(frame) {
-            Pushed::MustFlush | Pushed::Queued => {
-                self.metrics.frames_sent.get_or_create(&crate::metrics::ByType { r#type: kind }).inc();
-            }
-            Pushed::Full => {
-                self.metrics.outbox_full.inc();
-            }
-            Pushed::Closed => {}
-        }
     }
 }

@@ -13,6 +13,7 @@ use http::{HeaderMap, HeaderValue, Response, StatusCode};
 use hyper::upgrade::OnUpgrade;
 use tokio::time::Instant;
 
+use crate::auth::recheck::Recheck;
 use crate::auth::{NotSignedIn, SignedIn};
 use crate::bridge::{self, Accept, Bridge, Client, Deny, Headers, MAX_MESSAGE, Refused};
 use crate::clock::NEVER;
@@ -24,7 +25,6 @@ use crate::http::visit::Visit;
 use crate::scope::{Access, parse_cookies};
 use crate::socket::registry::LimitReached;
 use crate::socket::{Identity, Socket, addresses};
-use crate::upkeep::recheck::Recheck;
 use crate::websocket::handshake;
 
 /// What a plain request to a bridged path is told.

@@ -11,6 +11,7 @@ use tokio::time::Instant;
 use warp::Filter;
 use warp::filters::BoxedFilter;
 
+use crate::consumers::routing::Router;
 use crate::http::answers::{Answer, json, plain};
 use crate::http::visit::Visit;
 use crate::http::{api, bridged, page};
@@ -57,9 +58,9 @@ pub(crate) fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
     TcpListener::from_std(socket.into())
 }
 
-pub(crate) fn public_routes(node: &Arc<Node>) -> BoxedFilter<(Answer,)> {
-    let all = health_routes(node).or(page::routes(node)).unify().or(websocket_routes(node)).unify().boxed();
-    if node.bridges.is_empty() { all } else { bridged_routes(node).or(all).unify().boxed() }
+pub(crate) fn public_routes(node: &Arc<Node>, router: &Arc<Router>) -> BoxedFilter<(Answer,)> {
+    let all = health_routes(node).or(page::routes(node)).unify().or(websocket_routes(node, router)).unify().boxed();
+    if node.bridges.is_empty() { all } else { bridged_routes(node, router).or(all).unify().boxed() }
 }
 
 pub(crate) fn internal_routes(node: &Arc<Node>) -> BoxedFilter<(Answer,)> {
@@ -74,7 +75,7 @@ fn health_routes(node: &Arc<Node>) -> BoxedFilter<(Answer,)> {
 }
 
 /// WebSockets of the site's own consumers, which go before all else. Plain requests stay the node's.
-fn bridged_routes(node: &Arc<Node>) -> BoxedFilter<(Answer,)> {
+fn bridged_routes(node: &Arc<Node>, router: &Arc<Router>) -> BoxedFilter<(Answer,)> {
     let own = with(node);
     let is_bridged = own.and(warp::path::full()).and(warp::header::headers_cloned()).and_then(
         |node: Arc<Node>, path: warp::path::FullPath, headers: HeaderMap| async move {
@@ -84,25 +85,35 @@ fn bridged_routes(node: &Arc<Node>) -> BoxedFilter<(Answer,)> {
             }
         },
     );
-    is_bridged.untuple_one().and(websocket_routes(node)).boxed()
+    is_bridged.untuple_one().and(websocket_routes(node, router)).boxed()
 }
 
 /// Every other path: a consumer's, or 404.
-fn websocket_routes(node: &Arc<Node>) -> BoxedFilter<(Answer,)> {
+fn websocket_routes(node: &Arc<Node>, router: &Arc<Router>) -> BoxedFilter<(Answer,)> {
     warp::any()
         .and(with(node))
+        .and(with(router))
         .and(warp::method())
         .and(warp::path::full())
         .and(warp::query::raw().or(warp::any().map(String::new)).unify())
         .and(warp::header::headers_cloned())
         .and(warp::ext::optional::<OnUpgrade>())
         .and(warp::ext::optional::<Arrival>())
-        .then(|node: Arc<Node>, method, path: warp::path::FullPath, query, headers, upgrade, arrival: Option<Arrival>| async move {
-            let path = path.as_str().to_owned();
-            let Some(arrival) = arrival else { return plain(StatusCode::INTERNAL_SERVER_ERROR, "") };
-            let seen = proxies::see(&headers, arrival.peer.ip(), |address| node.config.trusts(address));
-            Visit { node, method, path, query, headers, arrival, seen }.handshake(upgrade).await
-        })
+        .then(
+            |node: Arc<Node>,
+             router,
+             method,
+             path: warp::path::FullPath,
+             query,
+             headers,
+             upgrade,
+             arrival: Option<Arrival>| async move {
+                let path = path.as_str().to_owned();
+                let Some(arrival) = arrival else { return plain(StatusCode::INTERNAL_SERVER_ERROR, "") };
+                let seen = proxies::see(&headers, arrival.peer.ip(), |address| node.config.trusts(address));
+                Visit { node, router, method, path, query, headers, arrival, seen }.handshake(upgrade).await
+            },
+        )
         .boxed()
 }
 
@@ -110,9 +121,11 @@ fn not_found() -> BoxedFilter<(Answer,)> {
     warp::any().map(|| plain(StatusCode::NOT_FOUND, "not found")).boxed()
 }
 
-pub(crate) fn with(node: &Arc<Node>) -> impl Filter<Extract = (Arc<Node>,), Error = Infallible> + Clone + use<> {
-    let node = Arc::clone(node);
-    warp::any().map(move || Arc::clone(&node))
+pub(crate) fn with<T: Send + Sync>(
+    shared: &Arc<T>,
+) -> impl Filter<Extract = (Arc<T>,), Error = Infallible> + Clone + use<T> {
+    let shared = Arc::clone(shared);
+    warp::any().map(move || Arc::clone(&shared))
 }
 
 /// The state of the parts, within half a second; 503 when one of them is missing or the node is leaving.

@@ -10,11 +10,13 @@ use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use tokio::time::timeout;
 
+use crate::auth::recheck::Recheck;
 use crate::auth::{self, NotSignedIn, SignedIn};
 use crate::clock::NEVER;
 use crate::close::CloseReason;
 use crate::consumers::connection::{FoundOrigin, Handshake, refused, refused_origin};
 use crate::consumers::framework::Refusal;
+use crate::consumers::routing::Router;
 use crate::http::answers::{Answer, plain};
 use crate::http::server::Arrival;
 use crate::node::Node;
@@ -23,12 +25,13 @@ use crate::scope::{Access, Scope, parse_cookies};
 use crate::socket::addresses;
 use crate::socket::registry::LimitReached;
 use crate::socket::{Identity, Socket};
-use crate::upkeep::recheck::Recheck;
 use crate::websocket::handshake;
 
 /// A request that may become a socket.
 pub(crate) struct Visit {
     pub(crate) node: Arc<Node>,
+    /// Which consumer a path is for.
+    pub(crate) router: Arc<Router>,
     pub(crate) method: Method,
     /// As it was sent, still encoded.
     pub(crate) path: String,
@@ -45,7 +48,7 @@ impl Visit {
             let bridge = Arc::clone(bridge);
             return Box::pin(self.bridged(&bridge, upgrade)).await;
         }
-        let Some((class, url_route)) = self.node.router.find(&self.path) else {
+        let Some((class, url_route)) = self.router.find(&self.path) else {
             return plain(StatusCode::NOT_FOUND, "not found");
         };
         let accept = match handshake::accept_key(&self.method, self.arrival.version, &self.headers) {

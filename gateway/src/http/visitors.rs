@@ -24,12 +24,13 @@ use tower_service::Service;
 use warp::filters::BoxedFilter;
 use warp::reply::Reply;
 
-use crate::auth::split_port;
+use crate::consumers::routing::Router;
 use crate::http::answers::{Answer, plain, try_later};
 use crate::http::head::{Head, MAX_HEAD};
 use crate::http::server::{Arrival, internal_routes, public_routes};
 use crate::metrics::ByReason;
 use crate::node::Node;
+use crate::origin::split_port;
 use crate::seldom::Seldom;
 use crate::socket::addresses::Visitor;
 
@@ -48,8 +49,14 @@ const TURN: Duration = Duration::from_millis(500);
 const LAST_ANSWER: Duration = Duration::from_secs(1);
 
 /// Serves browsers until `stop`, on so many connections at once, sockets included.
-pub(crate) async fn serve_public(node: Arc<Node>, listener: TcpListener, most: usize, stop: CancellationToken) {
-    Arc::new(Entrance::new(public_routes(&node), true, most, node)).accept(listener, stop).await;
+pub(crate) async fn serve_public(
+    node: Arc<Node>,
+    router: Arc<Router>,
+    listener: TcpListener,
+    most: usize,
+    stop: CancellationToken,
+) {
+    Arc::new(Entrance::new(public_routes(&node, &router), true, most, node)).accept(listener, stop).await;
 }
 
 /// Serves operators and publishers until `stop`, on so many connections at once.

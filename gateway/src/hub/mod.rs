@@ -441,7 +441,7 @@ impl std::fmt::Debug for Hub {
 mod tests {
     use super::*;
     use crate::config::collect;
-    use crate::node::Node;
+    use crate::start::RunningNode;
 
     #[tokio::test]
     async fn what_waits_for_a_dispatcher_is_bounded_in_number_and_in_bytes() {
@@ -449,7 +449,7 @@ mod tests {
             [("listen", "127.0.0.1:0"), ("internal-listen", "127.0.0.1:0"), ("database-url", "sqlite::memory:")];
         let given = given.map(|(key, value)| (key.to_owned(), value.to_owned())).into();
         let config = Config::from_collected(&collect(&given, &|_| None, None).unwrap()).unwrap();
-        let node = Node::start(config, crate::consumers::routes()).await.unwrap();
+        let node = RunningNode::start(config, crate::consumers::routes()).await.unwrap();
         let (hub, metrics) = (&node.node().hub, &node.node().metrics);
         let dropped = || metrics.layer_events_dropped.get_or_create(&ByReason { reason: "queue_full" }).get();
         let push = |bytes: usize| {

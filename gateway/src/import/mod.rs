@@ -21,9 +21,9 @@ use tokio::sync::mpsc;
 use uuid::Uuid;
 
 use crate::config::{Config, LayerKind};
-use crate::node;
 use crate::peers;
 use crate::redis::{Deployment, DeploymentError, RedisFailed, Server};
+use crate::storing::store::open_store;
 use input::{Input, Numbered};
 use lines::{Bad, Line};
 use progress::Progress;
@@ -203,7 +203,7 @@ pub async fn run(config: &Config, options: Options) -> Result<Report, ImportErro
         return Err(ImportError::InMemory);
     }
     let input = Input::open(&options.file, &options.spool_dir, options.spool_bytes)?;
-    let (store, deployment, secrets) = node::open_store(config).await?;
+    let (store, deployment, secrets) = open_store(config).await?;
     let mut progress = Progress::new();
     check_redis(config, deployment, &mut progress).await?;
     let data_bytes = config.limits.data_bytes;

@@ -17,8 +17,9 @@ use crate::consumers::routing::Router;
 use crate::import;
 use crate::live::check_live;
 use crate::names;
-use crate::node::{Node, NodeError, RunningNode, check_site, check_users, store_options};
 use crate::redis::NodeIdError;
+use crate::start::{NodeError, RunningNode, check_site, check_users};
+use crate::storing::store::store_options;
 use log::Log;
 use systemd::Systemd;
 
@@ -144,7 +145,7 @@ async fn serve(
     }
     // While it waits for Redis or the database too.
     let starting = async {
-        let mut starting = pin!(Node::start(config, routes));
+        let mut starting = pin!(RunningNode::start(config, routes));
         loop {
             tokio::select! {
                 node = &mut starting => return node,
@@ -219,7 +220,7 @@ fn reload(node: &RunningNode, collected: &mut Collected, arguments: &clap::ArgMa
     };
     let (changed, fixed): (Vec<_>, Vec<_>) =
         new.differences(collected).partition(|setting| config::is_changeable(setting));
-    if let Err(error) = node.node().reload(&config) {
+    if let Err(error) = node.reload(&config) {
         tracing::error!(error = &error as &dyn std::error::Error, "the settings stay as they were");
         return;
     }

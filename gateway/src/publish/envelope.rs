@@ -511,7 +511,7 @@ pub(crate) async fn run(node: &Node, what: What) -> Result<Outcome, Failed> {
     match what {
         What::Expired => Ok(Outcome::Expired),
         What::Live(group, event) => node.layer.group_send(&group, &event).await.map(|()| Outcome::Sent).map_err(unsent),
-        What::Everyone(event) => node.peers.everyone(node, event).await.map(|()| Outcome::Sent).map_err(unsent),
+        What::Everyone(event) => node.peers.everyone(event).await.map(|()| Outcome::Sent).map_err(unsent),
         What::Change(change) => match changes::make(node, &change).await {
             Ok(Ok(changed)) => Ok(Outcome::Changed(Box::new(changed))),
             Ok(Err(error)) => refused(error),

@@ -11,10 +11,10 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::task::JoinSet;
 
 /// What an answer may weigh.
-pub(super) const ANSWER: usize = 4 * 1024 * 1024;
+pub(crate) const ANSWER: usize = 4 * 1024 * 1024;
 
 /// An open connection; it ends when this is dropped.
-pub(super) struct Connection {
+pub(crate) struct Connection {
     redis: MultiplexedConnection,
     /// A command failed, or nobody waited for its answer. The server may be another one's replica by now,
     /// or have given the key away.
@@ -26,7 +26,7 @@ pub(super) struct Connection {
 
 impl Connection {
     /// Over a stream that is signed in already; `answer` is the limit for each answer.
-    pub(super) async fn new(
+    pub(crate) async fn new(
         stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
         answer: Duration,
     ) -> RedisResult<Self> {
@@ -40,17 +40,17 @@ impl Connection {
     }
 
     /// Whether somebody else may use it.
-    pub(super) fn is_fit(&self) -> bool {
+    pub(crate) fn is_fit(&self) -> bool {
         !self.is_doubtful
     }
 
     /// Whether an answer was too large; then the connection has ended.
-    pub(super) fn is_flooded(&self) -> bool {
+    pub(crate) fn is_flooded(&self) -> bool {
         self.is_flooded.load(Ordering::Relaxed)
     }
 
     /// The answer, or nothing if it is too large; then the connection has ended.
-    pub(super) async fn ask(&mut self, command: &Cmd) -> RedisResult<Option<Value>> {
+    pub(crate) async fn ask(&mut self, command: &Cmd) -> RedisResult<Option<Value>> {
         match command.query_async(self).await {
             Err(_) if self.is_flooded() => Ok(None),
             answer => answer.map(Some),

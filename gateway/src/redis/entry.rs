@@ -3,31 +3,31 @@
 use redis::Value;
 
 /// An entry, read whole.
-pub(super) struct Entry {
-    pub(super) id: String,
+pub(crate) struct Entry {
+    pub(crate) id: String,
     /// Names and values.
-    pub(super) fields: Vec<(Vec<u8>, Vec<u8>)>,
+    pub(crate) fields: Vec<(Vec<u8>, Vec<u8>)>,
 }
 
 impl Entry {
     /// Whether nothing is left of it but its id: it was deleted while it was pending.
-    pub(super) fn is_gone(&self) -> bool {
+    pub(crate) fn is_gone(&self) -> bool {
         self.fields.is_empty()
     }
 
     /// Bytes of its fields.
-    pub(super) fn bytes(&self) -> usize {
+    pub(crate) fn bytes(&self) -> usize {
         self.fields.iter().map(|(name, value)| name.len() + value.len()).sum()
     }
 
-    pub(super) fn field(&self, wanted: &str) -> Option<&[u8]> {
+    pub(crate) fn field(&self, wanted: &str) -> Option<&[u8]> {
         // Of two that have the same name the later one counts.
         self.fields.iter().rfind(|(name, _)| name == wanted.as_bytes()).map(|(_, value)| &**value)
     }
 }
 
 /// The entries of a list.
-pub(super) fn entries(list: Value) -> Vec<Entry> {
+pub(crate) fn entries(list: Value) -> Vec<Entry> {
     let Value::Array(list) = list else { return Vec::new() };
     list.into_iter().filter_map(entry).collect()
 }
@@ -57,7 +57,7 @@ fn text(value: Value) -> Option<Vec<u8>> {
 }
 
 /// The entries of all streams that were read: `[[stream, entries], …]`, or nothing when nothing came.
-pub(super) fn entries_of_read(answer: Value) -> Vec<Entry> {
+pub(crate) fn entries_of_read(answer: Value) -> Vec<Entry> {
     let Value::Array(streams) = answer else { return Vec::new() };
     let lists = streams.into_iter().filter_map(|stream| match stream {
         Value::Array(parts) => parts.into_iter().nth(1),

@@ -1,5 +1,5 @@
-//! What a node does in Redis beside the channel layer: it notes which deployment it belongs to, and reads
-//! the stream of durable events.
+//! What is in Redis beside the channel layer: which deployment it belongs to, whose a node's id is, entries of the
+//! stream of durable events and of its dead letters, and a look for traces of another layer.
 
 mod connection;
 mod dead;
@@ -7,11 +7,9 @@ mod entry;
 mod hint;
 mod node_id;
 mod pool;
-mod rights;
 mod server;
 mod session_cache;
-mod stream;
-mod unread;
+pub(crate) mod unread;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,17 +18,20 @@ use channel_layer::Pooled;
 use uuid::Uuid;
 
 use crate::config::Config;
-use crate::node::Node;
+use crate::health::Health;
+pub(crate) use connection::{ANSWER, Connection};
 pub(crate) use dead::{DeadLetters, before};
+pub(crate) use entry::{Entry, entries, entries_of_read};
 pub(crate) use hint::{other_layer, warn_of_other_layer};
 pub(crate) use node_id::NodeId;
 pub use node_id::NodeIdError;
-pub(crate) use rights::check_rights;
 pub use server::RedisFailed;
-pub(crate) use server::Server;
+pub(crate) use server::{LETTER_TIME, Server};
 pub(crate) use session_cache::{Cached, SessionCache};
-pub(crate) use stream::ingest;
 pub(crate) use unread::Moved;
+
+/// The one consumer group of the stream.
+pub(crate) const GROUP: &str = "gateway";
 
 /// How often the claim is looked at again; an emptied Redis has forgotten it.
 const CLAIM_EVERY: Duration = Duration::from_secs(15);
@@ -104,11 +105,11 @@ impl Deployment {
     }
 
     /// Claims again from time to time.
-    pub(crate) async fn keep_claiming(self, node: Arc<Node>) {
+    pub(crate) async fn keep_claiming(self, health: Arc<Health>) {
         loop {
             tokio::time::sleep(CLAIM_EVERY).await;
             let claimed = self.claim().await;
-            node.health.note("deployment", &claimed);
+            health.note("deployment", &claimed);
         }
     }
 }

@@ -11,7 +11,7 @@ use uuid::Uuid;
 use super::RedisFailed;
 use super::server::Server;
 use crate::config::Config;
-use crate::node::Node;
+use crate::health::Health;
 
 /// How long the id of a node that died stays taken, and how often a living one says that it has it.
 const LEASE: Duration = Duration::from_secs(5);
@@ -83,10 +83,10 @@ impl NodeId {
     }
 
     /// Keeps the id until the node stops.
-    pub(crate) async fn keep(self: Arc<Self>, node: Arc<Node>) {
+    pub(crate) async fn keep(self: Arc<Self>, health: Arc<Health>) {
         loop {
             sleep(RENEW_EVERY).await;
-            node.health.note("node_id", &self.renew().await);
+            health.note("node_id", &self.renew().await);
         }
     }
 

@@ -20,25 +20,25 @@ const MAX_CONNECTIONS: usize = 4;
 /// How soon a connection that was used before must say that it lives.
 const ALIVE: Duration = Duration::from_millis(500);
 
-pub(super) type Pool = managed::Pool<Opener>;
+pub(crate) type Pool = managed::Pool<Opener>;
 
 /// A connection for a while; the next one gets it when this is dropped.
-pub(super) type Lent = Object<Opener>;
+pub(crate) type Lent = Object<Opener>;
 
 /// Opens connections to the server that has a key.
-pub(super) struct Opener {
+pub(crate) struct Opener {
     connector: Connector,
     key: String,
 }
 
-pub(super) fn new(connector: Connector, key: &str) -> Result<Pool, RedisFailed> {
+pub(crate) fn new(connector: Connector, key: &str) -> Result<Pool, RedisFailed> {
     let builder = Pool::builder(Opener { connector, key: key.to_owned() });
     // The one used last is most likely alive.
     let pool = builder.max_size(MAX_CONNECTIONS).queue_mode(QueueMode::Lifo).build();
     pool.map_err(|error| LayerError::Config(error.to_string()).into())
 }
 
-pub(super) async fn lend(pool: &Pool) -> Result<Lent, RedisFailed> {
+pub(crate) async fn lend(pool: &Pool) -> Result<Lent, RedisFailed> {
     pool.get().await.map_err(|error| match error {
         PoolError::Backend(failed) => failed,
         other => LayerError::Unavailable(other.to_string().into()).into(),

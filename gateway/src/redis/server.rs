@@ -20,10 +20,10 @@ use super::pool::{self, Lent, Pool};
 use crate::config::Config;
 
 /// Longest wait for an answer that need not wait for anything.
-pub(super) const PATIENCE: Duration = Duration::from_secs(2);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Longest wait for a large entry to be moved within the server, or to be taken by it.
-pub(super) const LETTER_TIME: Duration = Duration::from_secs(10);
+pub(crate) const LETTER_TIME: Duration = Duration::from_secs(10);
 
 /// Longest wait for one of the shared connections, made anew or not.
 const TURN: Duration = Duration::from_secs(5);
@@ -40,7 +40,7 @@ pub(crate) struct Server {
     connector: Connector,
     questions: channel_layer::Pool,
     /// Two keys may be in two places.
-    pub(super) is_cluster: bool,
+    pub(crate) is_cluster: bool,
     /// By key in a cluster, else only one. There are as many as a node has keys here: four.
     pools: Arc<Mutex<HashMap<String, Pool>>>,
 }
@@ -72,7 +72,7 @@ impl Server {
         config.layer.hosts.first().map(Self::at).transpose()
     }
 
-    pub(super) fn at(host: &Host) -> Result<Self, LayerError> {
+    pub(crate) fn at(host: &Host) -> Result<Self, LayerError> {
         Ok(Self {
             connector: host.connector()?,
             questions: host.pool(QUESTIONS)?,
@@ -83,12 +83,12 @@ impl Server {
 
     /// A connection for short questions to the server that has this key, within 6 seconds. What it is asked for must not
     /// be large.
-    pub(super) async fn ask(&self, key: &str) -> Result<Pooled, RedisFailed> {
+    pub(crate) async fn ask(&self, key: &str) -> Result<Pooled, RedisFailed> {
         Ok(self.questions.get(key.as_bytes()).await?)
     }
 
     /// One of the shared connections to the server that has this key, within 5 seconds.
-    pub(super) async fn open(&self, key: &str) -> Result<Lent, RedisFailed> {
+    pub(crate) async fn open(&self, key: &str) -> Result<Lent, RedisFailed> {
         let place = if self.is_cluster { key } else { "" };
         let pool = {
             let mut pools = self.pools.lock();
@@ -104,7 +104,7 @@ impl Server {
     }
 
     /// A connection of the caller's own to the server that has this key.
-    pub(super) async fn open_own(&self, key: &str, answer: Duration) -> Result<Connection, RedisFailed> {
+    pub(crate) async fn open_own(&self, key: &str, answer: Duration) -> Result<Connection, RedisFailed> {
         connect(&self.connector, key, answer).await
     }
 
@@ -123,7 +123,7 @@ impl std::fmt::Debug for Server {
 }
 
 /// Connects to the server that has this key; `answer` is the limit for each answer.
-pub(super) async fn connect(connector: &Connector, key: &str, answer: Duration) -> Result<Connection, RedisFailed> {
+pub(crate) async fn connect(connector: &Connector, key: &str, answer: Duration) -> Result<Connection, RedisFailed> {
     let stream = connector.open(CLIENT_NAME, key.as_bytes()).await?;
     Ok(timeout(PATIENCE, Connection::new(stream, answer)).await.map_err(|_late| LayerError::Timeout)??)
 }

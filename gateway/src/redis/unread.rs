@@ -7,14 +7,14 @@ use redis::{Cmd, RedisResult};
 use super::connection::Connection;
 
 /// What a dead letter has behind its original fields.
-pub(super) const ADDED: [&str; 3] = ["reason", "deliveries", "at"];
+pub(crate) const ADDED: [&str; 3] = ["reason", "deliveries", "at"];
 
 /// Bytes of a text of which no more is wanted than its beginning.
-pub(super) const CUT: usize = 64 * 1024;
+pub(crate) const CUT: usize = 64 * 1024;
 
 /// Bytes of a beginning, about, and its fields at most.
 const CUT_ENTRY: usize = 2 * 1024 * 1024;
-pub(super) const CUT_FIELDS: usize = 2048;
+pub(crate) const CUT_FIELDS: usize = 2048;
 
 /// Names and values that a script can write at once; Lua's stack has place for 8,000.
 const TEXTS: usize = 7000;
@@ -78,12 +78,12 @@ pub(crate) enum Moved {
 }
 
 /// The beginning of an entry.
-pub(super) struct Beginning {
-    pub(super) id: String,
+pub(crate) struct Beginning {
+    pub(crate) id: String,
     /// Names, values and the lengths of the values, which may be longer than what is here of them.
-    pub(super) fields: Vec<(Vec<u8>, Vec<u8>, usize)>,
+    pub(crate) fields: Vec<(Vec<u8>, Vec<u8>, usize)>,
     /// How many fields it has.
-    pub(super) count: usize,
+    pub(crate) count: usize,
 }
 
 fn script(text: &str, keys: &[&str]) -> Cmd {
@@ -93,7 +93,7 @@ fn script(text: &str, keys: &[&str]) -> Cmd {
 }
 
 /// Makes an entry a dead letter, within one server; `false` if there is none.
-pub(super) async fn bury(
+pub(crate) async fn bury(
     redis: &mut Connection,
     [from, to]: [&str; 2],
     id: &str,
@@ -104,7 +104,7 @@ pub(super) async fn bury(
 }
 
 /// Adds a dead letter to the stream again, within one server. The letter stays where it was.
-pub(super) async fn retry(redis: &mut Connection, [from, to]: [&str; 2], id: &str) -> RedisResult<Moved> {
+pub(crate) async fn retry(redis: &mut Connection, [from, to]: [&str; 2], id: &str) -> RedisResult<Moved> {
     let moved: i64 = script(RETRY, &[from, to]).arg(id).arg(TEXTS).query_async(redis).await?;
     Ok(match moved {
         1 => Moved::Yes,
@@ -114,7 +114,7 @@ pub(super) async fn retry(redis: &mut Connection, [from, to]: [&str; 2], id: &st
 }
 
 /// The beginning of the newest entry from `newest` down to `oldest`, bounds as `XREVRANGE` knows them.
-pub(super) async fn beginning(
+pub(crate) async fn beginning(
     redis: &mut Connection,
     stream: &str,
     [newest, oldest]: [&str; 2],

@@ -22,10 +22,10 @@ use parking_lot::Mutex;
 use time::OffsetDateTime;
 use tokio::net::TcpStream;
 
+use crate::auth::recheck::Recheck;
 use crate::close::CloseReason;
 use crate::handlers::Table;
 use crate::scope::Access;
-use crate::upkeep::recheck::Recheck;
 use crate::websocket::WireFrame;
 
 /// Events for *own* handlers that may wait per connection, so that a stuck consumer cannot take the node's memory.

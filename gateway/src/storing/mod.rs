@@ -2,4 +2,5 @@
 
 pub(crate) mod admission;
 pub(crate) mod batch;
+pub(crate) mod store;
 pub(crate) mod writer;

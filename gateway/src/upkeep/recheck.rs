@@ -3,15 +3,15 @@
 //! the latest.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
 use futures_util::stream;
-use parking_lot::Mutex;
 use tokio::time::sleep;
 
 use crate::auth::django::{Current, Kept};
+use crate::auth::recheck::{jittered, next};
 use crate::auth::{NotSignedIn, Proof};
 use crate::clock::{Clock, NEVER};
 use crate::close::CloseReason;
@@ -31,38 +31,6 @@ const BATCH: usize = 1_000;
 
 /// Sockets that Django is asked about at once.
 const AT_ONCE: usize = 64;
-
-/// What is looked at again, and when.
-#[derive(Debug)]
-pub(crate) struct Recheck {
-    proof: Mutex<Option<Proof>>,
-    /// On the node's clock, in milliseconds.
-    due: AtomicU64,
-}
-
-impl Recheck {
-    /// Due after `every`, up to a quarter later, or when the session ends as things stand.
-    pub(crate) fn new(proof: Proof, ends: Option<i64>, every: Duration, clock: &Clock) -> Self {
-        Self { proof: Mutex::new(Some(proof)), due: AtomicU64::new(next(ends, every, clock)) }
-    }
-
-    /// A token has taken its place, with what there is to look at again of that.
-    pub(crate) fn replace(&self, proof: Option<Proof>, every: Duration, clock: &Clock) {
-        let due = if proof.is_some() { next(None, every, clock) } else { NEVER };
-        *self.proof.lock() = proof;
-        self.due.store(due, Ordering::Relaxed);
-    }
-}
-
-fn next(ends: Option<i64>, every: Duration, clock: &Clock) -> u64 {
-    let again = clock.millis() + jittered(every);
-    // One that has ended meanwhile is over by its next look.
-    ends.map_or(again, |ends| clock.deadline(ends).min(again))
-}
-
-fn jittered(time: Duration) -> u64 {
-    time.mul_f64(rand::random_range(1.0..1.25)).as_millis() as u64
-}
 
 /// Runs until the node stops. Neither waits for the other: they ask different servers.
 pub(crate) async fn watch(node: Arc<Node>) {
@@ -116,8 +84,8 @@ fn all_due(node: &Node, is_kind: fn(&Proof) -> bool) -> Vec<Due> {
     let now = node.clock.millis();
     let is_due = |socket: &Socket| {
         let recheck = socket.recheck()?;
-        let at = recheck.due.load(Ordering::Relaxed);
-        (at <= now && recheck.proof.lock().as_ref().is_some_and(is_kind)).then_some(at)
+        let at = recheck.due();
+        (at <= now && recheck.proof_is(is_kind)).then_some(at)
     };
     let sockets = node.registry.all().into_iter();
     let mut due: Vec<_> = sockets.filter_map(|socket| Some(Due { at: is_due(&socket)?, socket })).collect();
@@ -127,14 +95,12 @@ fn all_due(node: &Node, is_kind: fn(&Proof) -> bool) -> Vec<Due> {
 
 impl Due {
     fn proof(&self) -> Option<Proof> {
-        self.socket.recheck()?.proof.lock().clone()
+        self.socket.recheck()?.proof()
     }
 
     /// Sets when it is due next. Not if the sign-in was renewed meanwhile: it is judged by that, when its time comes.
     fn set(&self, due: u64) -> bool {
-        let change =
-            |recheck: &Recheck| recheck.due.compare_exchange(self.at, due, Ordering::Relaxed, Ordering::Relaxed);
-        self.socket.recheck().is_some_and(|recheck| change(recheck).is_ok())
+        self.socket.recheck().is_some_and(|recheck| recheck.postpone(self.at, due))
     }
 
     fn is_good(&self, node: &Node, ends: Option<i64>) {
@@ -208,28 +174,4 @@ fn count(node: &Node, result: &'static str, times: u64) {
 fn note_oldest(metrics: &Metrics, clock: &Clock, due: Option<u64>) {
     let late = due.map_or(0, |due| clock.millis().saturating_sub(due));
     metrics.recheck_oldest.set(late as f64 / 1000.0);
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_is_looked_at_again_is_small_and_due_with_jitter_or_at_its_end() {
-        assert!(size_of::<Recheck>() <= 40, "{}", size_of::<Recheck>());
-        let (clock, every) = (Clock::start(), Duration::from_secs(300));
-        let due = |ends| next(ends, every, &clock);
-        let now = clock.unix_seconds();
-        let many: Vec<u64> = (0..200).map(|_| due(None)).collect();
-        assert!(many.iter().all(|due| (300_000..=376_000).contains(due)));
-        assert!(many.iter().max() > many.iter().min());
-        assert!((9_000..=11_000).contains(&due(Some(now + 10))), "its own end");
-        assert!((300_000..=376_000).contains(&due(Some(now + 10_000))));
-        let recheck = Recheck::new(Proof::Site(Kept::Session("key".into())), None, every, &clock);
-        let due = || recheck.due.load(Ordering::Relaxed);
-        recheck.replace(None, every, &clock);
-        assert!(due() == NEVER && recheck.proof.lock().is_none(), "what was shown is not kept for longer");
-        recheck.replace(Some(Proof::Site(Kept::User("1".into()))), every, &clock);
-        assert!(due() < NEVER && recheck.proof.lock().is_some());
-    }
 }

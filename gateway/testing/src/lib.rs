@@ -40,7 +40,7 @@ use std::time::Duration;
 
 use futures_util::{SinkExt, StreamExt};
 use gateway::config::{ConfigErrors, collect};
-use gateway::{Config, Event, GroupName, JwtAuth, Node, NodeError, Router, RunningNode, TokenError};
+use gateway::{Config, Event, GroupName, JwtAuth, NodeError, Router, RunningNode, TokenError};
 use serde_json::Value;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
@@ -130,7 +130,7 @@ impl TestNode {
             defaults.iter().chain(settings).map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
         let config = Config::from_collected(&collect(&flags, &|_| None, None)?)?;
         let auth = config.jwt();
-        Ok(Self { node: Node::start(config, routes).await?, auth })
+        Ok(Self { node: RunningNode::start(config, routes).await?, auth })
     }
 
     /// A client of this path, which may have a query. It connects with [`Communicator::connect`].

@@ -36,11 +36,10 @@ async fn node_and_worker_prove_the_secret_to_each_other() {
     let (sid, mut guest) = site.open(&mut link).await;
     // Another secret is for the links to come.
     let new = "another secret of sixteen";
-    let node = site.node.running.node();
     let given = [("bridge.path", "/ws/orders/"), ("bridge.workers", "unix:/elsewhere"), ("bridge.secret", new)];
     let given = given.iter().map(|(key, value)| (key.to_string(), value.to_string())).collect();
     let collected = gateway::config::collect(&given, &|_| None, None).unwrap();
-    node.reload(&gateway::Config::from_collected(&collected).unwrap()).unwrap();
+    site.node.running.reload(&gateway::Config::from_collected(&collected).unwrap()).unwrap();
     link.send(TEXT, sid, b"as before").await;
     assert_eq!(guest.text().await, "as before");
     let newer = Worker::at(&site.socket(4)).with(Manner { secret: new.to_owned(), ..Manner::default() });

@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use futures_util::{SinkExt, StreamExt};
 use gateway::config::{Config, collect};
-use gateway::{JwtAuth, Node, Router, RunningNode, consumers};
+use gateway::{JwtAuth, Router, RunningNode, consumers};
 use serde_json::{Value, json};
 use testkit::disk::Disk;
 use testkit::postgres::Postgres;
@@ -65,7 +65,7 @@ impl TestNode {
     pub async fn try_start(own: &[(&str, &str)], router: Router) -> Result<Self, gateway::NodeError> {
         let collected = collect(&settings(own), &|_| None, None).unwrap();
         let config = Config::from_collected(&collected).unwrap();
-        Ok(Self { running: Node::start(config, router).await? })
+        Ok(Self { running: RunningNode::start(config, router).await? })
     }
 
     pub fn at(&self) -> Door {

@@ -27,13 +27,12 @@ use uuid::Uuid;
 use warp::Filter;
 use warp::filters::BoxedFilter;
 
+use crate::budget::{Budget, Share};
 use crate::consumers::pages;
 use crate::http::answers::{Answer, answer};
 use crate::http::server::{Arrival, with};
 use crate::metrics::ByReason;
 use crate::node::Node;
-use crate::publish::budget::{Budget, Share};
-pub(crate) use keys::WrongKeys;
 use operations::Operation;
 pub(crate) use problem::{LINES_AT_ONCE, Problem};
 

@@ -34,7 +34,7 @@ pub(super) async fn show(node: &Node, room: &str) -> ApiResult {
     members.sort();
     // As in the `presence` frame: also who hears the room by a token and is no member.
     let group = node.names.room(&room.name).ok();
-    let mut online: Vec<String> = node.peers.online(node, &members, group).await.into_iter().collect();
+    let mut online: Vec<String> = node.peers.online(&members, group).await.into_iter().collect();
     online.sort();
     Ok(json!({
         "name": room.name, "display_name": room.display_name, "seq": room.last_seq, "members": members, "online": online,

@@ -20,7 +20,7 @@ const MAX_IDS: usize = 1000;
 const MAX_NAMES: usize = 1000;
 
 pub(super) async fn show(node: &Node, user: &str) -> ApiResult {
-    let sockets = node.peers.sockets(node, user).await;
+    let sockets = node.peers.sockets(user).await;
     Ok(json!({"name": user, "sockets": sockets}))
 }
 
@@ -43,7 +43,7 @@ pub(super) async fn online(call: &Call, node: &Node) -> ApiResult {
     if users.len() > MAX_NAMES {
         return Err(Problem::too_large(format!("at most {MAX_NAMES} names")));
     }
-    let mut online: Vec<String> = node.peers.online(node, &users, None).await.into_iter().collect();
+    let mut online: Vec<String> = node.peers.online(&users, None).await.into_iter().collect();
     online.sort();
     Ok(json!({ "online": online }))
 }
@@ -86,7 +86,7 @@ pub(super) async fn erase(call: &Call, node: &Node, user: &str) -> ApiResult {
     }
     // Last: until then a call that broke off finds the user.
     let known = node.metrics.time_store("erase", node.store.delete_inbox(user)).await?;
-    node.peers.erased(node, user).await;
+    node.peers.erased(user).await;
     Ok(json!({"user": user, "erased": known, "rooms": memberships.len(), "messages": messages}))
 }
 

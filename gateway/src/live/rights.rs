@@ -1,21 +1,23 @@
 //! Trying every command that a node uses beside the layer, on keys made for that, and looking at how Redis is set up.
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use redis::{Cmd, RedisError, Value};
 use uuid::Uuid;
 
-use super::server::{PATIENCE, Server};
-use super::stream::GROUP;
-use super::{DeploymentError, RedisFailed};
+use super::Findings;
 use crate::config::Config;
-use crate::live::Findings;
+use crate::redis::{Connection, Deployment, DeploymentError, GROUP, RedisFailed, Server};
+
+/// Longest wait for an answer.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// The oldest Redis that has streams.
 const OLDEST: u32 = 5;
 
 /// Looks at the first host, where a node keeps what is its own, and at the others as far as the layer needs it.
-pub(crate) async fn check_rights(config: &Config, deployment: Option<Uuid>, found: &mut Findings) {
+pub(super) async fn check_rights(config: &Config, deployment: Option<Uuid>, found: &mut Findings) {
     for (number, host) in config.layer.hosts.iter().enumerate() {
         let server = match Server::at(host) {
             Ok(server) => server,
@@ -133,7 +135,7 @@ async fn commands(server: &Server, config: &Config, found: &mut Findings) -> Res
     Ok(())
 }
 
-async fn attempt(redis: &mut super::connection::Connection, command: &Cmd, found: &mut Findings) -> Option<Value> {
+async fn attempt(redis: &mut Connection, command: &Cmd, found: &mut Findings) -> Option<Value> {
     let name = command.args_iter().next();
     let name = match name {
         Some(redis::Arg::Simple(name)) => String::from_utf8_lossy(name).into_owned(),
@@ -170,7 +172,7 @@ async fn real_keys(
         }
     }
     if let Some(deployment) = deployment {
-        match super::Deployment::new(server.clone(), config, deployment).look().await {
+        match Deployment::new(server.clone(), config, deployment).look().await {
             Ok(()) => {}
             Err(DeploymentError::Unavailable(failed)) => return Err(failed),
             Err(error) => found.errors.push(error.to_string()),

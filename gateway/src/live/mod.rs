@@ -1,5 +1,7 @@
 //! `gateway check-config --live`: whether the servers are there and let a node do all that it does, told at once.
 
+mod rights;
+
 use std::error::Error;
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,8 +16,8 @@ use uuid::Uuid;
 
 use crate::config::Config;
 use crate::layer;
-use crate::node::store_options;
 use crate::redis;
+use crate::storing::store::store_options;
 
 /// How long an event may be under way.
 const WAY: Duration = Duration::from_secs(3);
@@ -81,7 +83,7 @@ pub async fn check_live(config: &Config) -> Findings {
         Ok(()) => found.good("the channel layer answers".to_owned()),
         Err(error) => found.wrong("the channel layer", &error),
     }
-    redis::check_rights(config, deployment, &mut found).await;
+    rights::check_rights(config, deployment, &mut found).await;
     if let Ok(Some(server)) = redis::Server::of(config)
         && let Ok(time) = server.time().await
     {

@@ -10,7 +10,7 @@ use secrecy::{ExposeSecret, SecretString};
 use serde::de::{Deserialize, Deserializer, Error, MapAccess, Visitor};
 use serde_json::{Map, Value, json};
 
-use super::jwt_keys::{self, Algorithm, Key, Signed, Verdict};
+use super::keys::{self, Algorithm, Key, Signed, Verdict};
 use crate::{clock, names};
 
 /// Longest token that is looked at, in bytes.
@@ -174,7 +174,7 @@ impl JwtAuth {
     /// What the keys that are configured say of its signature.
     pub(crate) fn verify(&self, token: &Token<'_>) -> Verdict {
         // They have no ids, so a token's means nothing to them.
-        jwt_keys::verify(&self.keys, &Signed { key_id: None, ..token.signed() })
+        keys::verify(&self.keys, &Signed { key_id: None, ..token.signed() })
     }
 
     /// Makes a token with the first secret. The name is an id where tokens name ids.
@@ -375,7 +375,7 @@ impl fmt::Debug for JwtAuth {
 
 #[cfg(test)]
 mod tests {
-    use super::super::jwt_keys::tests::{Pair, ec, ed25519, pem, rsa};
+    use super::super::keys::tests::{Pair, ec, ed25519, pem, rsa};
     use super::*;
     use jsonwebtoken::{Algorithm as By, EncodingKey, Header};
     use proptest::prelude::*;

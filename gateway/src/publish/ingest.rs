@@ -24,20 +24,14 @@ use time::OffsetDateTime;
 use tokio::sync::{Notify, OnceCell};
 use tokio::time::Instant;
 
-use super::RedisFailed;
-use super::connection::ANSWER;
-use super::connection::Connection;
-use super::entry::{Entry, entries, entries_of_read};
-use super::server::{LETTER_TIME, Server};
-use super::unread;
+use super::envelope::{self, Delivery, Envelope, Failed, Outcome, Recipients, Unusable, unusable};
 use crate::events::rfc3339;
 use crate::json;
 use crate::metrics::{ByReason, ByResult};
 use crate::node::Node;
-use crate::publish::envelope::{self, Delivery, Envelope, Failed, Outcome, Recipients, Unusable, unusable};
-
-/// The one consumer group.
-pub(super) const GROUP: &str = "gateway";
+use crate::redis::{
+    ANSWER, Connection, Entry, GROUP, LETTER_TIME, RedisFailed, Server, entries, entries_of_read, unread,
+};
 
 /// Entries taken at a time, fewer while they are large.
 const BATCH: usize = 200;
