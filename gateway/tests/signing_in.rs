@@ -890,6 +890,10 @@ impl DjangoSite {
             assert!(text.starts_with("# views.py\n"), "{text}");
             std::fs::write(dir.join(format!("views_{name}.py")), text).unwrap();
         }
+        assert!(tokens[0].starts_with("# settings.py\n"), "{}", tokens[0]);
+        std::fs::write(dir.join("settings_token.py"), &tokens[0]).unwrap();
+        std::fs::write(dir.join("page.js"), &printed("Tokens", "js")[0]).unwrap();
+        std::fs::write(dir.join("client.js"), include_str!("../../clients/js/client.js")).unwrap();
         std::fs::write(dir.join("serve.py"), include_str!("signing_in/serve.py")).unwrap();
         let keys = std::process::Command::new("sh")
             .current_dir(&dir)
@@ -971,6 +975,24 @@ async fn a_real_django_signs_its_users_in_by_the_views_of_the_documents() {
     let cookie = site.log_in("alice").await;
     assert_eq!(with_cookie(stranger.door, "/ws/chat/", &cookie).await.err(), Some(503));
     eventually("the log says so", || async { stranger.log().contains("ask Django answered 404") }).await;
+}
+
+/// The lines for `settings.py`, for `views.py` and for the page, in a real browser, with site and node behind one address.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_documents_page_gets_a_token_of_the_documents_view_and_chats_in_a_real_browser() {
+    let site = DjangoSite::start().await;
+    let node = NodeProcess::start(&[]);
+    let config = format!(
+        "events {{}}\nhttp {{\n access_log off;\n upstream gateways {{ server {}; }}\n server {{\n listen 8000;\n{}\n\
+         location / {{ proxy_pass {}; proxy_set_header Host 127.0.0.1; }}\n location /readyz {{ proxy_pass http://gateways; }}\n}}\n}}\n",
+        node.door.public,
+        printed("Origins, and proxies in front", "nginx").remove(0),
+        site.url,
+    );
+    let nginx = Balancer::nginx_with(&[node.door], &config);
+    let cookie = site.log_in("alice").await;
+    let (page, wanted) = (format!("http://{}/chat/", nginx.door.public), "alice: from the page");
+    common::browser("shows.mjs", &[("PAGE", &page), ("COOKIE", &cookie), ("WANTED", wanted)]).await;
 }
 
 /// A node started as a printed line does, whose settings are all in its environment.

@@ -1,6 +1,7 @@
 """A Django project with the views of docs/signing-in.md as they are printed there, for the tests of signing in.
 
-Beside this file: views_token.py, views_key.py, views_ask.py, and chat.pem. The port is in SITE_PORT.
+Beside this file: settings_token.py, views_token.py, views_key.py, views_ask.py, page.js, client.js and chat.pem. The
+port is in SITE_PORT.
 """
 
 import os
@@ -14,6 +15,10 @@ from django.http import HttpResponse
 from django.urls import path
 
 HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE))
+
+import settings_token  # noqa: E402
+
 PORT = os.environ["SITE_PORT"]
 
 settings.configure(
@@ -29,12 +34,11 @@ settings.configure(
     ROOT_URLCONF=__name__,
     USE_TZ=True,
     LOGIN_URL="/login/",
-    GATEWAY_JWT_SECRET=os.environ["GATEWAY_JWT_SECRET"],
+    GATEWAY_JWT_SECRET=settings_token.GATEWAY_JWT_SECRET,
     GATEWAY_AUTH_SECRET=os.environ["GATEWAY_AUTH_SECRET"],
     CHAT_PRIVATE_KEY=(HERE / "chat.pem").read_text(),
 )
 django.setup()
-sys.path.insert(0, str(HERE))
 
 from django.contrib.auth import login, logout  # noqa: E402
 from django.contrib.auth.models import User  # noqa: E402
@@ -58,8 +62,24 @@ def page(request):
     return HttpResponse("a page of the site")
 
 
+def chat(request):
+    """A page with the printed lines. What it says to the room comes back with the name that the node knows."""
+    return HttpResponse(
+        '<!doctype html><title>chat</title><h1></h1><script type="module">import { connect } from "/client.js";\n'
+        + (HERE / "page.js").read_text()
+        + """gateway.on("chat", (frame) => (document.querySelector("h1").textContent = `${frame.from_user}: ${frame.message}`));
+        gateway.chat("lobby", "from the page");</script>"""
+    )
+
+
+def client(request):
+    return HttpResponse((HERE / "client.js").read_bytes(), content_type="text/javascript")
+
+
 urlpatterns = [
     path("", page),
+    path("chat/", chat),
+    path("client.js", client),
     path("log-in/<name>/", log_in),
     path("log-out/", log_out),
     path("chat-token/", views_token.chat_token),
