@@ -114,7 +114,7 @@ pub(crate) fn chat_message(event: &Event) -> Option<Rendering> {
         date: event.text("date").unwrap_or_default(),
         redacted: seq.is_some() && event.get("redacted").and_then(Value::as_bool).unwrap_or(false),
     };
-    Some(Rendering::json(FrameType::Chat.as_str(), &frame)?.resumes())
+    Some(Rendering::json(FrameType::Chat.as_str(), &frame)?.kept_for_resume())
 }
 
 /// `notification.message` → the `notification` frame.
@@ -129,7 +129,7 @@ pub(crate) fn notification_message(event: &Event) -> Option<Rendering> {
         from_user: event.text("from_user").unwrap_or_default(),
         date: event.text("date").unwrap_or_default(),
     };
-    Some(Rendering::json(FrameType::Notification.as_str(), &frame)?.resumes())
+    Some(Rendering::json(FrameType::Notification.as_str(), &frame)?.kept_for_resume())
 }
 
 /// `gateway.send` → its text as it is, or as the standard would have it, if that is a JSON object and not one of our own frames.

@@ -36,7 +36,8 @@ impl Files {
         let limit = rlimit::Resource::NOFILE.get_soft().unwrap_or(u64::MAX);
         // A thread of the runtime may have a ring.
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
-        let own = OWN + threads + PER_DATABASE_CONNECTION * config.database_connections as usize;
+        let sites = if config.reads_site() { config.django.database_connections } else { 0 };
+        let own = OWN + threads + PER_DATABASE_CONNECTION * (config.database_connections + sites) as usize;
         Self::within(usize::try_from(limit).unwrap_or(usize::MAX), own)
     }
 

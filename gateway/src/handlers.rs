@@ -24,7 +24,7 @@ pub struct Rendering {
     pub(crate) except_user: Option<String>,
     pub(crate) except_channel: Option<String>,
     /// A client that comes back is sent the same frame.
-    pub(crate) resumes: bool,
+    pub(crate) is_kept: bool,
 }
 
 impl Rendering {
@@ -34,7 +34,7 @@ impl Rendering {
     }
 
     fn of(kind: &'static str, frame: WireFrame) -> Self {
-        Self { frame, kind, v1_only: false, except_user: None, except_channel: None, resumes: false }
+        Self { frame, kind, v1_only: false, except_user: None, except_channel: None, is_kept: false }
     }
 
     /// A JSON frame; `None` when the value cannot be JSON.
@@ -43,8 +43,8 @@ impl Rendering {
     }
 
     /// It is what a client that comes back is sent for the event, too.
-    pub(crate) fn resumes(mut self) -> Self {
-        self.resumes = true;
+    pub(crate) fn kept_for_resume(mut self) -> Self {
+        self.is_kept = true;
         self
     }
 

@@ -7,7 +7,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use channel_layer::LayerError;
+use channel_layer::{ChannelName, LayerError};
 use parking_lot::Mutex;
 use persistence::{Store, StoreError};
 use prometheus_client::metrics::gauge::Gauge;
@@ -155,6 +155,16 @@ impl Health {
     /// Says what went wrong for somebody, a line a minute at most of each kind; for want of a server that is away there is
     /// its own line. Something is counted for it already.
     pub(crate) fn tell(&self, what: &'static str, error: &(dyn Error + 'static)) {
+        self.tell_of(what, error, None);
+    }
+
+    /// The same of a socket, with its channel name and its user.
+    pub(crate) fn tell_of(
+        &self,
+        what: &'static str,
+        error: &(dyn Error + 'static),
+        socket: Option<(&ChannelName, &Arc<str>)>,
+    ) {
         let is_due = match self.missing(error) {
             None => true,
             Some(part) => {
@@ -170,9 +180,11 @@ impl Health {
                 part.is_up() && now.duration_since(*first) > GRACE
             }
         };
+        let channel = socket.map(|(channel, _)| tracing::field::display(channel));
+        let user = socket.map(|(_, user)| tracing::field::debug(user));
         match is_due.then(|| self.seldom.again(what, "")).flatten() {
-            Some(times) => tracing::warn!(error, times, "{what}"),
-            None => tracing::debug!(error, "{what}"),
+            Some(times) => tracing::warn!(channel, user, error, times, "{what}"),
+            None => tracing::debug!(channel, user, error, "{what}"),
         }
     }
 

@@ -1,18 +1,19 @@
-//! The WebSocket tier of a Django Channels application: stateless nodes that hold the sockets, store
-//! every message and notification before it is delivered, and speak `channels_redis` with Django.
+//! This crate is the WebSocket tier of a Django Channels application. Stateless nodes hold the sockets. They store every
+//! message and notification before they deliver it, and speak `channels_redis` with Django.
 //!
-//! The path of one chat message, step by step:
+//! One chat message takes these steps:
 //!
-//! 1. `consumers/connection.rs`, `serve`: reads a frame from the socket
-//! 2. `consumers/chat.rs`, `receive`: decodes it and hands it to the writer (`storing/writer.rs`), which stores it
-//! 3. the channel layer's `group_send_later`: encodes once, publishes on the group's topic
-//! 4. the layer's subscriber on every node that has joined the group hears it
-//! 5. `hub/deliver.rs`, `deliver_to_group`: position checked, a hole filled first
-//! 6. `events.rs`, `chat_message`: event → frame, once per node for all members
-//! 7. `hub/deliver.rs`, `fan_out`: the same bytes into each member's outbox
-//! 8. `socket/mod.rs`, `flush_all`: one write per socket for everything queued
+//! 1. `consumers/connection.rs`, `serve`, reads a frame from the socket.
+//! 2. `consumers/chat.rs`, `receive`, decodes it and hands it to the writer (`storing/writer.rs`), which stores it.
+//! 3. The channel layer's `group_send_later` encodes the event once and publishes it on the group's topic.
+//! 4. The layer's subscriber hears it, on every node that has joined the group.
+//! 5. `hub/deliver.rs`, `deliver_to_group`, checks the position, and fills a hole first.
+//! 6. `events.rs`, `chat_message`, makes the frame of the event, once per node for all members.
+//! 7. `hub/fan_out.rs`, `fan_out`, queues the same bytes in each member's outbox.
+//! 8. `socket/mod.rs`, `flush_all`, writes once per socket for everything that is queued.
 //!
-//! To write a consumer of your own, see [`Consumer`], `docs/consumers.md` and `examples/`.
+//! [`run`] is a whole program, and [`RunningNode::start`] a node within one. [`Consumer`], `docs/consumers.md` and
+//! `examples/` show how to write a consumer.
 
 mod auth;
 mod bridge;

@@ -57,7 +57,7 @@ pub struct Node {
     pub(crate) seals: Arc<Seals>,
     pub(crate) redis: Option<redis::Server>,
     /// How many streams are read at once for clients that catch up.
-    pub(crate) resumes: Semaphore,
+    pub(crate) resume_reads: Semaphore,
     /// How many changes of rooms and members are stored at once.
     pub(crate) changes: Semaphore,
     /// Bytes that publishing may take, from the stream and over HTTP.

@@ -166,6 +166,7 @@ impl Peers {
         let Some(group) = &self.group else { return };
         if let Err(error) = self.tell(group, Event::new(ERASED).with("user", user)).await {
             tracing::warn!(
+                user,
                 error = &error as &dyn std::error::Error,
                 "other nodes could not be told that a user was erased: until they start again, they do not note them anew"
             );

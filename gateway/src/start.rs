@@ -48,9 +48,6 @@ const START_PATIENCE: Duration = Duration::from_secs(30);
 /// How long what is being written may take when a node stops, and then saying goodbye on the layer.
 const LAST_WORDS: Duration = Duration::from_secs(5);
 
-/// Bytes of what is being published at the same time, about: from reading it until it is stored.
-const PUBLISHING: u32 = 16 * 1024 * 1024;
-
 /// Bytes of the bodies of API calls, with what is made of them.
 const BODIES: u32 = 16 * 1024 * 1024;
 
@@ -176,11 +173,11 @@ impl RunningNode {
             django,
             peers,
             seals,
-            resumes: Semaphore::new(16),
+            resume_reads: Semaphore::new(config.limits.resumes_at_once),
             changes: Semaphore::new(4),
             clock: health.clock.clone(),
             health,
-            publishing: Budget::new(PUBLISHING),
+            publishing: Budget::new(config.limits.publish_bytes),
             bodies: Budget::new(BODIES),
             wrong_keys: WrongKeys::default(),
             refusals: parking_lot::Mutex::new(Bucket::full(LINES_AT_ONCE, Instant::now())),
@@ -319,9 +316,13 @@ fn jwt(config: &Config) -> JwtAuth {
     config.jwt()
 }
 
+fn ask_django(config: &Config, url: reqwest::Url, health: &Arc<Health>) -> Result<AskDjango, reqwest::Error> {
+    AskDjango::new(url, config.auth_secret.as_ref(), config.auth_time, config.auth_at_once, health)
+}
+
 fn sign_in(config: &Config, django: Option<Arc<Django>>, health: &Arc<Health>) -> Result<SignIn, NodeError> {
     let jwks = config.jwks.clone().map(Jwks::new).transpose().map_err(NodeError::Http)?;
-    let ask = config.auth_url.clone().map(|url| AskDjango::new(url, config.auth_secret.as_ref(), health));
+    let ask = config.auth_url.clone().map(|url| ask_django(config, url, health));
     Ok(SignIn {
         tokens: Tokens { auth: jwt(config), jwks: jwks.map(Arc::new) },
         django,

@@ -33,12 +33,12 @@ pub(crate) struct Tail {
     start: Instant,
     /// Milliseconds since the start; 0 while nobody watches.
     watched_until: AtomicU64,
-    kept: Mutex<Kept>,
+    passing: Mutex<Passing>,
     more: Notify,
 }
 
 #[derive(Debug, Default)]
-struct Kept {
+struct Passing {
     /// The number of the first.
     first: u64,
     passed: VecDeque<(usize, Passed)>,
@@ -90,7 +90,7 @@ pub(crate) struct Part {
 
 impl Tail {
     pub(crate) fn new() -> Self {
-        Self { start: Instant::now(), watched_until: AtomicU64::new(0), kept: Mutex::default(), more: Notify::new() }
+        Self { start: Instant::now(), watched_until: AtomicU64::new(0), passing: Mutex::default(), more: Notify::new() }
     }
 
     fn millis(&self) -> u64 {
@@ -107,9 +107,9 @@ impl Tail {
             return true;
         }
         self.watched_until.store(0, Ordering::Relaxed);
-        let kept = &mut *self.kept.lock();
-        kept.first += kept.passed.len() as u64;
-        (kept.passed, kept.bytes) = (VecDeque::new(), 0);
+        let passing = &mut *self.passing.lock();
+        passing.first += passing.passed.len() as u64;
+        (passing.passed, passing.bytes) = (VecDeque::new(), 0);
         false
     }
 
@@ -121,13 +121,13 @@ impl Tail {
                 What::Socket { path, .. } => path.len(),
             };
         {
-            let kept = &mut *self.kept.lock();
-            kept.bytes += bytes;
-            kept.passed.push_back((bytes, passed));
-            while kept.passed.len() > MOST || (kept.bytes > MOST_BYTES && kept.passed.len() > 1) {
-                let Some((bytes, _)) = kept.passed.pop_front() else { break };
-                kept.bytes -= bytes;
-                kept.first += 1;
+            let passing = &mut *self.passing.lock();
+            passing.bytes += bytes;
+            passing.passed.push_back((bytes, passed));
+            while passing.passed.len() > MOST || (passing.bytes > MOST_BYTES && passing.passed.len() > 1) {
+                let Some((bytes, _)) = passing.passed.pop_front() else { break };
+                passing.bytes -= bytes;
+                passing.first += 1;
             }
         }
         self.more.notify_waiters();
@@ -136,7 +136,7 @@ impl Tail {
     /// What has passed since a number, at most so many; from now on without one. Waits so long for something to show.
     pub(crate) async fn after(&self, after: Option<u64>, filter: &Filter, most: usize, wait: Duration) -> Part {
         let deadline = tokio::time::Instant::now() + wait;
-        let mut from = after.unwrap_or_else(|| self.kept.lock().end());
+        let mut from = after.unwrap_or_else(|| self.passing.lock().end());
         let mut missed = 0;
         loop {
             let more = self.more.notified();
@@ -144,7 +144,7 @@ impl Tail {
             more.as_mut().enable();
             let until = self.millis() + WATCHED.as_millis() as u64;
             self.watched_until.fetch_max(until.max(1), Ordering::Relaxed);
-            let part = self.kept.lock().part(from, filter, most);
+            let part = self.passing.lock().part(from, filter, most);
             missed += part.missed;
             if !part.events.is_empty() || tokio::time::timeout_at(deadline, more).await.is_err() {
                 return Part { missed, ..part };
@@ -154,7 +154,7 @@ impl Tail {
     }
 }
 
-impl Kept {
+impl Passing {
     /// The number of the one that comes next.
     fn end(&self) -> u64 {
         self.first + self.passed.len() as u64
@@ -282,6 +282,6 @@ mod tests {
         assert_eq!((part.missed, part.events.len(), part.next), (10, 10, 20));
         let long = "x".repeat(1 << 20);
         (0..6).for_each(|_| tail.pass(passed("lobby", "alice", &long)));
-        assert!(tail.kept.lock().passed.len() < 5 && tail.kept.lock().bytes <= MOST_BYTES);
+        assert!(tail.passing.lock().passed.len() < 5 && tail.passing.lock().bytes <= MOST_BYTES);
     }
 }

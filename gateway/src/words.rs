@@ -97,7 +97,7 @@ pub(crate) enum Trust {
     /// Everybody.
     Anybody,
     /// Everybody, but its place in a stream a node only.
-    Place,
+    Position,
     /// A node only. Said again, it does harm.
     Once,
     /// A node only. Said again, it does none, and there are many.
@@ -114,7 +114,7 @@ impl EventType {
     pub(crate) const fn trust(self) -> Trust {
         match self {
             Self::Disconnect | Self::Send => Trust::Anybody,
-            Self::ChatMessage | Self::NotificationMessage => Trust::Place,
+            Self::ChatMessage | Self::NotificationMessage => Trust::Position,
             Self::Seen | Self::RoomsChanged | Self::Redacted => Trust::Once,
             Self::Typing => Trust::Often,
         }

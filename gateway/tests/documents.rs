@@ -129,3 +129,36 @@ fn every_test_with_a_code_in_its_name_is_in_the_line_of_that_fault() {
         .collect();
     assert!(missing.is_empty(), "docs/faults.md does not name {missing:#?}");
 }
+
+/// What stands between backquotes, without blocks of code.
+fn spans(text: &str) -> Vec<String> {
+    let mut in_block = false;
+    let prose = text.lines().filter(|line| {
+        let is_fence = line.trim_start().trim_start_matches("//!").trim_start().starts_with("```");
+        in_block ^= is_fence;
+        !in_block && !is_fence
+    });
+    prose.flat_map(|line| line.split('`').skip(1).step_by(2)).map(str::to_owned).collect()
+}
+
+#[test]
+fn every_rust_file_that_a_document_names_exists() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    let directories = ["gateway", "channel-layer", "persistence", "testkit", "bench"];
+    let directories = directories.map(|name| [format!("{name}/src"), format!("{name}/tests")]).concat();
+    let mut directories: Vec<&str> = directories.iter().map(String::as_str).collect();
+    directories.extend(["gateway/examples", "gateway/testing/src", "persistence/benches", "channel-layer/benches"]);
+    let files: Vec<String> = sources(&directories).iter().map(|path| path.display().to_string()).collect();
+    let roots = ["gateway/src/lib.rs", "persistence/src/lib.rs", "channel-layer/src/lib.rs"];
+    let mut wrong = Vec::new();
+    for document in ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "docs/limits.md"].into_iter().chain(roots) {
+        let text = std::fs::read_to_string(root.join(document)).unwrap();
+        let is_rust = document.ends_with(".rs");
+        let text: String =
+            text.lines().filter(|line| !is_rust || line.starts_with("//!")).flat_map(|line| [line, "\n"]).collect();
+        let named = spans(&text).into_iter().filter(|span| span.ends_with(".rs") && !span.contains([' ', '*']));
+        let missing = named.filter(|name| !files.iter().any(|file| file.ends_with(&format!("/{name}"))));
+        wrong.extend(missing.map(|name| format!("{document}: {name}")));
+    }
+    assert!(wrong.is_empty(), "no such files: {wrong:#?}");
+}

@@ -28,7 +28,7 @@ use tokio::time::error::Elapsed;
 use crate::{
     Backend, StoreError, StoreOptions,
     error::{Fault, connect_error, query_error},
-    kept::{Keeper, Place},
+    kept::{AppendConnections, PoolUse},
     options::{Pools, Target},
     unnamed::{Inner, Pooled},
 };
@@ -84,13 +84,13 @@ impl Db {
     /// The connections to read from.
     pub(crate) fn reads(&self) -> Connections {
         let pools = self.pools().1;
-        Connections { _place: pools.keeper.place(), pool: pools.reads, pooled: pools.pooled }
+        Connections { _use: pools.append.pool_use(), pool: pools.reads, pooled: pools.pooled }
     }
 
     /// The connections to write to.
     pub(crate) fn writes(&self) -> Connections {
         let pools = self.pools().1;
-        Connections { _place: pools.keeper.place(), pool: pools.writes, pooled: pools.pooled }
+        Connections { _use: pools.append.pool_use(), pool: pools.writes, pooled: pools.pooled }
     }
 
     /// Reads the rows of a statement that writes and commits by itself.
@@ -99,7 +99,9 @@ impl Db {
         sql: &'static str,
         values: SqliteArguments,
     ) -> Result<Vec<SqliteRow>, DbErr> {
-        let Pools { writes, keeper: Keeper::Sqlite(kept), .. } = self.pools().1 else { return Err(wrong_database()) };
+        let Pools { writes, append: AppendConnections::Sqlite(kept), .. } = self.pools().1 else {
+            return Err(wrong_database());
+        };
         let mut connection = kept.take_only(writes.get_sqlite_connection_pool()).await.map_err(connect_error)?;
         self.statements.fetch_add(1, Ordering::Relaxed);
         let rows = sqlx::query_with(sql, values).fetch_all(&mut *connection).await.map_err(query_error)?;
@@ -115,7 +117,9 @@ impl Db {
             // Boxed, as others have it moved for every message too.
             return Box::pin(pooled.write(sql, values)).await;
         }
-        let Pools { writes, keeper: Keeper::Postgres(kept), .. } = pools else { return Err(wrong_database()) };
+        let Pools { writes, append: AppendConnections::Postgres(kept), .. } = pools else {
+            return Err(wrong_database());
+        };
         let mut connection = kept.take(writes.get_postgres_connection_pool()).await.map_err(connect_error)?;
         self.statements.fetch_add(1, Ordering::Relaxed);
         let rows = sqlx::query_with(sql, values).fetch_all(&mut *connection).await.map_err(query_error)?;
@@ -139,7 +143,7 @@ impl Db {
         if let Some(pooled) = &writes.pooled {
             let inner = Inner::Unnamed(pooled.begin().await?);
             self.statements.fetch_add(1, Ordering::Relaxed);
-            return Ok(Transaction { inner, db: self, _place: writes._place });
+            return Ok(Transaction { inner, db: self, _use: writes._use });
         }
         let inner = writes
             .pool
@@ -150,7 +154,7 @@ impl Db {
             })
             .await?;
         self.statements.fetch_add(1, Ordering::Relaxed);
-        Ok(Transaction { inner: Inner::Usual(inner), db: self, _place: writes._place })
+        Ok(Transaction { inner: Inner::Usual(inner), db: self, _use: writes._use })
     }
 
     /// A transaction as migrations want it: its statements have names. Behind a pooler those of earlier ones may still
@@ -293,7 +297,7 @@ pub(crate) struct Connections {
     pool: DatabaseConnection,
     /// Each statement is a transaction then.
     pooled: Option<Pooled>,
-    _place: Option<Place>,
+    _use: Option<PoolUse>,
 }
 
 impl Connections {
@@ -372,7 +376,7 @@ pub(crate) async fn dated_rows<T: FromQueryResult>(
 pub(crate) struct Transaction<'a> {
     pub(crate) inner: Inner,
     db: &'a Db,
-    _place: Option<Place>,
+    _use: Option<PoolUse>,
 }
 
 impl Transaction<'_> {

@@ -17,21 +17,21 @@ const USES: usize = 1024;
 
 /// What is kept of a pool. Goes with it: of a pool that was given up, nothing is used again.
 #[derive(Clone)]
-pub(crate) enum Keeper {
-    Sqlite(Arc<Kept<Sqlite>>),
-    Postgres(Arc<Kept<Postgres>>),
+pub(crate) enum AppendConnections {
+    Sqlite(Arc<IdleConnections<Sqlite>>),
+    Postgres(Arc<IdleConnections<Postgres>>),
     MySql,
 }
 
-pub(crate) struct Kept<DB: Database> {
+pub(crate) struct IdleConnections<DB: Database> {
     /// Connections that may be kept, at most.
     most: usize,
     /// There are no others: nothing is kept while anybody wants one.
     all: bool,
-    state: Mutex<State<DB>>,
+    state: Mutex<Idle<DB>>,
 }
 
-struct State<DB: Database> {
+struct Idle<DB: Database> {
     /// Who uses the pool or waits for it, where `all` is kept.
     users: usize,
     uses: usize,
@@ -39,30 +39,30 @@ struct State<DB: Database> {
 }
 
 /// Held by a user of the pool.
-pub(crate) struct Place(Arc<Kept<Sqlite>>);
+pub(crate) struct PoolUse(Arc<IdleConnections<Sqlite>>);
 
-impl Keeper {
+impl AppendConnections {
     /// For the one connection that writes to SQLite.
     pub(crate) fn sqlite() -> Self {
-        Self::Sqlite(Arc::new(Kept::new(1, true)))
+        Self::Sqlite(Arc::new(IdleConnections::new(1, true)))
     }
 
     /// For a pool of so many connections: half of them stay in it.
     pub(crate) fn postgres(connections: u32) -> Self {
-        Self::Postgres(Arc::new(Kept::new(connections as usize / 2, false)))
+        Self::Postgres(Arc::new(IdleConnections::new(connections as usize / 2, false)))
     }
 
-    /// Lets the pool have what it needs until the place is dropped.
-    pub(crate) fn place(&self) -> Option<Place> {
+    /// Lets the pool have what it needs until this is dropped.
+    pub(crate) fn pool_use(&self) -> Option<PoolUse> {
         let Self::Sqlite(kept) = self else { return None };
         let mut state = kept.state();
         state.users += 1;
         state.connections.clear();
-        Some(Place(Arc::clone(kept)))
+        Some(PoolUse(Arc::clone(kept)))
     }
 }
 
-impl Kept<Sqlite> {
+impl IdleConnections<Sqlite> {
     /// The connection that was kept, or the pool's.
     pub(crate) async fn take_only(
         self: &Arc<Self>,
@@ -74,19 +74,19 @@ impl Kept<Sqlite> {
                 return Ok(connection);
             }
             state.users += 1;
-            Place(Arc::clone(self))
+            PoolUse(Arc::clone(self))
         };
         // Boxed here and below: what is rare makes the future of every append larger, which is moved about.
         Box::pin(pool.acquire()).await
     }
 }
 
-impl<DB: Database> Kept<DB> {
+impl<DB: Database> IdleConnections<DB> {
     fn new(most: usize, all: bool) -> Self {
-        Self { most, all, state: Mutex::new(State { users: 0, uses: 0, connections: Vec::new() }) }
+        Self { most, all, state: Mutex::new(Idle { users: 0, uses: 0, connections: Vec::new() }) }
     }
 
-    fn state(&self) -> MutexGuard<'_, State<DB>> {
+    fn state(&self) -> MutexGuard<'_, Idle<DB>> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -114,13 +114,13 @@ impl<DB: Database> Kept<DB> {
     }
 }
 
-impl Drop for Place {
+impl Drop for PoolUse {
     fn drop(&mut self) {
         self.0.state().users -= 1;
     }
 }
 
-impl<DB: Database> Drop for Kept<DB> {
+impl<DB: Database> Drop for IdleConnections<DB> {
     fn drop(&mut self) {
         // Giving them back to the pool takes a runtime, which may be gone; closing them does not.
         let connections = std::mem::take(&mut self.state().connections);

@@ -1,21 +1,21 @@
-//! Messages, notifications, rooms and members of the channel gateway, on SQLite, PostgreSQL and
-//! MariaDB/MySQL; one program speaks all three.
+//! This crate stores the messages, notifications, rooms and members of the channel gateway, on SQLite, PostgreSQL and
+//! MariaDB/MySQL. One program speaks all three.
 //!
-//! What it promises:
+//! It promises:
 //!
 //! - [`Store::append`] returns after the commit. Positions (`seq`) are 1, 2, 3 … per room and per
-//!   inbox, in commit order and without a hole, with any number of nodes writing: the row that
-//!   counts is locked until the commit. A reader that has seen n can ask for what is after n and
-//!   never miss one.
+//!   inbox, in commit order and without a hole, with any number of nodes writing. The row with the
+//!   counter is locked until the commit. A reader that has seen n asks for the messages after n, and
+//!   never misses one.
 //! - An append with a [`Key`] stores once, however often it is repeated.
 //! - Names are compared by bytes on all three.
 //! - Every call is bounded in time, and a database that went away is found again without a new store.
 //!
 //! # Ways of appending
 //!
-//! All of them take the same steps: lock the heads of the streams and read the clock, claim the keys, number the
-//! messages, insert them, move the heads, commit. They differ in how often the database is asked, as that is what an
-//! append costs besides the commit itself.
+//! All ways take the same steps: lock the heads of the streams and read the clock, claim the keys, number the messages,
+//! insert them, move the heads, commit. They differ in how often they ask the database. Beside the commit itself, these
+//! questions are the cost of an append.
 //!
 //! | file | serves | asks | why |
 //! | --- | --- | ---: | --- |
@@ -24,8 +24,8 @@
 //! | `append.rs` with `append/plan.rs`, `append/write.rs` | MySQL and MariaDB, always; the others for larger batches, streams to make, keys that were used before | 5 to 9 times | MySQL has neither `RETURNING` nor writes in a `WITH`; with many messages the statements cost little, and only this way tells what is wrong with which message |
 //! | `append/import.rs` | messages of another system, with the dates they have there ([`Store::import`]) | 7 to 12 times for 1,000 | nobody waits for one; their keys are kept for ever |
 //!
-//! `sqlite::memory:` goes the same way as a file. There is no writer thread of our own for files: a call to the driver
-//! and back takes a thirtieth of what a commit that reaches the disk does (`benches/append.rs`), and a batch is one call.
+//! `sqlite::memory:` goes the same way as a file. Files need no writer thread of our own: a call to the driver and back
+//! takes a thirtieth of a commit that reaches the disk (`benches/append.rs`), and a batch is one call.
 //!
 //! ```no_run
 //! # async fn example() -> Result<(), persistence::StoreError> {

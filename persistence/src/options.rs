@@ -13,7 +13,7 @@ use sea_orm::{
     },
 };
 
-use crate::{Backend, StoreError, append::sqlite, kept::Keeper, private, unnamed::Pooled, values::MAX_LIST};
+use crate::{Backend, StoreError, append::sqlite, kept::AppendConnections, private, unnamed::Pooled, values::MAX_LIST};
 
 /// A connection idle for so long is pinged before it is used.
 pub(crate) const PING_AFTER_IDLE: Duration = Duration::from_secs(2);
@@ -178,7 +178,7 @@ pub(crate) struct Pools {
     pub(crate) reads: DatabaseConnection,
     pub(crate) writes: DatabaseConnection,
     /// For `writes`.
-    pub(crate) keeper: Keeper,
+    pub(crate) append: AppendConnections,
     /// The same connections, if each is there for a transaction only.
     pub(crate) pooled: Option<Pooled>,
 }
@@ -199,15 +199,15 @@ impl Pools {
                         Box::pin(async move { connection.execute(sqlite::SETUP.as_str()).await.map(drop) })
                     })
                     .connect_lazy_with(file.clone());
-                let keeper = Keeper::sqlite();
+                let append = AppendConnections::sqlite();
                 let connection = SqlxSqliteConnector::from_sqlx_sqlite_pool;
                 if *in_memory {
                     let writer = connection(writer);
-                    return Self { reads: writer.clone(), writes: writer, keeper, pooled: None };
+                    return Self { reads: writer.clone(), writes: writer, append, pooled: None };
                 }
                 let readers =
                     common::<sqlx::Sqlite>(options).test_before_acquire(false).connect_lazy_with(file.clone());
-                Self { reads: connection(readers), writes: connection(writer), keeper, pooled: None }
+                Self { reads: connection(readers), writes: connection(writer), append, pooled: None }
             }
             Target::Postgres { options: postgres, pooled: true } => {
                 let begin = format!(
@@ -220,7 +220,7 @@ impl Pools {
                 let pool: PgPool = pinged(common(options)).connect_lazy_with(postgres.clone());
                 let pooled = Some(Pooled::new(pool.clone(), begin));
                 let pool = SqlxPostgresConnector::from_sqlx_postgres_pool(pool);
-                Self { reads: pool.clone(), writes: pool, keeper: Keeper::postgres(0), pooled }
+                Self { reads: pool.clone(), writes: pool, append: AppendConnections::postgres(0), pooled }
             }
             Target::Postgres { options: postgres, pooled: false } => {
                 let setup = format!(
@@ -234,7 +234,7 @@ impl Pools {
                 Self {
                     reads: pool.clone(),
                     writes: pool,
-                    keeper: Keeper::postgres(options.max_connections),
+                    append: AppendConnections::postgres(options.max_connections),
                     pooled: None,
                 }
             }
@@ -251,7 +251,7 @@ impl Pools {
                 );
                 let pool: MySqlPool = setup_each(common(options), setup).connect_lazy_with(mysql.clone());
                 let pool = SqlxMySqlConnector::from_sqlx_mysql_pool(pool);
-                Self { reads: pool.clone(), writes: pool, keeper: Keeper::MySql, pooled: None }
+                Self { reads: pool.clone(), writes: pool, append: AppendConnections::MySql, pooled: None }
             }
         }
     }

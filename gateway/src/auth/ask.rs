@@ -31,12 +31,6 @@ use crate::scope;
 use crate::seldom::SeldomOfKind;
 use crate::tokens::text_or_whole;
 
-/// Questions that are under way at once.
-const AT_ONCE: usize = 64;
-
-/// How long an answer may take, from when the question is sent.
-const ANSWER_TIME: Duration = Duration::from_secs(2);
-
 /// How long it is remembered.
 const REMEMBERED: Duration = Duration::from_secs(10);
 
@@ -110,6 +104,8 @@ pub(crate) struct AskDjango {
     secret: RwLock<Option<HeaderValue>>,
     http: reqwest::Client,
     turns: Semaphore,
+    /// How long an answer may take, from when the question is sent.
+    time: Duration,
     known: Mutex<Known>,
     health: Arc<Health>,
     lines: SeldomOfKind,
@@ -223,16 +219,19 @@ impl AskDjango {
     pub(crate) fn new(
         url: reqwest::Url,
         secret: Option<&SecretString>,
+        time: Duration,
+        at_once: usize,
         health: &Arc<Health>,
     ) -> Result<Self, reqwest::Error> {
         // A proxy from the environment is for the way out; Django is on this network.
-        let http = http_client::builder().no_proxy().pool_max_idle_per_host(AT_ONCE).build()?;
+        let http = http_client::builder().no_proxy().pool_max_idle_per_host(at_once).build()?;
         health.note_part(NAME, true, false);
         Ok(Self {
             url,
             secret: RwLock::new(header(secret)),
             http,
-            turns: Semaphore::new(AT_ONCE),
+            turns: Semaphore::new(at_once),
+            time,
             known: Mutex::default(),
             health: Arc::clone(health),
             lines: SeldomOfKind::default(),
@@ -279,7 +278,7 @@ impl AskDjango {
 
     async fn send(&self, question: &Question) -> Outcome {
         let outcome =
-            timeout(ANSWER_TIME, self.exchange(question)).await.unwrap_or(Err(Silence::Late)).map_err(|why| {
+            timeout(self.time, self.exchange(question)).await.unwrap_or(Err(Silence::Late(self.time))).map_err(|why| {
                 if let Some(times) = self.lines.again(NAME, why.reason()) {
                     tracing::warn!(url = http_client::shown(&self.url), times, "ask Django {why}");
                 }
@@ -325,8 +324,8 @@ impl AskDjango {
 /// Why an answer is none.
 #[derive(Debug, thiserror::Error)]
 enum Silence {
-    #[error("did not answer within {} s", ANSWER_TIME.as_secs())]
-    Late,
+    #[error("did not answer within {} s", .0.as_secs_f64())]
+    Late(Duration),
     #[error("answered {}{to}", status.as_u16())]
     Status { status: StatusCode, to: String },
     #[error("answered something else than it should: {0}")]
@@ -349,7 +348,7 @@ fn causes(error: &dyn std::error::Error) -> String {
 impl Silence {
     fn reason(&self) -> &'static str {
         match self {
-            Self::Late => "django_late",
+            Self::Late(_) => "django_late",
             Self::Status { status, .. } if status.is_redirection() => "django_redirect",
             Self::Status { .. } => "django_status",
             Self::Malformed(_) => "django_malformed",

@@ -57,12 +57,12 @@ pub(crate) enum JwksError {
 pub(crate) struct Jwks {
     source: Source,
     http: reqwest::Client,
-    state: watch::Sender<State>,
+    state: watch::Sender<Known>,
     wanted: Notify,
 }
 
 #[derive(Debug, Default, Clone)]
-struct State {
+struct Known {
     /// Those that were had last; `None` when there have never been any.
     keys: Option<Arc<Vec<Key>>>,
     /// When what is here was asked for.
@@ -71,7 +71,7 @@ struct State {
     tried: Option<Instant>,
 }
 
-impl State {
+impl Known {
     fn is_fresh(&self) -> bool {
         self.fetched.is_some_and(|at| at.elapsed() < AGAIN)
     }
@@ -123,7 +123,7 @@ impl Jwks {
             let wait = match read {
                 Ok((keys, good_for)) => {
                     failures = 0;
-                    self.state.send_replace(State {
+                    self.state.send_replace(Known {
                         keys: Some(Arc::new(keys)),
                         fetched: Some(asked),
                         tried: Some(asked),

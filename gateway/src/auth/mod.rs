@@ -17,7 +17,7 @@ pub(crate) use ask::AskDjango;
 pub(crate) use jwks::Jwks;
 
 use crate::auth::ask::{Named, Question, Said};
-use crate::auth::django::{Away, Django, Kept, NoSession, Person, UNREADABLE};
+use crate::auth::django::{Away, Django, NoSession, Person, SiteProof, UNREADABLE};
 use crate::clock::Clock;
 use crate::config::{Anonymous, UserName};
 use crate::names;
@@ -64,7 +64,7 @@ pub(crate) struct SignedIn {
 #[derive(Debug, Clone)]
 pub(crate) enum Proof {
     /// What is read at the site.
-    Site(Kept),
+    Site(SiteProof),
     /// Django was asked this.
     Asked(Box<Question>),
 }
@@ -152,7 +152,7 @@ impl SignIn {
             ClaimedUser::Id(id) => {
                 let person = self.user_by_id(&id).await?;
                 let name = self.known_name(&person, "the user of a signed token")?;
-                (name, Some(Arc::clone(&person.id)), Some(Proof::Site(Kept::User((*person.id).into()))))
+                (name, Some(Arc::clone(&person.id)), Some(Proof::Site(SiteProof::User((*person.id).into()))))
             }
         };
         let expires_at = Some(expires_at);

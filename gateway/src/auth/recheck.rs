@@ -63,7 +63,7 @@ pub(crate) fn jittered(time: Duration) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::auth::django::Kept;
+    use crate::auth::django::SiteProof;
 
     #[test]
     fn what_is_looked_at_again_is_small_and_due_with_jitter_or_at_its_end() {
@@ -76,11 +76,11 @@ mod tests {
         assert!(many.iter().max() > many.iter().min());
         assert!((9_000..=11_000).contains(&due(Some(now + 10))), "its own end");
         assert!((300_000..=376_000).contains(&due(Some(now + 10_000))));
-        let recheck = Recheck::new(Proof::Site(Kept::Session("key".into())), None, every, &clock);
+        let recheck = Recheck::new(Proof::Site(SiteProof::Session("key".into())), None, every, &clock);
         let due = || recheck.due();
         recheck.replace(None, every, &clock);
         assert!(due() == NEVER && recheck.proof.lock().is_none(), "what was shown is not kept for longer");
-        recheck.replace(Some(Proof::Site(Kept::User("1".into()))), every, &clock);
+        recheck.replace(Some(Proof::Site(SiteProof::User("1".into()))), every, &clock);
         assert!(due() < NEVER && recheck.proof.lock().is_some());
     }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use secrecy::{ExposeSecret, SecretString};
 
-use super::{Reader, SETTINGS, Source};
+use super::{Reading, SETTINGS, Source};
 use crate::bridge::{Auth, MAX_MESSAGE, Pattern, Settings, Tls, Workers};
 
 /// The texts of one `[[bridge]]` of the file, by key.
@@ -25,7 +25,7 @@ pub(super) fn keys() -> impl Iterator<Item = &'static str> {
     SETTINGS.iter().filter_map(|setting| setting.name.strip_prefix(PREFIX)).chain([SECRET_FILE])
 }
 
-impl Reader<'_> {
+impl Reading<'_> {
     pub(super) fn bridges(&mut self) -> Vec<Settings> {
         let collected = self.collected;
         let given: Vec<&str> =

@@ -7,7 +7,7 @@ use jiff::tz::TimeZone;
 use persistence::SiteTables;
 use secrecy::{ExposeSecret, SecretString};
 
-use super::Reader;
+use super::Reading;
 
 /// Where the site keeps its sessions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,6 +33,8 @@ pub struct DjangoConfig {
     pub cookie_age: i64,
     pub salt: String,
     pub database_url: Option<SecretString>,
+    pub database_connections: u32,
+    pub database_statement: Duration,
     pub tables: SiteTables,
     pub auth_backends: Vec<String>,
     pub cache: Option<Host>,
@@ -44,7 +46,7 @@ pub struct DjangoConfig {
 /// Where Django's own engines stand.
 const ENGINES: &str = "django.contrib.sessions.backends.";
 
-impl Reader<'_> {
+impl Reading<'_> {
     pub(super) fn django(&mut self) -> DjangoConfig {
         let secret_keys = self.secrets("django-secret-key");
         let name = self.text("django.session_engine");
@@ -91,6 +93,8 @@ impl Reader<'_> {
             cookie_age: self.number("django.session_cookie_age"),
             salt,
             database_url,
+            database_connections: self.number::<u32>("django.database_connections").max(1),
+            database_statement: self.some_time("django.database_statement_seconds"),
             tables: SiteTables {
                 sessions: self.name("django.session_table", 2),
                 users: self.name("django.user_table", 2),

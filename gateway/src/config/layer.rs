@@ -3,7 +3,7 @@
 use channel_layer::{Host, LayerError, Serializer};
 use secrecy::{ExposeSecret, SecretString};
 
-use super::{Reader, SETTINGS};
+use super::{Reading, SETTINGS};
 
 /// Which channel layer a node uses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,7 +42,7 @@ const ONLY: &[(&str, &[LayerKind])] = &[
     ("layer-capacity", &[LayerKind::Core]),
 ];
 
-impl Reader<'_> {
+impl Reading<'_> {
     pub(super) fn layer(&mut self) -> LayerConfig {
         let urls = self.secret("redis-url");
         let hosts = self.hosts(urls.as_ref().map_or("", |urls| urls.expose_secret()));

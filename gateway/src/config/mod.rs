@@ -48,7 +48,13 @@ pub const CHANGEABLE: &[&str] = &[
 ];
 
 /// Those of these sections that do not.
-const FIXED: &[&str] = &["limits.recent_bytes", "limits.write_queue_bytes", "limits.memory_bytes"];
+const FIXED: &[&str] = &[
+    "limits.resumes_at_once",
+    "limits.recent_bytes",
+    "limits.write_queue_bytes",
+    "limits.publish_bytes",
+    "limits.memory_bytes",
+];
 
 /// Whether a running node can take over another value of this setting.
 pub fn is_changeable(setting: &str) -> bool {
@@ -123,9 +129,11 @@ pub struct Limits {
     pub frames_burst: u32,
     pub rooms_per_user: usize,
     pub resume_frames: u64,
+    pub resumes_at_once: usize,
     pub recent_bytes: usize,
     pub handshakes_per_second: u32,
     pub write_queue_bytes: usize,
+    pub publish_bytes: u32,
     pub memory_bytes: u64,
     pub handshake: Duration,
     pub ping: Duration,
@@ -145,9 +153,11 @@ impl Default for Limits {
             frames_burst: 100,
             rooms_per_user: 1000,
             resume_frames: 1000,
+            resumes_at_once: 16,
             recent_bytes: 33_554_432,
             handshakes_per_second: 0,
             write_queue_bytes: 67_108_864,
+            publish_bytes: 16_777_216,
             memory_bytes: 0,
             handshake: Duration::from_secs(10),
             ping: Duration::from_secs(25),
@@ -194,6 +204,8 @@ pub struct Config {
     pub user_group: String,
     pub database_url: SecretString,
     pub database_connections: u32,
+    pub database_wait: Duration,
+    pub database_statement: Duration,
     pub jwt_secrets: Vec<SecretString>,
     pub(crate) jwt_public_keys: Vec<Key>,
     pub(crate) jwks: Option<JwksSource>,
@@ -206,6 +218,8 @@ pub struct Config {
     pub anonymous: Anonymous,
     pub(crate) auth_url: Option<reqwest::Url>,
     pub auth_secret: Option<SecretString>,
+    pub auth_time: Duration,
+    pub auth_at_once: usize,
     pub django: DjangoConfig,
     pub api_key: Option<SecretString>,
     pub(crate) allowed_origins: Origins,
@@ -235,7 +249,7 @@ impl Config {
 
     /// Makes the settings of what was collected.
     pub fn from_collected(collected: &Collected) -> Result<Self, ConfigErrors> {
-        let mut reader = Reader { collected, errors: Vec::new() };
+        let mut reader = Reading { collected, errors: Vec::new() };
         let config = reader.read();
         reader.errors.sort();
         reader.errors.dedup();
@@ -247,7 +261,7 @@ impl Config {
 
     /// These settings, with what is [changeable](is_changeable) of others.
     pub(crate) fn with_changes_of(&self, new: &Self) -> Self {
-        let Limits { recent_bytes, write_queue_bytes, memory_bytes, .. } = self.limits;
+        let Limits { resumes_at_once, recent_bytes, write_queue_bytes, publish_bytes, memory_bytes, .. } = self.limits;
         let new = new.clone();
         let mut bridges = self.bridges.clone();
         for (bridge, new) in bridges.iter_mut().zip(&new.bridges).filter(|(bridge, new)| bridge.path == new.path) {
@@ -273,7 +287,14 @@ impl Config {
             trusted_proxies: new.trusted_proxies,
             client_notifications: new.client_notifications,
             log_level: new.log_level,
-            limits: Limits { recent_bytes, write_queue_bytes, memory_bytes, ..new.limits },
+            limits: Limits {
+                resumes_at_once,
+                recent_bytes,
+                write_queue_bytes,
+                publish_bytes,
+                memory_bytes,
+                ..new.limits
+            },
             drain: new.drain,
             retention: new.retention,
             ..self.clone()
@@ -339,12 +360,12 @@ impl Config {
 }
 
 /// Reads typed values, notes mistakes and goes on.
-struct Reader<'a> {
+struct Reading<'a> {
     collected: &'a Collected,
     errors: Vec<String>,
 }
 
-impl Reader<'_> {
+impl Reading<'_> {
     fn read(&mut self) -> Option<Config> {
         let dev = self.flag("dev");
         let layer = self.layer();
@@ -376,9 +397,11 @@ impl Reader<'_> {
             frames_burst: self.number("limits.frames_burst"),
             rooms_per_user: self.number("limits.rooms_per_user"),
             resume_frames: self.number("limits.resume_frames"),
+            resumes_at_once: self.at_once("limits.resumes_at_once"),
             recent_bytes: self.number("limits.recent_bytes"),
             handshakes_per_second: self.number("limits.handshakes_per_second"),
             write_queue_bytes: self.number("limits.write_queue_bytes"),
+            publish_bytes: self.publish_bytes(),
             memory_bytes: self.number("limits.memory_bytes"),
             handshake: seconds(self, "limits.handshake_seconds"),
             ping: seconds(self, "limits.ping_seconds"),
@@ -420,6 +443,8 @@ impl Reader<'_> {
             user_group,
             database_url,
             database_connections: self.number("database-connections"),
+            database_wait: self.some_time("database-wait-seconds"),
+            database_statement: self.some_time("database-statement-seconds"),
             jwt_secrets,
             jwt_public_keys: self.public_keys(),
             jwks: self.jwks(),
@@ -441,6 +466,8 @@ impl Reader<'_> {
             },
             auth_url: self.auth_url(),
             auth_secret: self.auth_secret(),
+            auth_time: self.some_time("auth-seconds"),
+            auth_at_once: self.at_once("auth-at-once"),
             django: self.django(),
             api_key: self.secret("api-key"),
             allowed_origins: self.origins(),
@@ -558,6 +585,32 @@ impl Reader<'_> {
         }
     }
 
+    /// A time that must be some: what is given up at once is never had.
+    fn some_time(&mut self, key: &str) -> Duration {
+        const LEAST: Duration = Duration::from_millis(100);
+        let seconds: f64 = self.number(key);
+        let time = Duration::try_from_secs_f64(seconds).ok().filter(|time| *time >= LEAST);
+        time.unwrap_or_else(|| self.wrong(key, "must be a number of seconds, at least 0.1", LEAST))
+    }
+
+    /// A number of things that happen at the same time, of which there must be one.
+    fn at_once(&mut self, key: &str) -> usize {
+        const MOST: usize = 65_536;
+        match self.number(key) {
+            number if (1..=MOST).contains(&number) => number,
+            _ => self.wrong(key, "must be a number from 1 to 65536", 1),
+        }
+    }
+
+    /// Less than an envelope may have would let nothing large through.
+    fn publish_bytes(&mut self) -> u32 {
+        const LEAST: u32 = 4 << 20;
+        match self.number("limits.publish_bytes") {
+            bytes if bytes >= LEAST => bytes,
+            _ => self.wrong("limits.publish_bytes", "must be at least 4194304", LEAST),
+        }
+    }
+
     fn number<T: std::str::FromStr + Default>(&mut self, key: &str) -> T {
         match self.text(key).parse() {
             Ok(number) => number,
@@ -641,6 +694,31 @@ mod tests {
         assert_eq!(config.room_policy, RoomPolicy::Members);
         assert!(config.check_serve().unwrap_err().to_string().contains("--jwt-secret"));
         assert_eq!((config.jwt_leeway, config.user_name, config.anonymous), (30, UserName::Username, Anonymous::Off));
+    }
+
+    #[test]
+    fn times_and_numbers_that_let_nothing_through_are_mistakes() {
+        let given = config(&[("database-statement-seconds", "0.5"), ("auth-at-once", "4")], &[], "").unwrap();
+        assert_eq!(
+            (given.database_wait, given.database_statement),
+            (Duration::from_secs(2), Duration::from_millis(500))
+        );
+        assert_eq!((given.auth_time, given.auth_at_once), (Duration::from_secs(2), 4));
+        assert_eq!((given.django.database_connections, given.django.database_statement), (4, Duration::from_secs(5)));
+        for (setting, value) in [
+            ("database-wait-seconds", "0"),
+            ("database-statement-seconds", "0.01"),
+            ("auth-seconds", "-1"),
+            ("auth-at-once", "0"),
+        ] {
+            let errors = config(&[(setting, value)], &[], "").unwrap_err();
+            assert!(errors.len() == 1 && errors[0].starts_with(setting), "{errors:?}");
+        }
+        for line in ["resumes_at_once = 0", "publish_bytes = 1000"] {
+            let errors = config(&[], &[], &format!("[limits]\n{line}\n")).unwrap_err();
+            assert!(errors.len() == 1 && errors[0].starts_with("limits."), "{errors:?}");
+        }
+        assert!(!is_changeable("limits.resumes_at_once") && is_changeable("limits.resume_frames"));
     }
 
     #[test]

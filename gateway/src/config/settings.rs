@@ -111,6 +111,16 @@ pub const SETTINGS: &[Setting] = &[
         "Database: sqlite://FILE?mode=rwc, sqlite::memory:, postgres:// or mysql://",
     ),
     text("database-connections", Some("10"), "Connections to the database, at most"),
+    text(
+        "database-wait-seconds",
+        Some("2"),
+        "Seconds that a call waits for one of these connections. More where short storms make the database slow, and visitors may rather wait than come again",
+    ),
+    text(
+        "database-statement-seconds",
+        Some("10"),
+        "Seconds that a statement may take, at least 0.1; then it is given up and its sender told to try again. More where the database is slow for longer than that and still does its work; less to be told sooner",
+    ),
     secret(
         "jwt-secret",
         None,
@@ -151,6 +161,16 @@ pub const SETTINGS: &[Setting] = &[
         "View of the site that is asked who somebody is, with the browser's Cookie and Authorization. Only what every node can reach; never a page that redirects",
     ),
     secret("auth-secret", None, "What the view at auth-url gets as X-Gateway-Secret, at least 16 bytes"),
+    text(
+        "auth-seconds",
+        Some("2"),
+        "Seconds that the view at auth-url may take for an answer; then visitors get 503. More where it is slow to start; less than limits.handshake_seconds",
+    ),
+    text(
+        "auth-at-once",
+        Some("64"),
+        "Questions that the view at auth-url is asked at the same time; others wait. No more than Django has workers, or it answers late",
+    ),
     secret(
         "django-secret-key",
         None,
@@ -225,6 +245,11 @@ pub const SETTINGS: &[Setting] = &[
         "Missed frames of one stream that a resume sends; who missed more reloads. 0: any number",
     ),
     text(
+        "limits.resumes_at_once",
+        Some("16"),
+        "Streams that are read from the database at the same time for clients that come back. More where the database has cores to spare and clients wait long for what they missed; each may take one of database-connections",
+    ),
+    text(
         "limits.recent_bytes",
         Some("33554432"),
         "Bytes of recent messages that the node keeps for clients that come back; 0: they are read from the database",
@@ -233,6 +258,11 @@ pub const SETTINGS: &[Setting] = &[
         "limits.write_queue_bytes",
         Some("67108864"),
         "Bytes of messages that may wait to be stored. A client that has too many of them waiting is not read from; when there is no room at all it is answered unavailable. Raise it if writes_refused_total rises while the database is only slow; 0: any number",
+    ),
+    text(
+        "limits.publish_bytes",
+        Some("16777216"),
+        "Bytes of what services publish at the same time, from the stream and over HTTP, with what is made of it. More if api_refused_total{reason=\"busy\"} rises while the database has time",
     ),
     text(
         "limits.memory_bytes",
@@ -273,6 +303,16 @@ pub const SETTINGS: &[Setting] = &[
         "django.database_url",
         None,
         "Database of the site's sessions and users, which is only read; default: database-url",
+    ),
+    text(
+        "django.database_connections",
+        Some("4"),
+        "Connections to that database, at most, where it is one of its own. More where many come by session at once and site_rows takes long",
+    ),
+    text(
+        "django.database_statement_seconds",
+        Some("5"),
+        "Seconds that a statement there may take, at least 0.1; then visitors get 503. Less than limits.handshake_seconds",
     ),
     text("django.user_table", Some("auth_user"), "Table of the users (AUTH_USER_MODEL)"),
     text("django.user_id_column", Some("id"), "Column of the users' primary key"),

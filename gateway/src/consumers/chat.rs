@@ -12,7 +12,7 @@ use crate::close::CloseReason;
 use crate::config::RoomPolicy;
 use crate::consumers::frames::{Asked, ClientFrame, ErrorCode, ErrorFrame};
 use crate::consumers::framework::{Consumer, Context, Frame, Handlers, Outcome, Refusal};
-use crate::consumers::pages;
+use crate::consumers::history;
 use crate::events;
 use crate::names;
 use crate::scope::Access;
@@ -200,7 +200,7 @@ impl ChatConsumer {
         }
         let page = async {
             match ctx.store().room(room).await? {
-                Some(room) => pages::history(ctx.node(), room, range, limit).await.map(Some),
+                Some(room) => history::history(ctx.node(), room, range, limit).await.map(Some),
                 None => Ok(None),
             }
         };
@@ -255,7 +255,7 @@ impl ChatConsumer {
             }
             Err(NotAdmitted::TooManyRooms) => Err(Refusal::TooMany),
             Err(error) => {
-                ctx.node().health.tell("memberships could not be loaded", &error);
+                ctx.tell("memberships could not be loaded", &error);
                 Err(Refusal::Unavailable)
             }
         }

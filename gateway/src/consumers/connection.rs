@@ -29,6 +29,7 @@ use crate::metrics::{ByCode, ByReason};
 use crate::node::Node;
 use crate::rate::{FrameRate, Verdict};
 use crate::scope::Scope;
+use crate::seldom::Seldom;
 use crate::socket::Socket;
 use crate::tail;
 use crate::websocket::{Decoder, Message, ProtocolError, Rewound, WireFrame};
@@ -77,7 +78,7 @@ impl Handshake {
             }
             Ok(Err(refusal)) => Err(refusal),
             Err(_) => {
-                node.metrics.handler_errors.inc();
+                consumer_failed(&ctx, "connect()");
                 Err(Refusal::Failed)
             }
         }
@@ -136,6 +137,19 @@ struct Connection {
     farewell: String,
 }
 
+/// Counts a consumer that failed, and names its socket in the log, once a minute at most. The panic has a line of its own.
+fn consumer_failed(ctx: &Context, what: &'static str) {
+    static LINE: Seldom = Seldom::new();
+    ctx.node().metrics.handler_errors.inc();
+    if let Some(times) = LINE.again() {
+        let socket = ctx.socket();
+        tracing::warn!(
+            channel = %socket.channel_name, user = ?socket.user, times,
+            "{what} of the consumer at {} failed: its socket ends", logged(&socket.path)
+        );
+    }
+}
+
 /// Shows to who watches that a socket was opened, or closed.
 fn show(node: &Node, socket: &Socket, code: Option<u16>) {
     if node.hub.tail.is_watched() {
@@ -185,6 +199,9 @@ impl Connection {
         show(&node, self.ctx.socket(), None);
         drop(node);
         let reason = self.serve().await;
+        if reason == CloseReason::InternalError {
+            consumer_failed(&self.ctx, "a handler");
+        }
         Box::pin(self.end(reason)).await;
     }
 
@@ -200,7 +217,7 @@ impl Connection {
         self.say_goodbye(&reason).await;
         let goodbye = AssertUnwindSafe(self.consumer.disconnect(&mut self.ctx, code)).catch_unwind();
         if !matches!(timeout(DISCONNECT_TIME, goodbye).await, Ok(Ok(()))) {
-            node.metrics.handler_errors.inc();
+            consumer_failed(&self.ctx, "disconnect()");
         }
         node.metrics.connections.dec();
         node.metrics.connections_closed.get_or_create(&ByCode { code: code_label(code) }).inc();
@@ -222,10 +239,7 @@ impl Connection {
         }
         loop {
             let step = poll_fn(|task| self.poll_step(task)).await;
-            if let Err(reason) = self.attend(step).await {
-                if reason == CloseReason::InternalError {
-                    self.ctx.node().metrics.handler_errors.inc();
-                }
+            if let Err(reason) = self.do_step(step).await {
                 return reason;
             }
         }
@@ -240,7 +254,7 @@ impl Connection {
                 break;
             };
             let is_frame = matches!(step, Step::Frame(_));
-            if let Err(reason) = self.attend(step).await {
+            if let Err(reason) = self.do_step(step).await {
                 return Some(reason);
             }
             if is_frame && self.ctx.streams() == Streams::Held {
@@ -252,9 +266,9 @@ impl Connection {
 
     /// Does what is to be done, however long it takes. Nothing is read meanwhile, so no silence of the client
     /// counts; what waits to be written still is. No `async fn`: its step would count in every idle socket's size.
-    fn attend(&mut self, step: Step) -> impl Future<Output = Outcome> + Send {
+    fn do_step(&mut self, step: Step) -> impl Future<Output = Outcome> + Send {
         let (socket, clock) = (Arc::clone(self.ctx.socket()), self.ctx.node().clock.clone());
-        let mut handler = self.take(step);
+        let mut handler = self.handler_of(step);
         let mut since = None;
         poll_fn(move |task| {
             let polled = handler.poll_unpin(task);
@@ -278,7 +292,7 @@ impl Connection {
     }
 
     /// Does what is to be done. A panic in a handler ends this connection with 1011 and touches nothing else.
-    fn take(&mut self, step: Step) -> impl Future<Output = Outcome> + Send {
+    fn handler_of(&mut self, step: Step) -> impl Future<Output = Outcome> + Send {
         let handler: BoxFuture<'_, Outcome> = match step {
             Step::Frame(frame) => self.consumer.receive(&mut self.ctx, frame),
             Step::TooMany(dropped) => {

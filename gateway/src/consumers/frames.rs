@@ -4,8 +4,8 @@ use persistence::{Range, Seen};
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-use crate::consumers::pages;
-use crate::hub::Place;
+use crate::consumers::history;
+use crate::hub::ClientPosition;
 use crate::json;
 use crate::words::{Cate, FrameType};
 
@@ -143,9 +143,9 @@ pub(crate) enum ClientFrame {
     /// Send what was missed after these places.
     Resume {
         /// By room.
-        rooms: Vec<(String, Place)>,
+        rooms: Vec<(String, ClientPosition)>,
         /// In the inbox.
-        notifications: Option<Place>,
+        notifications: Option<ClientPosition>,
     },
     /// A new token for the same user.
     Auth {
@@ -287,9 +287,11 @@ impl Fields<'_> {
 
     fn limit(&self) -> Result<u64, ErrorFrame> {
         match self.first(&["limit"]).map(Value::as_f64) {
-            None => Ok(pages::DEFAULT_LIMIT),
+            None => Ok(history::DEFAULT_LIMIT),
             // Of any size: a conversion ends at the largest.
-            Some(Some(limit)) if limit >= 0.0 && limit.fract() == 0.0 => Ok((limit as u64).clamp(1, pages::MAX_LIMIT)),
+            Some(Some(limit)) if limit >= 0.0 && limit.fract() == 0.0 => {
+                Ok((limit as u64).clamp(1, history::MAX_LIMIT))
+            }
             Some(_) => Err(self.invalid("limit must be a whole number, 0 or more")),
         }
     }
@@ -360,15 +362,15 @@ impl Fields<'_> {
 }
 
 /// `{"seq":N,"id":UUID?}`, or a bare N.
-fn read_place(value: &Value) -> Option<Place> {
+fn read_place(value: &Value) -> Option<ClientPosition> {
     match value {
-        Value::Number(_) => Some(Place { seq: json::whole(value)?, id: None }),
+        Value::Number(_) => Some(ClientPosition { seq: json::whole(value)?, id: None }),
         Value::Object(place) => {
             let id = match place.get("id") {
                 None | Some(Value::Null) => None,
                 Some(id) => Some(id.as_str()?.parse().ok()?),
             };
-            Some(Place { seq: json::whole(place.get("seq")?)?, id })
+            Some(ClientPosition { seq: json::whole(place.get("seq")?)?, id })
         }
         _ => None,
     }
@@ -517,7 +519,8 @@ mod tests {
         let seen = ClientFrame::parse(r#"{"cate":"seen","up_to":3.0}"#).unwrap();
         assert_eq!(seen.frame, ClientFrame::Seen(Seen::UpTo(3)));
         let resume = ClientFrame::parse(r#"{"cate":"resume","rooms":{"a":5.0},"notifications":{"seq":1.0}}"#).unwrap();
-        let (rooms, notifications) = (vec![("a".into(), Place { seq: 5, id: None })], Some(Place { seq: 1, id: None }));
+        let (rooms, notifications) =
+            (vec![("a".into(), ClientPosition { seq: 5, id: None })], Some(ClientPosition { seq: 1, id: None }));
         assert_eq!(resume.frame, ClientFrame::Resume { rooms, notifications });
     }
 

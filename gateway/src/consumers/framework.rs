@@ -362,7 +362,7 @@ impl Context {
         self.groups.reserve_exact(new.len());
         self.groups.extend(new.iter().map(|(group, _)| group.clone()));
         self.node.hub.join(&self.socket, new, self.streams != Streams::Live).await.map_err(|error| {
-            self.node.health.tell("groups could not be joined", &error);
+            self.tell("groups could not be joined", &error);
             Refusal::Unavailable
         })
     }
@@ -388,6 +388,11 @@ impl Context {
     /// The database.
     pub fn store(&self) -> &Store {
         &self.node.store
+    }
+
+    /// Tells the operator what went wrong for this connection.
+    pub(crate) fn tell(&self, what: &'static str, error: &(dyn std::error::Error + 'static)) {
+        self.node.health.tell_of(what, error, Some((&self.socket.channel_name, &self.socket.user)));
     }
 
     pub(crate) fn streams(&self) -> Streams {

@@ -31,7 +31,7 @@ impl Consumer for NotificationConsumer {
         // Makes the user known; rooms are of no interest here.
         let ask = Ask { user: ctx.username().clone(), enter: None, named: Vec::new(), open: false, anonymous: false };
         ctx.node().admissions.admit(ask).await.map_err(|error| {
-            ctx.node().health.tell("the user could not be noted", &error);
+            ctx.tell("the user could not be noted", &error);
             Refusal::Unavailable
         })?;
         let group = ctx.node().names.user(ctx.username()).map_err(|_| Refusal::Failed)?;

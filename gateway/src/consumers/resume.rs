@@ -12,7 +12,7 @@ use uuid::Uuid;
 
 use crate::consumers::framework::Context;
 use crate::events;
-use crate::hub::{PAGE_BYTES, Place, Released, renderer};
+use crate::hub::{ClientPosition, PAGE_BYTES, Released, renderer};
 use crate::metrics::{ByKind, ByType};
 use crate::socket::Socket;
 use crate::websocket::WireFrame;
@@ -31,7 +31,7 @@ pub(crate) async fn resume(
     ctx: &Context,
     group: &GroupName,
     stream: &Stream,
-    mut place: Place,
+    mut place: ClientPosition,
 ) -> Result<bool, StoreError> {
     let (node, socket) = (ctx.node(), ctx.socket());
     let count = |kind| node.metrics.resumes.get_or_create(&ByKind { kind }).inc();
@@ -45,7 +45,7 @@ pub(crate) async fn resume(
             return Ok(false);
         }
         let most = node.config.limits.resume_frames;
-        let at = match node.hub.recall(group, stream, place, most, &node.resumes).await? {
+        let at = match node.hub.recall(group, stream, place, most, &node.resume_reads).await? {
             Some((frames, last)) => {
                 count(if frames.is_empty() { "nothing" } else { "memory" });
                 if !send_all(ctx, group, stream, &frames).await {
@@ -71,7 +71,7 @@ pub(crate) async fn resume(
             // More came meanwhile than may be held; it is in the database.
             Released::Overflowed => {
                 count("overflowed");
-                place = Place { seq: at, id: None };
+                place = ClientPosition { seq: at, id: None };
             }
         }
     }
@@ -143,9 +143,9 @@ async fn from_database(
     ctx: &Context,
     group: &GroupName,
     stream: &Stream,
-    place: Place,
+    place: ClientPosition,
 ) -> Result<Option<u64>, StoreError> {
-    let Some(mut reader) = Reader::new(ctx, group, stream, place).await? else { return Ok(None) };
+    let Some(mut reader) = PageReader::new(ctx, group, stream, place).await? else { return Ok(None) };
     Ok(reader.send(ctx).await?.then_some(reader.at))
 }
 
@@ -153,7 +153,7 @@ async fn from_database(
 type Row = (u64, Uuid, Option<WireFrame>);
 
 /// Reads a stream from the database for one client.
-struct Reader<'a> {
+struct PageReader<'a> {
     group: &'a GroupName,
     stream: &'a Stream,
     display_name: String,
@@ -166,13 +166,13 @@ struct Reader<'a> {
     page: u64,
 }
 
-impl<'a> Reader<'a> {
+impl<'a> PageReader<'a> {
     /// `None` when the head alone says that the place is not one to go on from.
     async fn new(
         ctx: &Context,
         group: &'a GroupName,
         stream: &'a Stream,
-        place: Place,
+        place: ClientPosition,
     ) -> Result<Option<Self>, StoreError> {
         let most = ctx.node().config.limits.resume_frames;
         let Some((head, display_name)) = head(ctx, stream).await? else {
@@ -241,7 +241,7 @@ impl<'a> Reader<'a> {
     async fn rows(&self, ctx: &Context) -> Result<(Vec<Row>, bool), StoreError> {
         let (store, render) = (ctx.store(), renderer(self.stream));
         let range = Range::After(self.at - u64::from(self.check.is_some()));
-        let _permit = ctx.node().resumes.acquire().await;
+        let _permit = ctx.node().resume_reads.acquire().await;
         let read = async {
             let (rows, cut) = store.page(self.stream, Page::new(range, self.limit()).within(PAGE_BYTES)).await?;
             let event = |row: &Message| match self.stream {
@@ -258,7 +258,7 @@ impl<'a> Reader<'a> {
 /// The head of a stream, and what people call it.
 async fn head(ctx: &Context, stream: &Stream) -> Result<Option<(Head, String)>, StoreError> {
     let store = ctx.store();
-    let _permit = ctx.node().resumes.acquire().await;
+    let _permit = ctx.node().resume_reads.acquire().await;
     let read = async {
         Ok(match stream {
             Stream::Room(room) => store.room(room).await?.map(|room| {

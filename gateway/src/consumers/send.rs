@@ -13,10 +13,10 @@ use crate::close::CloseReason;
 use crate::config::ClientNotifications;
 use crate::consumers::frames::{self, Ack, Asked, ClientFrame, Content, ErrorCode, ErrorFrame};
 use crate::consumers::framework::{Context, Frame, Outcome, Streams};
-use crate::consumers::pages;
+use crate::consumers::history;
 use crate::data;
 use crate::events;
-use crate::hub::Place;
+use crate::hub::ClientPosition;
 use crate::metrics::{ByCate, ByReason};
 use crate::scope::Access;
 use crate::storing::writer::WriteError;
@@ -85,7 +85,7 @@ pub(super) fn answer_error(ctx: &Context, error: &ErrorFrame) {
 
 /// Says that the database is away, and why to the operator.
 pub(super) fn answer_unavailable(ctx: &Context, error: &(dyn std::error::Error + 'static), client_id: Option<String>) {
-    ctx.node().health.tell("a frame could not be served", error);
+    ctx.tell("a frame could not be served", error);
     answer_error(ctx, &ErrorFrame::new(ErrorCode::Unavailable, "try again", client_id));
 }
 
@@ -107,13 +107,13 @@ pub(super) fn answer_page(
 
 /// A page of the user's inbox.
 pub(super) async fn inbox(ctx: &Context, range: Range, unseen: bool, limit: u64, client_id: Option<String>) -> Outcome {
-    let page = pages::notifications(ctx.node(), ctx.username(), range, unseen, limit).await;
+    let page = history::notifications(ctx.node(), ctx.username(), range, unseen, limit).await;
     answer_page(ctx, FrameType::Notifications, page, client_id)
 }
 
 /// Marks notifications as seen. Only who asked is answered; the user's other sockets are told.
 pub(super) async fn seen(ctx: &Context, which: Seen, client_id: Option<String>) -> Outcome {
-    let frame = pages::mark_seen(ctx.node(), ctx.username(), which, Some(ctx.channel_name().as_str())).await;
+    let frame = history::mark_seen(ctx.node(), ctx.username(), which, Some(ctx.channel_name().as_str())).await;
     answer_page(ctx, FrameType::Seen, frame, client_id)
 }
 
@@ -121,8 +121,8 @@ pub(super) async fn seen(ctx: &Context, which: Seen, client_id: Option<String>) 
 /// rooms are the user's. When the database is away the streams stay held until the client asks again.
 pub(super) async fn resume(
     ctx: &mut Context,
-    rooms: Vec<(String, Place)>,
-    inbox: Option<Place>,
+    rooms: Vec<(String, ClientPosition)>,
+    inbox: Option<ClientPosition>,
     heard: impl Fn(&str) -> bool,
     client_id: Option<String>,
 ) -> Outcome {
@@ -142,8 +142,8 @@ pub(super) async fn resume(
 
 async fn catch_up(
     ctx: &Context,
-    rooms: Vec<(String, Place)>,
-    inbox: Option<Place>,
+    rooms: Vec<(String, ClientPosition)>,
+    inbox: Option<ClientPosition>,
     heard: impl Fn(&str) -> bool,
 ) -> Result<events::Resumed, StoreError> {
     let names = &ctx.node().names;
@@ -221,7 +221,7 @@ pub(super) async fn notification(ctx: &Context, user: String, content: Content, 
         ClientNotifications::SharedRoom => match share_a_room(ctx, &user).await {
             Ok(shared) => shared,
             Err(error) => {
-                ctx.node().health.tell("rooms could not be compared", &error);
+                ctx.tell("rooms could not be compared", &error);
                 answer_error(ctx, &ErrorFrame::new(ErrorCode::Unavailable, "try again", client_id));
                 return Ok(());
             }

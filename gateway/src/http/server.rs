@@ -14,7 +14,7 @@ use warp::filters::BoxedFilter;
 use crate::consumers::routing::Router;
 use crate::http::answers::{Answer, json, plain};
 use crate::http::visit::Visit;
-use crate::http::{api, bridged, page};
+use crate::http::{api, bridged, demo};
 use crate::node::Node;
 use crate::proxies;
 use crate::socket::addresses::Visitor;
@@ -59,7 +59,7 @@ pub(crate) fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
 }
 
 pub(crate) fn public_routes(node: &Arc<Node>, router: &Arc<Router>) -> BoxedFilter<(Answer,)> {
-    let all = health_routes(node).or(page::routes(node)).unify().or(websocket_routes(node, router)).unify().boxed();
+    let all = health_routes(node).or(demo::routes(node)).unify().or(websocket_routes(node, router)).unify().boxed();
     if node.bridges.is_empty() { all } else { bridged_routes(node, router).or(all).unify().boxed() }
 }
 

@@ -10,7 +10,7 @@ use uuid::Uuid;
 use super::Hub;
 use crate::events;
 use crate::handlers::SharedHandler;
-use crate::hub::position::{Place, Recall};
+use crate::hub::position::{ClientPosition, Recall};
 use crate::hub::recent::Recent;
 use crate::websocket::WireFrame;
 
@@ -52,7 +52,7 @@ impl Hub {
         &self,
         name: &GroupName,
         stream: &Stream,
-        place: Place,
+        place: ClientPosition,
         most: u64,
         permits: &Semaphore,
     ) -> Result<Option<(Vec<WireFrame>, u64)>, StoreError> {
@@ -82,7 +82,7 @@ impl Hub {
         }
     }
 
-    fn recall_now(&self, name: &GroupName, stream: &Stream, place: Place, most: u64) -> Recall {
+    fn recall_now(&self, name: &GroupName, stream: &Stream, place: ClientPosition, most: u64) -> Recall {
         let recalled = self
             .group(name)
             .and_then(|group| group.with_position(|_, position| position.recall(place, most, renderer(stream))));

@@ -9,9 +9,9 @@ use channel_layer::{ChannelName, Delivery, Event, GroupName};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
+use super::duplicate::Duplicate;
+use super::fan_out::{Kind, Turn};
 use super::group::{Cause, Group};
-use super::run::{Kind, Turn};
-use super::twin::Twin;
 use super::{Filled, Hub, Work};
 use crate::events::{self, Resumed};
 use crate::handlers::{Lookup, Rendering, Table};
@@ -71,7 +71,7 @@ impl Hub {
                 self.deliver_to_channel(&channel, event, keys, turn);
             }
             Work::Layer(Delivery::Disconnected | Delivery::Reconnected(_)) => {}
-            Work::Twin(Twin { group, channel, event }) => {
+            Work::Duplicate(Duplicate { group, channel, event }) => {
                 // Decided here, where the group's own event is delivered, so that it is sent once.
                 if self.hears(&group, &channel) {
                     self.dropped("twin").inc();
@@ -332,7 +332,7 @@ impl Hub {
 
     /// The event, with a date if it is a message that nobody has stored: the time it came here.
     fn dated(&self, mut event: Arc<Event>) -> Arc<Event> {
-        let is_message = EventType::of_event(&event).is_some_and(|kind| kind.trust() == Trust::Place);
+        let is_message = EventType::of_event(&event).is_some_and(|kind| kind.trust() == Trust::Position);
         if is_message && event.text("date").is_none() {
             Arc::make_mut(&mut event).set("date", events::rfc3339(self.health.clock.database()));
         }

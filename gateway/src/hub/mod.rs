@@ -5,13 +5,13 @@
 
 mod catch_up;
 mod deliver;
+mod duplicate;
+mod fan_out;
 mod fill;
 mod group;
 mod join;
 pub(crate) mod position;
 pub(crate) mod recent;
-mod run;
-mod twin;
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::hash::{BuildHasher, RandomState};
@@ -40,7 +40,7 @@ pub(crate) use catch_up::{PAGE_BYTES, renderer};
 pub(crate) use group::Released;
 use group::{Cause, Group, Member};
 pub(crate) use join::JoinError;
-pub(crate) use position::Place;
+pub(crate) use position::ClientPosition;
 
 /// Deliveries that may wait for a dispatcher. Over it the oldest go; stored ones come back from the
 /// database as a hole, others are counted as dropped.
@@ -106,7 +106,7 @@ type Queue = VecDeque<(usize, Work)>;
 enum Work {
     Layer(Delivery),
     /// An event for one socket that has come for a group as well.
-    Twin(twin::Twin),
+    Duplicate(duplicate::Duplicate),
     /// An event for all sockets of this node.
     Everyone(Arc<channel_layer::Event>),
     /// Rows that were missing, or the news that there are none.
@@ -383,7 +383,7 @@ impl Work {
     fn bytes(&self) -> usize {
         let behind = match self {
             Self::Layer(Delivery::Group { event, .. } | Delivery::Channel { event, .. }) => event.weight(),
-            Self::Twin(twin) => twin.event.weight(),
+            Self::Duplicate(duplicate) => duplicate.event.weight(),
             Self::Everyone(event) => event.weight(),
             Self::Filled(filled) => filled.events.iter().map(|(.., event)| event.weight()).sum(),
             Self::Layer(Delivery::Disconnected | Delivery::Reconnected(_)) | Self::Grown(_) => 0,
@@ -399,8 +399,8 @@ struct Sink(Weak<Hub>);
 impl RelaySink for Sink {
     fn deliver(&self, batch: &mut Vec<Delivery>) {
         let Some(hub) = self.0.upgrade() else { return };
-        for twin in twin::take(batch) {
-            hub.push(hub.shard_of(&twin.group), Work::Twin(twin));
+        for duplicate in duplicate::take(batch) {
+            hub.push(hub.shard_of(&duplicate.group), Work::Duplicate(duplicate));
         }
         for delivery in batch.drain(..) {
             let shard = match &delivery {

@@ -17,7 +17,7 @@ use crate::websocket::WireFrame;
 
 /// Where a client stands in a stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Place {
+pub(crate) struct ClientPosition {
     /// The last `seq` it has.
     pub seq: u64,
     /// The id at that `seq`, which tells another history apart.
@@ -293,7 +293,7 @@ impl Position {
     }
 
     /// What a client at `place` has missed, if memory has it. Not more than `most` events; 0 is any number.
-    pub(crate) fn recall(&mut self, place: Place, most: u64, render: SharedHandler) -> Recall {
+    pub(crate) fn recall(&mut self, place: ClientPosition, most: u64, render: SharedHandler) -> Recall {
         let Some(missed) = self.seq.checked_sub(place.seq).filter(|_| !self.doubtful) else {
             return Recall::Unknown;
         };
@@ -417,8 +417,8 @@ mod tests {
         Uuid::from_u128(seq.into())
     }
 
-    fn place(seq: u64) -> Place {
-        Place { seq, id: Some(id(seq)) }
+    fn place(seq: u64) -> ClientPosition {
+        ClientPosition { seq, id: Some(id(seq)) }
     }
 
     fn stored(seq: u64) -> Arc<Event> {
@@ -439,7 +439,7 @@ mod tests {
         position
     }
 
-    fn recall(position: &mut Position, place: Place) -> Recall {
+    fn recall(position: &mut Position, place: ClientPosition) -> Recall {
         position.recall(place, 1000, events::chat_message)
     }
 
@@ -538,11 +538,13 @@ mod tests {
         let mut position = at_ten();
         assert_eq!(missed(recall(&mut position, place(8))), 2);
         assert_eq!(missed(recall(&mut position, place(10))), 0);
-        assert_eq!(missed(recall(&mut position, Place { seq: 7, id: None })), 3);
+        assert_eq!(missed(recall(&mut position, ClientPosition { seq: 7, id: None })), 3);
         // The row of the place itself is not there, nor what is before it.
         assert_eq!(recall(&mut position, place(7)), Recall::Before { epoch: 1, to: 7 });
-        assert_eq!(recall(&mut position, Place { seq: 0, id: None }), Recall::Before { epoch: 1, to: 7 });
-        for other in [Place { seq: 9, id: Some(id(1)) }, Place { seq: 10, id: Some(id(1)) }, place(11)] {
+        assert_eq!(recall(&mut position, ClientPosition { seq: 0, id: None }), Recall::Before { epoch: 1, to: 7 });
+        for other in
+            [ClientPosition { seq: 9, id: Some(id(1)) }, ClientPosition { seq: 10, id: Some(id(1)) }, place(11)]
+        {
             assert_eq!(recall(&mut position, other), Recall::Unknown, "{other:?}");
         }
         assert_eq!(position.recall(place(8), 1, events::chat_message), Recall::Unknown, "more than may be sent");

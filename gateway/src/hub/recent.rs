@@ -66,11 +66,11 @@ pub(crate) struct Recent {
     /// Older ones may be read from the database and put before.
     grows_back: bool,
     /// Most streams are quiet: boxed, they cost a pointer.
-    kept: Option<Box<Kept>>,
+    window: Option<Box<Window>>,
 }
 
 #[derive(Debug, Default)]
-struct Kept {
+struct Window {
     entries: VecDeque<Entry>,
     bytes: usize,
     /// Nothing older can be put before the first: there is none, or no room for it.
@@ -96,12 +96,12 @@ enum Body {
 impl Recent {
     /// Nothing yet, of a stream that many clients come back to.
     pub(crate) fn shared(memory: &Arc<Memory>) -> Self {
-        Self { memory: Arc::clone(memory), most: STREAM_EVENTS, grows_back: true, kept: None }
+        Self { memory: Arc::clone(memory), most: STREAM_EVENTS, grows_back: true, window: None }
     }
 
     /// Nothing yet, of one user's stream: what was there before is read by its client alone.
     pub(crate) fn private(memory: &Arc<Memory>) -> Self {
-        Self { memory: Arc::clone(memory), most: STREAM_EVENTS, grows_back: false, kept: None }
+        Self { memory: Arc::clone(memory), most: STREAM_EVENTS, grows_back: false, window: None }
     }
 
     /// Keeps so many at most, for streams of which the database keeps few rows.
@@ -111,14 +111,14 @@ impl Recent {
     }
 
     pub(crate) fn len(&self) -> usize {
-        self.kept.as_ref().map_or(0, |kept| kept.entries.len())
+        self.window.as_ref().map_or(0, |window| window.entries.len())
     }
 
     /// Whether it is of use to read older rows, until there are `wanted` in all.
     pub(crate) fn wants(&self, wanted: u64) -> bool {
         let open = self.grows_back && self.memory.limit > 0;
         let most = self.most.min(WORTH_READING) as u64;
-        open && wanted <= most && self.kept.as_ref().is_none_or(|kept| !kept.complete)
+        open && wanted <= most && self.window.as_ref().is_none_or(|window| !window.complete)
     }
 
     /// Adds what the node has just handed on.
@@ -133,9 +133,9 @@ impl Recent {
                 return self.forget();
             }
         }
-        let kept = self.kept.get_or_insert_default();
-        kept.bytes += bytes;
-        kept.entries.push_back(Entry { id, body: Body::Event(Arc::clone(event)), bytes, since: Instant::now() });
+        let window = self.window.get_or_insert_default();
+        window.bytes += bytes;
+        window.entries.push_back(Entry { id, body: Body::Event(Arc::clone(event)), bytes, since: Instant::now() });
     }
 
     /// Keeps the frames that these of the last events have become, instead of the events.
@@ -143,16 +143,16 @@ impl Recent {
         &mut self,
         frames: impl DoubleEndedIterator<Item = (&'a Arc<Event>, &'a WireFrame)>,
     ) {
-        let Some(kept) = &mut self.kept else { return };
-        let mut entries = kept.entries.iter_mut().rev();
+        let Some(window) = &mut self.window else { return };
+        let mut entries = window.entries.iter_mut().rev();
         for (event, frame) in frames.rev() {
-            let same = |entry: &&mut Entry| matches!(&entry.body, Body::Event(kept) if Arc::ptr_eq(kept, event));
+            let same = |entry: &&mut Entry| matches!(&entry.body, Body::Event(held) if Arc::ptr_eq(held, event));
             let Some(entry) = entries.find(same) else { return };
             // One of escapes may be larger than its event was counted.
             if let Some(less) = entry.bytes.checked_sub(FRAME_COST + frame.len()) {
                 entry.body = Body::Frame(frame.clone());
                 entry.bytes -= less;
-                kept.bytes -= less;
+                window.bytes -= less;
                 self.memory.give_back(less);
             }
         }
@@ -168,24 +168,24 @@ impl Recent {
                 complete = true;
                 break;
             }
-            let kept = self.kept.get_or_insert_default();
-            kept.bytes += bytes;
-            kept.entries.push_front(Entry { id, body: Body::Frame(frame), bytes, since: now });
+            let window = self.window.get_or_insert_default();
+            window.bytes += bytes;
+            window.entries.push_front(Entry { id, body: Body::Frame(frame), bytes, since: now });
         }
         if complete {
-            self.kept.get_or_insert_default().complete = true;
+            self.window.get_or_insert_default().complete = true;
         }
     }
 
     /// The id of the entry `back` places before the last (0 is the last).
     pub(crate) fn id(&self, back: usize) -> Option<Uuid> {
-        let entries = &self.kept.as_ref()?.entries;
+        let entries = &self.window.as_ref()?.entries;
         Some(entries.get(entries.len().checked_sub(back + 1)?)?.id)
     }
 
     /// The last `count` events as frames. `None` when there are not so many, or one that cannot be shown.
     pub(crate) fn frames(&mut self, count: usize, render: SharedHandler) -> Option<Vec<WireFrame>> {
-        let entries = &mut self.kept.as_mut()?.entries;
+        let entries = &mut self.window.as_mut()?.entries;
         let from = entries.len().checked_sub(count)?;
         entries
             .range_mut(from..)
@@ -203,10 +203,10 @@ impl Recent {
 
     /// Drops what is older than it is of use.
     pub(crate) fn trim(&mut self, now: Instant) {
-        let old = |kept: &Kept| kept.entries.front().is_none_or(|first| now.duration_since(first.since) > KEEP);
-        while self.kept.as_deref().is_some_and(old) {
+        let old = |window: &Window| window.entries.front().is_none_or(|first| now.duration_since(first.since) > KEEP);
+        while self.window.as_deref().is_some_and(old) {
             if !self.pop() {
-                self.kept = None;
+                self.window = None;
             }
         }
     }
@@ -214,19 +214,19 @@ impl Recent {
     /// Drops everything: it may not be what the database has.
     pub(crate) fn forget(&mut self) {
         self.memory.give_back(self.bytes());
-        self.kept = None;
+        self.window = None;
     }
 
     fn bytes(&self) -> usize {
-        self.kept.as_ref().map_or(0, |kept| kept.bytes)
+        self.window.as_ref().map_or(0, |window| window.bytes)
     }
 
     /// Drops the oldest.
     fn pop(&mut self) -> bool {
-        let Some(kept) = &mut self.kept else { return false };
-        let Some(oldest) = kept.entries.pop_front() else { return false };
-        kept.bytes -= oldest.bytes;
-        kept.complete = false;
+        let Some(window) = &mut self.window else { return false };
+        let Some(oldest) = window.entries.pop_front() else { return false };
+        window.bytes -= oldest.bytes;
+        window.complete = false;
         self.memory.give_back(oldest.bytes);
         true
     }
@@ -285,8 +285,8 @@ mod tests {
         let delivered = [(&events[0], &sent[0]), (&stranger, &sent[1]), (&events[2], &sent[2])];
         recent.become_frames(delivered.into_iter().skip(1));
         let is_frame = |recent: &Recent| {
-            let kept = recent.kept.as_ref().unwrap();
-            kept.entries.iter().map(|entry| matches!(entry.body, Body::Frame(_))).collect::<Vec<_>>()
+            let window = recent.window.as_ref().unwrap();
+            window.entries.iter().map(|entry| matches!(entry.body, Body::Frame(_))).collect::<Vec<_>>()
         };
         assert_eq!(
             is_frame(&recent),
@@ -361,6 +361,6 @@ mod tests {
         recent.trim(Instant::now());
         assert_eq!(recent.len(), 1);
         recent.trim(Instant::now() + KEEP * 2);
-        assert_eq!((recent.len(), memory.used(), recent.kept.is_some()), (0, 0, false));
+        assert_eq!((recent.len(), memory.used(), recent.window.is_some()), (0, 0, false));
     }
 }

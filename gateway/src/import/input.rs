@@ -18,11 +18,11 @@ pub(super) enum Input {
     /// A file that can be read again.
     File(File),
     /// Something that is there once.
-    Pipe { from: Box<dyn Read + Send>, kept: Kept },
+    Pipe { from: Box<dyn Read + Send>, spool: Spool },
 }
 
 /// A file of our own that nobody else finds, with a bound.
-pub(super) struct Kept {
+pub(super) struct Spool {
     file: File,
     directory: PathBuf,
     most: u64,
@@ -45,7 +45,7 @@ impl Input {
             }
             Box::new(file)
         };
-        Ok(Self::Pipe { from, kept: Kept::new(directory, most)? })
+        Ok(Self::Pipe { from, spool: Spool::new(directory, most)? })
     }
 
     /// How many bytes there are, if that is known.
@@ -66,10 +66,10 @@ impl Input {
                 each_line(&mut file, each)?;
                 Ok(file)
             }
-            Self::Pipe { from, kept } => {
-                let mut both = Both { from, kept, taken: 0 };
+            Self::Pipe { from, spool } => {
+                let mut both = Both { from, spool, taken: 0 };
                 each_line(&mut both, each)?;
-                Ok(both.kept.file)
+                Ok(both.spool.file)
             }
         }
     }
@@ -128,7 +128,7 @@ fn each_line(
     }
 }
 
-impl Kept {
+impl Spool {
     fn new(directory: &Path, most: u64) -> Result<Self, ImportError> {
         let path = directory.join(format!("gateway-import-{}", uuid::Uuid::new_v4()));
         let failed = |error| ImportError::Keep(directory.to_owned(), error);
@@ -143,7 +143,7 @@ impl Kept {
 /// Keeps what is read.
 struct Both {
     from: Box<dyn Read + Send>,
-    kept: Kept,
+    spool: Spool,
     taken: u64,
 }
 
@@ -151,7 +151,7 @@ impl Read for Both {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let read = self.from.read(buffer)?;
         self.taken += read as u64;
-        let Kept { file, directory, most } = &mut self.kept;
+        let Spool { file, directory, most } = &mut self.spool;
         if self.taken > *most {
             let what =
                 format!("more than {most} bytes came through the pipe; write them to a file, or set --spool-bytes");
@@ -195,7 +195,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let pipe = |most| Input::Pipe {
             from: Box::new(&b"one\ntwo\nthree"[..]),
-            kept: Kept::new(directory.path(), most).unwrap(),
+            spool: Spool::new(directory.path(), most).unwrap(),
         };
         let mut first = Vec::new();
         let mut note = |line: Numbered<'_>| {

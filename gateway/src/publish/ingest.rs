@@ -131,7 +131,7 @@ pub(crate) async fn ingest(node: Arc<Node>, server: Server) {
     let stream = format!("{}:events", node.config.namespace);
     let dead = format!("{stream}:dead");
     let (batch, excuses) = (AtomicUsize::new(BATCH), Notify::new());
-    let reader = Reader { node, server, stream, dead, batch, excuses };
+    let reader = Ingest { node, server, stream, dead, batch, excuses };
     let read = async {
         loop {
             reader.node.health.note_with("stream", &reader.read().await, STREAM_HINT);
@@ -148,7 +148,7 @@ pub(crate) async fn ingest(node: Arc<Node>, server: Server) {
     join(read, measure).await;
 }
 
-struct Reader {
+struct Ingest {
     node: Arc<Node>,
     server: Server,
     stream: String,
@@ -159,7 +159,7 @@ struct Reader {
     excuses: Notify,
 }
 
-impl Reader {
+impl Ingest {
     async fn read(&self) -> Result<(), RedisFailed> {
         let mut redis = self.open().await?;
         self.make_group(&mut redis).await?;

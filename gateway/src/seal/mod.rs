@@ -200,7 +200,7 @@ impl Seals {
                 let again_is_fine = kind.trust() == Trust::Often;
                 return self.hears(keys, kind.as_str(), &event, target, again_is_fine).then_some(event);
             }
-            Trust::Place => {}
+            Trust::Position => {}
         }
         if events::position(&event).is_none() {
             return Some(event);

@@ -43,7 +43,7 @@ struct Callers {
 }
 
 /// By their order of arrival.
-type Visitors = BTreeMap<u64, Arc<State>>;
+type Visitors = BTreeMap<u64, Arc<Counts>>;
 
 #[derive(Debug, Default)]
 struct Connections {
@@ -53,7 +53,7 @@ struct Connections {
 }
 
 #[derive(Debug)]
-struct State {
+struct Counts {
     arrived: Instant,
     /// The peer has to do something next: finish its request, or take the answer.
     waits: AtomicBool,
@@ -67,7 +67,7 @@ pub(crate) struct Visitor {
     /// `None` for a proxy's.
     network: Option<IpAddr>,
     id: u64,
-    state: Arc<State>,
+    state: Arc<Counts>,
 }
 
 impl Addresses {
@@ -80,7 +80,7 @@ impl Addresses {
         now: Instant,
     ) -> Option<Visitor> {
         let network = (!is_proxy).then(|| network(peer));
-        let state = Arc::new(State { arrived: now, waits: AtomicBool::new(true), displaced: Notify::new() });
+        let state = Arc::new(Counts { arrived: now, waits: AtomicBool::new(true), displaced: Notify::new() });
         let mut callers = self.callers.lock();
         callers.arrived += 1;
         let id = callers.arrived;
@@ -162,7 +162,7 @@ impl Callers {
     }
 }
 
-impl State {
+impl Counts {
     fn waits(&self, now: Instant) -> bool {
         self.waits.load(Ordering::Relaxed) && now.duration_since(self.arrived) >= MOMENT
     }

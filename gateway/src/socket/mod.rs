@@ -74,7 +74,7 @@ pub struct Socket {
     /// Who waits while the client is behind, to be told when it is not any more.
     feeder: OnceLock<Box<dyn Fn() + Send + Sync>>,
     io: OnceLock<TcpStream>,
-    state: Mutex<State>,
+    state: Mutex<Queues>,
     waker: AtomicWaker,
     /// Seconds on the node's clock when the client was last heard of.
     heard_at: AtomicU32,
@@ -112,7 +112,7 @@ pub(crate) struct Identity {
 }
 
 #[derive(Default)]
-struct State {
+struct Queues {
     outbox: VecDeque<WireFrame>,
     /// Bytes of the first frame that are written already.
     written: usize,
@@ -275,7 +275,7 @@ impl Socket {
         if state.closing.is_some() || state.shut {
             return Pushed::Closed;
         }
-        let is_full = |state: &State| {
+        let is_full = |state: &Queues| {
             let limit = self.outbox_limit + self.slack;
             self.outbox_limit > 0 && state.waiting > 0 && state.cost() + frame.len() > limit
         };
@@ -535,7 +535,7 @@ impl std::fmt::Debug for Socket {
     }
 }
 
-impl State {
+impl Queues {
     /// What waits, about.
     fn cost(&self) -> usize {
         self.waiting + self.outbox.len() * FRAME_COST

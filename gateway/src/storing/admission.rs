@@ -80,11 +80,11 @@ impl Admissions {
     ) -> Self {
         let most = Arc::new(AtomicUsize::new(most));
         let known = Arc::default();
-        let desk = Arc::new(Desk { store: store.clone(), most: Arc::clone(&most), known: Arc::clone(&known) });
+        let admitter = Arc::new(Admitter { store: store.clone(), most: Arc::clone(&most), known: Arc::clone(&known) });
         let metrics = Arc::clone(metrics);
         let batcher = Batcher::spawn(tasks, stop, BATCH, move |asks| {
-            let (desk, metrics) = (Arc::clone(&desk), Arc::clone(&metrics));
-            async move { metrics.time_store("admit", desk.admit(asks)).await }
+            let (admitter, metrics) = (Arc::clone(&admitter), Arc::clone(&metrics));
+            async move { metrics.time_store("admit", admitter.admit(asks)).await }
         });
         Self { batcher, most, known }
     }
@@ -104,7 +104,7 @@ impl Admissions {
     }
 }
 
-struct Desk {
+struct Admitter {
     store: Store,
     most: Arc<AtomicUsize>,
     known: Arc<Mutex<Known>>,
@@ -137,7 +137,7 @@ impl Known {
 /// Rooms of the path that users are to become members of, by user.
 type Joining = HashMap<Arc<str>, HashSet<String>>;
 
-impl Desk {
+impl Admitter {
     fn most(&self) -> usize {
         match self.most.load(Ordering::Relaxed) {
             0 => usize::MAX,

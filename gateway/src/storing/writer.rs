@@ -25,7 +25,7 @@ use crate::seldom::Seldom;
 const BATCH: usize = 500;
 
 /// Items of something that is stored as a whole, at most.
-pub(crate) const WHOLE: usize = 1000;
+pub(crate) const MOST_TOGETHER: usize = 1000;
 
 /// Bytes per transaction, about: what is in one is copied several times on its way.
 const BATCH_BYTES: usize = 1 << 20;
@@ -56,7 +56,7 @@ pub(crate) type Done = Box<dyn FnOnce(Result<Appended, WriteError>) + Send>;
 
 /// Why a whole was not stored.
 #[derive(Debug)]
-pub(crate) enum WholeError {
+pub(crate) enum TogetherError {
     /// An item of it cannot be stored, so nothing was.
     Refused(Refused),
     /// As [`WriteError::Unavailable`].
@@ -82,11 +82,11 @@ enum Job {
         done: Done,
     },
     /// All or nothing, in a transaction of its own.
-    Whole {
+    Together {
         appends: Vec<Append>,
         traces: Vec<Trace>,
         bytes: u32,
-        done: oneshot::Sender<Result<Vec<Appended>, WholeError>>,
+        done: oneshot::Sender<Result<Vec<Appended>, TogetherError>>,
     },
 }
 
@@ -237,7 +237,7 @@ impl Writer {
         result.await.map_err(|_| WriteError::Unavailable)?
     }
 
-    /// Stores all or nothing and waits for the commit. At most [`WHOLE`] items.
+    /// Stores all or nothing and waits for the commit. At most [`MOST_TOGETHER`] items.
     ///
     /// It goes through the lane of its first stream. In its other streams it may be published before what
     /// another lane has committed just before; nodes put that in order by the positions.
@@ -245,13 +245,13 @@ impl Writer {
         &self,
         appends: Vec<Append>,
         traces: Vec<Trace>,
-    ) -> Result<Vec<Appended>, WholeError> {
+    ) -> Result<Vec<Appended>, TogetherError> {
         let Some(first) = appends.first() else { return Ok(Vec::new()) };
         let lane = lane_of(&first.stream, self.lanes.len());
         let (done, result) = oneshot::channel();
         let bytes = self.room.cost(&appends);
-        self.send(lane, bytes, Job::Whole { appends, traces, bytes, done }).await;
-        result.await.map_err(|_| WholeError::Unavailable)?
+        self.send(lane, bytes, Job::Together { appends, traces, bytes, done }).await;
+        result.await.map_err(|_| TogetherError::Unavailable)?
     }
 }
 
@@ -267,13 +267,13 @@ impl Job {
         match self {
             Self::One { done, .. } => done(Err(WriteError::Unavailable)),
             // Whoever asked may have gone.
-            Self::Whole { done, .. } => drop(done.send(Err(WholeError::Unavailable))),
+            Self::Together { done, .. } => drop(done.send(Err(TogetherError::Unavailable))),
         }
     }
 
     fn bytes(&self) -> usize {
         match self {
-            Self::One { bytes, .. } | Self::Whole { bytes, .. } => *bytes as usize,
+            Self::One { bytes, .. } | Self::Together { bytes, .. } => *bytes as usize,
         }
     }
 }
@@ -328,7 +328,7 @@ impl Lane {
                         batch.done.push(done);
                         batch.bytes += bytes;
                     }
-                    Job::Whole { appends, traces, done, .. } => {
+                    Job::Together { appends, traces, done, .. } => {
                         // What came before it is committed before it.
                         self.write(&mut batch).await;
                         let result = self.append_all(&appends).await;
@@ -386,13 +386,13 @@ impl Lane {
         }
     }
 
-    async fn append_all(&self, whole: &[Append]) -> Result<Vec<Appended>, WholeError> {
+    async fn append_all(&self, whole: &[Append]) -> Result<Vec<Appended>, TogetherError> {
         self.metrics.store_batch_size.observe(whole.len() as f64);
         let stored = self.metrics.time_store("append", self.store.append_all(whole)).await;
         self.health.note("writes", &stored);
         match stored {
-            Ok(result) => result.map_err(WholeError::Refused),
-            Err(_noted) => Err(WholeError::Unavailable),
+            Ok(result) => result.map_err(TogetherError::Refused),
+            Err(_noted) => Err(TogetherError::Unavailable),
         }
     }
 

@@ -10,7 +10,7 @@ use futures_util::StreamExt as _;
 use futures_util::stream;
 use tokio::time::sleep;
 
-use crate::auth::django::{Current, Kept};
+use crate::auth::django::{Current, SiteProof};
 use crate::auth::recheck::{jittered, next};
 use crate::auth::{NotSignedIn, Proof};
 use crate::clock::{Clock, NEVER};
@@ -125,7 +125,7 @@ async fn read_again(node: &Node, batch: &[Due]) -> Result<(), ()> {
         Some(Proof::Site(kept)) => Some((due, kept)),
         Some(Proof::Asked(_)) | None => None,
     };
-    let (open, kept): (Vec<&Due>, Vec<Kept>) = batch.iter().filter_map(kept).unzip();
+    let (open, kept): (Vec<&Due>, Vec<SiteProof>) = batch.iter().filter_map(kept).unzip();
     let Ok(current) = django.again(&kept).await else {
         count(node, "unavailable", open.len() as u64);
         return Err(());

@@ -13,7 +13,6 @@ mod users;
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Duration;
 
 use jiff::Timestamp;
 use jiff::civil::DateTime;
@@ -39,10 +38,6 @@ pub(crate) use users::{Person, Users};
 
 /// Sessions and users read by one statement, and sessions asked for at once in a cache.
 const BATCH: usize = 1_000;
-
-/// Connections to a database of the site's own: one statement is under way for connects, one for checks, one for
-/// `/readyz`.
-const CONNECTIONS: u32 = 4;
 
 /// Bytes of an id.
 const LONGEST_ID: usize = 1024;
@@ -72,12 +67,12 @@ pub(crate) struct LoggedIn {
     pub(crate) person: Person,
     /// Seconds since 1970 when the session ends as things stand. Django may extend it.
     pub(crate) ends: Option<i64>,
-    pub(crate) kept: Kept,
+    pub(crate) kept: SiteProof,
 }
 
 /// What is kept of a sign-in while the socket is open.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Kept {
+pub(crate) enum SiteProof {
     /// The key of a session that is stored.
     Session(Box<str>),
     /// What a signed cookie has said.
@@ -141,7 +136,7 @@ pub(crate) const UNREADABLE: &str = "session_payload";
 #[derive(Debug)]
 pub(crate) struct Django {
     pub(crate) users: Users,
-    desk: Arc<Desk>,
+    checker: Arc<Checker>,
     rows: Arc<Rows>,
     /// For sessions in a cache.
     cache: Batcher<Arc<str>, Verdict, SourceFailed>,
@@ -166,7 +161,7 @@ enum Found {
 
 /// What it takes to judge a session.
 #[derive(Debug)]
-struct Desk {
+struct Checker {
     site: Site,
     source: Source,
     rules: Rules,
@@ -221,7 +216,7 @@ impl Django {
         let config = &config.django;
         let site = match &config.database_url {
             None => Site::beside(store, config.tables.clone()),
-            Some(url) => Site::at(options(url), config.tables.clone())?,
+            Some(url) => Site::at(options(config, url), config.tables.clone())?,
         };
         let source = match (config.engine, &config.cache) {
             _ if config.secret_keys.is_empty() => Source::Nowhere,
@@ -232,21 +227,21 @@ impl Django {
             (SessionEngine::Rows | SessionEngine::Cache, _) => Source::Rows,
         };
         let rules = Rules { asks, ..Rules::of(config) };
-        let desk = Arc::new(Desk { site, source, rules, clock: clock.clone(), metrics: Arc::clone(metrics) });
-        let here = Arc::clone(&desk);
+        let checker = Arc::new(Checker { site, source, rules, clock: clock.clone(), metrics: Arc::clone(metrics) });
+        let here = Arc::clone(&checker);
         let rows = Arc::new(Rows::spawn(tasks, stop, BATCH, move |rows: Vec<Row>| {
-            let desk = Arc::clone(&here);
-            async move { desk.read(&rows).await }
+            let checker = Arc::clone(&here);
+            async move { checker.read(&rows).await }
         }));
-        let here = Arc::clone(&desk);
+        let here = Arc::clone(&checker);
         let cache = Batcher::spawn(tasks, stop, BATCH, move |keys: Vec<Arc<str>>| {
-            let desk = Arc::clone(&here);
+            let checker = Arc::clone(&here);
             async move {
-                let found = desk.open(&keys).await?;
+                let found = checker.open(&keys).await?;
                 Ok(keys.iter().map(|key| found.get(key).cloned().unwrap_or(UNKNOWN)).collect())
             }
         });
-        Ok(Self { users: Users::new(&rows), desk, rows, cache })
+        Ok(Self { users: Users::new(&rows), checker, rows, cache })
     }
 
     /// Whether there is a session cookie.
@@ -255,9 +250,9 @@ impl Django {
     }
 
     fn cookie<'a>(&self, cookies: &'a [(String, String)]) -> Option<&'a str> {
-        match self.desk.source {
+        match self.checker.source {
             Source::Nowhere => None,
-            _ => scope::cookie(cookies, &self.desk.rules.cookie_name).filter(|cookie| !cookie.is_empty()),
+            _ => scope::cookie(cookies, &self.checker.rules.cookie_name).filter(|cookie| !cookie.is_empty()),
         }
     }
 
@@ -270,18 +265,18 @@ impl Django {
 
     /// Other secret keys from now on; open sockets are judged by them when they are looked at again.
     pub(crate) fn set_keys(&self, config: &DjangoConfig) {
-        *self.desk.rules.keys.write() = Keys::new(&config.secret_keys, &config.salt);
+        *self.checker.rules.keys.write() = Keys::new(&config.secret_keys, &config.salt);
     }
 
     async fn judge(&self, cookie: &str) -> Result<Option<LoggedIn>, NoSession> {
-        let rules = &self.desk.rules;
-        let (claim, ends, kept) = match &self.desk.source {
+        let rules = &self.checker.rules;
+        let (claim, ends, kept) = match &self.checker.source {
             Source::Nowhere => return Ok(None),
             Source::Cookies => {
-                let now = self.desk.clock.unix_micros();
+                let now = self.checker.clock.unix_micros();
                 let Some((claim, signed)) = rules.open_cookie(cookie, now)? else { return Ok(None) };
                 let ends = signed.at.saturating_add(rules.cookie_age).saturating_add(1);
-                (claim, Some(ends), Kept::Cookie(signed.into()))
+                (claim, Some(ends), SiteProof::Cookie(signed.into()))
             }
             Source::Rows | Source::Cache(_) => {
                 if !is_key(cookie) {
@@ -289,7 +284,7 @@ impl Django {
                 }
                 let opened = self.stored(cookie.into()).await??;
                 let Some(claim) = opened.claim else { return Ok(None) };
-                (claim, opened.ends, Kept::Session(cookie.into()))
+                (claim, opened.ends, SiteProof::Session(cookie.into()))
             }
         };
         let user = self.users.read(&claim.user_id).await?;
@@ -299,7 +294,7 @@ impl Django {
 
     /// The stored session with this key.
     async fn stored(&self, key: Arc<str>) -> Result<Verdict, Away> {
-        let away = |error: &(dyn std::error::Error + 'static)| self.desk.away(error);
+        let away = |error: &(dyn std::error::Error + 'static)| self.checker.away(error);
         if self.has_cache() {
             return self.cache.load(key).await.map_err(|error| away(&error));
         }
@@ -310,22 +305,22 @@ impl Django {
     }
 
     /// How it stands with these now: the sign-in, or why it is over.
-    pub(crate) async fn again(&self, all: &[Kept]) -> Result<Vec<Result<Current, &'static str>>, Away> {
-        let (desk, now) = (&self.desk, self.desk.clock.unix_micros());
+    pub(crate) async fn again(&self, all: &[SiteProof]) -> Result<Vec<Result<Current, &'static str>>, Away> {
+        let (checker, now) = (&self.checker, self.checker.clock.unix_micros());
         let keys: Vec<Arc<str>> = all
             .iter()
-            .filter_map(|kept| if let Kept::Session(key) = kept { Some((**key).into()) } else { None })
+            .filter_map(|kept| if let SiteProof::Session(key) = kept { Some((**key).into()) } else { None })
             .collect();
         let sessions = match keys.is_empty() {
             true => HashMap::new(),
-            false => desk.open(&keys).await.map_err(|error| desk.away(&error))?,
+            false => checker.open(&keys).await.map_err(|error| checker.away(&error))?,
         };
-        let claims: Vec<_> = all.iter().map(|kept| desk.claim_again(kept, &sessions, now)).collect();
+        let claims: Vec<_> = all.iter().map(|kept| checker.claim_again(kept, &sessions, now)).collect();
         let ids: Vec<&str> = claims.iter().flatten().map(|(user_id, ..)| *user_id).collect();
         let users = match ids.is_empty() {
             true => HashMap::new(),
             false => {
-                let users = desk.metrics.time_store("site_rows", desk.site.users(&ids)).await;
+                let users = checker.metrics.time_store("site_rows", checker.site.users(&ids)).await;
                 users.map_err(|error| away("site_database", &error))?
             }
         };
@@ -333,7 +328,7 @@ impl Django {
             let (user_id, claim, ends) = claim?;
             let user = users.get(user_id);
             let person = match claim {
-                Some(claim) => desk.rules.admit(claim, user)?,
+                Some(claim) => checker.rules.admit(claim, user)?,
                 None => active(user)?.into(),
             };
             Ok(Current { person, ends })
@@ -343,12 +338,12 @@ impl Django {
 
     /// The parts that `/readyz` names: each with what asks whether it is there.
     pub(crate) async fn check_database(&self) -> Result<(), StoreError> {
-        self.desk.site.check(matches!(self.desk.source, Source::Rows)).await
+        self.checker.site.check(matches!(self.checker.source, Source::Rows)).await
     }
 
     /// Whether the cache with the sessions answers, if there is one.
     pub(crate) async fn check_cache(&self) -> Result<(), RedisFailed> {
-        match &self.desk.source {
+        match &self.checker.source {
             Source::Cache(cache) => cache.ping().await,
             Source::Nowhere | Source::Rows | Source::Cookies => Ok(()),
         }
@@ -356,11 +351,11 @@ impl Django {
 
     /// Whether sessions are in a cache.
     pub(crate) fn has_cache(&self) -> bool {
-        matches!(self.desk.source, Source::Cache(_))
+        matches!(self.checker.source, Source::Cache(_))
     }
 }
 
-impl Desk {
+impl Checker {
     /// These rows, in their order.
     async fn read(&self, rows: &[Row]) -> Result<Vec<Found>, StoreError> {
         let now = self.clock.unix_micros();
@@ -407,20 +402,20 @@ impl Desk {
     /// The id of the user, what else the session says of them, and when it ends.
     fn claim_again<'a>(
         &self,
-        kept: &'a Kept,
+        kept: &'a SiteProof,
         sessions: &'a HashMap<Arc<str>, Verdict>,
         now: i64,
     ) -> Result<(&'a str, Option<Shown<'a>>, Option<i64>), &'static str> {
         match kept {
-            Kept::User(id) => Ok((id, None, None)),
-            Kept::Cookie(signed) => {
+            SiteProof::User(id) => Ok((id, None, None)),
+            SiteProof::Cookie(signed) => {
                 if !self.rules.keys.read().has(signed.mark) {
                     return Err("session_signature");
                 }
                 let ends = self.rules.cookie_end(signed.at, now)?;
                 Ok((&signed.user_id, Some(signed.shown()), Some(ends)))
             }
-            Kept::Session(key) => {
+            SiteProof::Session(key) => {
                 let opened =
                     sessions.get(&**key).map_or(Err("session_unknown"), |found| found.as_ref().map_err(|why| *why))?;
                 // Logged out within the session, which goes on.
@@ -564,15 +559,15 @@ impl Rules {
 }
 
 /// How to reach a database of the site's own.
-fn options(url: &SecretString) -> StoreOptions {
-    let options = StoreOptions::new(url.expose_secret());
-    // So that who waits for it is answered before the handshake's time is over.
-    StoreOptions { max_connections: CONNECTIONS, statement_timeout: Duration::from_secs(5), ..options }
+fn options(config: &DjangoConfig, url: &SecretString) -> StoreOptions {
+    // One statement is under way for connects, one for checks, one for `/readyz`.
+    let (max_connections, statement_timeout) = (config.database_connections, config.database_statement);
+    StoreOptions { max_connections, statement_timeout, ..StoreOptions::new(url.expose_secret()) }
 }
 
 /// Whether the users can be read, and the sessions where they are wanted. `own` is the gateway's database.
 pub(crate) async fn check_tables(config: &DjangoConfig, own: &SecretString) -> Result<(), StoreError> {
-    let site = Site::at(options(config.database_url.as_ref().unwrap_or(own)), config.tables.clone())?;
+    let site = Site::at(options(config, config.database_url.as_ref().unwrap_or(own)), config.tables.clone())?;
     site.check(!config.secret_keys.is_empty() && config.engine == SessionEngine::Rows).await
 }
 

@@ -90,7 +90,7 @@ impl Fields {
         if charset == Charset::Utf8 && std::str::from_utf8(json).is_err() {
             return Err(Unreadable::Json);
         }
-        let mut reader = Reader { rest: json, charset };
+        let mut reader = JsonReader { rest: json, charset };
         let mut fields = Self::default();
         reader.session(&mut fields).filter(|()| reader.is_at_end()).map(|()| fields).ok_or(Unreadable::Json)
     }
@@ -142,12 +142,12 @@ enum Charset {
 }
 
 /// Reads JSON as Python does and keeps nothing but the three fields.
-struct Reader<'a> {
+struct JsonReader<'a> {
     rest: &'a [u8],
     charset: Charset,
 }
 
-impl<'a> Reader<'a> {
+impl<'a> JsonReader<'a> {
     /// The outermost object.
     fn session(&mut self, fields: &mut Fields) -> Option<()> {
         self.skip_blanks();

@@ -14,7 +14,7 @@ const OPERATIONS: usize = 1 << 18;
 #[derive(Debug, Clone, Copy)]
 enum Value<'a> {
     None,
-    Whole(i64),
+    Integer(i64),
     Text(&'a str),
     /// A dict, by its number.
     Dict(u32),
@@ -61,15 +61,15 @@ impl<'a> Machine<'a> {
             // BININT1, BININT2, BININT
             b'K' => {
                 let number = rest.byte()?;
-                self.push(Value::Whole(number.into()));
+                self.push(Value::Integer(number.into()));
             }
             b'M' => {
                 let number = rest.number(2)?;
-                self.push(Value::Whole(number as i64));
+                self.push(Value::Integer(number as i64));
             }
             b'J' => {
                 let number = rest.number(4)? as u32;
-                self.push(Value::Whole((number as i32).into()));
+                self.push(Value::Integer((number as i32).into()));
             }
             // LONG1, LONG4
             0x8a => {
@@ -86,7 +86,7 @@ impl<'a> Machine<'a> {
                 let line = rest.line()?;
                 let value = match line {
                     "00" | "01" => Value::Plain,
-                    number => Value::Whole(number.trim().parse().ok()?),
+                    number => Value::Integer(number.trim().parse().ok()?),
                 };
                 self.push(value);
             }
@@ -95,7 +95,7 @@ impl<'a> Machine<'a> {
                 let digits = line.strip_suffix('L').unwrap_or(line);
                 let is_whole = digits.strip_prefix('-').unwrap_or(digits).bytes().all(|byte| byte.is_ascii_digit());
                 (is_whole && !digits.is_empty()).then_some(())?;
-                self.push(digits.parse().map_or(Value::Plain, Value::Whole));
+                self.push(digits.parse().map_or(Value::Plain, Value::Integer));
             }
             // BINFLOAT, FLOAT
             b'G' => {
@@ -261,7 +261,7 @@ impl From<Value<'_>> for Field {
         match value {
             Value::None => Self::None,
             Value::Text(text) => Self::Text(text.to_owned()),
-            Value::Whole(number) => Self::Text(number.to_string()),
+            Value::Integer(number) => Self::Text(number.to_string()),
             Value::Dict(_) | Value::List | Value::Plain => Self::Other,
         }
     }
@@ -275,7 +275,7 @@ fn whole<'a>(bytes: &[u8]) -> Value<'a> {
     let is_negative = bytes.last().is_some_and(|byte| byte & 0x80 != 0);
     let mut all = [if is_negative { 0xff } else { 0 }; 8];
     all[..bytes.len()].copy_from_slice(bytes);
-    Value::Whole(i64::from_le_bytes(all))
+    Value::Integer(i64::from_le_bytes(all))
 }
 
 /// What is still to be read.

@@ -224,7 +224,7 @@ fn an_end_without_a_zone_is_the_sites() {
 
 #[test]
 fn what_is_kept_of_a_session_is_small() {
-    assert!(size_of::<Kept>() + 32 <= 64, "{}", size_of::<Kept>());
+    assert!(size_of::<SiteProof>() + 32 <= 64, "{}", size_of::<SiteProof>());
     // With what it is in, and a number for an id: less than 0.1 KiB.
     assert!(size_of::<SignedCookie>() + 40 + 8 <= 96, "{}", size_of::<SignedCookie>());
 }

@@ -22,7 +22,7 @@ use crate::events::rfc3339;
 use crate::node::Node;
 use crate::publish::changes;
 use crate::publish::envelope::{self, Delivery, Envelope, Failed, Item, Outcome, PIECE, Unusable, What};
-use crate::storing::writer::{Trace, WHOLE, WholeError, WriteError};
+use crate::storing::writer::{MOST_TOGETHER, TogetherError, Trace, WriteError};
 
 /// Envelopes of one call.
 const MAX_ENVELOPES: usize = 1000;
@@ -100,7 +100,7 @@ pub(super) async fn publish(call: &Call, node: &Arc<Node>) -> Result<String, Pro
     let (mut part, mut bytes) = (Vec::new(), 0);
     for (place, delivery) in published.placed() {
         for index in 0..delivery.recipients() {
-            if part.len() == WHOLE || (bytes > 0 && bytes + delivery.bytes_each() > PIECE) {
+            if part.len() == MOST_TOGETHER || (bytes > 0 && bytes + delivery.bytes_each() > PIECE) {
                 store(node, std::mem::take(&mut part), &mut results).await?;
                 bytes = 0;
             }
@@ -286,17 +286,17 @@ async fn store(node: &Node, items: Vec<Placed>, answer: &mut String) -> Result<(
         // Into the transaction of others that come at the same time.
         1 => node.writer.write(appends.remove(0), traces.remove(0)).await.map(|stored| vec![stored]).map_err(|error| {
             match error {
-                WriteError::Refused(error) => WholeError::Refused(Refused { index: 0, error }),
-                WriteError::Unavailable | WriteError::Failed => WholeError::Unavailable,
+                WriteError::Refused(error) => TogetherError::Refused(Refused { index: 0, error }),
+                WriteError::Unavailable | WriteError::Failed => TogetherError::Unavailable,
             }
         }),
         _ => node.writer.write_whole(appends, traces).await,
     };
     let stored = stored.map_err(|error| match error {
-        WholeError::Refused(Refused { index, error }) => {
+        TogetherError::Refused(Refused { index, error }) => {
             Problem::from(error).in_envelope(places.get(index).and_then(|(_, place)| *place))
         }
-        WholeError::Unavailable => Problem::unavailable("the database is unavailable"),
+        TogetherError::Unavailable => Problem::unavailable("the database is unavailable"),
     })?;
     for ((index, _), stored) in places.into_iter().zip(stored) {
         fill(&mut results[index], &stored);

@@ -28,7 +28,7 @@ use warp::Filter;
 use warp::filters::BoxedFilter;
 
 use crate::budget::{Budget, Share};
-use crate::consumers::pages;
+use crate::consumers::history;
 use crate::http::answers::{Answer, answer};
 use crate::http::server::{Arrival, with};
 use crate::metrics::ByReason;
@@ -278,7 +278,7 @@ impl Call {
 
     /// `before`, `after` and `limit` of a listing.
     fn range(&self) -> Result<(persistence::Range, u64), Problem> {
-        let limit = self.limit(pages::DEFAULT_LIMIT, pages::MAX_LIMIT)?;
+        let limit = self.limit(history::DEFAULT_LIMIT, history::MAX_LIMIT)?;
         Ok((persistence::Range::of(self.query("after")?, self.query("before")?), limit))
     }
 }

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use super::{ApiResult, Call, Problem, text};
-use crate::consumers::pages;
+use crate::consumers::history;
 use crate::node::Node;
 use crate::publish::changes;
 
@@ -100,5 +100,5 @@ pub(super) async fn redact(node: &Node, room: &str, id: &str) -> ApiResult {
 pub(super) async fn history(call: &Call, node: &Arc<Node>, room: &str) -> Result<String, Problem> {
     let (range, limit) = call.range()?;
     let room = node.store.room(room).await?.ok_or_else(Problem::no_room)?;
-    text(&pages::history(node, room, range, limit).await?)
+    text(&history::history(node, room, range, limit).await?)
 }

@@ -6,7 +6,7 @@ use serde_json::json;
 use uuid::Uuid;
 
 use super::{ApiResult, Call, Problem, text};
-use crate::consumers::pages;
+use crate::consumers::history;
 use crate::node::Node;
 use crate::publish::changes;
 use crate::publish::envelope::{self, What};
@@ -51,7 +51,7 @@ pub(super) async fn online(call: &Call, node: &Node) -> ApiResult {
 pub(super) async fn notifications(call: &Call, node: &Node, user: &str) -> Result<String, Problem> {
     let (range, limit) = call.range()?;
     let unseen_only = call.query::<bool>("unseen")?.unwrap_or(false);
-    text(&pages::notifications(node, user, range, unseen_only, limit).await?)
+    text(&history::notifications(node, user, range, unseen_only, limit).await?)
 }
 
 /// Takes a user away: closes the sockets, takes them out of all rooms, deletes the inbox and what they have written.
@@ -105,5 +105,5 @@ pub(super) async fn seen(call: &Call, node: &Node, user: &str) -> ApiResult {
         Marked { ids: None, up_to: Some(seq) } => Seen::UpTo(seq),
         _ => return Err(Problem::bad("either ids or up_to")),
     };
-    Ok(serde_json::json!(pages::mark_seen(node, user, which, None).await?))
+    Ok(serde_json::json!(history::mark_seen(node, user, which, None).await?))
 }

@@ -29,12 +29,12 @@ const OUTBOX_PART: usize = 4;
 /// What a dispatcher has taken and not yet queued, and the sockets it then has to flush.
 #[derive(Default)]
 pub(super) struct Turn {
-    runs: Vec<Run>,
+    groups: Vec<GroupBatch>,
     pub(super) dirty: Vec<Arc<Socket>>,
 }
 
 /// Events of one group, in order.
-struct Run {
+struct GroupBatch {
     group: Arc<Group>,
     /// With the position of those that the group's stream brought.
     events: Vec<(Arc<Event>, Option<u64>)>,
@@ -48,7 +48,7 @@ pub(super) enum Kind {
     Nothing,
 }
 
-/// A run as one class of sockets sees it; groups nearly always have one class.
+/// Events of a group as one class of sockets sees it; groups nearly always have one class.
 struct Rendered {
     class: *const Table,
     kinds: Vec<Kind>,
@@ -61,9 +61,9 @@ struct Rendered {
 
 impl Turn {
     pub(super) fn add(&mut self, group: &Arc<Group>, event: Arc<Event>, seq: Option<u64>) {
-        match self.runs.iter_mut().rev().find(|run| Arc::ptr_eq(&run.group, group)) {
-            Some(run) => run.events.push((event, seq)),
-            None => self.runs.push(Run { group: Arc::clone(group), events: vec![(event, seq)] }),
+        match self.groups.iter_mut().rev().find(|batch| Arc::ptr_eq(&batch.group, group)) {
+            Some(batch) => batch.events.push((event, seq)),
+            None => self.groups.push(GroupBatch { group: Arc::clone(group), events: vec![(event, seq)] }),
         }
     }
 }
@@ -74,10 +74,10 @@ fn sockets(rendered: &[Rendered], at: usize) -> u64 {
 }
 
 /// Follows each event to its end on this node.
-fn tell_of(run: &Run, rendered: &[Rendered]) {
-    for (at, (event, seq)) in run.events.iter().enumerate() {
+fn tell_of(batch: &GroupBatch, rendered: &[Rendered]) {
+    for (at, (event, seq)) in batch.events.iter().enumerate() {
         tracing::debug!(
-            group = run.group.name.as_str(),
+            group = batch.group.name.as_str(),
             event_type = event.event_type(),
             id = event.text("id"),
             seq,
@@ -91,13 +91,13 @@ fn tell_of(run: &Run, rendered: &[Rendered]) {
 impl Hub {
     /// Queues what has been added on the members of its groups.
     pub(super) fn fan_out(&self, turn: &mut Turn) {
-        for run in turn.runs.drain(..) {
-            let first_seq = run.events.iter().filter_map(|(_, seq)| *seq).min();
+        for batch in turn.groups.drain(..) {
+            let first_seq = batch.events.iter().filter_map(|(_, seq)| *seq).min();
             let mut rendered: Vec<Rendered> = Vec::with_capacity(1);
-            run.group.for_each(|member| {
+            batch.group.for_each(|member| {
                 let class = Arc::as_ptr(&member.socket.table);
                 let at = rendered.iter().position(|rendered| rendered.class == class).unwrap_or_else(|| {
-                    rendered.push(self.render_run(&run, member));
+                    rendered.push(self.render(&batch, member));
                     rendered.len() - 1
                 });
                 let rendered = &mut rendered[at];
@@ -105,49 +105,55 @@ impl Hub {
                     Some(joined) if member.takes_all(first_seq) => {
                         rendered.joined_sent += self.push_frame(&member.socket, joined, &mut turn.dirty);
                     }
-                    _ => self.hand_over_run(&run, rendered, member, &mut turn.dirty),
+                    _ => self.hand_over_each(&batch, rendered, member, &mut turn.dirty),
                 }
             });
             rendered.iter().for_each(|rendered| self.count(rendered));
             if tracing::enabled!(tracing::Level::DEBUG) {
-                tell_of(&run, &rendered);
+                tell_of(&batch, &rendered);
             }
             if self.tail.is_watched() {
-                self.show(&run, &rendered);
+                self.show(&batch, &rendered);
             }
             if let (Some(_), Some(rendered)) = (first_seq, rendered.first()) {
-                keep_frames(&run, &rendered.kinds);
+                keep_frames(&batch, &rendered.kinds);
             }
         }
     }
 
     /// Shows to who watches what has passed.
-    fn show(&self, run: &Run, rendered: &[Rendered]) {
-        let name = &run.group.name;
-        let to = match run.group.stream() {
+    fn show(&self, batch: &GroupBatch, rendered: &[Rendered]) {
+        let name = &batch.group.name;
+        let to = match batch.group.stream() {
             Some(Stream::Room(room)) => To::Room(room),
             Some(Stream::Inbox(user)) => To::User(user),
             None => self.names.room_of(name).map_or(To::Other(name.to_string()), |room| To::Room(room.to_owned())),
         };
-        for (at, (event, seq)) in run.events.iter().enumerate() {
+        for (at, (event, seq)) in batch.events.iter().enumerate() {
             let sockets = sockets(rendered, at);
             let what = What::Event { to: to.clone(), event: Arc::clone(event), seq: *seq, sockets };
             self.tail.pass(Passed { at: self.health.clock.database(), what });
         }
     }
 
-    fn render_run(&self, run: &Run, member: &Member) -> Rendered {
+    fn render(&self, batch: &GroupBatch, member: &Member) -> Rendered {
         let class = &member.socket.table;
         let kinds: Vec<Kind> =
-            run.events.iter().map(|(event, _)| self.kind_of(event, class, run.group.name.as_str())).collect();
+            batch.events.iter().map(|(event, _)| self.kind_of(event, class, batch.group.name.as_str())).collect();
         let joined = join(&kinds, member.socket.outbox_limit());
         let sent = vec![0; kinds.len()];
         Rendered { class: Arc::as_ptr(class), kinds, joined, joined_sent: 0, sent }
     }
 
     /// One after another, for a member that does not get all of them alike.
-    fn hand_over_run(&self, run: &Run, rendered: &mut Rendered, member: &mut Member, dirty: &mut Vec<Arc<Socket>>) {
-        for (((event, seq), kind), sent) in run.events.iter().zip(&rendered.kinds).zip(&mut rendered.sent) {
+    fn hand_over_each(
+        &self,
+        batch: &GroupBatch,
+        rendered: &mut Rendered,
+        member: &mut Member,
+        dirty: &mut Vec<Arc<Socket>>,
+    ) {
+        for (((event, seq), kind), sent) in batch.events.iter().zip(&rendered.kinds).zip(&mut rendered.sent) {
             if let (Some(seq), Kind::Frame(rendering)) = (seq, kind)
                 && !member.takes(*seq, &rendering.frame)
             {
@@ -174,7 +180,7 @@ impl Hub {
                     self.metrics.inbox_full.inc();
                     if let Some(times) = self.warnings.again("inbox", "full") {
                         tracing::warn!(
-                            event_type = event.event_type(), channel = %socket.channel_name, times,
+                            event_type = event.event_type(), channel = %socket.channel_name, user = ?socket.user, times,
                             "an event was dropped: the consumer's own handlers take longer than its events come. \
                              Have them wait for less, or make them shared"
                         );
@@ -260,12 +266,12 @@ impl Hub {
 }
 
 /// Clients that come back get the frames that were sent: the events, many times their size, need not be kept.
-fn keep_frames(run: &Run, kinds: &[Kind]) {
-    let frames = run.events.iter().zip(kinds).filter_map(|((event, seq), kind)| match kind {
-        Kind::Frame(rendering) if seq.is_some() && rendering.resumes => Some((event, &rendering.frame)),
+fn keep_frames(batch: &GroupBatch, kinds: &[Kind]) {
+    let frames = batch.events.iter().zip(kinds).filter_map(|((event, seq), kind)| match kind {
+        Kind::Frame(rendering) if seq.is_some() && rendering.is_kept => Some((event, &rendering.frame)),
         _ => None,
     });
-    run.group.with_position(|_, position| position.become_frames(frames));
+    batch.group.with_position(|_, position| position.become_frames(frames));
 }
 
 /// Several frames in one piece, if they are for everybody.

@@ -10,18 +10,18 @@ use std::sync::Arc;
 use channel_layer::{ChannelName, Delivery, Event, GroupName};
 
 /// An event for one socket, with the group the very same event has come for.
-pub(super) struct Twin {
+pub(super) struct Duplicate {
     pub(super) group: GroupName,
     pub(super) channel: ChannelName,
     pub(super) event: Arc<Event>,
 }
 
-/// Takes the twins out of a batch: nearly always none, which one look at each delivery tells. The
+/// Takes the duplicates out of a batch: nearly always none, which one look at each delivery tells. The
 /// deliveries of one event stand side by side.
-pub(super) fn take(batch: &mut Vec<Delivery>) -> Vec<Twin> {
-    let mut twins: Vec<Twin> = Vec::new();
+pub(super) fn take(batch: &mut Vec<Delivery>) -> Vec<Duplicate> {
+    let mut duplicates: Vec<Duplicate> = Vec::new();
     if !batch.iter().any(|delivery| matches!(delivery, Delivery::Channel { .. })) {
-        return twins;
+        return duplicates;
     }
     for same in batch.chunk_by(is_same_event) {
         let group = same.iter().find_map(|delivery| match delivery {
@@ -29,19 +29,19 @@ pub(super) fn take(batch: &mut Vec<Delivery>) -> Vec<Twin> {
             _ => None,
         });
         let Some(group) = group else { continue };
-        twins.extend(same.iter().filter_map(|delivery| match delivery {
+        duplicates.extend(same.iter().filter_map(|delivery| match delivery {
             Delivery::Channel { channel, event } => {
-                Some(Twin { group: group.clone(), channel: channel.clone(), event: Arc::clone(event) })
+                Some(Duplicate { group: group.clone(), channel: channel.clone(), event: Arc::clone(event) })
             }
             _ => None,
         }));
     }
-    if !twins.is_empty() {
-        let mut left = twins.iter().peekable();
+    if !duplicates.is_empty() {
+        let mut left = duplicates.iter().peekable();
         // Both are in the batch's order.
         batch.retain(|delivery| match (delivery, left.peek()) {
-            (Delivery::Channel { channel, event }, Some(twin))
-                if Arc::ptr_eq(event, &twin.event) && *channel == twin.channel =>
+            (Delivery::Channel { channel, event }, Some(duplicate))
+                if Arc::ptr_eq(event, &duplicate.event) && *channel == duplicate.channel =>
             {
                 left.next();
                 false
@@ -49,7 +49,7 @@ pub(super) fn take(batch: &mut Vec<Delivery>) -> Vec<Twin> {
             _ => true,
         });
     }
-    twins
+    duplicates
 }
 
 fn is_same_event(one: &Delivery, other: &Delivery) -> bool {
@@ -90,8 +90,9 @@ mod tests {
             group("g", &events[2]),
             channel("a!1", &events[3]),
         ];
-        let twins = take(&mut batch);
-        let taken: Vec<_> = twins.iter().map(|twin| (twin.group.as_str(), twin.channel.as_str())).collect();
+        let duplicates = take(&mut batch);
+        let taken: Vec<_> =
+            duplicates.iter().map(|duplicate| (duplicate.group.as_str(), duplicate.channel.as_str())).collect();
         assert_eq!(taken, [("g", "a!2"), ("g", "a!1")]);
         assert_eq!(batch.len(), 5);
         let mut batch = vec![group("g", &events[0]), group("h", &events[1])];
