@@ -1,7 +1,7 @@
-//! What a socket and a delivery cost: starts servers, loads them, prints one table.
+//! This program measures the cost of a socket and of a delivery: it starts servers, loads them, and prints one table.
 //!
-//! `scenarios` lists what is measured and `measure` does it: `servers` starts what is measured, the
-//! `generator` loads it and counts every message, `usage` reads clocks and memory at the edges.
+//! `scenarios` lists the measurements, and `measure` makes them. `servers` starts the servers, the `generator` loads them
+//! and counts every message, and `usage` reads clocks and memory at the edges.
 #![allow(clippy::print_stdout, reason = "the table goes to standard output")]
 
 #[cfg(not(target_os = "linux"))]

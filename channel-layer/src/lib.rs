@@ -1,10 +1,10 @@
-//! Django Channels' channel layer in Rust.
+//! This crate is Django Channels' channel layer in Rust.
 //!
 //! A **channel layer** carries **events** between the processes of a site: to one **channel** (a
-//! consumer's mailbox) or to a **group** of channels. This crate speaks byte for byte what Python's
-//! `channels_redis` speaks, so Rust services and Django processes share groups.
+//! consumer's mailbox) or to a **group** of channels. The crate's bytes are those of Python's
+//! `channels_redis`, so Rust services and Django processes share groups.
 //!
-//! What every [`ChannelLayer`] promises:
+//! Every [`ChannelLayer`] promises:
 //! - **at most once**: an event never reaches a reader twice; when in doubt it is lost;
 //! - `group_add`, `new_channel` and [`Relay::join`] return only when events sent from then on are heard;
 //! - one sender's events to one channel or group arrive in the order they were sent;

@@ -1,7 +1,7 @@
-//! Tests of one's own consumers: a node in the test's process, and clients that say and expect things.
+//! This crate is for tests of your own consumers: it has a node for the test's process, and clients that send and expect.
 //!
-//! [`TestNode`] runs the routes on a free port, with the in-memory channel layer and a database in memory: nothing has
-//! to be installed, and tests run beside each other. [`Communicator`] is a client in the manner of Channels'
+//! [`TestNode`] runs the routes on a free port, with the in-memory channel layer and a database in memory. Nothing has to
+//! be installed, and tests run beside each other. [`Communicator`] is a client in the manner of Channels'
 //! `WebsocketCommunicator`.
 //!
 //! ```
