@@ -4,6 +4,8 @@ import { connect } from "/client.js";
 const $ = (id) => document.getElementById(id);
 const SESSION = "gateway.session";
 const PAGE = 50; // messages per history request
+const REDACTED = "This message was taken away.";
+const PRESENCE = 4_000; // ms between two looks at who is there, while the page is shown
 const GROUP_GAP = 5 * 60_000; // ms between messages that still count as one group
 
 let me = null; // {username, token}
@@ -26,6 +28,7 @@ const newRoom = (name) => ({
   outgoing: new Map(), // key -> message, on its way or failed
   typing: new Map(), // user -> timer
   online: [],
+  draft: "", // what was too long to be sent
   loaded: false, // its history has been read
   stale: false, // what was missed could not be resumed
   hasMore: false,
@@ -57,6 +60,34 @@ function paintAvatar(node, name) {
   return node;
 }
 
+/** What somebody else has named or written: in its own direction. */
+function their(tag, className, ...children) {
+  const node = element(tag, className, ...children);
+  node.dir = "auto";
+  return node;
+}
+
+/** The text with its web addresses as links. Only http and https become one, and the other page learns nothing of this. */
+function linked(text) {
+  const parts = [];
+  let from = 0;
+  for (const { 0: found, index } of text.matchAll(/https?:\/\/[^\s<>"'`]+/gi)) {
+    // What ends a sentence or closes a bracket that was opened before it is none of the address.
+    let address = found;
+    for (let end = address.at(-1); /[.,;:!?*_)\]}»”’]/.test(end); end = address.at(-1)) {
+      if (end === ")" && address.split("(").length >= address.split(")").length) break;
+      address = address.slice(0, -1);
+    }
+    if (!URL.canParse(address)) continue;
+    const link = element("a", "", address);
+    Object.assign(link, { href: address, target: "_blank", rel: "noopener noreferrer nofollow" });
+    parts.push(text.slice(from, index), link);
+    from = index + address.length;
+  }
+  parts.push(text.slice(from));
+  return parts;
+}
+
 function avatar(name) {
   const node = element("span", "avatar");
   node.setAttribute("aria-hidden", "true");
@@ -86,12 +117,18 @@ function badge(node, count) {
 const announce = (text) => ($("announce").textContent = text);
 
 function toast({ from, text, bad, onClick }) {
-  const body = element("span", "notice-text", ...(from ? [element("strong", "", from)] : []), element("p", "", text));
-  const node = element(onClick ? "button" : "div", bad ? "toast bad" : "toast", ...(from ? [avatar(from)] : []), body);
-  if (onClick) node.addEventListener("click", () => (node.remove(), onClick()));
+  const body = element(onClick ? "button" : "div", "toast-body", ...(from ? [avatar(from)] : []),
+    element("span", "notice-text", ...(from ? [their("strong", "", from)] : []), their("span", "toast-text", text)));
+  const close = element("button", "icon toast-close", icon("close"));
+  Object.assign(close, { type: "button", title: "Dismiss", ariaLabel: "Dismiss" });
+  const node = element("div", bad ? "toast bad" : "toast", body, close);
+  if (onClick) body.addEventListener("click", () => (node.remove(), onClick()));
+  close.addEventListener("click", () => node.remove());
   $("toasts").append(node);
-  if ($("toasts").childElementCount > 4) $("toasts").firstElementChild.remove();
-  setTimeout(() => node.remove(), 6_000);
+  while ($("toasts").childElementCount > 4) $("toasts").firstElementChild.remove();
+  // Whoever reads it, or has its button in hand, has the time to.
+  const leave = () => (node.matches(":hover, :focus-within") ? setTimeout(leave, 2_000) : node.remove());
+  setTimeout(leave, bad ? 12_000 : 6_000);
 }
 
 // ---- signing in ----
@@ -164,6 +201,9 @@ function enter() {
   $("me-name").textContent = me.username;
   $("me-node").textContent = location.host;
   togglePanel(false);
+  togglePeople(false);
+  shownPresence = "";
+  saidWrong("");
   renderNotices();
   gateway = connect("/ws/chat/", { token: me.token, getToken: newToken });
   gateway.on("state", onState);
@@ -173,9 +213,11 @@ function enter() {
   gateway.on("notification", onNotification);
   gateway.on("seen", (frame) => setUnseen(frame.unseen));
   gateway.on("typing", onTyping);
+  gateway.on("redacted", onRedacted);
+  gateway.on("announcement", (frame) => toast({ from: "Announcement", text: frame.message }));
   gateway.on("error", onError);
   onState({ state: gateway.state });
-  const ticking = setInterval(() => document.hidden || loadPresence(), 20_000);
+  const ticking = setInterval(() => document.hidden || loadPresence(), PRESENCE);
   stopped = () => clearInterval(ticking);
   $("text").focus();
 }
@@ -195,6 +237,7 @@ function onState({ state, retryAt, code, reason }) {
     if (wasOpen) announce("Connected again");
     wasOpen = true;
     loadNotices();
+    loadPresence();
   } else if (state === "connecting") {
     show(wasOpen ? "Reconnecting…" : "Connecting…");
   } else if (state === "waiting") {
@@ -328,13 +371,16 @@ function showRoom(room) {
   current = room;
   if (!document.hidden) room.unread = 0;
   if (wantedRoom() !== room.name) history.replaceState(null, "", `#${encodeURIComponent(room.name)}`);
-  $("room-title").textContent = room.display;
+  $("room-title").textContent = $("room-title").title = room.display;
   $("text").placeholder = `Message ${room.display}`;
+  if (changed) saidWrong("");
   if (changed) toggleDrawer(false);
   renderRooms();
   renderMessages({ jump: changed });
   renderTyping();
   if (!room.loaded) loadHistory(room);
+  if (room.draft) giveBack(room.draft);
+  room.draft = "";
   loadPresence();
 }
 
@@ -344,7 +390,9 @@ function renderRooms() {
     link.href = `#${encodeURIComponent(room.name)}`;
     const mark = element("span", "room-mark", "#");
     mark.setAttribute("aria-hidden", "true");
-    link.append(mark, element("span", "room-name", room.display));
+    const name = their("span", "room-name", room.display);
+    name.title = room.display;
+    link.append(mark, name);
     if (room === current) link.setAttribute("aria-current", "page");
     if (room.unread) {
       const count = element("span", "badge");
@@ -364,12 +412,42 @@ async function loadPresence() {
   const room = current;
   const answer = room && (await ask({ cate: "presence", group_name: room.name }));
   if (room !== current) return;
-  if (!answer) return $("room-members").replaceChildren();
+  if (!answer) return gateway?.state === "open" ? showPresence(null) : undefined; // away: what is known stays
   room.online = answer.users;
-  const others = room.online.filter((user) => user !== me.username);
-  const names = others.length > 4 ? `${others.slice(0, 4).join(", ")} and ${others.length - 4} more` : others.join(", ");
-  $("room-members").textContent = others.length ? `Online: you, ${names}` : "Only you are here";
+  showPresence(room.online.filter((user) => user !== me.username));
+}
+
+/** Who else is there; null where this gateway does not tell. */
+let shownPresence = "";
+function showPresence(others) {
+  const said = JSON.stringify([me.username, others]);
+  if (said === shownPresence) return;
+  shownPresence = said;
+  $("people-open").hidden = others === null;
+  if (others === null) {
+    togglePeople(false);
+    return $("room-members").replaceChildren();
+  }
+  const names = others.slice(0, 4).flatMap((user) => [", ", their("bdi", "", user)]);
+  const more = others.length > 4 ? [` and ${others.length - 4} more`] : [];
+  $("room-members").replaceChildren(...(others.length ? ["Online: you", ...names, ...more] : ["Only you are here"]));
+  $("people-title").textContent = `Here now: ${others.length + 1}`;
+  const person = (user, own) => element("li", "person", avatar(user), their("span", "person-name", user), ...(own ? [element("span", "muted", "you")] : [notifier(user)]));
+  $("people-here").replaceChildren(person(me.username, true), ...others.map((user) => person(user, false)));
   $("people").replaceChildren(...others.map((user) => Object.assign(document.createElement("option"), { value: user })));
+}
+
+function notifier(user) {
+  const button = element("button", "link", "Notify");
+  button.type = "button";
+  button.setAttribute("aria-label", `Notify ${user}`);
+  button.addEventListener("click", () => {
+    togglePeople(false);
+    togglePanel(true);
+    $("notify-user").value = user;
+    $("notify-text").focus();
+  });
+  return button;
 }
 
 // ---- messages ----
@@ -380,7 +458,7 @@ function keep(room, frame) {
   const stored = typeof frame.seq === "number";
   const last = [...room.messages.values()].at(-1)?.order ?? 0;
   const id = frame.id && stored ? frame.id : `live-${++unstored}`;
-  const message = { id, from: frame.from_user, text: frame.message, date: new Date(frame.date ?? Date.now()), order: stored ? frame.seq : last + 1e-6 };
+  const message = { id, from: frame.from_user, text: frame.redacted ? REDACTED : frame.message, redacted: frame.redacted, date: new Date(frame.date ?? Date.now()), order: stored ? frame.seq : last + 1e-6 };
   room.messages.set(id, message);
   if (message.order < last) room.messages = new Map([...room.messages].sort((a, b) => a[1].order - b[1].order));
   if (stored) room.seq = Math.max(room.seq ?? 0, frame.seq);
@@ -426,6 +504,14 @@ function onChat(frame) {
   renderRooms();
 }
 
+function onRedacted({ group_name, id }) {
+  const room = rooms.get(group_name);
+  const message = room?.messages.get(id);
+  if (!message) return;
+  Object.assign(message, { text: REDACTED, redacted: true });
+  if (room === current) renderMessages();
+}
+
 async function say(room, text, again) {
   const key = again ?? crypto.randomUUID?.() ?? `${Date.now()}-${Math.random()}`;
   const waiting = { id: `out-${key}`, from: me.username, text, date: new Date(), status: "pending", twin: null };
@@ -436,7 +522,12 @@ async function say(room, text, again) {
     room.outgoing.delete(key);
     if (!room.messages.has(ack.id)) keep(room, { ...ack, message: text, from_user: me.username });
   } catch (error) {
-    Object.assign(waiting, { status: "failed", twin: null, error: error.message, retry: () => say(room, text, key) });
+    if (error.code === "too_large") {
+      // Trying again would not help: what was written goes back to who can shorten it.
+      room.outgoing.delete(key);
+      if (room === current) giveBack(text);
+      else Object.assign(room, { draft: text });
+    } else Object.assign(waiting, { status: "failed", twin: null, error: error.message, retry: () => say(room, text, key) });
   }
   if (room === current) renderMessages();
 }
@@ -465,7 +556,8 @@ function renderMessages({ jump = false, fresh = false, keepPlace = false } = {})
     if (!together(previous, message)) classes.push("first");
     if (!together(message, following)) classes.push("last");
     if (message.status) classes.push(message.status);
-    const key = `${message.id} ${message.status}`;
+    if (message.redacted) classes.push("redacted");
+    const key = `${message.id} ${message.status} ${message.redacted}`;
     const node = nodes.get(key) ?? messageNode(message);
     node.className = classes.join(" ");
     nodes.set(key, node);
@@ -491,8 +583,8 @@ function messageNode(message) {
     const says = message.status === "pending" ? "sending" : message.status === "failed" ? "not sent" : "stored";
     meta.append(mark, element("span", "visually-hidden", says));
   }
-  const bubble = element("div", "bubble", element("span", "text", message.text), meta);
-  const node = element("li", "", ...(own ? [] : [avatar(message.from)]), element("span", "who", message.from), bubble);
+  const bubble = element("div", "bubble", their("span", "text", ...linked(message.text)), meta);
+  const node = element("li", "", ...(own ? [] : [avatar(message.from)]), their("span", "who", message.from), bubble);
   if (message.status === "failed") {
     const retry = element("button", "link", "Try again");
     retry.type = "button";
@@ -514,6 +606,7 @@ document.addEventListener("visibilitychange", () => {
   if (document.hidden || !current) return;
   current.unread = 0;
   renderRooms();
+  loadPresence();
 });
 
 // ---- writing ----
@@ -525,8 +618,20 @@ function fitText() {
   $("text").style.height = `${$("text").scrollHeight}px`;
 }
 
+const saidWrong = (text) => ($("text-error").textContent = text);
+
+/** Puts what could not be sent back where it was written, before what has been written since. */
+function giveBack(text) {
+  $("text").value = [text, $("text").value].filter(Boolean).join("\n");
+  fitText();
+  saidWrong("This message is too long to be sent. Shorten it, or send it in parts.");
+  $("text").focus();
+  $("text").setSelectionRange($("text").value.length, $("text").value.length);
+}
+
 $("text").addEventListener("input", () => {
   fitText();
+  saidWrong("");
   if (unknown.has("typing") || !current || !$("text").value.trim() || Date.now() - typedAt < 3_000) return;
   typedAt = Date.now();
   gateway.post({ cate: "typing", group_name: current.name });
@@ -541,6 +646,7 @@ $("composer").addEventListener("submit", (event) => {
   const text = $("text").value.trim();
   if (!text || !current) return;
   $("text").value = "";
+  saidWrong("");
   typedAt = 0;
   fitText();
   $("text").focus();
@@ -553,11 +659,13 @@ function onTyping({ group_name, from_user }) {
   clearTimeout(room.typing.get(from_user));
   room.typing.set(from_user, setTimeout(() => (room.typing.delete(from_user), renderTyping()), 4_500));
   renderTyping();
+  if (room === current && !room.online.includes(from_user)) loadPresence();
 }
 
 function renderTyping() {
-  const users = [...(current?.typing.keys() ?? [])];
-  $("typing").textContent = users.length === 0 ? "" : users.length === 1 ? `${users[0]} is typing…` : `${users.slice(0, 3).join(" and ")} are typing…`;
+  const users = [...(current?.typing.keys() ?? [])].slice(0, 3);
+  const names = users.flatMap((user, n) => (n ? [" and ", their("bdi", "", user)] : [their("bdi", "", user)]));
+  $("typing").replaceChildren(...names, ...(users.length === 0 ? [] : [users.length === 1 ? " is typing…" : " are typing…"]));
 }
 
 // ---- notifications ----
@@ -593,8 +701,8 @@ function markSeen() {
 
 function renderNotices() {
   const items = notices.map((notice) => {
-    const top = element("div", "notice-top", element("strong", "", notice.from_user ?? "The site"), timeOf(notice.date));
-    return element("li", notice.fresh ? "notice new" : "notice", avatar(notice.from_user ?? "!"), element("div", "notice-text", top, element("p", "", notice.message)));
+    const top = element("div", "notice-top", their("strong", "", notice.from_user ?? "The site"), timeOf(notice.date));
+    return element("li", notice.fresh ? "notice new" : "notice", avatar(notice.from_user ?? "!"), element("div", "notice-text", top, their("p", "", ...linked(notice.message))));
   });
   $("notices").replaceChildren(...items);
   $("notices-empty").hidden = notices.length > 0;
@@ -659,6 +767,18 @@ function toggleDrawer(open) {
   else if (had) $("drawer-open").focus();
 }
 
+function togglePeople(open) {
+  const had = $("people-list").contains(document.activeElement);
+  $("people-list").hidden = !open;
+  $("people-open").setAttribute("aria-expanded", String(open));
+  if (open) {
+    loadPresence();
+    $("people-list").focus();
+  } else if (had) $("people-open").focus();
+}
+
+$("people-open").addEventListener("click", () => togglePeople($("people-list").hidden));
+$("people-close").addEventListener("click", () => togglePeople(false));
 $("panel-open").addEventListener("click", () => togglePanel(!panelIsOpen()));
 $("panel-close").addEventListener("click", () => togglePanel(false));
 $("drawer-open").addEventListener("click", () => toggleDrawer(true));
@@ -668,6 +788,8 @@ narrow.addEventListener("change", updateScrim);
 overlaid.addEventListener("change", updateScrim);
 addEventListener("keydown", (event) => {
   if (event.key !== "Escape") return;
+  if ($("toasts").contains(document.activeElement)) return document.activeElement.closest(".toast").remove();
+  if (!$("people-list").hidden) return togglePeople(false);
   toggleDrawer(false);
   if (panelIsOpen()) togglePanel(false);
 });

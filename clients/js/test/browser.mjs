@@ -2,13 +2,14 @@
 //
 //   GATEWAY_URL_A, GATEWAY_URL_B   the nodes (or one balancer for both; B defaults to A)
 //   CHROMIUM                       the browser, default: `chromium` on the path
-//   SCREENSHOTS                    a directory for a picture of each window when something fails
+//   SCREENSHOTS                    a directory for pictures: of the looks, and of each window when something fails
 //
 // Prints one line per step; exit code 0 if all of them hold, else 1.
 import assert from "node:assert/strict";
 import net from "node:net";
 import { chromium } from "playwright-core";
 import { browserPath, flags } from "./chromium.mjs";
+import { nameless, sticksOut, tooFaint } from "./look.mjs";
 
 const urlA = process.env.GATEWAY_URL_A;
 const urlB = process.env.GATEWAY_URL_B || urlA;
@@ -22,7 +23,7 @@ function fail(text) {
   console.error(`FAILED: ${text}`);
   process.exit(1);
 }
-setTimeout(() => fail("not done after 120 s"), 120_000).unref();
+setTimeout(() => fail("not done after 180 s"), 180_000).unref();
 
 /** A wire to a node that can be cut: what a browser sees when its node dies. */
 async function wire(url) {
@@ -217,6 +218,104 @@ try {
     await b.locator(".room").filter({ hasText: room }).waitFor();
     await b.keyboard.press("Escape");
     await b.locator("#drawer").waitFor({ state: "hidden" });
+  });
+
+  await step("links are links, only to http and https, and tell the other page nothing", async () => {
+    await b.setViewportSize({ width: 1280, height: 800 });
+    await say(b, 'see (https://example.com/a_(b)?x="y), http://[::1]:80/. javascript:alert(1) or HTTPS://EXAMPLE.COM/<b>!');
+    const links = message(a, "see (https").locator(".text a");
+    assert.deepEqual(await links.allTextContents(), ["https://example.com/a_(b)?x=", "http://[::1]:80/", "HTTPS://EXAMPLE.COM/"]);
+    for (const link of await links.all()) assert.equal(await link.getAttribute("rel"), "noopener noreferrer nofollow");
+  });
+
+  await step("what is written from right to left is shown so", async () => {
+    await say(b, "שלום עולם!");
+    assert.equal(await message(a, "שלום").locator(".text").evaluate((node) => getComputedStyle(node).direction), "rtl");
+    assert.equal(await message(a, "welcome back").locator(".text").evaluate((node) => getComputedStyle(node).direction), "ltr");
+  });
+
+  await step("a message that is too long gives its text back", async () => {
+    const long = "long ".repeat(16_000).trim();
+    await a.locator("#text").fill(long);
+    await a.locator("#text").press("Enter");
+    await a.getByText("This message is too long to be sent.").waitFor();
+    assert.equal(await a.locator("#text").inputValue(), long);
+    assert.equal(await a.locator(".message.failed, .message.pending").count(), 0);
+    await a.locator("#text").fill("short");
+    await a.locator("#text").press("Enter");
+    await message(b, "short").waitFor();
+    assert.equal(await a.locator("#text-error").textContent(), "");
+  });
+
+  await step("a toast can be put away, with the mouse and the keyboard", async () => {
+    const notify = async (text) => {
+      await b.locator("#notify-user").fill(alice);
+      await b.locator("#notify-text").fill(text);
+      await b.getByRole("button", { name: "Notify", exact: true }).click();
+      await a.locator(".toast").filter({ hasText: text }).waitFor();
+    };
+    await b.getByRole("button", { name: /^Notifications/ }).click();
+    await notify("first");
+    await a.locator(".toast").filter({ hasText: "first" }).getByRole("button", { name: "Dismiss" }).click();
+    await a.locator(".toast").waitFor({ state: "detached" });
+    await notify("second");
+    await a.locator(".toast").getByRole("button", { name: "Dismiss" }).focus();
+    await a.keyboard.press("Escape");
+    await a.locator(".toast").waitFor({ state: "detached" });
+    assert.equal(await a.locator("#panel").evaluate((panel) => panel.inert), true, "the toast and nothing else");
+    await b.keyboard.press("Escape");
+  });
+
+  await step("who is here is listed, and who comes and goes is seen without asking", async () => {
+    await a.getByRole("button", { name: "Who is here" }).click();
+    await a.locator(".person").filter({ hasText: bob }).waitFor();
+    const guest = await open("guest", urlB);
+    await signIn(guest, `guest-${unique}`);
+    await join(guest, room);
+    await a.locator(".person").filter({ hasText: `guest-${unique}` }).waitFor();
+    await a.locator("#room-members").filter({ hasText: `guest-${unique}` }).waitFor();
+    await guest.context().close();
+    await a.locator(".person").filter({ hasText: `guest-${unique}` }).waitFor({ state: "detached" });
+    await a.getByRole("button", { name: `Notify ${bob}` }).click();
+    assert.equal(await a.locator("#notify-user").inputValue(), bob);
+    await a.keyboard.press("Escape");
+  });
+
+  await step("long names, many unread and many people fit, with contrast, light and dark, wide and narrow", async () => {
+    const long = `${"a-room-with-a-very-long-name-".repeat(4)}${unique}`;
+    await join(b, long);
+    await join(a, long);
+    const link = b.locator(".room").filter({ hasText: room });
+    await b.locator(".room").filter({ hasText: long }).waitFor();
+    await join(a, room);
+    for (let n = 0; n < 12; n += 1) await say(a, `line ${n} for the badge`);
+    await link.locator(".badge").filter({ hasText: "12" }).waitFor();
+    for (let n = 0; n < 11; n += 1) {
+      await a.evaluate(([user, n]) => import("/client.js").then(({ connect }) => {
+        globalThis.teller ??= connect("/ws/chat/", { token: JSON.parse(sessionStorage.getItem("gateway.session")).token });
+        return globalThis.teller.notify(user, `notice ${n}`);
+      }), [bob, n]);
+    }
+    await b.locator("#bell-badge").filter({ hasText: "11" }).waitFor();
+    const title = await b.locator("#room-title").evaluate((node) => [node.textContent, node.title]);
+    assert.equal(title[0], title[1], "the whole name can be read");
+    for (const page of [a, b]) {
+      for (const [width, height, scheme] of [[1280, 800, "light"], [1280, 800, "dark"], [390, 844, "light"], [390, 844, "dark"]]) {
+        await page.setViewportSize({ width, height });
+        await page.emulateMedia({ colorScheme: scheme, reducedMotion: "reduce" });
+        if (page === a) await page.getByRole("button", { name: "Who is here" }).click();
+        assert.equal(await page.evaluate(() => document.scrollingElement.scrollLeft + document.getElementById("app").scrollLeft), 0, "nothing has moved it sideways");
+        const shot = `demo-${page === a ? "talk" : "badges"}-${width > 640 ? "wide" : "narrow"}-${scheme}`;
+        if (process.env.SCREENSHOTS) await page.screenshot({ path: `${process.env.SCREENSHOTS}/${shot}.png` });
+        assert.deepEqual([await tooFaint(page), await sticksOut(page), await nameless(page)], [[], [], []], shot);
+        if (page === a) await page.keyboard.press("Escape");
+      }
+    }
+    for (const badge of await b.locator(".badge:visible").all()) {
+      const box = await badge.evaluate((node) => [node.scrollWidth - node.clientWidth, node.getBoundingClientRect().width]);
+      assert.ok(box[0] <= 0 && box[1] >= 18, `a badge is too small for its number: ${box}`);
+    }
+    await a.setViewportSize({ width: 1280, height: 800 });
   });
 
   await step("signing out ends it", async () => {
