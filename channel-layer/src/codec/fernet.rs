@@ -1,8 +1,17 @@
 //! Fernet tokens as `channels_redis` makes them of its `symmetric_encryption_keys`.
 //!
 //! `0x80 | u64 Unix seconds | 16 bytes IV | AES-128-CBC, PKCS7 | HMAC-SHA256 over all before it`, in
-//! URL-safe base64. The crate `fernet` refuses tokens from the future also where Python has no age check,
-//! and adds times of hostile tokens without a check for overflow.
+//! URL-safe base64.
+//!
+//! The crate `fernet` (0.2.2 of 2024, with its feature `rustcrypto`) cannot take its place:
+//!
+//! - It refuses tokens from the future also where Python has no age check, so it fails the vectors, and it does not say
+//!   why it refuses: keys and ages are counted apart here.
+//! - Before any signature is checked it adds a token's time to the age without a check for overflow.
+//! - It makes the halves of a key ready for each token, and a copy at each step. A token of 87 bytes costs 1.3 µs to
+//!   make and 0.8 µs to read, in 7 and 5 allocations; here 0.55 and 0.47 µs, in 2 and 1. With a rotated key, reading
+//!   costs 1.4 and 0.8 µs.
+//! - It brings the older `aes`, `cbc`, `hmac` and `sha2` along.
 
 use aes::{
     Aes128,
