@@ -157,3 +157,24 @@ async fn tls_is_used_to_the_sentinels_and_to_the_primary() {
     let plain = format!("redis+sentinel://127.0.0.1:{port}/site");
     assert!(RedisPubSubLayer::connect(&plain).await.is_err());
 }
+
+/// Sentinels name addresses, and many certificates hold names only.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_certificate_may_hold_a_name_although_sentinels_name_an_address() {
+    let primary = RedisServer::start();
+    let tls = primary.switch_tls_on(&TlsOptions { names: vec!["redis.example.org".into()], ..TlsOptions::default() });
+    let (_sentinel, port) = secure_sentinel(&primary, &tls);
+    let url = format!("rediss+sentinel://127.0.0.1:{port}/site");
+    let named = format!("{url}?tls_server_name=redis.example.org");
+    let layer = RedisPubSubLayer::builder(&named).root_certificates(&tls.ca).connect().await.unwrap();
+    Site::new(layer, &["room"]).await.works().await;
+    let error = RedisPubSubLayer::builder(&url).root_certificates(&tls.ca).connect().await.unwrap_err();
+    assert!(causes(&error).contains("not valid for name"), "{error:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_user_without_role_and_info_believes_the_sentinels() {
+    let mut redis = Sentinels::start();
+    redis.primary().cli(&["ACL", "SETUSER", "site", "on", ">pw", "allchannels", "allkeys", "+@all", "-role", "-info"]);
+    Site::start(&redis.url().replace("://", "://site:pw@")).await.works().await;
+}

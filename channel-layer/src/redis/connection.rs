@@ -2,7 +2,8 @@
 //! is driven by whoever uses it.
 //!
 //! The streams are our own because the crate's `Client` gives none away: a [`Connector`](super::Connector) hands one
-//! out, a certificate may hold another name than the host's, and an error says what was under way. The driver is not
+//! out, a certificate may hold another name than the host's (which is part of its
+//! [issue 463](https://github.com/redis-rs/redis-rs/issues/463)), and an error says what was under way. The driver is not
 //! spawned, so that the end of an idle connection is noticed at once, answers that nobody waits for may lie
 //! unread, and who does not read slows Redis down.
 

@@ -16,18 +16,31 @@ use tokio::{
     task::JoinSet,
 };
 
-type Message = (Vec<u8>, Vec<u8>);
+/// How it is heard (`message`, or `smessage` in a cluster), its topic and what it says.
+type Message = (&'static str, Vec<u8>, Vec<u8>);
+
+/// What a client hears.
+#[derive(Default)]
+struct Subscriptions {
+    topics: HashSet<Vec<u8>>,
+    sharded: HashSet<Vec<u8>>,
+    patterns: HashSet<Vec<u8>>,
+}
 
 #[derive(Clone)]
 struct Shared {
+    port: u16,
     errors: Arc<Mutex<HashMap<&'static str, &'static str>>>,
+    /// Whoever gives this command is hung up on.
+    hang_up_on: Arc<Mutex<Option<&'static str>>>,
+    /// How often that was.
+    hung_up: Arc<AtomicUsize>,
     connections: Arc<AtomicUsize>,
     published: broadcast::Sender<Message>,
 }
 
 /// Ends with its value.
 pub(crate) struct FakeRedis {
-    port: u16,
     shared: Shared,
     _tasks: JoinSet<()>,
 }
@@ -36,8 +49,14 @@ impl FakeRedis {
     pub(crate) async fn start() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
-        let shared =
-            Shared { errors: Arc::default(), connections: Arc::default(), published: broadcast::channel(1_000).0 };
+        let shared = Shared {
+            port,
+            errors: Arc::default(),
+            hang_up_on: Arc::default(),
+            hung_up: Arc::default(),
+            connections: Arc::default(),
+            published: broadcast::channel(1_000).0,
+        };
         let mut tasks = JoinSet::new();
         let own = shared.clone();
         tasks.spawn(async move {
@@ -47,11 +66,26 @@ impl FakeRedis {
                 clients.spawn(serve(client, own.clone()));
             }
         });
-        Self { port, shared, _tasks: tasks }
+        Self { shared, _tasks: tasks }
     }
 
     pub(crate) fn url(&self) -> String {
-        format!("redis://127.0.0.1:{}", self.port)
+        format!("redis://127.0.0.1:{}", self.shared.port)
+    }
+
+    /// Its address as a whole cluster.
+    pub(crate) fn cluster_url(&self) -> String {
+        format!("redis+cluster://127.0.0.1:{}", self.shared.port)
+    }
+
+    /// From now on the connection that gives this command ends without an answer.
+    pub(crate) fn hang_up_on(&self, command: &'static str) {
+        *self.shared.hang_up_on.lock().unwrap() = Some(command);
+    }
+
+    /// How often that has been done.
+    pub(crate) fn hung_up(&self) -> usize {
+        self.shared.hung_up.load(Ordering::SeqCst)
     }
 
     /// Every command of this name is answered with the error from now on, or as usual.
@@ -82,19 +116,25 @@ async fn serve(client: TcpStream, shared: Shared) {
         }
     });
     let mut published = shared.published.subscribe();
-    let (mut topics, mut patterns) = (HashSet::new(), HashSet::new());
+    let mut heard = Subscriptions::default();
     loop {
         let mut out = Vec::new();
         tokio::select! {
             words = received.recv() => {
                 let Some(words) = words else { return };
-                reply(&mut out, &words, &shared, &mut topics, &mut patterns);
-            }
-            Ok((topic, payload)) = published.recv() => {
-                if topics.contains(&topic) {
-                    push(&mut out, &[b"message", &topic, &payload]);
+                if shared.hang_up_on.lock().unwrap().is_some_and(|it| it.as_bytes() == words[0]) {
+                    shared.hung_up.fetch_add(1, Ordering::SeqCst);
+                    return;
                 }
-                for pattern in patterns.iter().filter(|pattern: &&Vec<u8>| topic.starts_with(&pattern[..pattern.len() - 1])) {
+                reply(&mut out, &words, &shared, &mut heard);
+            }
+            Ok((how, topic, payload)) = published.recv() => {
+                let topics = if how == "message" { &heard.topics } else { &heard.sharded };
+                if topics.contains(&topic) {
+                    push(&mut out, &[how.as_bytes(), &topic, &payload]);
+                }
+                let matches = |pattern: &&Vec<u8>| how == "message" && topic.starts_with(&pattern[..pattern.len() - 1]);
+                for pattern in heard.patterns.iter().filter(matches) {
                     push(&mut out, &[b"pmessage", pattern, &topic, &payload]);
                 }
             }
@@ -105,13 +145,7 @@ async fn serve(client: TcpStream, shared: Shared) {
     }
 }
 
-fn reply(
-    out: &mut Vec<u8>,
-    words: &[Vec<u8>],
-    shared: &Shared,
-    topics: &mut HashSet<Vec<u8>>,
-    patterns: &mut HashSet<Vec<u8>>,
-) {
+fn reply(out: &mut Vec<u8>, words: &[Vec<u8>], shared: &Shared, heard: &mut Subscriptions) {
     let name = String::from_utf8_lossy(&words[0]).into_owned();
     if let Some(error) = shared.errors.lock().unwrap().get(&*name) {
         out.extend_from_slice(format!("-{error}\r\n").as_bytes());
@@ -119,12 +153,22 @@ fn reply(
     }
     match &*name {
         "PING" => out.extend_from_slice(b"+PONG\r\n"),
-        "PUBLISH" => {
-            let count = shared.published.send((words[1].clone(), words[2].clone())).unwrap_or(0);
+        "PUBLISH" | "SPUBLISH" => {
+            let how = if name == "PUBLISH" { "message" } else { "smessage" };
+            let count = shared.published.send((how, words[1].clone(), words[2].clone())).unwrap_or(0);
             out.extend_from_slice(format!(":{count}\r\n").as_bytes());
         }
-        "SUBSCRIBE" | "PSUBSCRIBE" | "UNSUBSCRIBE" | "PUNSUBSCRIBE" => {
-            let set = if name.contains("PS") || name.contains("PU") { patterns } else { topics };
+        "CLUSTER" if words[1] == b"SLOTS" => {
+            let slots = format!("*1\r\n*3\r\n:0\r\n:16383\r\n*2\r\n$9\r\n127.0.0.1\r\n:{}\r\n", shared.port);
+            out.extend_from_slice(slots.as_bytes());
+        }
+        "CLUSTER" => out.extend_from_slice(b"$41\r\ncluster_state:ok\r\ncluster_current_epoch:1\r\n"),
+        "SUBSCRIBE" | "PSUBSCRIBE" | "SSUBSCRIBE" | "UNSUBSCRIBE" | "PUNSUBSCRIBE" | "SUNSUBSCRIBE" => {
+            let set = match name.as_bytes()[0] {
+                b'P' => &mut heard.patterns,
+                _ if name.starts_with("SS") || name.starts_with("SUN") => &mut heard.sharded,
+                _ => &mut heard.topics,
+            };
             for topic in &words[1..] {
                 match name.contains("UNS") {
                     true => set.remove(topic),

@@ -1,4 +1,18 @@
 //! Commands for a Redis Cluster: one commander per primary, and a task that keeps them the right ones.
+//!
+//! Addresses, the map and redirections are in the types of the crate `redis`; its `ClusterConnection` cannot send the
+//! commands yet (line numbers of 1.8.1, in `cluster_handling/async_connection`; `tests/redis_crate.rs` shows the first
+//! two, and fails once they are gone):
+//!
+//! - A command whose answer is lost with the connection is sent again, up to 16 times. `retries(0)` ends that, and with
+//!   it the following of `MOVED` (`request.rs`, lines 204 to 213 and 228 to 234). Here nothing is sent twice.
+//! - While it asks for the map, it holds the lock that every command needs, and makes connections to all nodes
+//!   meanwhile, so that one that hangs stops the commands to all others (`mod.rs`, lines 983 to 1051).
+//!   [Issue 2092](https://github.com/redis-rs/redis-rs/issues/2092) has mended that where connections are made anew, not
+//!   here.
+//! - A command whose node is away goes to a random one, which refuses it, and so on until the attempts are used up
+//!   ([issue 2277](https://github.com/redis-rs/redis-rs/issues/2277)); here it fails at once.
+//! - Commands to one node run as tasks of their own, so their order is not that of the calls once one of them waits.
 
 use std::{
     collections::HashMap,

@@ -1,9 +1,17 @@
 //! A Redis Cluster: who has which slot, as far as we know.
+//!
+//! The map is the crate's, the asking is ours: the crate `redis` takes the map of whoever answers first, also of a node
+//! that is cut off from the others. That would be
+//! [the consensus on `CLUSTER SLOTS` of its issue 828](https://github.com/redis-rs/redis-rs/issues/828). It also gives
+//! its map to nobody but a strategy for reading from replicas.
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use parking_lot::RwLock;
-use redis::{Pipeline, Value};
+use redis::{
+    Pipeline, Value,
+    cluster_read_routing::{ClusterTopology, Shard},
+};
 use tokio::{
     sync::{Mutex, watch},
     time::{Instant, sleep_until},
@@ -11,7 +19,7 @@ use tokio::{
 
 use super::{
     race::{Found, race},
-    slots::{Map, Node, address},
+    slots::{self, Node},
 };
 use crate::{
     BoxError,
@@ -38,7 +46,7 @@ pub(crate) struct Cluster {
 }
 
 struct Known {
-    map: Map,
+    map: ClusterTopology,
     /// The cluster's epoch when the map was made: it only ever rises.
     epoch: u64,
 }
@@ -54,16 +62,19 @@ struct Last {
 
 /// What a node says.
 struct Said {
-    map: Map,
+    map: ClusterTopology,
     epoch: u64,
 }
 
 impl Cluster {
     pub(super) fn new(seeds: Vec<Address>, access: Arc<Access>) -> Self {
-        let seeds = seeds.iter().map(|seed| seed.to_string().into()).collect();
-        let known = RwLock::new(Known { map: Map::empty(), epoch: 0 });
+        let node = |seed| match seed {
+            Address::Tcp(host, port) => Some(Node::new(&*host, port)),
+            Address::Unix(_) => None,
+        };
+        let known = RwLock::new(Known { map: ClusterTopology::from_shards(Vec::new()), epoch: 0 });
         Self {
-            seeds,
+            seeds: seeds.into_iter().filter_map(node).collect(),
             access,
             known,
             servers: parking_lot::Mutex::default(),
@@ -74,19 +85,18 @@ impl Cluster {
 
     /// The primary that has the slot.
     pub(crate) fn node_of(&self, slot: u16) -> Option<Node> {
-        self.known.read().map.node_of(slot)
+        self.known.read().map.shard_for_slot(slot).map(|shard| shard.primary().clone())
     }
 
     /// All primaries that have slots.
     pub(crate) fn nodes(&self) -> Vec<Node> {
-        self.known.read().map.primaries().to_vec()
+        primaries(&self.known.read().map)
     }
 
     /// How to reach a node: signed in and with TLS like every other.
     pub(crate) fn target(&self, node: &Node) -> Target {
-        // A text that is no address leads nowhere, and the error says so.
-        let address = address(node).unwrap_or_else(|| Address::Tcp(node.clone(), 0));
-        Target::direct(address, self.access.clone(), self.servers.lock().entry(node.clone()).or_default().clone())
+        let server = self.servers.lock().entry(node.clone()).or_default().clone();
+        Target::direct(address(node), self.access.clone(), server)
     }
 
     /// A number that changes with the map.
@@ -128,11 +138,11 @@ impl Cluster {
         turn: usize,
     ) -> impl Iterator<Item = impl Future<Output = Result<Found<Said>, BoxError>> + use<>> {
         let known = self.known.read();
-        let mut nodes: Vec<Node> = known.map.primaries().to_vec();
+        let mut nodes = primaries(&known.map);
         // One that is cut off from the others must not be asked first for ever.
         let turns = turn % nodes.len().max(1);
         nodes.rotate_left(turns);
-        for other in known.map.replicas().iter().chain(&self.seeds) {
+        for other in known.map.shards().flat_map(Shard::replicas).chain(&self.seeds) {
             if !nodes.contains(other) {
                 nodes.push(other.clone());
             }
@@ -147,14 +157,22 @@ impl Cluster {
     fn learn(&self, said: Said) {
         let mut known = self.known.write();
         known.epoch = said.epoch;
-        if known.map != said.map {
+        if !slots::is_same(&known.map, &said.map) {
             known.map = said.map;
-            let primaries = known.map.primaries();
+            let primaries = primaries(&known.map);
             self.servers.lock().retain(|node, _| primaries.contains(node));
             // While the lock is held: whoever sees the number sees the map.
             self.version.send_modify(|version| *version += 1);
         }
     }
+}
+
+fn primaries(map: &ClusterTopology) -> Vec<Node> {
+    map.shards().map(|shard| shard.primary().clone()).collect()
+}
+
+pub(super) fn address(node: &Node) -> Address {
+    Address::Tcp(node.host().into(), node.port())
 }
 
 fn result(last: &Last) -> Result<(), BoxError> {
@@ -165,13 +183,13 @@ fn result(last: &Last) -> Result<(), BoxError> {
 }
 
 async fn ask_one(access: &Access, node: &Node, newest: u64) -> Result<Found<Said>, BoxError> {
-    let address = address(node).ok_or_else(|| format!("{node} is not an address"))?;
-    let mut connection = access.open(&address, "channel-layer:cluster").await?;
+    let mut connection = access.open(&address(node), "channel-layer:cluster").await?;
     let mut questions = Pipeline::new();
     questions.add_command(command([&b"CLUSTER"[..], b"SLOTS"])).add_command(command([&b"CLUSTER"[..], b"INFO"]));
     let answers = connection.ask(&questions).await.map_err(BoxError::from);
-    let host = node.rsplit_once(':').map_or("", |(host, _)| host);
-    answers.and_then(|answers| answer(&answers, host, newest)).map_err(|error| Failed::at(&**node, &error).into())
+    answers
+        .and_then(|answers| answer(&answers, node.host(), newest))
+        .map_err(|error| Failed::at(node.to_string(), &error).into())
 }
 
 fn answer(replies: &[Value], asked: &str, newest: u64) -> Result<Found<Said>, BoxError> {
@@ -179,7 +197,7 @@ fn answer(replies: &[Value], asked: &str, newest: u64) -> Result<Found<Said>, Bo
     if let Value::ServerError(error) = slots {
         return Err(Refused(text_of(error)).into());
     }
-    let map = Map::read(slots, asked)?;
+    let map = slots::read(slots, asked)?;
     // A user without the right to CLUSTER INFO has to take what there is.
     let Some(info) = info.as_text() else { return Ok(Found::Good(Said { map, epoch: newest })) };
     let field = |name: &str| info.lines().find_map(|line| line.trim().strip_prefix(name)?.strip_prefix(':'));

@@ -19,7 +19,7 @@ fn cluster(url: &str) -> Arc<Cluster> {
 }
 
 fn at(cluster: &testkit::redis::Cluster, index: usize) -> Node {
-    format!("127.0.0.1:{}", cluster.node(index).port()).into()
+    Node::new("127.0.0.1", cluster.node(index).port())
 }
 
 /// Asks again and again until the slot is where it should be.
@@ -129,7 +129,7 @@ async fn servers_without_a_map_are_named_and_the_old_map_stays() {
     assert!(!error.to_string().contains("guessed"), "{error}");
     (0..6).for_each(|index| redis.kill(index));
     let error = known.refresh().await.unwrap_err().to_string();
-    assert!((0..6).all(|index| error.contains(&*at(&redis, index))), "{error}");
+    assert!((0..6).all(|index| error.contains(&at(&redis, index).to_string())), "{error}");
     assert_eq!(known.nodes().len(), 3);
 
     let alone = testkit::redis::RedisServer::start();

@@ -1,7 +1,9 @@
 //! Connections that short questions share: pools of `deadpool-redis`, one for each server that is asked.
 //!
 //! Where to connect is found out as for a layer's connections, so a primary that Sentinels name and the node of a
-//! cluster that has a key are followed. A connection on which anything failed is not used again: the server may be
+//! cluster that has a key are followed. The managers that `deadpool-redis` has for Sentinels and clusters (0.23.1) take
+//! neither certificates nor time limits, which is [its issue 404](https://github.com/deadpool-rs/deadpool/issues/404),
+//! and do not ask again while a connection lives. A connection on which anything failed is not used again: the server may be
 //! another one's replica by now.
 
 use std::{collections::HashMap, net::SocketAddr, sync::Arc, time::Duration};
@@ -16,9 +18,8 @@ use redis::{
 };
 
 use super::{
-    Cluster,
+    Cluster, cluster,
     host::{Resolved, Spec},
-    slots,
 };
 use crate::{
     LayerError,
@@ -199,10 +200,10 @@ impl Resolved {
     }
 }
 
-async fn node(cluster: &Cluster, key: &[u8]) -> Result<Address, crate::BoxError> {
-    cluster.refresh().await?;
-    let node = cluster.node_of(slot(key)).ok_or("no node of the cluster has the key")?;
-    slots::address(&node).ok_or_else(|| format!("{node} is no address").into())
+async fn node(known: &Cluster, key: &[u8]) -> Result<Address, crate::BoxError> {
+    known.refresh().await?;
+    let node = known.node_of(slot(key)).ok_or("no node of the cluster has the key")?;
+    Ok(cluster::address(&node))
 }
 
 impl Pooled {

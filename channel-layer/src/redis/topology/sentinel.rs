@@ -1,6 +1,20 @@
 //! Sentinels: asked at each opening of a connection where the primary is.
+//!
+//! The question is ours, on the crate's connection and in its types. The crate `redis` has a client for Sentinels too,
+//! `redis::sentinel`, which asks the same and cannot take its place yet (line numbers of 1.8.1):
+//!
+//! - It takes no name that a certificate must hold if it is not the address (`sentinel.rs`, lines 454 and 629: nothing
+//!   of an `AsyncConnectionConfig`). Sentinels name addresses, and most certificates do not. This is
+//!   [redis-rs issue 1931](https://github.com/redis-rs/redis-rs/issues/1931).
+//! - It asks the primary for its role over a connection of its own each time, and refuses one whose user may use neither
+//!   `ROLE` nor `INFO` (lines 450 to 469 and 399 to 409; `tests/redis_crate.rs` fails once that works). A pool, which
+//!   asks for every question, would open a connection to the primary for each.
+//! - Its time limits are fixed, and the answers are taken in the order of the list, so a Sentinel that hangs is waited
+//!   for until its limit (line 1046).
+//!
+//! No issue of theirs was found about the last two.
 
-use std::sync::Arc;
+use std::{collections::HashMap, sync::Arc};
 
 use parking_lot::Mutex;
 use redis::Value;
@@ -9,7 +23,7 @@ use super::race::{Found, race};
 use crate::{
     BoxError,
     redis::{
-        answer::{Answer, command, text_of},
+        answer::{command, text_of},
         connection::{Access, Address},
         refusal::{Failed, Refused},
     },
@@ -78,32 +92,29 @@ async fn ask_one(access: &Access, at: &Address, name: &str) -> Result<Address, B
     let mut connection = access.open(at, "channel-layer:sentinel").await?;
     // As channels_redis asks; `SENTINEL MASTER` would need another right.
     let answer = connection.ask_one(command([&b"SENTINEL"[..], b"MASTERS"])).await.map_err(BoxError::from);
-    answer.and_then(|answer| verdict(&answer, name)).map_err(|error| Failed::at(at.to_string(), &error).into())
+    answer.and_then(|answer| verdict(answer, name)).map_err(|error| Failed::at(at.to_string(), &error).into())
 }
 
 /// Reads the reply of `SENTINEL MASTERS`.
-fn verdict(answer: &Value, name: &str) -> Result<Address, BoxError> {
-    let masters = match answer {
-        Value::Array(masters) => masters,
-        Value::ServerError(error) => return Err(Refused(text_of(error)).into()),
-        _ => return Err("an unexpected answer".into()),
-    };
-    let fields = masters.iter().filter_map(Answer::as_list).find(|fields| field(fields, "name") == Some(name));
-    let Some(fields) = fields else { return Err("it does not know the name".into()) };
-    let flags = field(fields, "flags").unwrap_or_default();
+fn verdict(answer: Value, name: &str) -> Result<Address, BoxError> {
+    if let Value::ServerError(error) = answer {
+        return Err(Refused(text_of(&error)).into());
+    }
+    let masters: Vec<HashMap<String, String>> = redis::from_redis_value(answer)?;
+    let master = masters.iter().find(|it| field(it, "name") == name).ok_or("it does not know the name")?;
+    let flags = field(master, "flags");
     let has = |flag: &str| flags.split(',').any(|it| it == flag);
     if !has("master") || has("s_down") || has("o_down") {
         return Err(format!("the primary is down ({flags})").into());
     }
-    let port = field(fields, "port").and_then(|port| port.parse().ok());
-    match (field(fields, "ip"), port) {
-        (Some(host), Some(port)) if !host.is_empty() => Ok(Address::Tcp(host.into(), port)),
+    match (field(master, "ip"), field(master, "port").parse()) {
+        (host, Ok(port)) if !host.is_empty() => Ok(Address::Tcp(host.into(), port)),
         _ => Err("it names no address".into()),
     }
 }
 
-fn field<'a>(fields: &'a [Value], name: &str) -> Option<&'a str> {
-    fields.chunks_exact(2).find(|pair| pair[0].as_text() == Some(name)).and_then(|pair| pair[1].as_text())
+fn field<'a>(master: &'a HashMap<String, String>, name: &str) -> &'a str {
+    master.get(name).map(String::as_str).unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -123,15 +134,15 @@ mod tests {
     fn only_a_healthy_primary_of_that_name_will_do() {
         let other: &[(&str, &str)] = &[("name", "other"), ("ip", "10.0.0.9"), ("port", "1"), ("flags", "master")];
         let with = |flags| masters(&[other, &[("name", "site"), ("ip", "::1"), ("port", "6380"), ("flags", flags)]]);
-        assert_eq!(verdict(&with("master"), "site").unwrap(), Address::Tcp("::1".into(), 6380));
+        assert_eq!(verdict(with("master"), "site").unwrap(), Address::Tcp("::1".into(), 6380));
         for flags in ["master,s_down", "s_down,o_down,master", "slave", "", "master,o_down"] {
-            assert!(verdict(&with(flags), "site").unwrap_err().to_string().contains("is down"), "{flags}");
+            assert!(verdict(with(flags), "site").unwrap_err().to_string().contains("is down"), "{flags}");
         }
-        let error = verdict(&with("master"), "nobody").unwrap_err().to_string();
+        let error = verdict(with("master"), "nobody").unwrap_err().to_string();
         assert!(error.contains("does not know"), "{error}");
-        assert!(verdict(&crate::redis::answer::error("NOAUTH x"), "site").unwrap_err().to_string().contains("NOAUTH"));
-        assert!(verdict(&masters(&[&[("name", "site"), ("flags", "master")]]), "site").is_err());
-        assert!(verdict(&Value::Nil, "site").is_err());
+        assert!(verdict(crate::redis::answer::error("NOAUTH x"), "site").unwrap_err().to_string().contains("NOAUTH"));
+        assert!(verdict(masters(&[&[("name", "site"), ("flags", "master")]]), "site").is_err());
+        assert!(verdict(Value::Nil, "site").is_err());
     }
 
     #[test]

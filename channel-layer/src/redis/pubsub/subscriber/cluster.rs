@@ -48,7 +48,7 @@ impl Task {
         let places: Vec<usize> = nodes
             .iter()
             .map(|node| {
-                links.named(node, || {
+                links.named(&node.to_string(), || {
                     // `place_probes` gives it a topic.
                     let probe = Probe::new(Topic::default(), Kind::Sharded, self.probe_every);
                     Link::new(node.to_string(), cluster.target(node), probe)
