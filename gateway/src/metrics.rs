@@ -54,6 +54,7 @@ const HANDSHAKES_REJECTED: &[&str] = &[
     "audience",
     "bad_signature",
     "claim",
+    "client_left",
     "connections",
     "connections_per_address",
     "connections_per_user",

@@ -105,6 +105,8 @@ pub(super) struct Link {
     is_quiet: AtomicBool,
     draining: Mutex<Option<Duration>>,
     drain_begins: Notify,
+    /// Its address is its successor's.
+    is_let_go: AtomicBool,
     /// Those whose application waits for the client.
     waiting: Mutex<Vec<Arc<Seat>>>,
     counts: Mutex<HashMap<String, u64>>,
@@ -141,6 +143,7 @@ impl Link {
             is_quiet: AtomicBool::new(false),
             draining: Mutex::default(),
             drain_begins: Notify::new(),
+            is_let_go: AtomicBool::new(false),
             waiting: Mutex::default(),
             counts: Mutex::default(),
         }
@@ -166,6 +169,14 @@ impl Link {
 
     pub(super) fn is_draining(&self) -> bool {
         self.draining.lock().is_some()
+    }
+
+    pub(super) fn is_let_go(&self) -> bool {
+        self.is_let_go.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn note_let_go(&self) {
+        self.is_let_go.store(true, Ordering::Relaxed);
     }
 
     /// Gives a socket a seat; one of the worker's handshakes was taken for it.
@@ -447,6 +458,7 @@ impl Link {
             *draining = Some(Duration::from_secs_f64(window));
             drop(draining);
             self.drain_begins.notify_one();
+            self.bridge.let_go(self);
             self.bridge.changed();
         }
     }
@@ -456,23 +468,28 @@ impl Link {
         self.drain_begins.notified().await;
         let window = self.draining.lock().unwrap_or_default();
         let seats: Vec<Arc<Seat>> = self.seats.lock().values().cloned().collect();
-        let spread = self.bridge.leaving.spread(seats.len(), Some(window));
+        let (told_over, back_within) = self.bridge.leaving.goodbye(seats.len(), window);
         tracing::info!(
             worker = self.worker,
             path = self.bridge.path(),
             sockets = seats.len(),
             "a worker leaves: its sockets are told to come back"
         );
-        // Half of it to say goodbye in, as when a node leaves.
-        let waves = (spread.as_millis() / 2 / WAVE.as_millis()).max(1) as usize;
-        for wave in seats.chunks(seats.len().div_ceil(waves).max(1)) {
-            wave.iter().filter(|seat| seat.is_open()).for_each(|seat| seat.client().restart(spread));
-            sleep(WAVE.min(spread)).await;
+        let tell = |seats: &[Arc<Seat>]| {
+            seats.iter().filter(|seat| seat.is_open()).for_each(|seat| seat.client().restart(back_within));
+        };
+        let waves = (told_over.as_millis() / WAVE.as_millis()).max(1) as usize;
+        let size = seats.len().div_ceil(waves).max(1);
+        // Few sockets are told one by one, and leave as slowly.
+        let pause = told_over / u32::try_from(seats.len().div_ceil(size)).unwrap_or(u32::MAX).max(1);
+        for wave in seats.chunks(size) {
+            tell(wave);
+            sleep(pause).await;
         }
         loop {
             // Those that were opening meanwhile.
-            let seats: Vec<Arc<Seat>> = self.seats.lock().values().filter(|seat| seat.is_open()).cloned().collect();
-            seats.iter().for_each(|seat| seat.client().restart(spread));
+            let seats: Vec<Arc<Seat>> = self.seats.lock().values().cloned().collect();
+            tell(&seats);
             sleep(WAVE).await;
         }
     }

@@ -27,7 +27,7 @@ pub(crate) struct Because {
 }
 
 /// Why something of an application's was dropped.
-pub(crate) const DROPPED: &[&str] = &["after_end", "closing", "not_open", "unknown_sid"];
+pub(crate) const DROPPED: &[&str] = &["after_end", "client_left", "closing", "not_open", "unknown_sid"];
 
 /// Why there is no link, or none any more.
 pub(crate) const LINK_ERRORS: &[&str] =

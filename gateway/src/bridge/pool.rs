@@ -60,6 +60,17 @@ impl Leaving {
         };
         needed.min(window).max(LEAST_SPREAD)
     }
+
+    /// When a worker leaves: over which time its sockets are told, and within which time each of them comes back.
+    /// Together not more than the worker's window.
+    pub(super) fn goodbye(self, sockets: usize, window: Duration) -> (Duration, Duration) {
+        let told = window / 2;
+        let needed = match self.per_second {
+            0 => window,
+            rate => Duration::from_secs_f64(sockets as f64 / f64::from(rate)),
+        };
+        (told, needed.saturating_sub(told).min(told).max(LEAST_SPREAD))
+    }
 }
 
 /// Why a handshake came to nothing.
@@ -98,6 +109,8 @@ pub(crate) struct Bridge {
     /// Where workers were at the last look, and where somebody is dialling.
     wanted: Mutex<HashSet<Address>>,
     dialled: Mutex<HashSet<Address>>,
+    /// An address is free for a successor.
+    let_go: Notify,
 }
 
 /// A worker, as the API shows it.
@@ -137,6 +150,7 @@ impl Bridges {
                 changed: Notify::new(),
                 wanted: Mutex::default(),
                 dialled: Mutex::default(),
+                let_go: Notify::new(),
             })
         };
         Self(all.iter().map(bridge).collect())
@@ -215,6 +229,11 @@ impl Bridge {
             Some(_) => "4999".to_owned(),
         };
         self.metrics.closed.get_or_create(&Ended { path: self.path().to_owned(), code }).inc();
+    }
+
+    /// Something that was for the application was dropped.
+    pub(crate) fn drop_one(&self, reason: &'static str) {
+        self.metrics.drop_one(reason);
     }
 
     /// What workers have to know.
@@ -349,6 +368,19 @@ impl Bridge {
         self.changed();
     }
 
+    /// A worker leaves: whoever listens at its address from now on is dialled while its own link goes on. For an
+    /// address only one link that leaves is kept beside another one, whatever they say.
+    pub(super) fn let_go(&self, link: &Link) {
+        let links = self.links.lock();
+        if links.iter().any(|other| other.address == link.address && other.is_let_go()) {
+            return;
+        }
+        link.note_let_go();
+        drop(links);
+        self.dialled.lock().remove(&link.address);
+        self.let_go.notify_one();
+    }
+
     /// Looks where workers are, and has each of them dialled.
     async fn look_for_workers(self: &Arc<Self>, tasks: &TaskTracker, stop: &CancellationToken) {
         let (failed, many) = (Seldom::new(), Seldom::new());
@@ -381,8 +413,14 @@ impl Bridge {
                     }
                 }
             }
-            if stop.run_until_cancelled(tokio::time::sleep(workers.interval())).await.is_none() {
-                return;
+            let again = async {
+                self.let_go.notified().await;
+                tokio::time::sleep(AGAIN).await;
+            };
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = tokio::time::sleep(workers.interval()) => {}
+                () = again => {}
             }
         }
     }
@@ -392,8 +430,12 @@ impl Bridge {
         let mut trouble = Trouble::default();
         let mut pause = AGAIN;
         while self.wanted.lock().contains(&address) {
-            let was_linked = self.link(&address, stop, &mut trouble).await;
-            pause = if was_linked { AGAIN } else { (pause * 2).min(trouble.pause) };
+            pause = match self.link(&address, stop, &mut trouble).await {
+                Linked::Never => (pause * 2).min(trouble.pause),
+                Linked::Was => AGAIN,
+                // Somebody else dials it now.
+                Linked::LetGo => return,
+            };
             if stop.run_until_cancelled(tokio::time::sleep(pause)).await.is_none() {
                 return;
             }
@@ -401,20 +443,20 @@ impl Bridge {
         self.dialled.lock().remove(&address);
     }
 
-    /// One link from its beginning to its end. `false` when it did not come to be.
-    async fn link(self: &Arc<Self>, address: &Address, stop: &CancellationToken, trouble: &mut Trouble) -> bool {
+    /// One link from its beginning to its end.
+    async fn link(self: &Arc<Self>, address: &Address, stop: &CancellationToken, trouble: &mut Trouble) -> Linked {
         let start = async {
             let (mut reader, mut writer) = dial(&self.settings, address).await?;
             let (welcome, early) = greet(self, &mut reader, &mut writer).await?;
             Ok::<_, LinkError>((reader, writer, welcome, early))
         };
         let (reader, writer, welcome, early) = match stop.run_until_cancelled(start).await {
-            None => return false,
+            None => return Linked::Never,
             Some(Ok(started)) => started,
             Some(Err(error)) => {
                 self.note(&error);
                 trouble.tell(self.path(), address, &error);
-                return false;
+                return Linked::Never;
             }
         };
         *trouble = Trouble::default();
@@ -436,12 +478,21 @@ impl Bridge {
                 tracing::warn!(path = self.path(), %address, worker, sockets, error, "the link to a worker is lost");
             }
         }
-        true
+        if link.is_let_go() { Linked::LetGo } else { Linked::Was }
     }
 
     fn note(&self, error: &LinkError) {
         self.metrics.link_errors.get_or_create(&Because { reason: error.reason() }).inc();
     }
+}
+
+/// What became of a link.
+enum Linked {
+    /// It did not come to be.
+    Never,
+    Was,
+    /// It was, and has left its address to a successor.
+    LetGo,
 }
 
 /// What the log has been told of an address that cannot be linked to.

@@ -1,6 +1,7 @@
 //! A consumer that is the site's own: what the client says goes over a link to the application, and what that sends to
 //! the client.
 
+use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, LazyLock};
 use std::task::Waker;
@@ -9,6 +10,8 @@ use std::time::Duration;
 use channel_layer::Event;
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, ready};
+use tokio::io::Interest;
+use tokio::time::timeout;
 
 use crate::bridge::{Bridge, Client, Message, Queued, Seated};
 use crate::close::{CloseReason, is_sendable};
@@ -21,6 +24,9 @@ use crate::words::EventType;
 
 /// Bytes over its limit that an outbox takes: what was on its way when the application was told to wait.
 pub(crate) const SLACK: usize = 33 << 20;
+
+/// How often it is looked whether a client is still there of whom nothing is read.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// What the application's and the client's messages count as, whatever they hold.
 const BRIDGE: &str = "bridge";
@@ -139,6 +145,12 @@ impl Drop for Bridged {
     }
 }
 
+/// Whether the client has ended its side of the connection, behind what has not been read.
+fn has_left(socket: &Socket) -> bool {
+    let ready = socket.io().and_then(|io| io.ready(Interest::READABLE).now_or_never());
+    ready.is_some_and(|ready| ready.is_ok_and(|ready| ready.is_read_closed()))
+}
+
 impl AnyConsumer for Bridged {
     fn connect<'a>(&'a mut self, _ctx: &'a mut Context) -> BoxFuture<'a, Result<(), Refusal>> {
         ready(Ok(())).boxed()
@@ -156,7 +168,22 @@ impl AnyConsumer for Bridged {
                 Frame::Text(text) => Message::Text(text),
                 Frame::Binary(bytes) => Message::Binary(bytes),
             };
-            self.seated.send(message, is_over).await;
+            let mut sending = pin!(self.seated.send(message, is_over));
+            // Most go at once.
+            if sending.as_mut().now_or_never().is_some() {
+                return Ok(());
+            }
+            // Nothing is read meanwhile, so nobody would see that the client is gone. What it said before it left is
+            // handed on all the same, to an application that takes something within the time of a ping.
+            let limits = &ctx.node().config.limits;
+            let mut patience = limits.ping + limits.pong;
+            while timeout(patience, sending.as_mut()).await.is_err() {
+                if has_left(socket) {
+                    self.bridge.drop_one("client_left");
+                    socket.close(CloseReason::Lost);
+                }
+                patience = LOOK;
+            }
             Ok(())
         }
         .boxed()

@@ -1,6 +1,7 @@
 //! A request to a path of the site's own consumers: the node decides on origin, limits and overload, the application on
 //! everything else.
 
+use std::future::pending;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,6 +12,7 @@ use http::header::{
 };
 use http::{HeaderMap, HeaderValue, Response, StatusCode};
 use hyper::upgrade::OnUpgrade;
+use tokio::net::TcpStream;
 use tokio::time::Instant;
 
 use crate::auth::recheck::Recheck;
@@ -120,9 +122,14 @@ impl Visit {
         let place = Place::new(Arc::clone(&socket), Arc::clone(&node.metrics));
         let user = user.as_ref().map(|user| (&*user.name, user.id.as_deref()));
         let scope = self.scope(&subprotocols, socket.channel_name.as_str(), user);
-        let opened = bridge.open(&scope, Arc::clone(&place) as Arc<dyn Client>, self.deadline()).await;
+        let opening = bridge.open(&scope, Arc::clone(&place) as Arc<dyn Client>, self.deadline());
+        let opened = tokio::select! {
+            opened = opening => Some(opened),
+            // Dropped, it tells the application 1006.
+            () = left(self.arrival.connection.clone()) => None,
+        };
         let refused = match opened {
-            Ok((seated, accepted)) => match switching_protocols(accept, &accepted) {
+            Some(Ok((seated, accepted))) => match switching_protocols(accept, &accepted) {
                 Some(answer) => {
                     let terms = Terms {
                         frame_bytes: Some(frame_bytes(bridge.settings.frame_bytes.unwrap_or(limits.frame_bytes))),
@@ -142,11 +149,13 @@ impl Visit {
                     self.refuse(Refusal::Failed, "app_failed")
                 }
             },
-            Err(Refused::Denied(deny)) => self.denied(deny),
-            Err(Refused::NoWorker) => self.refuse(Refusal::Unavailable, "no_worker"),
-            Err(Refused::Busy) => self.refuse(Refusal::Unavailable, "workers_busy"),
-            Err(Refused::Late) => self.refuse(Refusal::Unavailable, "app_late"),
-            Err(Refused::Lost) => self.refuse(Refusal::Unavailable, "worker_lost"),
+            Some(Err(Refused::Denied(deny))) => self.denied(deny),
+            Some(Err(Refused::NoWorker)) => self.refuse(Refusal::Unavailable, "no_worker"),
+            Some(Err(Refused::Busy)) => self.refuse(Refusal::Unavailable, "workers_busy"),
+            Some(Err(Refused::Late)) => self.refuse(Refusal::Unavailable, "app_late"),
+            Some(Err(Refused::Lost)) => self.refuse(Refusal::Unavailable, "worker_lost"),
+            // Nobody reads it.
+            None => self.refuse(Refusal::Unavailable, "client_left"),
         };
         if let Some(visitor) = visitor {
             visitor.stays();
@@ -232,6 +241,16 @@ impl Visit {
         }
         answer
     }
+}
+
+/// Waits until a client has left. Behind what it has sent too early that is not seen.
+async fn left(connection: Option<Arc<TcpStream>>) {
+    if let Some(connection) = connection
+        && connection.peek(&mut [0]).await.unwrap_or(0) == 0
+    {
+        return;
+    }
+    pending().await
 }
 
 /// What a link can carry, also where the node has no limit.

@@ -53,6 +53,13 @@ impl Head {
         [&b"GET /readyz"[..], b"GET /healthz"].iter().any(|line| self.bytes.starts_with(line))
     }
 
+    /// The path that is asked for, as it was sent, where it is easily seen.
+    pub(crate) fn path(&self) -> Option<&str> {
+        let line = self.bytes.split(|byte| *byte == b'\n').next()?;
+        let target = line.split(|byte| *byte == b' ').nth(1)?;
+        std::str::from_utf8(target).ok()?.split('?').next()
+    }
+
     /// The connection as if nothing had been read from it.
     pub(crate) fn before(self, stream: TcpStream) -> Rewound {
         Rewound::new(self.bytes, stream)

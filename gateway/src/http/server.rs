@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use http::{HeaderMap, StatusCode, Version};
 use hyper::upgrade::OnUpgrade;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::time::Instant;
 use warp::Filter;
 use warp::filters::BoxedFilter;
@@ -39,6 +39,8 @@ pub(crate) struct Arrival {
     pub(crate) version: Version,
     /// On the public listener.
     pub(crate) visitor: Option<Arc<Visitor>>,
+    /// The connection itself, where somebody looks whether the client is still there.
+    pub(crate) connection: Option<Arc<TcpStream>>,
 }
 
 /// Opens a listener.

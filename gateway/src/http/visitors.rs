@@ -64,6 +64,11 @@ pub(crate) async fn serve_internal(node: Arc<Node>, listener: TcpListener, most:
     Arc::new(Entrance::new(internal_routes(&node), false, most, node)).accept(listener, stop).await;
 }
 
+/// The same connection, to be looked at beside who serves it.
+fn once_more(stream: &TcpStream) -> std::io::Result<TcpStream> {
+    TcpStream::from_std(socket2::SockRef::from(stream).try_clone()?.into())
+}
+
 /// Counts a connection that is given up before it has become a socket.
 fn reject(node: &Node, reason: &'static str) {
     node.metrics.handshakes_rejected.get_or_create(&ByReason { reason }).inc();
@@ -99,6 +104,8 @@ struct Caller<'a> {
     /// On the public listener, with the moment by which the answer must be there.
     visitor: Option<(&'a Arc<Visitor>, Instant)>,
     has_bare_lf: bool,
+    /// Of a request that may take long to be answered: what it came on.
+    connection: Option<Arc<TcpStream>>,
     /// Ends with the first answer.
     turn: Mutex<Option<OwnedSemaphorePermit>>,
 }
@@ -225,7 +232,11 @@ impl Entrance {
     async fn serve(&self, stream: TcpStream, peer: SocketAddr, head: Head, visitor: Option<(&Arc<Visitor>, Instant)>) {
         let turn = Mutex::new(self.turn(&head).await);
         let local = stream.local_addr().ok();
-        let caller = Caller { entrance: self, peer, local, visitor, has_bare_lf: head.has_bare_lf, turn };
+        // hyper does not tell of a client that leaves before the answer, see below.
+        let is_bridged = visitor.is_some() && head.path().is_some_and(|path| self.node.bridges.find(path).is_some());
+        let connection = is_bridged.then(|| once_more(&stream)).and_then(Result::ok).map(Arc::new);
+        let has_bare_lf = head.has_bare_lf;
+        let caller = Caller { entrance: self, peer, local, visitor, has_bare_lf, connection, turn };
         let served = http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(self.patience())
@@ -265,7 +276,8 @@ impl Caller<'_> {
     async fn route(&self, mut request: Request<Incoming>) -> Result<warp::reply::Response, Infallible> {
         let visitor = self.visitor.map(|(visitor, _)| Arc::clone(visitor));
         let deadline = self.visitor.map(|(_, deadline)| deadline);
-        let arrival = Arrival { peer: self.peer, local: self.local, deadline, version: request.version(), visitor };
+        let (version, connection) = (request.version(), self.connection.clone());
+        let arrival = Arrival { peer: self.peer, local: self.local, deadline, version, visitor, connection };
         request.extensions_mut().insert(arrival);
         let answer = warp::service(self.entrance.routes.clone()).call(request);
         match self.visitor {

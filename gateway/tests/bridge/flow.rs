@@ -1,6 +1,6 @@
 //! Open sockets: order and back-pressure both ways, and how they end, once, whoever ends them.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::timeout;
@@ -211,6 +211,60 @@ async fn a_worker_that_leaves_or_dies_sends_its_sockets_elsewhere() {
     assert_eq!(site.metric("gateway_bridge_closed_total{path=\"/ws/orders/\",code=\"1012\"}").await, 3.0);
     eventually("no link is left", || async { site.metric("gateway_bridge_links{path=\"/ws/orders/\"}").await == 0.0 })
         .await;
+}
+
+#[tokio::test]
+async fn the_sockets_of_a_worker_that_leaves_go_one_after_the_other_however_few() {
+    let (site, _worker, mut link) = Site::linked(&[]).await;
+    let mut guests = Vec::new();
+    for _ in 0..5 {
+        guests.push(site.open(&mut link).await.1);
+    }
+    let begun = Instant::now();
+    link.send(DRAIN, 0, &drain(5.0)).await;
+    let mut told = Vec::new();
+    for _ in &guests {
+        let closed = link.expect(CLOSED).await;
+        assert_eq!(closed.code().0, 1012);
+        let (min, max) = closed.code().1.strip_prefix("retry=").unwrap().split_once('-').unwrap();
+        let (min, max): (u64, u64) = (min.parse().unwrap(), max.parse().unwrap());
+        assert!(min < max && max <= 2_500, "{min} to {max}");
+        told.push(begun.elapsed());
+        link.end(closed.sid, 0, "").await;
+    }
+    // Over half of the window: at 0, 0.5, 1, 1.5 and 2 s.
+    assert!(told[0] < Duration::from_secs(1), "{told:?}");
+    assert!(told.windows(2).all(|two| two[1] - two[0] > Duration::from_millis(200)), "{told:?}");
+    assert!(told[4] >= Duration::from_secs(2) && told[4] < Duration::from_secs(5), "{told:?}");
+}
+
+#[tokio::test]
+async fn a_client_that_is_gone_is_noticed_although_its_application_takes_nothing() {
+    let (site, _worker, mut link) = Site::linked(&[("limits.ping_seconds", "0"), ("limits.pong_seconds", "1")]).await;
+    let (sid, mut guest) = site.open(&mut link).await;
+    let (slow, mut stays) = site.open(&mut link).await;
+    for number in 0..20_u8 {
+        guest.send(Message::binary(vec![number])).await;
+        stays.send(Message::binary(vec![number])).await;
+    }
+    for _ in 0..16 {
+        link.expect(BINARY).await;
+    }
+    drop(guest);
+    let closed = link.expect(CLOSED).await;
+    assert_eq!((closed.sid, closed.code().0), (sid, 1006));
+    assert_eq!(site.metric("gateway_bridge_dropped_total{reason=\"client_left\"}").await, 1.0);
+    // One that is still there waits as long as it takes; one whose application goes on loses nothing.
+    link.credit(slow, 8).await;
+    drop(stays);
+    for number in 8..16 {
+        assert_eq!(link.expect(BINARY).await.body, [number]);
+    }
+    link.credit(slow, 8).await;
+    for number in 16..20 {
+        assert_eq!(link.expect(BINARY).await.body, [number]);
+    }
+    assert_eq!(link.expect(CLOSED).await.code().0, 1006);
 }
 
 #[tokio::test]

@@ -10,7 +10,7 @@ use tokio_tungstenite::tungstenite::Message;
 
 use super::Site;
 use super::common::{TestNode, eventually, eventually_within};
-use super::worker::{self, ACCEPT, CREDIT, DENY, DRAIN, END, Link, Manner, OPEN, PING, SECRET, TEXT, Worker};
+use super::worker::{self, ACCEPT, CLOSED, CREDIT, DENY, DRAIN, END, Link, Manner, OPEN, PING, SECRET, TEXT, Worker};
 
 async fn errors(site: &Site, reason: &str) -> f64 {
     site.metric(&format!("gateway_bridge_link_errors_total{{reason=\"{reason}\"}}")).await
@@ -133,6 +133,31 @@ async fn workers_come_and_go_as_their_files_do() {
         std::fs::remove_file(site.socket(number)).unwrap();
         eventually("it is gone", || async { links().await == 0.0 }).await;
     }
+}
+
+#[tokio::test]
+async fn a_successor_at_the_same_address_is_dialled_while_its_predecessor_leaves() {
+    let (site, worker, mut link) = Site::linked(&[]).await;
+    let (sid, mut guest) = site.open(&mut link).await;
+    let (other, mut second) = site.open(&mut link).await;
+    link.send(DRAIN, 0, &worker::drain(60.0)).await;
+    drop(worker);
+    let successor = Worker::at(&site.socket(1));
+    let mut next = successor.link().await;
+    let (new, mut third) = site.open(&mut next).await;
+    next.send(TEXT, new, b"from the successor").await;
+    assert_eq!(third.text().await, "from the successor");
+    // One of the two was told at once, the other one has time.
+    let told = link.expect(CLOSED).await.sid;
+    let (stays, guest) = if told == sid { (other, &mut second) } else { (sid, &mut guest) };
+    link.send(TEXT, stays, b"from the predecessor").await;
+    assert_eq!(guest.text().await, "from the predecessor");
+    // Whoever leaves as soon as it is there is not dialled again and again.
+    next.send(DRAIN, 0, &worker::drain(60.0)).await;
+    assert!(tokio::time::timeout(Duration::from_secs(3), successor.try_link()).await.is_err());
+    drop(link);
+    drop(next);
+    successor.link().await;
 }
 
 #[tokio::test]

@@ -314,3 +314,28 @@ async fn a_worker_that_has_no_room_is_passed_over() {
         guest.close(1000, "").await;
     }
 }
+
+#[tokio::test]
+async fn a_client_that_leaves_during_the_handshake_is_noticed_at_once() {
+    let (site, _worker, mut link) = Site::linked(&[("bridge.max_opening", "1")]).await;
+    let mut leaves = tokio::net::TcpStream::connect(site.door().public).await.unwrap();
+    let request = "GET /ws/orders/ HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+                   Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
+    tokio::io::AsyncWriteExt::write_all(&mut leaves, request.as_bytes()).await.unwrap();
+    let (sid, _) = link.open().await;
+    // One that waits for the worker's only place goes as well, and never gets there.
+    let waits = site.knock("/ws/orders/", &[]);
+    eventually("it waits", || async { site.metric("gateway_bridge_opening{path=\"/ws/orders/\"}").await == 2.0 }).await;
+    waits.abort();
+    drop(leaves);
+    let closed = link.expect(CLOSED).await;
+    assert_eq!((closed.sid, closed.code().0), (sid, 1006));
+    eventually("both are counted", || async {
+        site.metric("gateway_handshakes_rejected_total{reason=\"client_left\"}").await == 2.0
+    })
+    .await;
+    // The place is taken until the worker has said something.
+    link.end(sid, 0, "").await;
+    let (sid, _guest) = site.open(&mut link).await;
+    assert_eq!(sid, 2);
+}
