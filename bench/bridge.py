@@ -121,7 +121,8 @@ class Server:
             self.path = f"{directory}/worker.sock"
             command = [*python, "-m", "channel_gateway.worker", f"bridge:{app}", "--listen", f"unix:{self.path}"]
             environment["GATEWAY_BRIDGE__SECRET"] = SECRET
-            self._start([*command, "--log-level", "warning", "--loop", arguments.loop], environment)
+            command += ["--loop", arguments.loop, "--close-connections", arguments.close_connections]
+            self._start([*command, "--log-level", "warning"], environment)
             if kind == "gateway":
                 clean = {key: value for key, value in os.environ.items() if not key.startswith("GATEWAY_")}
                 node = {
@@ -432,6 +433,7 @@ def main():
     parser.add_argument("--runs", type=int, default=1, help="the one with the median CPU at the rate is shown")
     parser.add_argument("--redis-url", help="consumers with the pub/sub layer on this Redis; default: without a layer")
     parser.add_argument("--loop", default="auto", help="the worker's")
+    parser.add_argument("--close-connections", default="needed", help="the worker's; always: as Channels does it")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     wanted = "\n".join(PACKAGES)
