@@ -26,11 +26,14 @@ fn parts(shard: &Shard) -> (&[(u16, u16)], &Node, &[Node]) {
     (shard.slot_ranges(), shard.primary(), shard.replicas())
 }
 
+/// What a primary has: ranges of slots, and replicas.
+type Held = (BTreeSet<(u16, u16)>, BTreeSet<Node>);
+
 /// Reads the reply of `CLUSTER SLOTS`. `asked` is the host that gave it: it stands for hosts that the cluster does not
 /// know.
 pub(super) fn read(reply: &Value, asked: &str) -> Result<ClusterTopology, BoxError> {
     // Sorted, so that the same map always looks the same.
-    let mut found: BTreeMap<Node, (BTreeSet<(u16, u16)>, BTreeSet<Node>)> = BTreeMap::new();
+    let mut found: BTreeMap<Node, Held> = BTreeMap::new();
     for range in reply.as_list().ok_or("CLUSTER SLOTS: not a list")? {
         let [first, last, nodes @ ..] = range.as_list().unwrap_or_default() else {
             return Err("CLUSTER SLOTS: not a range".into());
