@@ -140,7 +140,8 @@ const FRAMES_BAD: &[&str] = &[
     "unknown_cate",
     "user_not_found",
 ];
-const EVENTS_DROPPED: &[&str] = &["disputed", "held_full", "incomplete", "no_channel", "old", "queue_full", "twin"];
+const EVENTS_DROPPED: &[&str] =
+    &["disputed", "held_full", "incomplete", "no_channel", "old", "queue_full", "rendering", "twin"];
 const EVENTS_FORGED: &[&str] = &["repeated", "stale", "unknown_key", "unsealed", "wrong"];
 const OPERATIONS: &[&str] = &[
     "admit",
@@ -186,6 +187,7 @@ const TASKS: &[&str] = &[
     "fills",
     "groups",
     "jwks",
+    "late_groups",
     "layer",
     "losses",
     "memberships",

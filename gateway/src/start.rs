@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
+use channel_layer::{ChannelLayer, Host, Serializer};
 use secrecy::{ExposeSecret as _, SecretString};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
@@ -16,7 +17,7 @@ use crate::auth::django::{Django, SourceFailed};
 use crate::auth::{AskDjango, Jwks, SignIn, Tokens};
 use crate::bridge::{self, Bridges};
 use crate::budget::Budget;
-use crate::config::{Config, ConfigErrors, Limits};
+use crate::config::{Config, ConfigErrors, LayerKind, Limits};
 use crate::consumers::bridged;
 use crate::consumers::routing::Router;
 use crate::current::Current;
@@ -152,7 +153,7 @@ impl RunningNode {
         let internal =
             server::listen(config.internal_listen).map_err(|error| NodeError::Listen(config.internal_listen, error))?;
         let addresses = (public.local_addr(), internal.local_addr());
-        let bridges = bridges(&config, deployment, &metrics);
+        let bridges = bridges(&config, deployment, &metrics, &layer);
         let admissions =
             Arc::new(Admissions::start(&store, config.limits.rooms_per_user, &metrics, &background, &stop));
         let peers = Arc::new(Peers::new(&config, &layer, &seals, &health, &hub, &registry, &admissions));
@@ -301,10 +302,25 @@ impl RunningNode {
     }
 }
 
-fn bridges(config: &Config, deployment: Uuid, metrics: &Metrics) -> Bridges {
+fn bridges(config: &Config, deployment: Uuid, metrics: &Metrics, layer: &Arc<dyn ChannelLayer>) -> Bridges {
     let identity = bridge::Identity { node: config.node_id.clone(), deployment: deployment.to_string() };
     let leaving = bridge::Leaving { window: config.drain.window, per_second: config.drain.reconnects_per_second };
-    Bridges::new(&config.bridges, &identity, leaving, &metrics.bridge, bridged::CODES)
+    let about_layer = bridge::Layer {
+        kind: match config.layer.kind {
+            LayerKind::Memory => "memory",
+            LayerKind::PubSub => "pubsub",
+            LayerKind::Core => "core",
+        },
+        prefix: config.layer.prefix.clone(),
+        serializer: match config.layer.serializer {
+            Serializer::MsgPack => "msgpack",
+            Serializer::Json => "json",
+        },
+        raw_group_names: config.layer.raw_group_names,
+        hosts: config.layer.hosts.iter().map(Host::place).collect(),
+        keys: config.layer.encryption_keys.clone(),
+    };
+    Bridges::new(&config.bridges, &identity, leaving, &metrics.bridge, bridged::CODES, layer, &about_layer)
 }
 
 fn jwt(config: &Config) -> JwtAuth {

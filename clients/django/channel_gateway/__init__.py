@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from .memberships import room_members
     from .names import group_of, room_group
     from .publishing import add_members, announce, chat, disconnect, notify, publish, put_room, remove_members, send
+    from .sharing import shared
 
 __all__ = [
     "ApiError",
@@ -29,6 +30,7 @@ __all__ = [
     "room_group",
     "room_members",
     "send",
+    "shared",
 ]
 
 _WHERE = {
@@ -46,6 +48,7 @@ _WHERE = {
         "remove_members",
         "send",
     ),
+    "sharing": ("shared",),
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -9,7 +10,7 @@ from django.apps import AppConfig
 from django.conf import settings
 from django.contrib.auth import get_user_model
 from django.core import checks
-from django.core.checks import CheckMessage, Error
+from django.core.checks import CheckMessage, Error, Info
 from django.core.checks import Warning as Warn
 from django.core.exceptions import ImproperlyConfigured
 from django.db import DatabaseError
@@ -45,6 +46,7 @@ def check_settings(app_configs: Sequence[AppConfig] | None, **_: Any) -> list[Ch
             *_database(found),
             *_origins(found),
             *_urls(found),
+            *_shared(found),
         ]
     except ImproperlyConfigured as error:
         return [Error(str(error), id="gateway.E001")]
@@ -90,6 +92,31 @@ def _secrets(found: Conf) -> Iterable[CheckMessage]:
             "GATEWAY['BACKEND'] is 'api', but there is no GATEWAY['API_KEY'].",
             hint="Set it to the node's --api-key.",
             id="gateway.E002",
+        )
+
+
+def _shared(found: Conf) -> Iterable[CheckMessage]:
+    """Where there are workers: handlers that could run once for many sockets."""
+    from .worker.options import SECRET
+
+    if not (found.bridge_secret or os.environ.get(SECRET) or os.environ.get(f"{SECRET}_FILE")):
+        return
+    try:
+        from channels.consumer import AsyncConsumer
+
+        # All consumers that have routes are there then.
+        import_string(getattr(settings, "ASGI_APPLICATION", None) or "")
+    except Exception:
+        # Whoever starts it hears why.
+        return
+    from .suggesting import candidates, consumers
+
+    for cls, name in candidates(dict.fromkeys(consumers(AsyncConsumer))):
+        yield Info(
+            f"{cls.__module__}.{cls.__qualname__}.{name} only reads its event, and runs once for each socket.",
+            hint="With @shared (from channel_gateway import shared) it runs once for all sockets of a node, if it makes"
+            " the same of an event for each of them.",
+            id="gateway.I001",
         )
 
 

@@ -83,7 +83,7 @@ class Node:
                     self.pongs += 1
                 elif kind == DRAIN:
                     self.drain.done() or self.drain.set_result(msgpack.unpackb(body)["window"])
-                elif kind < 128:
+                elif kind < 128 and not self._frame(kind, sid, body):
                     self.sockets[sid]._frame(kind, body)
         except LinkEnded:
             pass
@@ -92,9 +92,13 @@ class Node:
             for each in self.sockets.values():
                 each.events.put_nowait(("gone",))
 
+    def _frame(self, kind, sid, body):
+        """Whether a frame was the node's own business."""
+        return False
+
     def open(self, path="/", headers=(), subprotocols=(), query=b"", channel_name="test.1", **more):
         self._last += 1
-        socket = self.sockets[self._last] = Socket(self, self._last)
+        socket = self.sockets[self._last] = Socket(self, self._last, channel_name)
         scope = {
             "type": "websocket",
             "path": path,
@@ -127,8 +131,8 @@ class Node:
 
 
 class Socket:
-    def __init__(self, node, sid):
-        self.node, self.sid = node, sid
+    def __init__(self, node, sid, channel_name=""):
+        self.node, self.sid, self.channel_name = node, sid, channel_name
         self.events = asyncio.Queue()
         self.credit = 0
         self.sent = 0

@@ -60,7 +60,7 @@ else:
 CHANNEL_LAYERS = {
     "default": {
         "BACKEND": "channels_redis.pubsub.RedisPubSubChannelLayer",
-        "CONFIG": {"hosts": [REDIS_URL], "prefix": "site"},
+        "CONFIG": {"hosts": [REDIS_URL], "prefix": os.environ.get("TEST_LAYER_PREFIX", "site")},
     }
 }
 GATEWAY = {

@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::dial::{Reader, Writer};
 use super::discovery::Address;
+use super::groups::{Groups, LastEvent};
 use super::metrics::BridgeMetrics;
 use super::pool::Bridge;
 use super::seat::{Accept, Answer, CANCELLED, Client, Deny, Queued, RAISED, Seat, Seated};
@@ -41,6 +42,9 @@ const READ: usize = 64 * 1024;
 
 /// How long the last frames may take when the node stops.
 const LAST_WORDS: Duration = Duration::from_secs(1);
+
+/// How long a rendering may take before another worker is asked.
+const RENDER_TIME: Duration = Duration::from_secs(10);
 
 /// Pause between two waves of sockets that are told to leave.
 const WAVE: Duration = Duration::from_millis(100);
@@ -97,9 +101,13 @@ pub(super) struct Link {
     /// Sockets that the worker takes; 0 is no limit.
     pub(super) max_sockets: usize,
     pub(super) opening: AtomicUsize,
+    /// It knows the frames of groups.
+    has_groups: bool,
+    pub(super) groups: Groups,
+    opens: Mutex<()>,
     seats: Mutex<HashMap<u64, Arc<Seat>>>,
-    out: Mutex<Out>,
-    out_ready: Notify,
+    pub(super) out: Mutex<Out>,
+    pub(super) out_ready: Notify,
     room: Semaphore,
     heard: AtomicBool,
     is_quiet: AtomicBool,
@@ -113,11 +121,14 @@ pub(super) struct Link {
 }
 
 #[derive(Default)]
-struct Out {
-    bytes: Vec<u8>,
+pub(super) struct Out {
+    pub(super) bytes: Vec<u8>,
     /// Room to be given back when they are written.
     room: usize,
-    is_over: bool,
+    pub(super) is_over: bool,
+    /// Bytes of events among them.
+    pub(super) event_bytes: usize,
+    pub(super) last_event: LastEvent,
     last_sid: u64,
 }
 
@@ -135,6 +146,9 @@ impl Link {
             max_opening: if welcome.max_opening == 0 { own } else { own.min(welcome.max_opening) },
             max_sockets: welcome.max_sockets,
             opening: AtomicUsize::new(0),
+            has_groups: welcome.groups,
+            groups: Groups::default(),
+            opens: Mutex::default(),
             seats: Mutex::default(),
             out: Mutex::default(),
             out_ready: Notify::new(),
@@ -167,6 +181,10 @@ impl Link {
         self.is_quiet.load(Ordering::Relaxed)
     }
 
+    pub(super) fn is_over(&self) -> bool {
+        self.out.lock().is_over
+    }
+
     pub(super) fn is_draining(&self) -> bool {
         self.draining.lock().is_some()
     }
@@ -179,15 +197,27 @@ impl Link {
         self.is_let_go.store(true, Ordering::Relaxed);
     }
 
+    /// How long its sockets may stay when it leaves; nothing if it is gone.
+    pub(super) fn window(&self) -> Duration {
+        if self.is_over() { Duration::ZERO } else { self.draining.lock().unwrap_or(self.bridge.leaving.window) }
+    }
+
     /// Gives a socket a seat; one of the worker's handshakes was taken for it.
     pub(super) fn open(self: &Arc<Self>, body: &[u8], client: Arc<dyn Client>) -> Seated {
-        // Under one lock: workers see the numbers go up.
+        // Under one lock: workers see the numbers go up. Not under that of what is written: the client takes its own.
+        let opens = self.opens.lock();
+        let sid = {
+            let mut out = self.out.lock();
+            out.last_sid += 1;
+            out.last_sid
+        };
+        let seat = Arc::new(Seat::new(sid, Arc::clone(self), client));
+        seat.client().seated(&seat);
         let mut out = self.out.lock();
-        out.last_sid += 1;
-        let seat = Arc::new(Seat::new(out.last_sid, Arc::clone(self), client));
         if out.is_over {
             // It was lost after it was chosen.
             drop(out);
+            drop(opens);
             seat.lost(Duration::ZERO);
         } else {
             self.seats.lock().insert(seat.sid, Arc::clone(&seat));
@@ -225,6 +255,11 @@ impl Link {
         Some(Room(room))
     }
 
+    /// Room that is not needed after all.
+    pub(super) fn give_back(&self, room: Room) {
+        self.room.add_permits(room.0 as usize);
+    }
+
     /// Queues a message of a client's.
     pub(super) fn queue_message(&self, kind: u8, sid: u64, message: &[u8], room: Room) {
         self.put(kind, sid, &[message], room.0 as usize);
@@ -258,8 +293,13 @@ impl Link {
             stop.cancelled().await;
             sleep(LAST_WORDS).await;
         };
+        if self.has_groups {
+            self.tell_layer();
+        }
         tokio::select! {
             result = self.read(reader, early) => result,
+            () = self.answer_joins() => Ok(()),
+            () = self.send_waiting() => Ok(()),
             result = self.write(writer, stop) => result,
             result = self.look_after() => result,
             () = self.drain() => Ok(()),
@@ -272,6 +312,7 @@ impl Link {
         self.out.lock().is_over = true;
         self.room.close();
         self.waiting.lock().clear();
+        self.end_groups();
         let seats = std::mem::take(&mut *self.seats.lock());
         let within = self.bridge.leaving.spread(seats.len(), None);
         seats.values().for_each(|seat| seat.lost(within));
@@ -283,6 +324,8 @@ impl Link {
         loop {
             let (bytes, room) = {
                 let mut out = self.out.lock();
+                out.event_bytes = 0;
+                out.last_event = LastEvent::default();
                 (std::mem::replace(&mut out.bytes, std::mem::take(&mut spare)), std::mem::take(&mut out.room))
             };
             if bytes.is_empty() {
@@ -307,7 +350,7 @@ impl Link {
         self.out.lock().bytes.is_empty()
     }
 
-    async fn read(&self, mut reader: Reader, early: Vec<u8>) -> Result<(), LinkError> {
+    async fn read(self: &Arc<Self>, mut reader: Reader, early: Vec<u8>) -> Result<(), LinkError> {
         let (mut buffer, mut wanted) = (early, 0);
         let mut touched: Vec<Arc<Seat>> = Vec::new();
         loop {
@@ -326,6 +369,7 @@ impl Link {
                 seat.client().flush();
                 seat.pause_if_behind();
             }
+            self.tell_published();
             buffer.drain(..done);
             if buffer.is_empty() && buffer.capacity() > KEPT {
                 buffer = Vec::new();
@@ -339,7 +383,7 @@ impl Link {
     }
 
     /// Does what a frame says. Sockets that something was queued for are `touched`.
-    fn take(&self, frame: &Frame<'_>, touched: &mut Vec<Arc<Seat>>) -> Result<(), LinkError> {
+    fn take(self: &Arc<Self>, frame: &Frame<'_>, touched: &mut Vec<Arc<Seat>>) -> Result<(), LinkError> {
         let malformed = |_| LinkError::Malformed(frame.kind);
         match (frame.kind, frame.sid) {
             (kind::PING, 0) if frame.body.len() == 8 => {
@@ -355,10 +399,14 @@ impl Link {
                 self.count(wire::counts(frame.body).map_err(malformed)?);
                 return Ok(());
             }
-            (kind::PING | kind::DRAIN, _) | (kind::ACCEPT..=kind::WAITING, 0) => {
+            (kind::PUBLISH | kind::SEND | kind::RENDERED, _) => return self.take_of_link(frame),
+            (kind::PING | kind::DRAIN, _)
+            | (kind::JOIN | kind::LEAVE | kind::CLASS, 0)
+            | (kind::ACCEPT..=kind::WAITING, 0) => {
                 return Err(LinkError::Malformed(frame.kind));
             }
-            (kind::ACCEPT..=kind::CLOSE | kind::CREDIT..=kind::WAITING, _) => {}
+            (kind::ACCEPT..=kind::CLOSE | kind::CREDIT..=kind::WAITING, _)
+            | (kind::JOIN | kind::LEAVE | kind::CLASS | kind::STATE | kind::READY, _) => {}
             (kind::LATER.., _) => return Ok(()),
             _ => return Err(LinkError::UnknownKind(frame.kind)),
         }
@@ -406,7 +454,7 @@ impl Link {
                     ),
                     _ => {}
                 }
-                if self.is_draining() && *outcome != RAISED && seat.is_open() {
+                if self.is_draining() && *outcome != RAISED && seat.is_open() && !seat.is_detached() {
                     // Its worker ends it rather than the application: it comes back elsewhere.
                     let window = *self.draining.lock();
                     seat.client().restart(self.bridge.leaving.spread(self.sockets(), window));
@@ -415,7 +463,7 @@ impl Link {
                     self.forget(seat.sid);
                 }
             }
-            _ => return Err(LinkError::UnknownKind(frame.kind)),
+            _ => return self.take_of_seat(&seat, frame),
         }
         Ok(())
     }
@@ -476,7 +524,7 @@ impl Link {
             "a worker leaves: its sockets are told to come back"
         );
         let tell = |seats: &[Arc<Seat>]| {
-            seats.iter().filter(|seat| seat.is_open()).for_each(|seat| seat.client().restart(back_within));
+            seats.iter().for_each(|seat| send_elsewhere(seat, back_within));
         };
         let waves = (told_over.as_millis() / WAVE.as_millis()).max(1) as usize;
         let size = seats.len().div_ceil(waves).max(1);
@@ -523,6 +571,7 @@ impl Link {
                 self.bridge.changed();
             }
             self.look_at_waiting();
+            self.look_at_renders(RENDER_TIME);
         }
     }
 
@@ -539,5 +588,14 @@ impl Link {
             }
         });
         too_slow.iter().for_each(|seat| seat.client().too_slow());
+    }
+}
+
+/// The worker leaves: the socket is told to come back, or goes on with another worker.
+fn send_elsewhere(seat: &Seat, within: Duration) {
+    if seat.may_reattach() {
+        seat.client().reattach();
+    } else if seat.is_open() {
+        seat.client().restart(within);
     }
 }

@@ -5,8 +5,10 @@
 //!
 //! This folder knows links and workers and nothing of WebSockets or of the node: what a socket is, its [`Client`] says.
 
+mod class;
 mod dial;
 mod discovery;
+mod groups;
 mod hello;
 mod link;
 mod metrics;
@@ -18,10 +20,12 @@ mod seat;
 mod settings;
 mod wire;
 
+pub(crate) use class::{Class, Rendering, Said};
 pub(crate) use discovery::Workers;
+pub(crate) use groups::Joining;
 pub(crate) use metrics::BridgeMetrics;
 pub(crate) use path::Pattern;
 pub(crate) use pool::{Bridge, Bridges, Identity, Leaving, Refused};
-pub(crate) use seat::{Accept, Client, Deny, Queued, Seated};
+pub(crate) use seat::{Accept, Client, Deny, Queued, Seat, Seated};
 pub(crate) use settings::{Auth, MAX_MESSAGE, Settings, Tls};
-pub(crate) use wire::{Headers, Message, Scope};
+pub(crate) use wire::{Headers, Layer, Message, Scope};

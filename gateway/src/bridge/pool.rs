@@ -5,22 +5,25 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use channel_layer::ChannelLayer;
 use parking_lot::Mutex;
 use secrecy::SecretString;
 use serde::Serialize;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, Semaphore, SemaphorePermit};
 use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::class::{About, Class};
 use super::dial::dial;
 use super::discovery::{Address, MOST_WORKERS};
 use super::hello::greet;
 use super::link::{Link, LinkError};
 use super::metrics::{Because, BridgeMetrics, Ended, OfPath};
+use super::proof::print;
 use super::seat::{Accept, Answer, Client, Deny, Seated};
 use super::settings::Settings;
-use super::wire::Scope;
+use super::wire::{self, Layer, Scope};
 use crate::seldom::Seldom;
 
 /// How long a handshake waits when there is no worker that could take it: one that is started again needs a moment.
@@ -30,6 +33,9 @@ const NO_WORKER_PATIENCE: Duration = Duration::from_secs(2);
 const AGAIN: Duration = Duration::from_millis(100);
 const AGAIN_AT_MOST: Duration = Duration::from_secs(2);
 const AGAIN_WITH_SECRET: Duration = Duration::from_secs(5);
+
+/// Classes that are kept although no socket has them.
+const CLASSES: usize = 1000;
 
 /// The shortest time over which clients are spread.
 const LEAST_SPREAD: Duration = Duration::from_millis(100);
@@ -100,12 +106,19 @@ pub(crate) struct Bridge {
     pub(super) identity: Identity,
     pub(super) leaving: Leaving,
     pub(super) metrics: BridgeMetrics,
+    pub(super) layer: Arc<dyn ChannelLayer>,
+    about_layer: Layer,
+    /// Those that share handlers, by name. As many as the site has.
+    classes: Mutex<HashMap<String, Arc<Class>>>,
     links: Mutex<Vec<Arc<Link>>>,
     /// Since when no worker could take a socket.
     alone_since: Mutex<Option<Instant>>,
     /// Who waits for a place, one after the other.
     turn: tokio::sync::Mutex<()>,
     changed: Notify,
+    /// A worker has come.
+    newcomer: Notify,
+    moving: Semaphore,
     /// Where workers were at the last look, and where somebody is dialling.
     wanted: Mutex<HashSet<Address>>,
     dialled: Mutex<HashSet<Address>>,
@@ -135,6 +148,8 @@ impl Bridges {
         leaving: Leaving,
         metrics: &BridgeMetrics,
         codes: &[u16],
+        layer: &Arc<dyn ChannelLayer>,
+        about_layer: &Layer,
     ) -> Self {
         let bridge = |settings: &Settings| {
             metrics.begin(settings.path.as_str(), codes);
@@ -144,10 +159,15 @@ impl Bridges {
                 identity: identity.clone(),
                 leaving,
                 metrics: metrics.clone(),
+                layer: Arc::clone(layer),
+                about_layer: about_layer.clone(),
+                classes: Mutex::default(),
                 links: Mutex::default(),
                 alone_since: Mutex::new(Some(Instant::now())),
                 turn: tokio::sync::Mutex::default(),
                 changed: Notify::new(),
+                newcomer: Notify::new(),
+                moving: Semaphore::new(settings.max_opening.max(1)),
                 wanted: Mutex::default(),
                 dialled: Mutex::default(),
                 let_go: Notify::new(),
@@ -241,6 +261,33 @@ impl Bridge {
         self.secret.lock().clone()
     }
 
+    /// What workers are told of the layer.
+    pub(super) fn layer_body(&self) -> Vec<u8> {
+        let secret = self.secret();
+        let prints: Vec<_> = self.about_layer.keys.iter().filter_map(|key| print(&secret, key)).collect();
+        self.about_layer.body(&prints)
+    }
+
+    /// The class that a worker names.
+    pub(super) fn class(&self, about: &About) -> Arc<Class> {
+        let mut classes = self.classes.lock();
+        let class = match classes.get(&about.name) {
+            Some(class) => Arc::clone(class),
+            None => {
+                if classes.len() >= CLASSES {
+                    // Made with ever new arguments: those that nobody has any more make room.
+                    classes.retain(|_, class| Arc::strong_count(class) > 1);
+                }
+                let class = Class::new(self.path(), about, &self.metrics);
+                classes.insert(about.name.clone(), Arc::clone(&class));
+                class
+            }
+        };
+        drop(classes);
+        class.learn(about);
+        class
+    }
+
     fn of_path(&self) -> OfPath {
         OfPath { path: self.path().to_owned() }
     }
@@ -262,10 +309,67 @@ impl Bridge {
         self.links.lock().iter().map(info).collect()
     }
 
-    /// Opens a socket at a worker and waits for what its application says, until `deadline`.
+    /// Opens a socket at a worker and waits for what its application says, until `deadline`. Also returns by what it is
+    /// [opened again](Self::open_again).
     pub(crate) async fn open(
         self: &Arc<Self>,
         scope: &Scope<'_>,
+        client: Arc<dyn Client>,
+        deadline: Instant,
+    ) -> Result<(Seated, Accept, Vec<u8>), Refused> {
+        let body = scope.open(0);
+        let (seated, accept) = self.open_with(&body, client, deadline).await?;
+        Ok((seated, accept, body))
+    }
+
+    /// Opens a socket that is open already at another worker.
+    pub(crate) async fn open_again(
+        self: &Arc<Self>,
+        first: &[u8],
+        attempt: u64,
+        state: Option<&[u8]>,
+        client: &Arc<dyn Client>,
+        deadline: Instant,
+    ) -> Result<Seated, Refused> {
+        let body = wire::reopen(first, attempt, state);
+        loop {
+            match self.open_with(&body, Arc::clone(client), deadline).await {
+                // Another one may still do it.
+                Err(Refused::Lost) if Instant::now() < deadline => {}
+                result => return result.map(|(seated, _)| seated),
+            }
+        }
+    }
+
+    /// Waits until there is a worker that stays.
+    pub(crate) async fn has_worker(&self) {
+        loop {
+            let newcomer = self.newcomer.notified();
+            if self.links.lock().iter().any(|link| link.is_usable()) {
+                return;
+            }
+            newcomer.await;
+        }
+    }
+
+    /// A turn among the sockets that go on elsewhere: as many at once as workers take handshakes.
+    pub(crate) async fn turn_to_move(&self) -> Option<SemaphorePermit<'_>> {
+        self.moving.acquire().await.ok()
+    }
+
+    /// Counts a socket that was to go on elsewhere.
+    pub(crate) fn moved(&self, silence: Option<Duration>) {
+        self.metrics.reattached(self.path(), silence);
+    }
+
+    /// Over which time one more client comes back.
+    pub(crate) fn spread(&self) -> Duration {
+        self.leaving.spread(1, None)
+    }
+
+    async fn open_with(
+        self: &Arc<Self>,
+        body: &[u8],
         client: Arc<dyn Client>,
         deadline: Instant,
     ) -> Result<(Seated, Accept), Refused> {
@@ -274,10 +378,10 @@ impl Bridge {
         let _opening = Finally(|| {
             opening.dec();
         });
-        let (body, mut tried) = (scope.open(0), Vec::new());
+        let mut tried = Vec::new();
         loop {
             let link = self.place(&tried, deadline).await?;
-            let seated = link.open(&body, Arc::clone(&client));
+            let seated = link.open(body, Arc::clone(&client));
             match timeout_at(deadline, seated.answer()).await {
                 Ok(Answer::Accept(accept)) => return Ok((seated, accept)),
                 Ok(Answer::Deny(deny)) => return Err(Refused::Denied(deny)),
@@ -354,6 +458,7 @@ impl Bridge {
         *self.alone_since.lock() = None;
         self.metrics.links.get_or_create(&self.of_path()).inc();
         self.changed();
+        self.newcomer.notify_waiters();
     }
 
     fn remove(&self, link: &Arc<Link>) {

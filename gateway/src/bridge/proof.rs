@@ -44,6 +44,13 @@ pub(super) fn holds(secret: &SecretString, role: Role, node: &Nonce, worker: &No
     mac(secret, role, node, worker).is_some_and(|mac| mac.verify_slice(proof).is_ok())
 }
 
+/// By what a worker knows a key of the layer, if it has it too.
+pub(super) fn print(secret: &SecretString, key: &SecretString) -> Option<Vec<u8>> {
+    let mut mac = Hmac::<Sha256>::new_from_slice(secret.expose_secret().as_bytes()).ok()?;
+    [b"gateway.bridge.1 layer key ", key.expose_secret().as_bytes()].iter().for_each(|part| mac.update(part));
+    Some(mac.finalize().into_bytes().to_vec())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

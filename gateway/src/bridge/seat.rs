@@ -8,9 +8,12 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
+use channel_layer::Event;
 use futures_util::task::AtomicWaker;
 use parking_lot::Mutex;
 
+use super::class::Class;
+use super::groups::Joining;
 use super::link::Link;
 use super::wire::{Headers, Message, kind};
 
@@ -30,6 +33,25 @@ pub(crate) trait Client: Send + Sync {
 
     /// Writes what is queued.
     fn flush(&self);
+
+    /// It has this seat now.
+    fn seated(&self, seat: &Arc<Seat>);
+
+    /// Adds it to a group.
+    fn join(&self, group: &str) -> Joining;
+
+    /// Takes it out of a group.
+    fn leave(&self, group: &str);
+
+    /// Its consumer's `connect()` has returned, after it was opened again.
+    fn ready(&self);
+
+    /// Its worker leaves, or is gone, and its consumer's class goes on elsewhere.
+    fn reattach(&self);
+
+    /// The class of its consumer, some of whose handlers may be shared, and whether it goes on elsewhere when the
+    /// worker leaves.
+    fn is_of(&self, class: &Arc<Class>, reattaches: bool);
 
     /// Whether so much waits for the client that the application has to. If so, [`Seat::resume`] is called when it
     /// need not any more.
@@ -96,6 +118,8 @@ pub(crate) struct Seat {
     state: Mutex<State>,
     /// The socket's task, which waits for the answer or for credit.
     waker: AtomicWaker,
+    /// Who waits for its end.
+    ending: AtomicWaker,
 }
 
 #[derive(Default)]
@@ -114,12 +138,18 @@ struct State {
     waiting_since: Option<Instant>,
     has_ended: bool,
     is_closed: bool,
+    /// Its consumer's class goes on elsewhere when the worker leaves.
+    reattaches: bool,
+    /// It does so now: the application gets no more, and what it does with groups does not count.
+    is_detached: bool,
+    /// What the consumer has left for the next one.
+    left: Option<Box<[u8]>>,
 }
 
 impl Seat {
     pub(super) fn new(sid: u64, link: Arc<Link>, client: Arc<dyn Client>) -> Self {
         let state = Mutex::new(State { has_slot: true, ..State::default() });
-        Self { sid, link, client, state, waker: AtomicWaker::new() }
+        Self { sid, link, client, state, waker: AtomicWaker::new(), ending: AtomicWaker::new() }
     }
 
     pub(super) fn client(&self) -> &dyn Client {
@@ -137,7 +167,39 @@ impl Seat {
         }
     }
 
+    /// Hands an event to the application; who has no room for that is too slow.
+    pub(crate) fn event(&self, event: &Arc<Event>) {
+        if !self.link.event(self.sid, event) {
+            self.link.tell_dropped(
+                "events_full",
+                "a worker takes no events, and sockets that hear some are closed with 4008",
+            );
+            self.client.too_slow();
+        }
+    }
+
     // ---- what the link's reader has for it ----
+
+    /// The class of its consumer.
+    pub(super) fn set_class(&self, class: &Arc<Class>, reattaches: bool) {
+        self.state.lock().reattaches = reattaches;
+        self.client.is_of(class, reattaches);
+    }
+
+    /// What the consumer has left for the next one.
+    pub(super) fn leave_state(&self, state: &[u8]) {
+        self.state.lock().left = if state.is_empty() { None } else { Some(state.into()) };
+    }
+
+    /// Whether the socket is open and stays so when the worker leaves.
+    pub(super) fn may_reattach(&self) -> bool {
+        let state = self.state.lock();
+        state.reattaches && state.is_open
+    }
+
+    pub(super) fn is_detached(&self) -> bool {
+        self.state.lock().is_detached
+    }
 
     /// The application's answer. `false` when there was one already.
     pub(super) fn answered(&self, answer: Answer) -> bool {
@@ -209,7 +271,8 @@ impl Seat {
             NOT_TAKEN => Answer::NotTaken,
             _ => Answer::Deny(Deny { status: 500, headers: Vec::new(), body: Vec::new() }),
         };
-        if !self.answered(answer) && self.is_open() {
+        // One that was detached has a successor.
+        if !self.answered(answer) && self.is_open() && !self.is_detached() {
             self.client.end(outcome == RAISED);
         }
         let mut state = self.state.lock();
@@ -217,27 +280,69 @@ impl Seat {
         // Nobody receives any more.
         state.unreceived = VecDeque::new();
         state.unreceived_bytes = 0;
-        let is_over = state.is_closed || outcome == NOT_TAKEN;
+        let is_over = state.is_closed || state.is_detached || outcome == NOT_TAKEN;
         drop(state);
         self.waker.wake();
+        self.ending.wake();
         is_over
     }
 
     /// The link is gone.
     pub(super) fn lost(&self, within: Duration) {
         self.answered(Answer::Lost);
-        let was_open = {
+        let (was_open, reattaches, was_detached) = {
             let mut state = self.state.lock();
             state.has_ended = true;
-            std::mem::take(&mut state.is_open)
+            let (reattaches, was_detached) = (state.reattaches, state.is_detached);
+            state.is_detached |= reattaches;
+            (std::mem::take(&mut state.is_open), reattaches, was_detached)
         };
         self.waker.wake();
-        if was_open {
-            self.client.restart(within);
+        self.ending.wake();
+        match (was_open, reattaches) {
+            // Who has detached it waits for its end.
+            (true, true) if was_detached => {}
+            (true, true) => self.client.reattach(),
+            (true, false) => self.client.restart(within),
+            (false, _) => {}
         }
     }
 
     // ---- what the socket's task does with it ----
+
+    /// Lets the application finish with what it has, and go. Nothing that comes later is for it.
+    pub(crate) fn detach(&self) {
+        let mut state = self.state.lock();
+        if !std::mem::replace(&mut state.is_detached, true) && !state.has_ended {
+            self.link.queue(kind::DETACH, self.sid, &[]);
+        }
+        drop(state);
+        self.waker.wake();
+    }
+
+    /// Waits until the application has ended; for who has detached it.
+    pub(crate) async fn has_ended(&self) {
+        poll_fn(|task| {
+            self.ending.register(task.waker());
+            if self.state.lock().has_ended { Poll::Ready(()) } else { Poll::Pending }
+        })
+        .await;
+    }
+
+    /// What the consumer has left for the next one.
+    pub(crate) fn left(&self) -> Option<Box<[u8]>> {
+        self.state.lock().left.clone()
+    }
+
+    /// Whether its worker is gone.
+    pub(crate) fn is_lost(&self) -> bool {
+        self.link.is_over()
+    }
+
+    /// How long its worker lets it stay.
+    pub(crate) fn window(&self) -> Duration {
+        self.link.window()
+    }
 
     fn poll_answer(&self, task: &Context<'_>) -> Poll<Answer> {
         self.waker.register(task.waker());
@@ -248,7 +353,7 @@ impl Seat {
     /// any more.
     fn poll_credit(&self, bytes: usize) -> Poll<bool> {
         let mut state = self.state.lock();
-        if state.has_ended {
+        if state.has_ended || state.is_detached {
             return Poll::Ready(false);
         }
         let fits = state.unreceived.len() < UNRECEIVED && state.unreceived_bytes + bytes <= UNRECEIVED_BYTES;
@@ -286,19 +391,30 @@ impl Seated {
 
     /// Hands on a message of the client's once the application has received enough of those before it, and the link
     /// has room. Nothing is handed on any more when the socket `is_over`, which also registers who is to be woken then.
-    pub(crate) async fn send(&self, message: Message<'_>, is_over: impl Fn(&Waker) -> bool) {
+    /// `false` if the application goes on elsewhere: the message is for its next seat.
+    pub(crate) async fn send(&self, message: Message<'_>, is_over: impl Fn(&Waker) -> bool) -> bool {
         let (seat, bytes) = (&self.0, message.bytes());
         let goes = poll_fn(|task| {
             seat.waker.register(task.waker());
             if is_over(task.waker()) { Poll::Ready(false) } else { seat.poll_credit(bytes.len()) }
         });
         if !goes.await {
-            return;
+            return !seat.is_detached();
         }
         let mut room = pin!(seat.link.room(bytes.len()));
         let room = poll_fn(|task| if is_over(task.waker()) { Poll::Ready(None) } else { room.as_mut().poll(task) });
-        if let Some(room) = room.await {
-            seat.link.queue_message(message.kind(), seat.sid, bytes, room);
+        match room.await {
+            None => !seat.is_detached(),
+            Some(room) => {
+                // Under the lock: it must not come behind DETACH.
+                let state = seat.state.lock();
+                if state.is_detached {
+                    seat.link.give_back(room);
+                } else {
+                    seat.link.queue_message(message.kind(), seat.sid, bytes, room);
+                }
+                !state.is_detached
+            }
         }
     }
 
@@ -313,7 +429,8 @@ impl Seated {
         state.is_open = false;
         state.waiting_since = None;
         let is_over = state.has_ended;
-        if !matches!(state.answer, Some(Answer::NotTaken)) {
+        let knows_it = matches!(state.answer, Some(Answer::NotTaken)) || (state.is_detached && is_over);
+        if !knows_it {
             self.0.link.queue(kind::CLOSED, self.0.sid, &[&code.to_le_bytes(), reason.as_bytes()]);
         }
         drop(state);

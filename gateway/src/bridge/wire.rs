@@ -1,5 +1,6 @@
 //! The frames of a link, as `docs/bridge-protocol.md` has them.
 
+use super::class::{About, Said};
 use super::msgpack::{self, Unreadable, Value};
 use super::settings::MAX_MESSAGE;
 
@@ -35,6 +36,21 @@ pub(super) mod kind {
     pub(crate) const CREDIT: u8 = 25;
     pub(crate) const END: u8 = 26;
     pub(crate) const WAITING: u8 = 27;
+    pub(crate) const LAYER: u8 = 32;
+    pub(crate) const JOIN: u8 = 33;
+    pub(crate) const LEAVE: u8 = 34;
+    pub(crate) const JOINED: u8 = 35;
+    pub(crate) const PUBLISH: u8 = 36;
+    pub(crate) const SEND: u8 = 37;
+    pub(crate) const SENT: u8 = 38;
+    pub(crate) const PUBLISHED: u8 = 39;
+    pub(crate) const EVENT: u8 = 40;
+    pub(crate) const CLASS: u8 = 41;
+    pub(crate) const RENDER: u8 = 42;
+    pub(crate) const RENDERED: u8 = 43;
+    pub(crate) const DETACH: u8 = 44;
+    pub(crate) const STATE: u8 = 45;
+    pub(crate) const READY: u8 = 46;
     /// From here on what is unknown is ignored.
     pub(crate) const LATER: u8 = 128;
     /// What the worker has dropped since it began, by reason.
@@ -106,6 +122,8 @@ pub(super) struct Welcome {
     pub(super) max_sockets: usize,
     /// 0 is no wish of its own.
     pub(super) max_opening: usize,
+    /// It knows the frames of groups.
+    pub(super) groups: bool,
     pub(super) nonce: Vec<u8>,
     pub(super) mac: Vec<u8>,
 }
@@ -125,6 +143,7 @@ impl Welcome {
             app: map.get("app").str().unwrap_or_default().to_owned(),
             max_sockets: count("max_sockets")?,
             max_opening: count("max_opening")?,
+            groups: count("groups")? > 0,
             nonce: map.get("nonce").bin()?.to_vec(),
             mac: map.get("mac").bin()?.to_vec(),
         })
@@ -184,6 +203,113 @@ pub(super) fn code(body: &[u8]) -> Result<(u16, &str), Unreadable> {
 
 pub(super) fn number(body: &[u8]) -> Result<u32, Unreadable> {
     body.try_into().map(u32::from_le_bytes).map_err(|_| Unreadable)
+}
+
+pub(super) fn text(body: &[u8]) -> Result<&str, Unreadable> {
+    std::str::from_utf8(body).map_err(|_| Unreadable)
+}
+
+/// A name and what follows it.
+pub(super) fn named(body: &[u8]) -> Result<(&str, &[u8]), Unreadable> {
+    let (length, rest) = body.split_first_chunk::<2>().ok_or(Unreadable)?;
+    let (name, rest) = rest.split_at_checked(u16::from_le_bytes(*length).into()).ok_or(Unreadable)?;
+    Ok((text(name)?, rest))
+}
+
+/// What a consumer's class is called, and which of its handlers are shared.
+pub(super) fn class(body: &[u8]) -> Result<About, Unreadable> {
+    let map = msgpack::read(body)?;
+    let shared = map.get("shared").list()?.iter().map(|name| Ok(name.str()?.to_owned()));
+    Ok(About {
+        name: map.get("class").str()?.to_owned(),
+        shared: shared.collect::<Result<_, _>>()?,
+        reattaches: !map.get("reattach").is_nil() && map.get("reattach").count()? > 0,
+    })
+}
+
+/// The body of OPEN for a socket that is open already, made of the first one's.
+pub(super) fn reopen(first: &[u8], attempt: u64, state: Option<&[u8]>) -> Vec<u8> {
+    let (fields, rest) = first.split_first().map_or((0x80, &[][..]), |(fields, rest)| (*fields, rest));
+    // A small map, which has room for one more.
+    let mut out = Writer(vec![fields + 1]);
+    out.0.extend_from_slice(rest);
+    out.str("reattach");
+    let _ = rmp::encode::write_map_len(&mut out.0, 2);
+    out.str("attempt").int(attempt).str("state");
+    match state {
+        Some(state) => out.bin(state),
+        None => out.nil(),
+    };
+    out.0
+}
+
+/// What a worker has rendered.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Rendered {
+    Said(Vec<Said>),
+    /// The handler is not shared, and why.
+    NotShared(String),
+    Failed(String),
+}
+
+/// The number of what was to be rendered, and what became of it.
+pub(super) fn rendered(body: &[u8]) -> Result<(u64, Rendered), Unreadable> {
+    let (request, rest) = body.split_first_chunk::<8>().ok_or(Unreadable)?;
+    let (outcome, mut rest) = rest.split_first().ok_or(Unreadable)?;
+    let why = || String::from_utf8_lossy(rest).into_owned();
+    let rendered = match outcome {
+        0 => {
+            let mut said = Vec::new();
+            while let Some((kind, after)) = rest.split_first() {
+                let (length, after) = after.split_first_chunk::<4>().ok_or(Unreadable)?;
+                let (message, after) =
+                    after.split_at_checked(u32::from_le_bytes(*length) as usize).ok_or(Unreadable)?;
+                said.push(match *kind {
+                    kind::TEXT => Said::Text(text(message)?.to_owned()),
+                    kind::BINARY => Said::Binary(message.to_vec()),
+                    _ => return Err(Unreadable),
+                });
+                rest = after;
+            }
+            Rendered::Said(said)
+        }
+        1 => Rendered::NotShared(why()),
+        2 => Rendered::Failed(why()),
+        _ => return Err(Unreadable),
+    };
+    Ok((u64::from_le_bytes(*request), rendered))
+}
+
+/// Which layer the node has: what a worker compares the site's own with.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Layer {
+    /// `memory`, `pubsub` or `core`.
+    pub(crate) kind: &'static str,
+    pub(crate) prefix: String,
+    /// `msgpack` or `json`.
+    pub(crate) serializer: &'static str,
+    /// Where its hosts are, in their order; without credentials.
+    pub(crate) hosts: Vec<String>,
+    /// Any name of a group is good.
+    pub(crate) raw_group_names: bool,
+    pub(crate) keys: Vec<secrecy::SecretString>,
+}
+
+impl Layer {
+    /// The body of LAYER. Keys are told by their prints.
+    pub(super) fn body(&self, prints: &[Vec<u8>]) -> Vec<u8> {
+        let mut out = Writer::map(6);
+        out.str("kind").str(self.kind).str("prefix").str(&self.prefix).str("serializer").str(self.serializer);
+        out.str("raw").int(self.raw_group_names.into()).str("hosts").list(self.hosts.len());
+        for host in &self.hosts {
+            out.str(host);
+        }
+        out.str("keys").list(prints.len());
+        for print in prints {
+            out.bin(print);
+        }
+        out.0
+    }
 }
 
 /// Writes msgpack. Writing into memory cannot fail.
@@ -341,6 +467,20 @@ mod tests {
         assert_eq!((of("server"), of("scheme"), of("root_path")), (Value::Nil, Value::Str("wss"), Value::Str("")));
         assert_eq!(found.get("gateway_auth").get("user"), &Value::Str("alice"));
         assert_eq!((map.get("attempt"), map.get("traceparent")), (&Value::Int(2), &Value::Str("00-1")));
+    }
+
+    #[test]
+    fn a_socket_is_opened_again_with_what_its_consumer_has_left() {
+        let mut out = Writer::map(2);
+        out.str("scope").int(7).str("attempt").int(0);
+        let body = reopen(&out.0, 2, Some(b"left"));
+        let map = msgpack::read(&body).unwrap();
+        assert_eq!(map.get("scope"), &Value::Int(7));
+        assert_eq!(
+            (map.get("reattach").get("attempt"), map.get("reattach").get("state")),
+            (&Value::Int(2), &Value::Bin(b"left"))
+        );
+        assert!(msgpack::read(&reopen(&out.0, 1, None)).unwrap().get("reattach").get("state").is_nil());
     }
 
     #[test]

@@ -1,23 +1,28 @@
 //! A consumer that is the site's own: what the client says goes over a link to the application, and what that sends to
 //! the client.
 
+use std::future::poll_fn;
 use std::pin::pin;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, LazyLock};
-use std::task::Waker;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, LazyLock, OnceLock, Weak};
+use std::task::{Poll, Waker};
 use std::time::Duration;
 
-use channel_layer::Event;
+use channel_layer::{Event, GroupName};
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, ready};
+use parking_lot::Mutex;
 use tokio::io::Interest;
-use tokio::time::timeout;
+use tokio::sync::Notify;
+use tokio::time::{Instant, timeout, timeout_at};
 
-use crate::bridge::{Bridge, Client, Message, Queued, Seated};
+use crate::bridge::{Bridge, Class, Client, Joining, Message, Queued, Rendering, Said, Seat, Seated};
 use crate::close::{CloseReason, is_sendable};
 use crate::consumers::framework::{AnyConsumer, Context, Frame, Outcome, Refusal, Terms};
 use crate::handlers::{Lookup, Table};
-use crate::metrics::{ByCate, ByType, Metrics};
+use crate::metrics::{ByCate, ByType};
+use crate::node::Node;
+use crate::socket::ear::{self, Ear, Shown};
 use crate::socket::{Pushed, Socket};
 use crate::websocket::WireFrame;
 use crate::words::EventType;
@@ -27,6 +32,18 @@ pub(crate) const SLACK: usize = 33 << 20;
 
 /// How often it is looked whether a client is still there of whom nothing is read.
 const LOOK: Duration = Duration::from_secs(1);
+
+/// Groups that one socket may be in.
+const MAX_GROUPS: usize = 10_000;
+
+/// Longest wait for the layer before joining a group is put off.
+const JOIN_TIME: Duration = Duration::from_secs(1);
+
+/// How long what clients say and groups bring waits for a consumer that goes on elsewhere; how many events, and their
+/// bytes.
+const HOLD_TIME: Duration = Duration::from_secs(10);
+const HELD: usize = 256;
+const HELD_BYTES: usize = 4 << 20;
 
 /// What the application's and the client's messages count as, whatever they hold.
 const BRIDGE: &str = "bridge";
@@ -49,18 +66,292 @@ pub(crate) fn table() -> Arc<Table> {
 
 /// A socket, as its link knows it.
 pub(crate) struct Place {
+    me: Weak<Self>,
     socket: Arc<Socket>,
-    metrics: Arc<Metrics>,
-    path: Arc<str>,
+    node: Arc<Node>,
+    bridge: Arc<Bridge>,
+    groups: Arc<Groups>,
+    chair: Mutex<Chair>,
+    /// It has another seat, or will have none.
+    swapped: Notify,
+    /// It goes on with another worker just now.
+    is_moving: AtomicBool,
+    moves: AtomicU64,
+    /// Its consumer's class goes on elsewhere when the worker leaves.
+    reattaches: AtomicBool,
     /// The application has closed it, by a code of its own.
     is_closed_by_app: AtomicBool,
 }
 
+/// Where a socket sits.
+#[derive(Default)]
+struct Chair {
+    seated: Option<Arc<Seated>>,
+    /// By what it is opened again; kept for those that may be.
+    opening: Vec<u8>,
+    has_ended: bool,
+}
+
 impl Place {
-    pub(crate) fn new(socket: Arc<Socket>, metrics: Arc<Metrics>) -> Arc<Self> {
-        let path = Arc::clone(&socket.path);
-        Arc::new(Self { socket, metrics, path, is_closed_by_app: AtomicBool::new(false) })
+    pub(crate) fn new(socket: Arc<Socket>, node: Arc<Node>, bridge: Arc<Bridge>) -> Arc<Self> {
+        let groups = Arc::new(Groups { socket: Arc::downgrade(&socket), ..Groups::default() });
+        socket.hear_with(Arc::clone(&groups) as Arc<dyn Ear>);
+        Arc::new_cyclic(|me| Self {
+            me: Weak::clone(me),
+            socket,
+            node,
+            bridge,
+            groups,
+            chair: Mutex::default(),
+            swapped: Notify::new(),
+            is_moving: AtomicBool::new(false),
+            moves: AtomicU64::new(0),
+            reattaches: AtomicBool::new(false),
+            is_closed_by_app: AtomicBool::new(false),
+        })
     }
+
+    fn seated(&self) -> Option<Arc<Seated>> {
+        self.chair.lock().seated.clone()
+    }
+
+    /// Goes on with another worker, or has the client come back.
+    async fn go_on(self: Arc<Self>) {
+        let moved = self.move_on().await;
+        let is_over = self.socket.closing().is_some() || self.groups.state.lock().is_over;
+        // One that was closed for what it had to hold is over by then.
+        if moved.is_some() || !is_over || self.groups.has_overflowed() {
+            self.bridge.moved(moved);
+        }
+        match moved {
+            None if is_over => {}
+            None => self.restart(self.bridge.spread()),
+            Some(silence) => {
+                let worker = self.seated().map_or_else(String::new, |seated| seated.worker().to_owned());
+                tracing::debug!(
+                    channel = %self.socket.channel_name, worker, seconds = silence.as_secs_f64(),
+                    "a socket has another worker"
+                );
+                self.is_moving.store(false, Ordering::SeqCst);
+                // It may have gone in the meantime, and nobody has listened.
+                if self.seated().is_some_and(|seated| seated.seat().is_lost()) {
+                    self.reattach();
+                }
+            }
+        }
+    }
+
+    /// How long the application was silent; none if nobody goes on.
+    async fn move_on(self: &Arc<Self>) -> Option<Duration> {
+        let (old, opening) = {
+            let chair = self.chair.lock();
+            (chair.seated.clone()?, chair.opening.clone())
+        };
+        let seat = old.seat();
+        // The old one serves it until a new one can.
+        let turn = async {
+            self.bridge.has_worker().await;
+            self.bridge.turn_to_move().await
+        };
+        let _turn = timeout(seat.window().max(HOLD_TIME), turn).await.ok()??;
+        let begun = self.groups.hold(seat);
+        let deadline = begun + HOLD_TIME;
+        timeout_at(deadline, seat.has_ended()).await.ok()?;
+        if self.socket.closing().is_some() {
+            return None;
+        }
+        let (left, attempt) = (seat.left(), self.moves.fetch_add(1, Ordering::Relaxed) + 1);
+        let client: Arc<dyn Client> = Arc::clone(self) as Arc<dyn Client>;
+        let new = self.bridge.open_again(&opening, attempt, left.as_deref(), &client, deadline).await;
+        let new = Arc::new(
+            new.inspect_err(|refused| {
+                tracing::info!(channel = %self.socket.channel_name, ?refused, "a socket finds no other worker");
+            })
+            .ok()?,
+        );
+        {
+            let mut chair = self.chair.lock();
+            if chair.has_ended {
+                return None;
+            }
+            chair.seated = Some(Arc::clone(&new));
+        }
+        let was_whole = self.groups.let_go(new.seat());
+        self.swapped.notify_waiters();
+        was_whole.then(|| begun.elapsed())
+    }
+}
+
+/// Leaves a socket's groups when it is dropped: the socket has ended, or has never come to be.
+pub(crate) struct Leaves(Arc<Place>);
+
+impl Leaves {
+    pub(crate) fn of(place: &Arc<Place>) -> Self {
+        Self(Arc::clone(place))
+    }
+}
+
+impl Drop for Leaves {
+    fn drop(&mut self) {
+        let joined = {
+            let mut state = self.0.groups.state.lock();
+            state.is_over = true;
+            std::mem::take(&mut state.joined)
+        };
+        joined.iter().for_each(|group| self.0.node.hub.unlisten(&self.0.socket, group));
+        // The seat keeps the place.
+        let mut chair = self.0.chair.lock();
+        chair.has_ended = true;
+        let seated = chair.seated.take();
+        drop(chair);
+        drop(seated);
+    }
+}
+
+/// The groups of a socket's consumer, and where it hears them.
+#[derive(Default)]
+struct Groups {
+    socket: Weak<Socket>,
+    state: Mutex<GroupsState>,
+    hearing: Mutex<Hearing>,
+    class: OnceLock<Arc<Shared>>,
+}
+
+#[derive(Default)]
+struct GroupsState {
+    joined: Vec<GroupName>,
+    /// Those of a consumer that is gone, which its successor has not joined.
+    stale: Vec<GroupName>,
+    is_over: bool,
+}
+
+#[derive(Default)]
+struct Hearing {
+    seat: Weak<Seat>,
+    /// While nobody is there to hear.
+    held: Option<Box<Held>>,
+}
+
+#[derive(Default)]
+struct Held {
+    events: Vec<Arc<Event>>,
+    bytes: usize,
+    overflowed: bool,
+    since: Option<Instant>,
+}
+
+impl Groups {
+    /// From here on events wait, and the application finishes. Returns when that began.
+    fn hold(&self, seat: &Seat) -> Instant {
+        let begun = {
+            let mut hearing = self.hearing.lock();
+            let held = hearing.held.get_or_insert_default();
+            let begun = *held.since.get_or_insert_with(Instant::now);
+            // Under the lock: what was handed on before is for it, the rest is not.
+            seat.detach();
+            begun
+        };
+        let mut state = self.state.lock();
+        state.stale = state.joined.clone();
+        begun
+    }
+
+    fn has_overflowed(&self) -> bool {
+        self.hearing.lock().held.as_ref().is_some_and(|held| held.overflowed)
+    }
+
+    /// Somebody is there again. `false` if something was lost meanwhile.
+    fn let_go(&self, seat: &Arc<Seat>) -> bool {
+        let mut hearing = self.hearing.lock();
+        hearing.seat = Arc::downgrade(seat);
+        let Some(held) = hearing.held.take() else { return true };
+        held.events.iter().for_each(|event| seat.event(event));
+        !held.overflowed
+    }
+}
+
+impl Ear for Groups {
+    fn hear(&self, event: &Arc<Event>) {
+        let mut hearing = self.hearing.lock();
+        let Some(held) = &mut hearing.held else {
+            if let Some(seat) = hearing.seat.upgrade() {
+                seat.event(event);
+            }
+            return;
+        };
+        let bytes = event.weight();
+        if !held.overflowed && held.events.len() < HELD && (held.bytes + bytes <= HELD_BYTES || held.events.is_empty())
+        {
+            held.bytes += bytes;
+            held.events.push(Arc::clone(event));
+        } else if !std::mem::replace(&mut held.overflowed, true) {
+            held.events = Vec::new();
+            drop(hearing);
+            if let Some(socket) = self.socket.upgrade() {
+                socket.close(CloseReason::Restart { min_ms: 0, max_ms: 1000 });
+            }
+        }
+    }
+
+    fn class(&self) -> Option<Arc<dyn ear::Class>> {
+        self.class.get().map(|class| Arc::clone(class) as Arc<dyn ear::Class>)
+    }
+
+    fn wants(&self, group: &GroupName) -> bool {
+        self.state.lock().joined.contains(group)
+    }
+}
+
+/// A class of consumers, as groups know it.
+struct Shared(Arc<Class>);
+
+impl ear::Class for Shared {
+    fn id(&self) -> u64 {
+        self.0.id()
+    }
+
+    fn shares(&self, event: &Event) -> bool {
+        self.0.shares(event)
+    }
+
+    fn render(self: Arc<Self>, event: &Arc<Event>, done: ear::Done) {
+        let shown = |rendering| match rendering {
+            Rendering::Own => Shown::Own,
+            Rendering::Said(said) => Shown::Frames(said.iter().map(frame).collect()),
+        };
+        Arc::clone(&self.0).render(event, Box::new(move |rendering| done(shown(rendering))));
+    }
+}
+
+fn frame(said: &Said) -> WireFrame {
+    match said {
+        Said::Text(text) => WireFrame::text(text),
+        Said::Binary(bytes) => WireFrame::binary(bytes),
+    }
+}
+
+/// Joins a group that this node does not hear yet. While the layer is away that is put off, and counts as joined: the
+/// application goes on.
+async fn join(node: Arc<Node>, socket: Arc<Socket>, groups: Arc<Groups>, group: GroupName) -> bool {
+    let hub = &node.hub;
+    let joined = match hub.is_layer_down() {
+        true => false,
+        false => match timeout(JOIN_TIME, hub.listen(&socket, &group)).await {
+            Ok(Ok(())) => true,
+            Ok(Err(error)) if error.is_refusal() => {
+                groups.state.lock().joined.retain(|joined| *joined != group);
+                return false;
+            }
+            Ok(Err(_)) | Err(_) => false,
+        },
+    };
+    if !joined {
+        hub.listen_later(&socket, &group);
+    } else if !groups.wants(&group) {
+        // It has left meanwhile.
+        hub.unlisten(&socket, &group);
+    }
+    true
 }
 
 impl Client for Place {
@@ -73,17 +364,85 @@ impl Client for Place {
             Pushed::MustFlush => Queued::MustFlush,
             Pushed::Queued => Queued::Waits,
             Pushed::Full => {
-                self.metrics.outbox_full.inc();
+                self.node.metrics.outbox_full.inc();
                 return Queued::Closed;
             }
             Pushed::Closed => return Queued::Closed,
         };
-        self.metrics.frames_sent.get_or_create(&ByType { r#type: BRIDGE }).inc();
+        self.node.metrics.frames_sent.get_or_create(&ByType { r#type: BRIDGE }).inc();
         queued
     }
 
     fn flush(&self) {
         self.socket.flush();
+    }
+
+    fn seated(&self, seat: &Arc<Seat>) {
+        self.groups.hearing.lock().seat = Arc::downgrade(seat);
+    }
+
+    fn join(&self, group: &str) -> Joining {
+        let Ok(name) = GroupName::parse(group).or_else(|_| GroupName::parse_any(group)) else {
+            return Joining::Refused;
+        };
+        {
+            let mut state = self.groups.state.lock();
+            state.stale.retain(|stale| *stale != name);
+            if state.joined.contains(&name) {
+                return Joining::Joined;
+            }
+            if state.is_over || state.joined.len() >= MAX_GROUPS {
+                return Joining::Refused;
+            }
+            state.joined.push(name.clone());
+        }
+        if self.node.hub.listen_now(&self.socket, &name) {
+            return Joining::Joined;
+        }
+        let (node, socket) = (Arc::clone(&self.node), Arc::clone(&self.socket));
+        Joining::Later(join(node, socket, Arc::clone(&self.groups), name).boxed())
+    }
+
+    fn leave(&self, group: &str) {
+        let left = {
+            let mut state = self.groups.state.lock();
+            state.stale.retain(|stale| stale.as_str() != group);
+            let at = state.joined.iter().position(|joined| joined.as_str() == group);
+            at.map(|at| state.joined.swap_remove(at))
+        };
+        if let Some(name) = left {
+            self.node.hub.unlisten(&self.socket, &name);
+        }
+    }
+
+    fn ready(&self) {
+        let stale = {
+            let mut state = self.groups.state.lock();
+            let stale = std::mem::take(&mut state.stale);
+            state.joined.retain(|joined| !stale.contains(joined));
+            stale
+        };
+        stale.iter().for_each(|group| self.node.hub.unlisten(&self.socket, group));
+    }
+
+    fn is_of(&self, class: &Arc<Class>, reattaches: bool) {
+        let _ = self.groups.class.set(Arc::new(Shared(Arc::clone(class))));
+        self.reattaches.store(reattaches, Ordering::Relaxed);
+    }
+
+    fn reattach(&self) {
+        if let Some(seated) = self.seated().filter(|seated| seated.seat().is_lost()) {
+            // Nobody hears from now on.
+            let mut hearing = self.groups.hearing.lock();
+            hearing.held.get_or_insert_default().since.get_or_insert_with(Instant::now);
+            drop(hearing);
+            drop(seated);
+        }
+        if !self.is_moving.swap(true, Ordering::SeqCst)
+            && let Some(me) = self.me.upgrade()
+        {
+            self.node.tasks.spawn(me.go_on());
+        }
     }
 
     fn is_behind(&self) -> bool {
@@ -102,11 +461,11 @@ impl Client for Place {
 
     fn failed(&self, why: &str) {
         let why = why.escape_debug();
-        tracing::warn!(channel = %self.socket.channel_name, user = ?self.socket.user, "the application failed on {:?}: {why}", self.path);
+        tracing::warn!(channel = %self.socket.channel_name, user = ?self.socket.user, "the application failed on {:?}: {why}", self.socket.path);
     }
 
     fn too_slow(&self) {
-        self.metrics.outbox_full.inc();
+        self.node.metrics.outbox_full.inc();
         self.socket.close(CloseReason::SlowConsumer);
     }
 
@@ -118,24 +477,38 @@ impl Client for Place {
 
 /// See the [module](self).
 pub(crate) struct Bridged {
-    seated: Seated,
     place: Arc<Place>,
+    worker: String,
+    _leaves: Leaves,
     bridge: Arc<Bridge>,
     terms: Terms,
 }
 
 impl Bridged {
-    /// Of a socket that its application has accepted.
-    pub(crate) fn new(bridge: &Arc<Bridge>, place: Arc<Place>, seated: Seated, terms: Terms) -> Self {
+    /// Of a socket that its application has accepted; by `opening` it is opened again.
+    pub(crate) fn new(place: Arc<Place>, leaves: Leaves, seated: Seated, opening: Vec<u8>, terms: Terms) -> Self {
         // The socket must not keep the seat, which keeps the socket.
-        let seat = Arc::downgrade(seated.seat());
+        let groups = Arc::downgrade(&place.groups);
         place.socket.when_caught_up(move || {
-            if let Some(seat) = seat.upgrade() {
+            let seat = groups.upgrade().and_then(|groups| groups.hearing.lock().seat.upgrade());
+            if let Some(seat) = seat {
                 seat.resume();
             }
         });
+        let (bridge, worker, seated) = (Arc::clone(&place.bridge), seated.worker().to_owned(), Arc::new(seated));
+        {
+            let mut chair = place.chair.lock();
+            chair.seated = Some(Arc::clone(&seated));
+            if place.reattaches.load(Ordering::Relaxed) {
+                chair.opening = opening;
+            }
+        }
+        if seated.seat().is_lost() && place.reattaches.load(Ordering::Relaxed) {
+            // While it was accepted.
+            place.reattach();
+        }
         bridge.opened();
-        Self { seated, place, bridge: Arc::clone(bridge), terms }
+        Self { place, worker, _leaves: leaves, bridge, terms }
     }
 }
 
@@ -168,23 +541,37 @@ impl AnyConsumer for Bridged {
                 Frame::Text(text) => Message::Text(text),
                 Frame::Binary(bytes) => Message::Binary(bytes),
             };
-            let mut sending = pin!(self.seated.send(message, is_over));
-            // Most go at once.
-            if sending.as_mut().now_or_never().is_some() {
-                return Ok(());
-            }
-            // Nothing is read meanwhile, so nobody would see that the client is gone. What it said before it left is
-            // handed on all the same, to an application that takes something within the time of a ping.
             let limits = &ctx.node().config.limits;
-            let mut patience = limits.ping + limits.pong;
-            while timeout(patience, sending.as_mut()).await.is_err() {
-                if has_left(socket) {
-                    self.bridge.drop_one("client_left");
-                    socket.close(CloseReason::Lost);
+            loop {
+                let mut swapped = pin!(self.place.swapped.notified());
+                swapped.as_mut().enable();
+                let Some(seated) = self.place.seated() else { return Ok(()) };
+                let mut sending = pin!(seated.send(message, is_over));
+                // Most go at once.
+                let mut sent = sending.as_mut().now_or_never();
+                // Nothing is read meanwhile, so nobody would see that the client is gone. What it said before it left is
+                // handed on all the same, to an application that takes something within the time of a ping.
+                let mut patience = limits.ping + limits.pong;
+                while sent.is_none() {
+                    sent = timeout(patience, sending.as_mut()).await.ok();
+                    if sent.is_none() && has_left(socket) {
+                        self.bridge.drop_one("client_left");
+                        socket.close(CloseReason::Lost);
+                    }
+                    patience = LOOK;
                 }
-                patience = LOOK;
+                if sent != Some(false) {
+                    return Ok(());
+                }
+                // Its application goes on elsewhere.
+                let goes_on = poll_fn(|task| match is_over(task.waker()) {
+                    true => Poll::Ready(false),
+                    false => swapped.as_mut().poll(task).map(|()| true),
+                });
+                if !goes_on.await {
+                    return Ok(());
+                }
             }
-            Ok(())
         }
         .boxed()
     }
@@ -202,7 +589,14 @@ impl AnyConsumer for Bridged {
     }
 
     fn ending(&mut self, code: u16, reason: &str) {
-        self.seated.closed(code, reason);
+        let seated = {
+            let mut chair = self.place.chair.lock();
+            chair.has_ended = true;
+            chair.seated.clone()
+        };
+        if let Some(seated) = seated {
+            seated.closed(code, reason);
+        }
         let by_app = self.place.is_closed_by_app.load(Ordering::Relaxed);
         self.bridge.closed(if by_app { None } else { Some(code) });
     }
@@ -212,6 +606,6 @@ impl AnyConsumer for Bridged {
     }
 
     fn worker(&self) -> Option<&str> {
-        Some(self.seated.worker())
+        Some(&self.worker)
     }
 }

@@ -19,7 +19,7 @@ use crate::auth::recheck::Recheck;
 use crate::auth::{NotSignedIn, SignedIn};
 use crate::bridge::{self, Accept, Bridge, Client, Deny, Headers, MAX_MESSAGE, Refused};
 use crate::clock::NEVER;
-use crate::consumers::bridged::{Bridged, Place, SLACK, table};
+use crate::consumers::bridged::{Bridged, Leaves, Place, SLACK, table};
 use crate::consumers::connection::Handshake;
 use crate::consumers::framework::{Context, Refusal, Terms};
 use crate::http::answers::{Answer, plain};
@@ -119,7 +119,8 @@ impl Visit {
         if let Some(group) = user.as_ref().and_then(|user| node.names.user(&user.name).ok()) {
             let _ = tokio::time::timeout(JOIN_TIME, ctx.group_add(&group)).await;
         }
-        let place = Place::new(Arc::clone(&socket), Arc::clone(&node.metrics));
+        let place = Place::new(Arc::clone(&socket), Arc::clone(node), Arc::clone(bridge));
+        let leaves = Leaves::of(&place);
         let user = user.as_ref().map(|user| (&*user.name, user.id.as_deref()));
         let scope = self.scope(&subprotocols, socket.channel_name.as_str(), user);
         let opening = bridge.open(&scope, Arc::clone(&place) as Arc<dyn Client>, self.deadline());
@@ -129,14 +130,14 @@ impl Visit {
             () = left(self.arrival.connection.clone()) => None,
         };
         let refused = match opened {
-            Some(Ok((seated, accepted))) => match switching_protocols(accept, &accepted) {
+            Some(Ok((seated, accepted, opening))) => match switching_protocols(accept, &accepted) {
                 Some(answer) => {
                     let terms = Terms {
                         frame_bytes: Some(frame_bytes(bridge.settings.frame_bytes.unwrap_or(limits.frame_bytes))),
                         is_metered: false,
                         last_words: bridge.settings.slow,
                     };
-                    let consumer = Bridged::new(bridge, place, seated, terms);
+                    let consumer = Bridged::new(place, leaves, seated, opening, terms);
                     node.tasks.spawn(Handshake::accepted(Box::new(consumer), ctx).serve(upgrade));
                     return answer;
                 }

@@ -32,7 +32,7 @@ const EVENTS_PER_FLUSH: usize = 128;
 pub(super) async fn dispatch(hub: Arc<Hub>, shard: usize) {
     let shard = &hub.shards[shard];
     let mut taken = VecDeque::new();
-    let mut turn = Turn::default();
+    let mut turn = Turn::of(&hub);
     loop {
         std::mem::swap(&mut *shard.queue.lock(), &mut taken);
         if taken.is_empty() {
@@ -64,6 +64,9 @@ impl Hub {
         match work {
             Work::Layer(Delivery::Group { group, event }) => {
                 if let Some(group) = self.group(&group) {
+                    if group.has_listeners() {
+                        self.deliver_to_listeners(&group, &event, turn);
+                    }
                     self.deliver_to_group(&group, event, keys, turn);
                 }
             }
@@ -80,6 +83,7 @@ impl Hub {
                 }
             }
             Work::Everyone(event) => self.hand_to_all(&event, turn),
+            Work::Rendered(rendered) => self.show_rendered(*rendered, turn),
             Work::Filled(filled) => {
                 if let Some(group) = self.group(&filled.group) {
                     self.deliver_filled(&group, filled, turn);
@@ -250,6 +254,9 @@ impl Hub {
             self.dropped("no_channel").inc();
             return;
         };
+        if self.hear_alone(&socket, &event) {
+            return;
+        }
         // The group in whose stream it says to have a place, as far as this socket may hear that.
         let stream = events::position(&event).and_then(|_| self.stream_of(&event, &socket));
         let target = stream.as_ref().map_or(channel.as_str(), GroupName::as_str);

@@ -4,8 +4,8 @@
 //! bytes that all members share, so that a member costs one queue entry and one write, whatever the
 //! number of frames.
 
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Weak};
 
 use channel_layer::Event;
 use persistence::Stream;
@@ -29,6 +29,8 @@ const OUTBOX_PART: usize = 4;
 /// What a dispatcher has taken and not yet queued, and the sockets it then has to flush.
 #[derive(Default)]
 pub(super) struct Turn {
+    /// Where renderings come back to.
+    pub(super) hub: Weak<Hub>,
     groups: Vec<GroupBatch>,
     pub(super) dirty: Vec<Arc<Socket>>,
 }
@@ -60,6 +62,10 @@ struct Rendered {
 }
 
 impl Turn {
+    pub(super) fn of(hub: &Arc<Hub>) -> Self {
+        Self { hub: Arc::downgrade(hub), ..Self::default() }
+    }
+
     pub(super) fn add(&mut self, group: &Arc<Group>, event: Arc<Event>, seq: Option<u64>) {
         match self.groups.iter_mut().rev().find(|batch| Arc::ptr_eq(&batch.group, group)) {
             Some(batch) => batch.events.push((event, seq)),
@@ -291,7 +297,7 @@ fn join(kinds: &[Kind], outbox_limit: usize) -> Option<WireFrame> {
 }
 
 /// The close code an event asks for, 4403 if none or none that may be sent.
-fn disconnect_reason(event: &Event) -> CloseReason {
+pub(super) fn disconnect_reason(event: &Event) -> CloseReason {
     let code = event.get("code").and_then(channel_layer::Value::as_u64).and_then(|code| u16::try_from(code).ok());
     let code = code.filter(|&code| close::is_sendable(code)).unwrap_or(4403);
     match event.text("reason") {

@@ -1,6 +1,7 @@
 //! One group on this node.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use channel_layer::{Event, GroupName};
@@ -8,6 +9,7 @@ use parking_lot::Mutex;
 use persistence::{Head, Stream};
 use uuid::Uuid;
 
+use crate::hub::listeners::Listeners;
 use crate::hub::position::{Offer, Position, Question};
 use crate::hub::recent::{Memory, Recent};
 use crate::socket::{FRAME_COST, Socket};
@@ -107,6 +109,8 @@ pub(super) enum Cause {
 
 pub(super) struct Group {
     pub(super) name: GroupName,
+    /// Looked at for each event; most groups have none.
+    has_listeners: AtomicBool,
     inner: Mutex<Inner>,
 }
 
@@ -114,6 +118,8 @@ struct Inner {
     /// `Dead` groups are no longer in the hub's map; who still holds one asks the hub again.
     alive: bool,
     members: Vec<Member>,
+    /// Those whose consumers are the site's own.
+    listeners: Listeners,
     stream: Option<(Stream, Position)>,
     /// The database is about to be asked.
     filling: Option<Cause>,
@@ -135,7 +141,9 @@ impl Inner {
     fn shrink(&mut self) {
         if self.members.is_empty() {
             self.members = Vec::new();
-            self.empty_since = Some(Instant::now());
+            if self.listeners.is_empty() {
+                self.empty_since = Some(Instant::now());
+            }
         } else if self.members.len() * 4 < self.members.capacity() {
             self.members.shrink_to_fit();
         }
@@ -147,12 +155,13 @@ impl Group {
         let inner = Inner {
             alive: true,
             members: Vec::new(),
+            listeners: Listeners::default(),
             stream: None,
             filling: None,
             empty_since: Some(Instant::now()),
             grown: None,
         };
-        Self { name, inner: Mutex::new(inner) }
+        Self { name, has_listeners: AtomicBool::new(false), inner: Mutex::new(inner) }
     }
 
     /// Adds a member unless the group is dead or does not follow the stream yet.
@@ -177,6 +186,36 @@ impl Group {
             inner.members.swap_remove(at);
             inner.shrink();
         }
+    }
+
+    /// Whether there are sockets of the site's own consumers.
+    pub(super) fn has_listeners(&self) -> bool {
+        self.has_listeners.load(Ordering::Acquire)
+    }
+
+    /// Adds a socket of such a consumer, unless the group is dead.
+    pub(super) fn add_listener(&self, socket: &Arc<Socket>) -> bool {
+        let mut inner = self.inner.lock();
+        if !inner.alive {
+            return false;
+        }
+        inner.empty_since = None;
+        inner.listeners.add(socket);
+        self.has_listeners.store(true, Ordering::Release);
+        true
+    }
+
+    pub(super) fn remove_listener(&self, socket: &Socket) {
+        let mut inner = self.inner.lock();
+        if inner.listeners.remove(socket) {
+            self.has_listeners.store(!inner.listeners.is_empty(), Ordering::Release);
+            inner.shrink();
+        }
+    }
+
+    /// Lets `change` work on them, under the lock: it must only queue.
+    pub(super) fn with_listeners<T>(&self, change: impl FnOnce(&mut Listeners) -> T) -> T {
+        change(&mut self.inner.lock().listeners)
     }
 
     /// Keeps those members for which `stays` holds.
@@ -381,7 +420,7 @@ impl Group {
 
     /// Whether the socket is a member.
     pub(super) fn has(&self, socket: &Socket) -> bool {
-        self.with_member(socket, |_| ()).is_some()
+        self.with_member(socket, |_| ()).is_some() || self.with_listeners(|listeners| listeners.has(socket))
     }
 
     fn with_member<T>(&self, socket: &Socket, change: impl FnOnce(&mut Member) -> T) -> Option<T> {

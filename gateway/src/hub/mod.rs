@@ -10,6 +10,7 @@ mod fan_out;
 mod fill;
 mod group;
 mod join;
+mod listeners;
 pub(crate) mod position;
 pub(crate) mod recent;
 
@@ -68,6 +69,8 @@ pub(crate) struct Hub {
     hasher: RandomState,
     joins: OnceLock<join::Joiner>,
     holes: mpsc::Sender<GroupName>,
+    /// What sockets of the site's own consumers could not join while the layer was away. No more than each may join.
+    late: Mutex<Vec<(Weak<Socket>, GroupName)>>,
     /// The layer is away: what it should have brought is looked for in the database every second.
     layer_down: AtomicBool,
     reconcile_now: Notify,
@@ -113,6 +116,8 @@ enum Work {
     Filled(Filled),
     /// What was imported into the stream of this group is still to be told.
     Grown(GroupName),
+    /// What a class of the site's own consumers makes of an event.
+    Rendered(Box<listeners::Rendered>),
 }
 
 /// The database's answer about a stream.
@@ -157,6 +162,7 @@ impl Hub {
             hasher: RandomState::new(),
             joins: OnceLock::new(),
             holes,
+            late: Mutex::default(),
             layer_down: AtomicBool::new(false),
             reconcile_now: Notify::new(),
             memberships_now: Notify::new(),
@@ -323,11 +329,15 @@ impl Hub {
                      stored comes from the database; spread the sockets over more nodes or cores"
                 );
             }
-            if let Work::Filled(lost) = lost
-                && let Some(group) = self.group(&lost.group)
-            {
-                // Or nobody would ever ask again.
-                group.end_fill();
+            match lost {
+                Work::Filled(lost) => {
+                    if let Some(group) = self.group(&lost.group) {
+                        // Or nobody would ever ask again.
+                        group.end_fill();
+                    }
+                }
+                Work::Rendered(lost) => lost.lose(),
+                _ => {}
             }
         }
     }
@@ -385,6 +395,7 @@ impl Work {
             Self::Layer(Delivery::Group { event, .. } | Delivery::Channel { event, .. }) => event.weight(),
             Self::Duplicate(duplicate) => duplicate.event.weight(),
             Self::Everyone(event) => event.weight(),
+            Self::Rendered(rendered) => rendered.bytes(),
             Self::Filled(filled) => filled.events.iter().map(|(.., event)| event.weight()).sum(),
             Self::Layer(Delivery::Disconnected | Delivery::Reconnected(_)) | Self::Grown(_) => 0,
         };

@@ -5,6 +5,7 @@
 //! over its limit closes that client alone.
 
 pub(crate) mod addresses;
+pub(crate) mod ear;
 pub(crate) mod registry;
 #[cfg_attr(not(all(feature = "io-uring", target_os = "linux")), path = "no_ring.rs")]
 mod ring;
@@ -73,6 +74,8 @@ pub struct Socket {
     slack: usize,
     /// Who waits while the client is behind, to be told when it is not any more.
     feeder: OnceLock<Box<dyn Fn() + Send + Sync>>,
+    /// What hears groups for it, if its consumer is the site's own.
+    ear: OnceLock<Arc<dyn ear::Ear>>,
     io: OnceLock<TcpStream>,
     state: Mutex<Queues>,
     waker: AtomicWaker,
@@ -159,6 +162,7 @@ impl Socket {
             outbox_limit,
             slack: 0,
             feeder: OnceLock::new(),
+            ear: OnceLock::new(),
             io: OnceLock::new(),
             state: Mutex::default(),
             waker: AtomicWaker::new(),
@@ -184,6 +188,16 @@ impl Socket {
     /// What to do when a client that was behind is not any more. Only the first one counts.
     pub(crate) fn when_caught_up(&self, feeder: impl Fn() + Send + Sync + 'static) {
         let _ = self.feeder.set(Box::new(feeder));
+    }
+
+    /// What hears groups for it. Only the first one counts.
+    pub(crate) fn hear_with(&self, ear: Arc<dyn ear::Ear>) {
+        let _ = self.ear.set(ear);
+    }
+
+    /// What hears groups for it, if its consumer is the site's own.
+    pub(crate) fn ear(&self) -> Option<&Arc<dyn ear::Ear>> {
+        self.ear.get()
     }
 
     /// Whether half of what may wait for the client does. If so, the feeder is told once less than a quarter does.
@@ -271,14 +285,20 @@ impl Socket {
 
     /// Queues a frame. Waits for nothing.
     pub(crate) fn push(&self, frame: &WireFrame) -> Pushed {
+        self.push_within(frame, self.outbox_limit + self.slack)
+    }
+
+    /// The same for what no consumer has sent, and none can wait with.
+    pub(crate) fn push_of_group(&self, frame: &WireFrame) -> Pushed {
+        self.push_within(frame, self.outbox_limit)
+    }
+
+    fn push_within(&self, frame: &WireFrame, limit: usize) -> Pushed {
         let mut state = self.state.lock();
         if state.closing.is_some() || state.shut {
             return Pushed::Closed;
         }
-        let is_full = |state: &Queues| {
-            let limit = self.outbox_limit + self.slack;
-            self.outbox_limit > 0 && state.waiting > 0 && state.cost() + frame.len() > limit
-        };
+        let is_full = |state: &Queues| self.outbox_limit > 0 && state.waiting > 0 && state.cost() + frame.len() > limit;
         // Many large events may come in one piece: no client is slow before the kernel has been asked to take them.
         // What it says is for the flush that is due anyway.
         if is_full(&state)

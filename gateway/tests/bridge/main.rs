@@ -4,9 +4,11 @@
 #[path = "../common/mod.rs"]
 mod common;
 mod flow;
+mod groups;
 mod links;
 mod opening;
 mod python;
+mod reattach;
 mod worker;
 
 use std::path::PathBuf;
@@ -50,6 +52,15 @@ impl Site {
         let site = Self::start(own).await;
         let worker = Worker::at(&site.socket(1));
         let link = worker.link().await;
+        (site, worker, link)
+    }
+
+    /// The same with a worker that knows groups.
+    pub async fn with_groups(own: &[(&str, &str)]) -> (Self, Worker, Link) {
+        let site = Self::start(own).await;
+        let worker = Worker::at(&site.socket(1)).with(worker::Manner { groups: true, ..worker::Manner::default() });
+        let mut link = worker.link().await;
+        link.expect(worker::LAYER).await;
         (site, worker, link)
     }
 

@@ -31,6 +31,21 @@ pub const RESUME: u8 = 24;
 pub const CREDIT: u8 = 25;
 pub const END: u8 = 26;
 pub const WAITING: u8 = 27;
+pub const LAYER: u8 = 32;
+pub const JOIN: u8 = 33;
+pub const LEAVE: u8 = 34;
+pub const JOINED: u8 = 35;
+pub const PUBLISH: u8 = 36;
+pub const SEND: u8 = 37;
+pub const SENT: u8 = 38;
+pub const PUBLISHED: u8 = 39;
+pub const EVENT: u8 = 40;
+pub const CLASS: u8 = 41;
+pub const RENDER: u8 = 42;
+pub const RENDERED: u8 = 43;
+pub const DETACH: u8 = 44;
+pub const STATE: u8 = 45;
+pub const READY: u8 = 46;
 pub const COUNTS: u8 = 128;
 
 pub trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
@@ -60,13 +75,15 @@ pub struct Manner {
     pub secret: String,
     pub max_sockets: u64,
     pub max_opening: u64,
+    /// Whether it knows groups.
+    pub groups: bool,
     /// Whether it gives back the node's nonce as its own, and so could give back its proof.
     pub mirrors: bool,
 }
 
 impl Default for Manner {
     fn default() -> Self {
-        Self { secret: SECRET.to_owned(), max_sockets: 0, max_opening: 0, mirrors: false }
+        Self { secret: SECRET.to_owned(), max_sockets: 0, max_opening: 0, groups: false, mirrors: false }
     }
 }
 
@@ -130,7 +147,8 @@ impl Link {
         assert_eq!((hello.get("v"), theirs.len()), (&Value::Int(1), 32));
         assert!(!hello.get("node").str().is_empty() && !hello.get("deployment").str().is_empty());
         let own = if manner.mirrors { theirs.clone() } else { vec![7; 32] };
-        let mut welcome = vec![0x87];
+        let mut welcome = vec![0x88];
+        welcome.extend(named("groups", &int(manner.groups.into())));
         welcome.extend(named("v", &[1]));
         welcome.extend(named("worker", &str("a worker of the tests'")));
         welcome.extend(named("app", &str("tests:application")));
@@ -215,6 +233,58 @@ impl Link {
         self.send(END, sid, &[&[outcome], why.as_bytes()].concat()).await;
     }
 
+    /// A socket joins a group; returns when it has.
+    pub async fn join(&mut self, sid: u64, group: &str) {
+        self.send(JOIN, sid, group.as_bytes()).await;
+        let joined = self.expect(JOINED).await;
+        assert_eq!((joined.sid, joined.body), (sid, [b"\0", group.as_bytes()].concat()));
+    }
+
+    pub async fn publish(&mut self, sid: u64, group: &str, event: &[u8]) {
+        self.send(PUBLISH, sid, &[&(group.len() as u16).to_le_bytes()[..], group.as_bytes(), event].concat()).await;
+    }
+
+    /// The next event, and the sockets it is for; PUBLISHED is passed over.
+    pub async fn event(&mut self) -> (Value, Vec<u64>) {
+        let frame = loop {
+            let frame = self.next().await;
+            if frame.kind != PUBLISHED {
+                break frame;
+            }
+        };
+        assert_eq!((frame.kind, frame.sid), (EVENT, 0), "{frame:?}");
+        let length = u32::from_le_bytes(frame.body[..4].try_into().unwrap()) as usize;
+        let (event, sids) = frame.body[4..].split_at(length);
+        let sids = sids.chunks(8).map(|sid| u64::from_le_bytes(sid.try_into().unwrap())).collect();
+        (Value::read(event), sids)
+    }
+
+    /// What is to be rendered next: its number, the class, the event.
+    pub async fn rendering(&mut self) -> (u64, String, Value) {
+        let frame = loop {
+            let frame = self.next().await;
+            if frame.kind != PUBLISHED {
+                break frame;
+            }
+        };
+        assert_eq!((frame.kind, frame.sid), (RENDER, 0), "{frame:?}");
+        let (request, rest) = frame.body.split_at(8);
+        let length = u16::from_le_bytes(rest[..2].try_into().unwrap()) as usize;
+        let (class, event) = rest[2..].split_at(length);
+        let request = u64::from_le_bytes(request.try_into().unwrap());
+        (request, String::from_utf8(class.to_vec()).unwrap(), Value::read(event))
+    }
+
+    pub async fn rendered(&mut self, request: u64, texts: &[&str]) {
+        let mut body = [&request.to_le_bytes()[..], &[0]].concat();
+        for text in texts {
+            body.push(TEXT);
+            body.extend((text.len() as u32).to_le_bytes());
+            body.extend(text.as_bytes());
+        }
+        self.send(RENDERED, 0, &body).await;
+    }
+
     async fn echo(mut self, name: &'static str) {
         while let Ok(frame) = self.try_next().await {
             match frame.kind {
@@ -256,6 +326,32 @@ pub fn drain(window: f64) -> Vec<u8> {
 pub fn counts(reason: &str, count: u64) -> Vec<u8> {
     let mut out = vec![0x81];
     out.extend(named(reason, &int(count)));
+    out
+}
+
+/// An event of a type and a text.
+pub fn event(kind: &str, text: &str) -> Vec<u8> {
+    let mut out = vec![0x82];
+    out.extend(named("type", &str(kind)));
+    out.extend(named("text", &str(text)));
+    out
+}
+
+/// The body of CLASS of one that goes on elsewhere.
+pub fn reattaches(name: &str) -> Vec<u8> {
+    let mut out = vec![0x83];
+    out.extend(named("class", &str(name)));
+    out.extend(named("shared", &[0x90]));
+    out.extend(named("reattach", &[1]));
+    out
+}
+
+/// The body of CLASS.
+pub fn class(name: &str, shared: &[&str]) -> Vec<u8> {
+    let mut out = vec![0x82];
+    out.extend(named("class", &str(name)));
+    let names: Vec<u8> = shared.iter().flat_map(|name| str(name)).collect();
+    out.extend(named("shared", &[&[0x90 | shared.len() as u8], &names[..]].concat()));
     out
 }
 

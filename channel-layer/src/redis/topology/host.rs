@@ -156,6 +156,20 @@ impl Host {
         self.0.as_ref().is_ok_and(|spec| matches!(spec.kind, Kind::Cluster(_)))
     }
 
+    /// Where it is, for comparing: `host:port`, `unix:path`, `name@host:port,…` behind Sentinels, each with `/database`;
+    /// `cluster:host:port,…`. Without credentials. Empty if the host cannot be meant.
+    pub fn place(&self) -> String {
+        let Ok(spec) = &self.0 else { return String::new() };
+        let shown = |addresses: &[Address]| addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
+        let database = spec.account.database;
+        match &spec.kind {
+            Kind::One(address @ Address::Tcp(..)) => format!("{address}/{database}"),
+            Kind::One(address @ Address::Unix(_)) => format!("unix:{address}/{database}"),
+            Kind::Sentinel { addresses, master_name } => format!("{master_name}@{}/{database}", shown(addresses)),
+            Kind::Cluster(addresses) => format!("cluster:{}", shown(addresses)),
+        }
+    }
+
     /// What opens connections to it for commands of the caller's own, which the layers know nothing
     /// about. Fails with [`LayerError::Config`] if the host cannot be meant.
     pub fn connector(&self) -> Result<Connector, LayerError> {

@@ -31,10 +31,40 @@ CREDIT: Final = 25
 END: Final = 26
 WAITING: Final = 27
 
+LAYER: Final = 32
+JOIN: Final = 33
+LEAVE: Final = 34
+JOINED: Final = 35
+PUBLISH: Final = 36
+SEND: Final = 37
+SENT: Final = 38
+PUBLISHED: Final = 39
+EVENT: Final = 40
+CLASS: Final = 41
+RENDER: Final = 42
+RENDERED: Final = 43
+DETACH: Final = 44
+STATE: Final = 45
+READY: Final = 46
+
 COUNTS: Final = 128
 
 #: Kinds from here on may be ignored by who does not know them.
 OPTIONAL: Final = 128
+
+#: Bytes that a consumer may leave for the next one.
+MAX_STATE: Final = 4096
+
+#: What ``SENT`` says of an event for one channel.
+SENT_TAKEN: Final = 0
+SENT_FULL: Final = 1
+SENT_AWAY: Final = 2
+SENT_REFUSED: Final = 3
+
+#: What ``RENDERED`` says.
+SHARED: Final = 0
+NOT_SHARED: Final = 1
+FAILED: Final = 2
 
 #: What ``END`` says of an instance.
 RETURNED: Final = 0
@@ -47,6 +77,8 @@ HEAD: Final = struct.Struct("<IBQ")
 REST: Final = HEAD.size - 4
 CODE: Final = struct.Struct("<H")
 COUNT: Final = struct.Struct("<I")
+LENGTH: Final = struct.Struct("<H")
+NUMBER: Final = struct.Struct("<Q")
 
 #: A message's bytes at most; a frame may have 64 KiB more.
 MAX_MESSAGE: Final = 16 * 1024 * 1024
@@ -85,6 +117,16 @@ def unpack(body: bytes) -> dict[str, Any]:
     return fields
 
 
+def named(name: bytes, rest: bytes) -> bytes:
+    """A name and what follows it."""
+    return LENGTH.pack(len(name)) + name + rest
+
+
 def mac(secret: bytes, role: bytes, of_node: bytes, of_worker: bytes) -> bytes:
     """What proves the secret; ``role`` is who proves it, so that neither can send the other's back."""
     return hmac.new(secret, b"gateway.bridge.1 " + role + of_node + of_worker, hashlib.sha256).digest()
+
+
+def print_of(secret: bytes, key: bytes) -> bytes:
+    """By what both sides know a key of the layer, without saying it."""
+    return hmac.new(secret, b"gateway.bridge.1 layer key " + key, hashlib.sha256).digest()

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import logging
 import re
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import TYPE_CHECKING, Any, Final
+
+import msgpack
 
 from . import frames
 from .frames import CODE, HEAD, REST
 
 if TYPE_CHECKING:
     from .link import Link
+    from .mailbox import Mailbox
 
 Message = MutableMapping[str, Any]
 Scope = MutableMapping[str, Any]
@@ -50,10 +54,16 @@ _SUBPROTOCOL: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+\Z")
 _NO_VALUE: Final = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 
 
+#: Whose code it is that runs.
+current: contextvars.ContextVar[Instance | None] = contextvars.ContextVar("gateway_instance", default=None)
+
+
 class Instance:
     """The application's ``receive`` and ``send``, and what the node says of the socket."""
 
     __slots__ = (
+        "_goodbye",
+        "_greets",
         "_owed",
         "_owed_bytes",
         "_paused",
@@ -62,18 +72,24 @@ class Instance:
         "_said_waiting",
         "_senders",
         "_state",
+        "_state_told",
         "_taken",
         "_taken_bytes",
         "_task",
         "_waiters",
+        "adopted",
         "cancelled",
         "channel_name",
         "closed",
+        "consumer",
         "credit_waits",
         "dropped",
+        "leaving",
         "link",
+        "mailbox",
         "path",
         "sid",
+        "state_left",
     )
 
     def __init__(self, link: Link, sid: int, path: str, channel_name: str) -> None:
@@ -101,10 +117,29 @@ class Instance:
         self.cancelled = False
         #: Messages that were sent after the end.
         self.dropped = 0
+        #: What its groups have brought, where its application asks for that.
+        self.mailbox: Mailbox | None = None
+        #: Whether a consumer of Channels has begun to run.
+        self.adopted = False
+        #: The consumer, where its class goes on elsewhere when this worker leaves.
+        self.consumer: Any = None
+        #: What the consumer before it has left.
+        self.state_left: Any = None
+        self._state_told = b""
+        #: Whether the node has another worker for the socket, and this instance is to finish.
+        self.leaving = False
+        #: Whether its disconnect is in the queue.
+        self._goodbye = False
+        #: Until the node is told that `connect()` has returned: 1 before connect was taken, 2 after.
+        self._greets = 0
 
     def start(self, application: Application, scope: Scope) -> None:
         """Runs the application until it returns."""
-        self._task = self.link.loop.create_task(_run(application, scope, self.receive, self.send))
+        token = current.set(self)
+        try:
+            self._task = self.link.loop.create_task(_run(application, scope, self.receive, self.send))
+        finally:
+            current.reset(token)
         self._task.add_done_callback(self._done)
 
     @property
@@ -116,6 +151,8 @@ class Instance:
 
     async def receive(self) -> Message:
         """The next message; after the disconnect none comes."""
+        if self._greets or self.consumer is not None:
+            self._tell()
         while not self._queue:
             waiter: asyncio.Future[None] = self.link.loop.create_future()
             if self._waiters is None:
@@ -136,6 +173,9 @@ class Instance:
             self._wake_receiver()
         if size is not None:
             self._take(size)
+        elif self._goodbye and not self._queue:
+            # One that leaves may send until here.
+            self._state = ENDED
         return message
 
     async def send(self, message: Message) -> None:
@@ -279,6 +319,57 @@ class Instance:
             self._said_waiting = True
             self.link.write(frames.frame(frames.WAITING, self.sid))
 
+    # Going on elsewhere
+
+    def begin_again(self, state: Any) -> None:
+        """The socket is open already: what is accepted goes nowhere."""
+        self.state_left = state
+        self._greets = 1
+
+    def detach(self) -> None:
+        """Another worker goes on with the socket: this instance finishes with what it has, and gets its disconnect."""
+        if self.closed or self._state == ENDED:
+            return
+        if self._state != ACCEPTED:
+            self.disconnect(1012, "")
+            return
+        self.closed = True
+        self.leaving = True
+        if self.mailbox is None or self.mailbox.idle:
+            self.leave_if_idle()
+
+    def leave_if_idle(self) -> None:
+        """Its consumer has been through all that came for it."""
+        if not self._goodbye and self._task is not None:
+            self._say_goodbye(1012, "")
+
+    def _tell(self) -> None:
+        """What the node has to know before the instance waits again."""
+        if self._greets == 1:
+            self._greets = 2
+        elif self._greets == 2:
+            self._greets = 0
+            self.link.write(frames.frame(frames.READY, self.sid))
+        self.tell_state()
+
+    def tell_state(self) -> None:
+        """What the consumer leaves for the next one, if that is news."""
+        state = getattr(self.consumer, "gateway_state", None)
+        if state is None and not self._state_told:
+            return
+        try:
+            told: bytes = b"" if state is None else msgpack.packb(state)
+        except (TypeError, ValueError) as error:
+            logger.error("%s: gateway_state cannot be left: %s", self, error)
+            return
+        if told == self._state_told:
+            return
+        self._state_told = told
+        if len(told) > frames.MAX_STATE:
+            logger.error("%s: gateway_state has %d bytes, %d may be left", self, len(told), frames.MAX_STATE)
+            return
+        self.link.write(frames.frame(frames.STATE, self.sid, told))
+
     # What the node says
 
     def message(self, kind: int, body: bytes) -> None:
@@ -305,12 +396,16 @@ class Instance:
             return
         self._state = ENDED
         self._response = None
-        if self._task is None:
+        if self._task is None or self._goodbye:
             return
+        self._say_goodbye(code, reason)
+        self._wake_sender()
+
+    def _say_goodbye(self, code: int, reason: str) -> None:
+        self._goodbye = True
         self._queue.append(({"type": "websocket.disconnect", "code": code, "reason": reason}, None))
         if self._waiters:
             self._wake_receiver()
-        self._wake_sender()
         self.link.server.linger(self)
 
     def _wake_receiver(self) -> None:
@@ -351,6 +446,10 @@ class Instance:
         was = self._state
         self._state = ENDED
         self._queue.clear()
+        mailbox, self.mailbox = self.mailbox, None
+        if mailbox is not None:
+            self.link.server.mailboxes.pop(mailbox.channel, None)
+            mailbox.close()
         self._wake_sender()
         outcome, text = frames.RETURNED, ""
         if task.cancelled():
@@ -367,10 +466,13 @@ class Instance:
             elif was <= RESPONDING:
                 text = "returned without an answer to the handshake"
                 logger.error("%s: the application %s", self, text)
-            elif was == ACCEPTED:
+            elif was == ACCEPTED and not self.leaving:
                 logger.info("%s: the application returned while the socket was open", self)
         if self.dropped:
             logger.info("%s: %d messages were sent after the end, and dropped", self, self.dropped)
+        if self.consumer is not None:
+            self.tell_state()
+            self.consumer = None
         body = bytes((outcome,)) + text.encode(errors="replace")[:MAX_ERROR]
         self.link.write(frames.frame(frames.END, self.sid, body))
         self.link.ended(self)

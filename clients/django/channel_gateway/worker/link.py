@@ -6,11 +6,15 @@ import asyncio
 import hmac
 import logging
 import secrets
+import struct
 from typing import TYPE_CHECKING, Any, Final
 
+import msgpack
+
 from . import frames
-from .frames import HEAD, REST, Malformed
+from .frames import COUNT, HEAD, NUMBER, REST, Malformed
 from .instance import FRAME_COST, Instance, Message, Scope
+from .layer import Outgoing, joined
 
 if TYPE_CHECKING:
     from .server import Server
@@ -60,6 +64,8 @@ class Link(asyncio.Protocol):
         self.counts: dict[str, int] = {}
         self._told: dict[str, int] = {}
         self._credits: list[Instance] = []
+        #: What the node has not taken yet of what goes to groups.
+        self.outgoing = Outgoing(self)
         self._transport: asyncio.Transport | None = None
         self._timer: asyncio.TimerHandle | None = None
 
@@ -67,6 +73,11 @@ class Link(asyncio.Protocol):
     def proved(self) -> bool:
         """Whether the node has shown that it knows the secret."""
         return self._step == _PROVED
+
+    @property
+    def connected(self) -> bool:
+        """Whether frames still leave."""
+        return self._transport is not None and self._step == _PROVED
 
     # asyncio's
 
@@ -93,9 +104,12 @@ class Link(asyncio.Protocol):
         self._in = None
         for instance in list(self.sockets.values()):
             instance.closed = True
+            if instance.mailbox is not None:
+                instance.mailbox.release()
             instance.disconnect(1006, "")
             if not instance.running:
                 self.sockets.pop(instance.sid, None)
+        self.outgoing.end()
         self._resume()
         self.server.left(self)
 
@@ -152,6 +166,9 @@ class Link(asyncio.Protocol):
                     except UnicodeDecodeError as error:
                         raise Malformed("text that is not UTF-8") from error
                     continue
+            elif kind == frames.EVENT and self._step == _PROVED:
+                self._event(body)
+                continue
             self._frame(kind, sid, body)
             if self._transport is None:
                 return
@@ -186,8 +203,44 @@ class Link(asyncio.Protocol):
                 instance.pause_by_node(True)
             elif kind == frames.RESUME:
                 instance.pause_by_node(False)
+        elif kind == frames.DETACH:
+            instance = self.sockets.get(sid)
+            if instance is not None:
+                instance.detach()
+        elif kind == frames.JOINED:
+            instance = self.sockets.get(sid)
+            if instance is not None:
+                joined(instance, body)
+        elif kind == frames.PUBLISHED:
+            if len(body) != COUNT.size:
+                raise Malformed("a number of another length")
+            self.outgoing.published(COUNT.unpack_from(body)[0])
+        elif kind == frames.SENT:
+            self.outgoing.sent(body)
+        elif kind == frames.RENDER:
+            self.server.sharing.render(self, body)
+        elif kind == frames.LAYER:
+            self.server.layers.take(frames.unpack(body))
         elif kind < frames.OPTIONAL:
             raise Malformed(f"kind {kind}")
+
+    def _event(self, body: bytes) -> None:
+        """An event, and the sockets that hear it."""
+        if len(body) < COUNT.size:
+            raise Malformed("an event of nothing")
+        end = COUNT.size + COUNT.unpack_from(body)[0]
+        listed, rest = divmod(len(body) - end, NUMBER.size)
+        if listed < 0 or rest:
+            raise Malformed("an event for no socket")
+        event = body[COUNT.size : end]
+        sockets = self.sockets
+        for sid in struct.unpack_from(f"<{listed}Q", body, end):
+            instance = sockets.get(sid)
+            if instance is None or instance.mailbox is None:
+                # It may have crossed the instance's end; or the application asks for no events.
+                self.count("no_mailbox")
+            else:
+                instance.mailbox.put(event)
 
     # The beginning
 
@@ -212,6 +265,7 @@ class Link(asyncio.Protocol):
                 "app": server.application_name,
                 "max_sockets": server.max_sockets,
                 "max_opening": 0,
+                "groups": 1,
                 "nonce": self._of_worker,
                 "mac": frames.mac(server.secret, b"worker", self._of_node, self._of_worker),
             }
@@ -278,6 +332,9 @@ class Link(asyncio.Protocol):
             return
         scope["state"] = server.state.copy()
         instance = Instance(self, sid, ascii(scope["path"][:256])[1:-1], channel_name)
+        reattach = scope["extensions"].get("gateway.reattach")
+        if reattach is not None:
+            instance.begin_again(reattach["state"])
         self.sockets[sid] = instance
         server.running += 1
         if server.says_all:
@@ -364,6 +421,13 @@ def _scope(fields: dict[str, Any]) -> tuple[Scope, str]:
         auth = given.get("gateway_auth")
         if auth is not None:
             extensions["gateway.auth"] = {"user": auth.get("user"), "id": auth.get("id")}
+        reattach = fields.get("reattach")
+        if reattach is not None:
+            left = reattach.get("state")
+            extensions["gateway.reattach"] = {
+                "attempt": int(reattach.get("attempt") or 0),
+                "state": None if left is None else msgpack.unpackb(left),
+            }
         headers = [(bytes(name), bytes(value)) for name, value in given["headers"]]
         traceparent = fields.get("traceparent")
         if traceparent:

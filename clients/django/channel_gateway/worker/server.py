@@ -13,10 +13,14 @@ import time
 from collections.abc import Callable
 from typing import Any, Final
 
+from . import shared
 from .instance import LINGER, Application, Instance
+from .layer import Layers
 from .lifespan import Lifespan
 from .link import Link
 from .listen import Address, Listener, listen
+from .mailbox import Mailbox
+from .shared import Sharing
 
 logger = logging.getLogger("channel_gateway.worker")
 
@@ -54,8 +58,13 @@ class Server:
         #: What was dropped, or given up, by its reason.
         self.counts: dict[str, int] = {}
         self.says_all = logger.isEnabledFor(logging.DEBUG)
+        #: Those of bridged sockets, by channel name.
+        self.mailboxes: dict[str, Mailbox] = {}
+        self.layers = Layers(self)
+        self.sharing = Sharing(self)
         self._lifespan = Lifespan(application if lifespan else None)
         self._links: set[Link] = set()
+        self._way: Link | None = None
         self._strangers = 0
         self._listener: Listener | None = None
         self._lingering: collections.deque[tuple[float, Instance]] = collections.deque()
@@ -70,6 +79,7 @@ class Server:
 
     async def start(self, address: Address, mode: int = 0o600, context: ssl.SSLContext | None = None) -> None:
         """Starts the application, then listens. Raises ``StartupFailed`` or ``Unusable``."""
+        shared.install()
         await self._lifespan.start()
         self.name = f"{socket.gethostname()}:{os.getpid()}:{address.path or address.port}"
         self._listener = await listen(lambda: Link(self), address, mode, context)
@@ -113,6 +123,7 @@ class Server:
             await asyncio.sleep(0.01)
         if self._linger_timer is not None:
             self._linger_timer.cancel()
+        self.layers.give_back()
 
     def _stop_listening(self) -> None:
         listener, self._listener = self._listener, None
@@ -129,6 +140,12 @@ class Server:
         with contextlib.suppress(asyncio.TimeoutError):
             await asyncio.wait_for(self._nobody.wait(), seconds)
         return not self.running
+
+    def any_link(self) -> Link | None:
+        """One that carries frames, always the same for as long as it does."""
+        if self._way is None or not self._way.connected:
+            self._way = next((link for link in self._links if link.connected), None)
+        return self._way
 
     # What links say
 

@@ -1,0 +1,262 @@
+//! Groups of sockets whose consumers are the site's own: joined at the node, in the sender's order, rendered once where
+//! a class shares its handlers.
+
+use testkit::redis::RedisServer;
+
+use super::common::eventually;
+use super::worker::{
+    ACCEPT, CLASS, EVENT, JOIN, LAYER, LEAVE, Link, Manner, PUBLISHED, RENDERED, SEND, SENT, TEXT, Value, Worker,
+    accept, class, event,
+};
+use super::{Guest, Site};
+
+const BOTH: [&str; 2] = ["pubsub", "core"];
+
+/// A socket in a group.
+async fn member(site: &Site, link: &mut Link, group: &str) -> (u64, Guest) {
+    let guest = site.knock("/ws/orders/", &[]);
+    let (sid, _) = link.open().await;
+    link.join(sid, group).await;
+    link.accept(sid).await;
+    (sid, guest.await.unwrap().unwrap())
+}
+
+fn text_of(event: &Value) -> &str {
+    event.get("text").str()
+}
+
+#[tokio::test]
+async fn groups_are_joined_at_the_node_and_end_with_the_socket() {
+    for layer in BOTH {
+        let redis = RedisServer::start();
+        let (site, _worker, mut link) = Site::with_groups(&[("redis-url", &redis.url()), ("layer", layer)]).await;
+        let (one, _first) = member(&site, &mut link, "room").await;
+        let (two, second) = member(&site, &mut link, "room").await;
+        let (other, _third) = member(&site, &mut link, "elsewhere").await;
+        link.publish(one, "room", &event("said", "hello")).await;
+        let (said, mut sids) = link.event().await;
+        while sids.len() < 2 {
+            // The dispatcher may have been at it when the first was written.
+            sids.extend(link.event().await.1);
+        }
+        sids.sort_unstable();
+        assert_eq!((text_of(&said), sids), ("hello", vec![one, two]), "{layer}");
+        // As it was sent: nothing is added.
+        assert!(matches!(&said, Value::Map(fields) if fields.len() == 2), "{said:?}");
+        link.send(LEAVE, one, b"room").await;
+        link.publish(two, "room", &event("chat_message", "again")).await;
+        let (said, sids) = link.event().await;
+        assert_eq!((text_of(&said), sids), ("again", vec![two]), "{layer}");
+        assert!(matches!(&said, Value::Map(fields) if fields.len() == 2), "{said:?}");
+        drop(second);
+        while link.next().await.sid != two {}
+        link.end(two, 0, "").await;
+        eventually("it has left", || async {
+            site.metric("gateway_bridge_sockets{path=\"/ws/orders/\"}").await == 2.0
+        })
+        .await;
+        link.publish(one, "room", &event("said", "to nobody")).await;
+        link.publish(one, "elsewhere", &event("said", "to one")).await;
+        let (said, sids) = link.event().await;
+        assert_eq!((text_of(&said), sids), ("to one", vec![other]), "{layer}");
+    }
+}
+
+#[tokio::test]
+async fn what_a_consumer_sends_to_its_client_and_then_to_a_group_comes_in_that_order() {
+    let (site, _worker, mut link) = Site::with_groups(&[]).await;
+    let (sid, mut guest) = member(&site, &mut link, "room").await;
+    for number in 0..200 {
+        link.send(TEXT, sid, format!("own {number}").as_bytes()).await;
+        link.publish(sid, "room", &event("said", &number.to_string())).await;
+    }
+    let mut heard = 0;
+    while heard < 200 {
+        let (said, _) = link.event().await;
+        assert_eq!(text_of(&said), heard.to_string());
+        link.send(TEXT, sid, format!("group {heard}").as_bytes()).await;
+        heard += 1;
+    }
+    let (mut own, mut group) = (0, 0);
+    while group < 200 {
+        match guest.text().await.split_once(' ').unwrap() {
+            ("own", number) => {
+                assert_eq!(number.parse(), Ok(own));
+                own += 1;
+            }
+            (_, number) => {
+                assert_eq!(number.parse(), Ok(group));
+                group += 1;
+                assert!(own >= group);
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_is_sent_to_a_channel_reaches_that_socket_alone_from_any_process() {
+    for layer in BOTH {
+        let redis = RedisServer::start();
+        let (site, _worker, mut link) = Site::with_groups(&[("redis-url", &redis.url()), ("layer", layer)]).await;
+        let guest = site.knock("/ws/orders/", &[]);
+        let (sid, open) = link.open().await;
+        let channel = open.get("scope").get("channel_name").str().to_owned();
+        link.accept(sid).await;
+        let _guest = guest.await.unwrap().unwrap();
+        let (_other, _second) = site.open(&mut link).await;
+        let body = |event: &[u8]| {
+            let name = [&(channel.len() as u16).to_le_bytes()[..], channel.as_bytes()].concat();
+            [&7_u32.to_le_bytes()[..], &name, event].concat()
+        };
+        link.send(SEND, 0, &body(&event("said", "to you"))).await;
+        let mut seen = (false, false);
+        while seen != (true, true) {
+            let frame = link.next().await;
+            match frame.kind {
+                SENT => {
+                    assert_eq!(frame.body, [7, 0, 0, 0, 0]);
+                    seen.0 = true;
+                }
+                EVENT => {
+                    assert_eq!(frame.body[frame.body.len() - 8..], sid.to_le_bytes());
+                    seen.1 = true;
+                }
+                other => panic!("{other}"),
+            }
+        }
+        link.send(SEND, 0, &body(b"no event")).await;
+        assert_eq!(link.expect(SENT).await.body, [7, 0, 0, 0, 3]);
+    }
+}
+
+#[tokio::test]
+async fn while_redis_is_away_sockets_open_and_join_and_hear_their_groups_when_it_is_back() {
+    let mut redis = RedisServer::start();
+    let (site, _worker, mut link) = Site::with_groups(&[("redis-url", &redis.url()), ("layer", "pubsub")]).await;
+    let (one, _first) = member(&site, &mut link, "before").await;
+    redis.kill();
+    let (two, _second) = member(&site, &mut link, "during").await;
+    link.publish(two, "during", &event("said", "lost")).await;
+    link.expect(PUBLISHED).await;
+    eventually("it is counted", || async {
+        site.metric("gateway_bridge_dropped_total{reason=\"layer\"}").await == 1.0
+    })
+    .await;
+    redis.restart_empty();
+    for (sid, group) in [(one, "before"), (two, "during")] {
+        loop {
+            link.publish(sid, group, &event("said", "heard")).await;
+            let came = tokio::time::timeout(std::time::Duration::from_millis(200), link.event()).await;
+            if came.is_ok_and(|(_, sids)| sids == [sid]) {
+                break;
+            }
+        }
+    }
+}
+
+/// A socket of a class with a shared handler, in the group.
+async fn shares(site: &Site, link: &mut Link) -> (u64, Guest) {
+    let guest = site.knock("/ws/orders/", &[]);
+    let (sid, _) = link.open().await;
+    link.send(CLASS, sid, &class("app.Chat", &["said"])).await;
+    link.join(sid, "room").await;
+    link.accept(sid).await;
+    (sid, guest.await.unwrap().unwrap())
+}
+
+#[tokio::test]
+async fn a_shared_handler_is_asked_once_and_its_frames_go_to_all() {
+    let (site, _worker, mut link) = Site::with_groups(&[]).await;
+    let (one, mut first) = shares(&site, &mut link).await;
+    let (_two, mut second) = shares(&site, &mut link).await;
+    let (own, _third) = member(&site, &mut link, "room").await;
+    for number in 0..3 {
+        link.publish(one, "room", &event("said", &number.to_string())).await;
+    }
+    // Who shares nothing has its own handler.
+    let mut requests = Vec::new();
+    let mut own_events = 0;
+    while requests.len() < 3 || own_events < 3 {
+        let frame = link.next().await;
+        match frame.kind {
+            PUBLISHED => {}
+            EVENT => {
+                assert_eq!(frame.body[frame.body.len() - 8..], own.to_le_bytes());
+                own_events += 1;
+            }
+            _ => requests.push(u64::from_le_bytes(frame.body[..8].try_into().unwrap())),
+        }
+    }
+    // Whatever comes first from the worker, the group's order is kept.
+    link.rendered(requests[2], &["2"]).await;
+    link.rendered(requests[0], &["0a", "0b"]).await;
+    link.rendered(requests[1], &[]).await;
+    for guest in [&mut first, &mut second] {
+        for text in ["0a", "0b", "2"] {
+            assert_eq!(guest.text().await, text);
+        }
+    }
+    assert_eq!(site.metric("gateway_bridge_rendered_total{outcome=\"shared\"}").await, 3.0);
+}
+
+#[tokio::test]
+async fn a_handler_that_is_not_shared_after_all_runs_for_each_socket() {
+    let (site, _worker, mut link) = Site::with_groups(&[]).await;
+    let (one, _first) = shares(&site, &mut link).await;
+    link.publish(one, "room", &event("said", "a")).await;
+    let (request, name, said) = link.rendering().await;
+    assert_eq!((name.as_str(), text_of(&said)), ("app.Chat", "a"));
+    // An event of another type waits behind it.
+    link.publish(one, "room", &event("other", "b")).await;
+    link.send(RENDERED, 0, &[&request.to_le_bytes()[..], &[1], b"it reads self.scope"].concat()).await;
+    for (text, kind) in [("a", "said"), ("b", "other")] {
+        let (said, sids) = link.event().await;
+        assert_eq!((text_of(&said), said.get("type").str(), sids), (text, kind, vec![one]));
+    }
+    link.publish(one, "room", &event("said", "c")).await;
+    assert_eq!(text_of(&link.event().await.0), "c");
+    assert_eq!(site.metric("gateway_bridge_rendered_total{outcome=\"not_shared\"}").await, 1.0);
+}
+
+#[tokio::test]
+async fn when_the_worker_that_renders_dies_another_is_asked() {
+    let (site, worker, mut link) = Site::with_groups(&[]).await;
+    let second = Worker::at(&site.socket(2)).with(Manner { groups: true, ..Manner::default() });
+    let mut other = second.link().await;
+    other.expect(LAYER).await;
+    // One socket at each; which worker gets one is a matter of chance.
+    let mut guests = Vec::new();
+    let (mut at_one, mut at_other) = (0, 0);
+    while at_one == 0 || at_other == 0 {
+        let guest = site.knock("/ws/orders/", &[]);
+        let (link, count) = tokio::select! {
+            open = link.next() => { other_open(&mut link, &open).await; (&mut link, &mut at_one) }
+            open = other.next() => { other_open(&mut other, &open).await; (&mut other, &mut at_other) }
+        };
+        *count += 1;
+        let _ = link;
+        guests.push(guest.await.unwrap().unwrap());
+    }
+    other.publish(0, "room", &event("said", "once")).await;
+    let (died, mut lives) = tokio::select! {
+        (_, _, _) = link.rendering() => (link, other),
+        (_, _, _) = other.rendering() => (other, link),
+    };
+    drop((worker, died));
+    let (request, _, _) = lives.rendering().await;
+    lives.rendered(request, &["once"]).await;
+    let mut heard = 0;
+    for guest in &mut guests {
+        heard += usize::from(
+            matches!(guest.next().await, tokio_tungstenite::tungstenite::Message::Text(text) if text == "once"),
+        );
+    }
+    assert!(heard > 0);
+}
+
+async fn other_open(link: &mut Link, open: &super::worker::Frame) {
+    link.send(CLASS, open.sid, &class("app.Chat", &["said"])).await;
+    link.send(JOIN, open.sid, b"room").await;
+    link.send(ACCEPT, open.sid, &accept(None, &[])).await;
+    assert_eq!(link.next().await.kind, super::worker::JOINED);
+}
