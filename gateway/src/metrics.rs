@@ -306,6 +306,8 @@ pub struct Metrics {
     pub layer_gaps_filled: Counter,
     pub store_seconds: Family<ByOperation, Histogram>,
     pub store_errors: Family<ByOperation, Counter>,
+    pub store_retries: Family<ByReason, Counter>,
+    pub store_reconnects: Counter,
     pub store_batch_size: Histogram,
     pub stream_length: Gauge,
     pub stream_pending: Gauge,
@@ -335,6 +337,7 @@ pub struct Metrics {
     pub sign_ins_rechecked: Family<ByResult, Counter>,
     pub recheck_oldest: Gauge<f64, AtomicU64>,
     pub nodes: Gauge,
+    pub tasks: Gauge,
     pub(crate) bridge: BridgeMetrics,
 }
 
@@ -409,8 +412,10 @@ impl Metrics {
         };
         let store_seconds = Family::<ByOperation, Histogram>::new_with_constructor(seconds as fn() -> Histogram);
         registry.register("store_seconds", "Time of database operations", store_seconds.clone());
-        let (store_errors, store_batch_size) = register! {
+        let (store_errors, store_retries, store_reconnects, store_batch_size) = register! {
             "store_errors", "Failed database operations", Family::<ByOperation, Counter>::default();
+            "store_retries", "Attempts made again by the node itself: another transaction stood in the way (a deadlock, a lock that did not come), or the connection broke", Family::<ByReason, Counter>::default();
+            "store_reconnects", "Times that all connections to the database were left for new ones, as an answer did not come in time or it takes no writes", Counter::default();
             "store_batch_size", "Messages and notifications per transaction", batch_sizes();
         };
         let (stream_length, stream_pending, stream_events, stream_dead) = register! {
@@ -443,6 +448,12 @@ impl Metrics {
         let nodes = Gauge::default();
         nodes.set(1);
         registry.register("nodes", "Nodes of this deployment heard of lately, this one included", nodes.clone());
+        let tasks = Gauge::default();
+        registry.register(
+            "tasks",
+            "Tasks of the process that have not ended: about one for each socket, and some thirty",
+            tasks.clone(),
+        );
         let (held_bytes, hub_queue_bytes, write_queue_bytes, write_waits, writes_refused, questions_refused) = register! {
             "held_bytes", "Memory taken by events that wait for what is missing before them", Gauge::default();
             "hub_queue_bytes", "Memory taken by events on their way from the layer to the sockets", Gauge::default();
@@ -495,6 +506,8 @@ impl Metrics {
             layer_gaps_filled,
             store_seconds,
             store_errors,
+            store_retries,
+            store_reconnects,
             store_batch_size,
             stream_length,
             stream_pending,
@@ -524,6 +537,7 @@ impl Metrics {
             sign_ins_rechecked,
             recheck_oldest,
             nodes,
+            tasks,
             bridge,
         };
         metrics.begin_at_zero();
@@ -547,6 +561,7 @@ impl Metrics {
             layer_events_forged, ByReason { reason } of EVENTS_FORGED.iter().copied();
             store_seconds, ByOperation { operation } of OPERATIONS.iter().copied();
             store_errors, ByOperation { operation } of OPERATIONS.iter().copied();
+            store_retries, ByReason { reason } of ["conflict", "broken"];
             stream_events, ByResult { result } of ["stored", "changed", "repeated", "sent", "expired", "deleted", "dead"];
             stream_dead, ByReason { reason } of STREAM_DEAD.iter().copied();
             stream_postponed, ByReason { reason } of ["no_dead_letter", "no_room_yet", "not_stored"];
@@ -587,6 +602,19 @@ impl Metrics {
         take_over(&self.layer_publish_failures, stats.publish_failed);
         take_over(&self.layer_inbox_full, stats.dropped);
         take_over(&self.layer_reconnects, stats.reconnects);
+    }
+
+    /// Takes over what the store has had to do again.
+    pub fn take_store_stats(&self, stats: &persistence::StoreStats) {
+        for (reason, count) in [("conflict", stats.conflicts), ("broken", stats.broken)] {
+            take_over(&self.store_retries.get_or_create(&ByReason { reason }), count);
+        }
+        take_over(&self.store_reconnects, stats.renewed);
+    }
+
+    /// Counts the tasks of the runtime that this is called in.
+    pub(crate) fn count_tasks(&self) {
+        self.tasks.set(tokio::runtime::Handle::current().metrics().num_alive_tasks() as i64);
     }
 
     /// Takes over the number of lines that the log has dropped.

@@ -13,8 +13,9 @@ use async_trait::async_trait;
 use futures_util::TryStreamExt;
 use rand::RngExt;
 use sea_orm::{
-    ConnectionTrait, DatabaseConnection, DatabaseTransaction, DbBackend, DbErr, ExecResult, FromQueryResult,
-    QueryResult, SqliteTransactionMode, Statement, StreamTrait, TransactionOptions, TransactionTrait,
+    AccessMode, ConnectionTrait, DatabaseConnection, DatabaseTransaction, DbBackend, DbErr, ExecResult,
+    FromQueryResult, IsolationLevel, QueryResult, SqliteTransactionMode, Statement, StreamTrait, TransactionOptions,
+    TransactionTrait,
     sea_query::SelectStatement,
     sqlx::{
         self,
@@ -45,6 +46,14 @@ const FORGET_NAMES: &str = "DO $$ DECLARE left_over text; BEGIN \
      FOR left_over IN SELECT name FROM pg_prepared_statements WHERE name LIKE 'sqlx\\_s\\_%' \
      LOOP EXECUTE format('DEALLOCATE %I', left_over); END LOOP; END $$";
 
+/// What a transaction says first that may take any time, also between its statements.
+const SNAPSHOT_OF_POSTGRES: &str = "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY; \
+     SET LOCAL statement_timeout = 0; SET LOCAL idle_in_transaction_session_timeout = 0";
+/// The first comment is read by MariaDB only, the second by MySQL only.
+const SNAPSHOT_OF_MYSQL: &str = "SET SESSION net_write_timeout = 3600 \
+     /*M!100300 , SESSION idle_transaction_timeout = 0, SESSION max_statement_time = 0 */\
+     /*!50708 , SESSION max_execution_time = 0 */";
+
 /// The pools of a store and what is counted about them.
 pub(crate) struct Db {
     pub(crate) backend: Backend,
@@ -52,6 +61,20 @@ pub(crate) struct Db {
     options: StoreOptions,
     pools: RwLock<(u64, Pools)>,
     statements: Arc<AtomicU64>,
+    conflicts: AtomicU64,
+    broken: AtomicU64,
+    renewed: AtomicU64,
+}
+
+/// What a store has had to do again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StoreStats {
+    /// Attempts repeated because of a deadlock, a lock that did not come, or another conflict.
+    pub conflicts: u64,
+    /// Attempts repeated because their connection broke.
+    pub broken: u64,
+    /// Times that all connections were left, because an answer did not come in time or the server takes no writes.
+    pub renewed: u64,
 }
 
 impl Db {
@@ -69,7 +92,9 @@ impl Db {
     fn with(target: Target, options: StoreOptions) -> Self {
         let statements = Arc::new(AtomicU64::new(0));
         let pools = counted(Pools::new(&target, &options), &statements);
-        Self { backend: target.backend(), target, options, pools: RwLock::new((0, pools)), statements }
+        let [conflicts, broken, renewed] = [const { AtomicU64::new(0) }; 3];
+        let pools = RwLock::new((0, pools));
+        Self { backend: target.backend(), target, options, pools, statements, conflicts, broken, renewed }
     }
 
     fn pools(&self) -> (u64, Pools) {
@@ -137,6 +162,12 @@ impl Db {
         self.statements.load(Ordering::Relaxed)
     }
 
+    pub(crate) fn stats(&self) -> StoreStats {
+        let [conflicts, broken, renewed] =
+            [&self.conflicts, &self.broken, &self.renewed].map(|count| count.load(Ordering::Relaxed));
+        StoreStats { conflicts, broken, renewed }
+    }
+
     /// Begins a transaction that may write at once.
     pub(crate) async fn begin(&self) -> Result<Transaction<'_>, Fault> {
         let writes = self.writes();
@@ -171,6 +202,29 @@ impl Db {
             transaction.execute_unprepared(FORGET_NAMES).await?;
         }
         Ok(transaction)
+    }
+
+    /// Begins a transaction that reads everything as it is now, however long that takes.
+    pub(crate) async fn begin_snapshot(&self) -> Result<Transaction<'_>, Fault> {
+        let reads = self.reads();
+        self.statements.fetch_add(1, Ordering::Relaxed);
+        if let Some(pooled) = &reads.pooled {
+            let unnamed = pooled.begin().await?;
+            unnamed.execute_unprepared(SNAPSHOT_OF_POSTGRES).await?;
+            return Ok(Transaction { inner: Inner::Unnamed(unnamed), db: self, _use: reads._use });
+        }
+        let mut options = TransactionOptions::default();
+        if self.backend == Backend::MySql {
+            options.isolation_level = Some(IsolationLevel::RepeatableRead);
+            options.access_mode = Some(AccessMode::ReadOnly);
+        }
+        let usual = reads.pool.begin_with_options(options).await?;
+        match self.backend {
+            Backend::Postgres => drop(usual.execute_unprepared(SNAPSHOT_OF_POSTGRES).await?),
+            Backend::MySql => drop(usual.execute_unprepared(SNAPSHOT_OF_MYSQL).await?),
+            Backend::Sqlite => {}
+        }
+        Ok(Transaction { inner: Inner::Usual(usual), db: self, _use: reads._use })
     }
 
     /// Runs `attempt` until it succeeds, fails for good, or time is up.
@@ -212,6 +266,8 @@ impl Db {
                 match attempt().await {
                     Ok(value) => return Ok(value),
                     Err(fault) if left > 0 && fault.retry_now() => {
+                        let count = if fault.is_conflict() { &self.conflicts } else { &self.broken };
+                        count.fetch_add(1, Ordering::Relaxed);
                         tracing::debug!(?fault, left, "trying again");
                         let most = 20 * u64::from(ATTEMPTS - left);
                         let pause = rand::rng().random_range(most / 4..=most);
@@ -240,6 +296,7 @@ impl Db {
         let mut pools = self.pools.write().unwrap_or_else(|poisoned| poisoned.into_inner());
         if pools.0 == generation {
             tracing::warn!("the database did not answer in time or takes no writes: connecting anew");
+            self.renewed.fetch_add(1, Ordering::Relaxed);
             *pools = (generation + 1, counted(Pools::new(&self.target, &self.options), &self.statements));
         }
     }
@@ -380,6 +437,38 @@ pub(crate) struct Transaction<'a> {
 }
 
 impl Transaction<'_> {
+    /// Reads rows of a query until they have `most` bytes of text, and two at least. Tells whether that left out any.
+    pub(crate) async fn read_within<T: FromQueryResult>(
+        &self,
+        query: &SelectStatement,
+        most: usize,
+        bytes: fn(&T) -> usize,
+    ) -> Result<(Vec<T>, bool), DbErr> {
+        let (mut rows, mut total, mut cut) = (Vec::new(), 0, false);
+        let mut take = |row: QueryResult| {
+            let row = T::from_query_result(&row, "")?;
+            total += bytes(&row);
+            cut = total > most && rows.len() >= 2;
+            if !cut {
+                rows.push(row);
+            }
+            Ok(!cut)
+        };
+        self.db.statements.fetch_add(1, Ordering::Relaxed);
+        match &self.inner {
+            Inner::Unnamed(unnamed) => unnamed.read_while(DbBackend::Postgres.build(query), take).await?,
+            Inner::Usual(usual) => {
+                let mut stream = StreamTrait::stream(usual, query).await?;
+                while let Some(row) = stream.try_next().await? {
+                    if !take(row)? {
+                        break;
+                    }
+                }
+            }
+        }
+        Ok((rows, cut))
+    }
+
     pub(crate) async fn commit(self) -> Result<(), Fault> {
         self.db.statements.fetch_add(1, Ordering::Relaxed);
         match self.inner {

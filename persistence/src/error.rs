@@ -96,6 +96,11 @@ impl Fault {
         }
     }
 
+    /// Whether it is another transaction that stood in the way.
+    pub(crate) fn is_conflict(&self) -> bool {
+        matches!(self, Self::Db(error) | Self::Commit(error) if classify(error) == Class::Conflict)
+    }
+
     /// Whether the database has told that it takes no writes, as one does after a failover.
     pub(crate) fn is_read_only(&self) -> bool {
         let Self::Db(DbErr::Exec(error) | DbErr::Query(error)) = self else { return false };

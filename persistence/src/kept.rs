@@ -10,7 +10,7 @@ use std::{
 
 use sea_orm::sqlx::{self, Database, Pool, Postgres, Sqlite, pool::PoolConnection};
 
-use crate::options::{PING_AFTER_IDLE, answers};
+use crate::options::{PING_AFTER_IDLE, Trust};
 
 /// After so many uses a connection goes back all the same, as the pool knows when it is too old.
 const USES: usize = 1024;
@@ -28,6 +28,7 @@ pub(crate) struct IdleConnections<DB: Database> {
     most: usize,
     /// There are no others: nothing is kept while anybody wants one.
     all: bool,
+    trust: Trust,
     state: Mutex<Idle<DB>>,
 }
 
@@ -44,12 +45,12 @@ pub(crate) struct PoolUse(Arc<IdleConnections<Sqlite>>);
 impl AppendConnections {
     /// For the one connection that writes to SQLite.
     pub(crate) fn sqlite() -> Self {
-        Self::Sqlite(Arc::new(IdleConnections::new(1, true)))
+        Self::Sqlite(Arc::new(IdleConnections::new(1, true, Trust::default())))
     }
 
     /// For a pool of so many connections: half of them stay in it.
-    pub(crate) fn postgres(connections: u32) -> Self {
-        Self::Postgres(Arc::new(IdleConnections::new(connections as usize / 2, false)))
+    pub(crate) fn postgres(connections: u32, trust: Trust) -> Self {
+        Self::Postgres(Arc::new(IdleConnections::new(connections as usize / 2, false, trust)))
     }
 
     /// Lets the pool have what it needs until this is dropped.
@@ -82,8 +83,8 @@ impl IdleConnections<Sqlite> {
 }
 
 impl<DB: Database> IdleConnections<DB> {
-    fn new(most: usize, all: bool) -> Self {
-        Self { most, all, state: Mutex::new(Idle { users: 0, uses: 0, connections: Vec::new() }) }
+    fn new(most: usize, all: bool, trust: Trust) -> Self {
+        Self { most, all, trust, state: Mutex::new(Idle { users: 0, uses: 0, connections: Vec::new() }) }
     }
 
     fn state(&self) -> MutexGuard<'_, Idle<DB>> {
@@ -94,7 +95,8 @@ impl<DB: Database> IdleConnections<DB> {
     pub(crate) async fn take(&self, pool: &Pool<DB>) -> Result<PoolConnection<DB>, sqlx::Error> {
         let kept = self.state().connections.pop();
         if let Some((mut connection, since)) = kept {
-            if since.elapsed() < PING_AFTER_IDLE || Box::pin(answers(&mut *connection)).await {
+            let idle = since.elapsed();
+            if idle < PING_AFTER_IDLE || Box::pin(self.trust.answers(&mut *connection, idle)).await {
                 return Ok(connection);
             }
             // Without a goodbye: the peer may have vanished.

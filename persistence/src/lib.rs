@@ -78,16 +78,19 @@ mod said;
 mod schema;
 mod secrets;
 mod site;
+mod snapshot;
 mod store;
 mod types;
 mod unnamed;
 mod values;
 
+pub use db::StoreStats;
 pub use error::{BoxError, StoreError};
 pub use options::StoreOptions;
 pub use rooms::is_valid_display_name;
 pub use secrets::{Secret, Secrets};
 pub use site::{Site, SiteMoment, SiteRows, SiteSession, SiteTables, SiteUser};
+pub use snapshot::Snapshot;
 pub use store::Store;
 pub use types::{
     After, Append, AppendError, Appended, Backend, Change, Changed, Deleted, Head, Held, Import, Imported, Key,

@@ -16,8 +16,8 @@ use crate::{
 };
 
 #[derive(FromQueryResult)]
-struct Epoch {
-    epoch: i64,
+pub(crate) struct Epoch {
+    pub(crate) epoch: i64,
 }
 
 #[derive(FromQueryResult)]
@@ -66,27 +66,7 @@ impl Store {
         if !is_valid_name(stream.name()) {
             return Ok((Vec::new(), false));
         }
-        let tables = stream.kind().tables();
-        let mut select = Query::select();
-        select
-            .column((tables.heads, "epoch"))
-            .from(tables.heads)
-            .inner_join(tables.rows, Expr::col((tables.rows, tables.stream)).equals((tables.heads, "id")));
-        add_rows(&mut select, stream);
-        if let (true, Some(seen_at)) = (page.unseen_only, tables.seen_at) {
-            select.and_where(Expr::col((tables.rows, seen_at)).is_null());
-        }
-        let seq = (tables.rows, "seq");
-        match page.range {
-            Range::Latest => select.order_by(seq, Order::Desc),
-            Range::Before(end) => select.and_where(Expr::col(seq).lt(signed(end))).order_by(seq, Order::Desc),
-            Range::After(start) => select.and_where(Expr::col(seq).gt(signed(start))).order_by(seq, Order::Asc),
-            Range::Between(start, end) => select
-                .and_where(Expr::col(seq).gt(signed(start)))
-                .and_where(Expr::col(seq).lt(signed(end)))
-                .order_by(seq, Order::Asc),
-        }
-        .limit(signed(page.limit).unsigned_abs());
+        let select = page_of(stream, page);
         let (rows, cut) = self.db.select_within(&select, page.bytes, |Beside::<Epoch>(_, row)| row.bytes()).await?;
         let mut messages: Vec<_> =
             rows.into_iter().filter_map(|Beside(stream, row)| row.message(stream.epoch)).collect();
@@ -184,6 +164,32 @@ impl Store {
             .to_owned();
         Ok(!self.db.select::<Found>(&select).await?.is_empty())
     }
+}
+
+/// The query for a part of a stream, from its near end.
+pub(crate) fn page_of(stream: &Stream, page: Page) -> SelectStatement {
+    let tables = stream.kind().tables();
+    let mut select = Query::select();
+    select
+        .column((tables.heads, "epoch"))
+        .from(tables.heads)
+        .inner_join(tables.rows, Expr::col((tables.rows, tables.stream)).equals((tables.heads, "id")));
+    add_rows(&mut select, stream);
+    if let (true, Some(seen_at)) = (page.unseen_only, tables.seen_at) {
+        select.and_where(Expr::col((tables.rows, seen_at)).is_null());
+    }
+    let seq = (tables.rows, "seq");
+    match page.range {
+        Range::Latest => select.order_by(seq, Order::Desc),
+        Range::Before(end) => select.and_where(Expr::col(seq).lt(signed(end))).order_by(seq, Order::Desc),
+        Range::After(start) => select.and_where(Expr::col(seq).gt(signed(start))).order_by(seq, Order::Asc),
+        Range::Between(start, end) => select
+            .and_where(Expr::col(seq).gt(signed(start)))
+            .and_where(Expr::col(seq).lt(signed(end)))
+            .order_by(seq, Order::Asc),
+    }
+    .limit(signed(page.limit).unsigned_abs());
+    select
 }
 
 /// Reads the columns of a stream's messages.

@@ -1,6 +1,11 @@
 //! How to reach a database, and the connection pools that do.
 
-use std::{fmt, str::FromStr, time::Duration};
+use std::{
+    fmt,
+    str::FromStr,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
 
 use sea_orm::{
     DatabaseConnection, SqlxMySqlConnector, SqlxPostgresConnector, SqlxSqliteConnector,
@@ -217,10 +222,15 @@ impl Pools {
                     LOCK_TIMEOUT_SECONDS * 1000,
                     IDLE_IN_TRANSACTION_SECONDS * 1000,
                 );
-                let pool: PgPool = pinged(common(options)).connect_lazy_with(postgres.clone());
+                let pool: PgPool = pinged(common(options), &Trust::default()).connect_lazy_with(postgres.clone());
                 let pooled = Some(Pooled::new(pool.clone(), begin));
                 let pool = SqlxPostgresConnector::from_sqlx_postgres_pool(pool);
-                Self { reads: pool.clone(), writes: pool, append: AppendConnections::postgres(0), pooled }
+                Self {
+                    reads: pool.clone(),
+                    writes: pool,
+                    append: AppendConnections::postgres(0, Trust::default()),
+                    pooled,
+                }
             }
             Target::Postgres { options: postgres, pooled: false } => {
                 let setup = format!(
@@ -229,12 +239,13 @@ impl Pools {
                     LOCK_TIMEOUT_SECONDS * 1000,
                     IDLE_IN_TRANSACTION_SECONDS * 1000,
                 );
-                let pool: PgPool = setup_each(common(options), setup).connect_lazy_with(postgres.clone());
+                let trust = Trust::default();
+                let pool: PgPool = setup_each(common(options), &trust, setup).connect_lazy_with(postgres.clone());
                 let pool = SqlxPostgresConnector::from_sqlx_postgres_pool(pool);
                 Self {
                     reads: pool.clone(),
                     writes: pool,
-                    append: AppendConnections::postgres(options.max_connections),
+                    append: AppendConnections::postgres(options.max_connections, trust),
                     pooled: None,
                 }
             }
@@ -249,7 +260,8 @@ impl Pools {
                     options.statement_timeout.as_secs_f64(),
                     options.statement_timeout.as_millis(),
                 );
-                let pool: MySqlPool = setup_each(common(options), setup).connect_lazy_with(mysql.clone());
+                let pool: MySqlPool =
+                    setup_each(common(options), &Trust::default(), setup).connect_lazy_with(mysql.clone());
                 let pool = SqlxMySqlConnector::from_sqlx_mysql_pool(pool);
                 Self { reads: pool.clone(), writes: pool, append: AppendConnections::MySql, pooled: None }
             }
@@ -261,9 +273,30 @@ fn common<DB: sqlx::Database>(options: &StoreOptions) -> PoolOptions<DB> {
     PoolOptions::new().max_connections(options.max_connections.max(1)).acquire_timeout(options.acquire_timeout)
 }
 
-/// Whether a connection that has been idle still works.
-pub(crate) async fn answers(connection: &mut impl Connection) -> bool {
-    tokio::time::timeout(PING_TIMEOUT, connection.ping()).await.is_ok_and(|ping| ping.is_ok())
+/// Since when the connections of a pool are not trusted. What has swallowed one that was idle, as a firewall does that
+/// forgets what it knew, has swallowed them all: waiting for the answer of each would use up the time of many calls.
+#[derive(Clone, Default)]
+pub(crate) struct Trust(Arc<Mutex<Option<Instant>>>);
+
+impl Trust {
+    /// Whether a connection that was used so long ago still works.
+    pub(crate) async fn answers(&self, connection: &mut impl Connection, idle: Duration) -> bool {
+        if idle < PING_AFTER_IDLE {
+            return true;
+        }
+        let now = Instant::now();
+        let lost = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if lost.is_some_and(|lost| now.checked_sub(idle).is_none_or(|used| used < lost)) {
+            return false;
+        }
+        match tokio::time::timeout(PING_TIMEOUT, connection.ping()).await {
+            Ok(answer) => answer.is_ok(),
+            Err(_) => {
+                *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(now);
+                false
+            }
+        }
+    }
 }
 
 /// Takes `pgbouncer=true` out of a URL, where sqlx would not know it.
@@ -285,24 +318,21 @@ fn without_pgbouncer(url: &str) -> Result<(String, bool), StoreError> {
 }
 
 /// Pings a connection that has been idle before it is used.
-fn pinged<DB: sqlx::Database>(pool: PoolOptions<DB>) -> PoolOptions<DB> {
-    pool.test_before_acquire(false).before_acquire(|connection, about| {
-        Box::pin(async move {
-            if about.idle_for < PING_AFTER_IDLE {
-                return Ok(true);
-            }
-            Ok(answers(connection).await)
-        })
+fn pinged<DB: sqlx::Database>(pool: PoolOptions<DB>, trust: &Trust) -> PoolOptions<DB> {
+    let trust = trust.clone();
+    pool.test_before_acquire(false).before_acquire(move |connection, about| {
+        let trust = trust.clone();
+        Box::pin(async move { Ok(trust.answers(connection, about.idle_for).await) })
     })
 }
 
 /// Runs `setup` on every new connection, and pings one that has been idle before it is used.
-fn setup_each<DB>(pool: PoolOptions<DB>, setup: String) -> PoolOptions<DB>
+fn setup_each<DB>(pool: PoolOptions<DB>, trust: &Trust, setup: String) -> PoolOptions<DB>
 where
     DB: sqlx::Database,
     for<'c> &'c mut DB::Connection: Executor<'c, Database = DB>,
 {
-    pinged(pool).after_connect(move |connection, _| {
+    pinged(pool, trust).after_connect(move |connection, _| {
         let setup = setup.clone();
         Box::pin(async move {
             connection.execute(sqlx::AssertSqlSafe(setup)).await?;

@@ -6,7 +6,7 @@ use sea_orm::ConnectionTrait;
 
 use crate::{
     Backend, StoreError, StoreOptions,
-    db::{Db, PING},
+    db::{Db, PING, StoreStats},
 };
 
 /// How long [`Store::ping`] waits.
@@ -53,5 +53,10 @@ impl Store {
     /// How many statements this store has sent, BEGIN and COMMIT included, pings not.
     pub fn statements(&self) -> u64 {
         self.db.statements()
+    }
+
+    /// What has had to be done again so far.
+    pub fn stats(&self) -> StoreStats {
+        self.db.stats()
     }
 }

@@ -179,6 +179,8 @@ pub struct Import {
     pub date: OffsetDateTime,
     /// Whether the user has seen it; ignored for rooms.
     pub seen: bool,
+    /// Whether its text and data were taken away there; ignored for inboxes.
+    pub redacted: bool,
 }
 
 /// What became of a message to import.

@@ -171,6 +171,11 @@ impl MariaDb {
         self.disk.as_ref().expect("started on a small disk")
     }
 
+    /// One of the server's own programs, such as `mariadb-dump`.
+    pub fn program(&self, name: &str) -> PathBuf {
+        program(name)
+    }
+
     /// The process id of the server.
     pub fn pid(&self) -> u32 {
         self.process.pid()

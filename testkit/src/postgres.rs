@@ -175,6 +175,11 @@ impl Postgres {
         self.disk.as_ref().expect("started on a small disk")
     }
 
+    /// One of the server's own programs, such as `pg_dump`.
+    pub fn program(&self, name: &str) -> PathBuf {
+        self.bin.join(name)
+    }
+
     /// The process id of the server; those that serve connections are its children.
     pub fn pid(&self) -> u32 {
         self.process.pid()

@@ -167,3 +167,21 @@ fn new_connections_can_be_sent_elsewhere_and_a_dead_server_resets_them() {
     let ended = dead.0.read(&mut [0]);
     assert!(matches!(ended, Ok(0) | Err(_)), "{ended:?}");
 }
+
+#[test]
+fn connections_that_there_are_lead_nowhere_and_new_ones_pass() {
+    let redis = RedisServer::start();
+    let proxy = ChaosProxy::to(redis.port());
+    let (mut old, mut idle) = (Client::of(&proxy), Client::of(&proxy));
+    old.works();
+    idle.works();
+    proxy.strand();
+    old.say("PING");
+    old.hears_nothing();
+    let mut new = Client::of(&proxy);
+    new.works();
+    proxy.pass();
+    old.is_reset();
+    idle.works();
+    new.works();
+}

@@ -111,6 +111,18 @@ pub fn command() -> Command {
                 .arg(json.clone()),
             &["database-url", "database-connections", "redis-url", "layer", "layer-prefix", "namespace"],
         ))
+        .subcommand(only(
+            Command::new("export")
+                .about("Write all rooms, messages and notifications as lines that import reads, while nodes run")
+                .arg(
+                    Arg::new("file")
+                        .required(true)
+                        .value_name("FILE")
+                        .help("Where the lines go; - writes them to standard output (docs/moving.md)"),
+                )
+                .arg(json.clone()),
+            &["database-url", "database-connections"],
+        ))
         .subcommand(
             Command::new("check-config")
                 .about("Check the settings; with --live also Redis and the database")

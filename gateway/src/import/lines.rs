@@ -53,6 +53,8 @@ struct Chat {
     from_user: String,
     message: String,
     date: String,
+    #[serde(default)]
+    redacted: Option<bool>,
     data: Option<Box<RawValue>>,
 }
 
@@ -66,6 +68,13 @@ struct Notification {
     #[serde(default)]
     seen: Option<bool>,
     data: Option<Box<RawValue>>,
+}
+
+/// What has become of it there.
+#[derive(Default)]
+struct State {
+    seen: bool,
+    redacted: bool,
 }
 
 /// What a message has in both kinds of streams.
@@ -109,17 +118,23 @@ fn line_of(raw: Raw, data_bytes: usize) -> Result<Line, String> {
             Ok(Line::Room { name, display_name, members })
         }
         Raw { room: None, display_name: None, members: None, chat: Some(chat), notification: None, source, id } => {
-            let Chat { room, from_user, message, date, data } = chat;
+            let Chat { room, from_user, message, date, redacted, data } = chat;
             names::check(&room).map_err(|rule| format!("chat.room: {rule}"))?;
+            let redacted = redacted == Some(true);
+            if redacted && (!message.is_empty() || data.is_some()) {
+                return Err("what is redacted has neither text nor data".to_owned());
+            }
             let content = Content { from_user, message, date, data };
-            message_of(Stream::Room(room), content, false, [source, text_of(id)?], data_bytes)
+            let state = State { redacted, ..State::default() };
+            message_of(Stream::Room(room), content, state, [source, text_of(id)?], data_bytes)
         }
         Raw { room: None, display_name: None, members: None, chat: None, notification: Some(it), source, id } => {
             let Notification { user, from_user, message, date, seen, data } = it;
             names::check_user(&user).map_err(|rule| format!("notification.user: {rule}"))?;
             let content = Content { from_user, message, date, data };
             let identity = [source, text_of(id)?];
-            message_of(Stream::Inbox(user), content, seen == Some(true), identity, data_bytes)
+            let state = State { seen: seen == Some(true), ..State::default() };
+            message_of(Stream::Inbox(user), content, state, identity, data_bytes)
         }
         _ => Err("it must have one of room, chat and notification".to_owned()),
     }
@@ -138,7 +153,7 @@ fn text_of(id: Option<Value>) -> Result<Option<String>, String> {
 fn message_of(
     stream: Stream,
     content: Content,
-    seen: bool,
+    state: State,
     identity: [Option<String>; 2],
     data_bytes: usize,
 ) -> Result<Line, String> {
@@ -169,7 +184,8 @@ fn message_of(
         create_inbox: true,
         origin: Some((source, id)),
     };
-    Ok(Line::Message(Import { append, date, seen }))
+    let State { seen, redacted } = state;
+    Ok(Line::Message(Import { append, date, seen, redacted }))
 }
 
 /// The room or user of a line that cannot be read: what stands behind the first of their keys. Within a text the quotes

@@ -3,7 +3,10 @@
 //! The lines are read twice: first to see what is wrong with them, then to store what is not. Each message is known by
 //! its source and id for ever, so an import that broke off, or one of a file that has grown, is run again. Nodes notice
 //! by the database that streams have grown; at the end they are asked to look.
+//!
+//! [`export`] is the other way.
 
+pub mod export;
 mod input;
 mod lines;
 mod progress;
@@ -40,7 +43,7 @@ const MEMBERS: usize = 250;
 const AHEAD: usize = 2;
 
 /// Sources of one import.
-const SOURCES: usize = 64;
+const SOURCES: usize = 10_000;
 
 /// Streams counted by one call.
 const STREAMS: usize = 500;
@@ -156,8 +159,8 @@ impl Report {
 /// What is known of a stream.
 #[derive(Default)]
 struct Facts {
-    /// The sources of its lines, by their places in the list.
-    sources: u64,
+    /// The sources of its lines, by their numbers.
+    sources: Vec<u16>,
     /// A line of it cannot be read.
     is_bad: bool,
     judged: Judged,
@@ -181,7 +184,7 @@ struct Survey {
     bytes: u64,
     bad: u64,
     streams: HashMap<Stream, Facts>,
-    sources: Vec<String>,
+    sources: HashMap<String, u16>,
 }
 
 /// Lines to store together.
@@ -285,27 +288,29 @@ impl Survey {
 
     fn note(&mut self, number: u64, import: Import) -> Result<(), ImportError> {
         let source = import.append.origin.as_ref().map_or("", |(source, _)| source);
-        let place = match self.sources.iter().position(|known| known == source) {
-            Some(place) => place,
-            None if self.sources.len() == SOURCES => return Err(ImportError::TooManySources(number)),
+        let number = match self.sources.get(source) {
+            Some(number) => *number,
+            None if self.sources.len() >= SOURCES => return Err(ImportError::TooManySources(number)),
             None => {
-                self.sources.push(source.to_owned());
-                self.sources.len() - 1
+                let number = self.sources.len() as u16;
+                self.sources.insert(source.to_owned(), number);
+                number
             }
         };
         let facts = match self.streams.entry(import.append.stream) {
             Entry::Occupied(known) => known.into_mut(),
             Entry::Vacant(free) => free.insert(Facts::default()),
         };
-        facts.sources |= 1 << place;
+        // Few, and mostly the one of the line before.
+        if !facts.sources.contains(&number) {
+            facts.sources.push(number);
+        }
         Ok(())
     }
 
     /// How many of the messages that a stream holds are of the sources of its lines; and how many are not.
     fn split(&self, facts: &Facts, held: &Held) -> (u64, u64) {
-        let is_ours = |source: &str| {
-            self.sources.iter().position(|known| known == source).is_some_and(|at| facts.sources & (1 << at) != 0)
-        };
+        let is_ours = |source: &str| self.sources.get(source).is_some_and(|number| facts.sources.contains(number));
         let ours: u64 = held.of.iter().filter(|(source, _)| is_ours(source)).map(|(_, count)| count).sum();
         (ours, held.of.values().sum::<u64>() - ours + held.without)
     }

@@ -106,6 +106,7 @@ async fn command(matches: &clap::ArgMatches, routes: Router) -> ExitCode {
         },
         "migrate" => migrate(&config, arguments).await,
         "import" => bring_over(&config, arguments).await,
+        "export" => take_out(&config, arguments).await,
         "check-config" => match config.check_serve() {
             Ok(()) => {
                 config::warnings(&collected).iter().for_each(|warning| say(&format!("warning: {warning}")));
@@ -295,6 +296,20 @@ async fn bring_over(config: &Config, arguments: &clap::ArgMatches) -> anyhow::Re
     let for_people = std::io::stdout().is_terminal() && !arguments.get_flag("json");
     say(&if for_people { report.text() } else { serde_json::to_string(&report)? });
     Ok(if report.is_whole(skip_bad) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+async fn take_out(config: &Config, arguments: &clap::ArgMatches) -> anyhow::Result<ExitCode> {
+    let file = arguments.get_one::<String>("file").cloned().unwrap_or_default();
+    let done = import::export::run(config, &file).await?;
+    let is_json = arguments.get_flag("json");
+    if file == "-" {
+        // Standard output has the lines.
+        note(&if is_json { serde_json::to_string(&done)? } else { done.text() });
+    } else {
+        let for_people = std::io::stdout().is_terminal() && !is_json;
+        say(&if for_people { done.text() } else { serde_json::to_string(&done)? });
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 async fn check_config(config: &Config, live: bool) -> anyhow::Result<ExitCode> {

@@ -140,8 +140,12 @@ fn id_of(date: OffsetDateTime) -> Uuid {
 async fn insert(transaction: &Transaction<'_>, kind: Kind, new: &[&New<'_>]) -> Result<(), Fault> {
     let tables = kind.tables();
     let own = [tables.stream, "seq", "id", "date", "imported"];
-    let names: Vec<_> =
-        own.into_iter().chain(tables.seen_at).chain(row::COLUMNS.iter().map(|column| column.name)).collect();
+    let names: Vec<_> = own
+        .into_iter()
+        .chain(tables.seen_at)
+        .chain(tables.redacted_at)
+        .chain(row::COLUMNS.iter().map(|column| column.name))
+        .collect();
     let mut rest = new;
     while !rest.is_empty() {
         let mut bytes = 0;
@@ -162,7 +166,8 @@ async fn insert(transaction: &Transaction<'_>, kind: Kind, new: &[&New<'_>]) -> 
             let own = [head.id.into(), signed(*seq).into(), (*id).into(), date.into(), true.into()];
             let seen_at = tables.seen_at.map(|_| import.seen.then_some(date).into());
             let texts = row::COLUMNS.iter().map(|column| (column.of)(&import.append).into());
-            insert.values(own.into_iter().chain(seen_at).chain(texts)).map_err(builder)?;
+            let redacted_at = tables.redacted_at.map(|_| import.redacted.then_some(date).into());
+            insert.values(own.into_iter().chain(seen_at).chain(redacted_at).chain(texts)).map_err(builder)?;
         }
         transaction.inner.execute(&insert).await?;
     }

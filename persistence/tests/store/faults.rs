@@ -253,6 +253,159 @@ async fn cut_anywhere(url: &str, port: u16) {
     assert!(rows.iter().map(|row| row.seq).eq(1..=count as u64), "{} rows of {count}", rows.len());
 }
 
+// ---- D3: connections in a black hole ----
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn d3_a_firewall_that_forgets_the_connections_to_postgres_costs_no_message() {
+    let server = Postgres::shared();
+    stranded(&server.fresh_database(), server.port()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn d3_a_firewall_that_forgets_the_connections_to_mariadb_costs_no_message() {
+    let server = MariaDb::shared();
+    stranded(&server.fresh_database(), server.port()).await;
+}
+
+/// D3: the connections that are open lead nowhere, new ones pass. Idle ones cost one ping in all, and no call fails;
+/// calls that are under way are given up in time, and those after them find new connections.
+async fn stranded(url: &str, port: u16) {
+    const AT_ONCE: usize = 20;
+    let link = ChaosProxy::to(port);
+    let mut options = StoreOptions::new(url.replace(&format!(":{port}/"), &format!(":{}/", link.port())));
+    options.statement_timeout = Duration::from_secs(2);
+    let store = Store::connect(options).await.unwrap();
+    store.migrate().await.unwrap();
+    store.create_room("lobby", None).await.unwrap();
+    let mut count = 0;
+    let mut new = || {
+        count += 1;
+        Append { key: client_key("alice", &count.to_string()), ..chat("lobby", "alice", "hello") }
+    };
+    let at_once = async |appends: Vec<Append>| {
+        let mut tasks = tokio::task::JoinSet::new();
+        for append in appends {
+            let store = store.clone();
+            tasks.spawn(async move {
+                let answer = store.append(std::slice::from_ref(&append)).await;
+                (append, answer)
+            });
+        }
+        tasks.join_all().await
+    };
+    // All want the same room, so they wait for each other, each with a connection of its own.
+    let fill = async |new: &mut dyn FnMut() -> Append| {
+        while link.connections() < 8 {
+            let answers = at_once((0..AT_ONCE).map(|_| new()).collect()).await;
+            assert!(answers.iter().all(|(_, answer)| answer.is_ok()), "{answers:?}");
+        }
+    };
+    fill(&mut new).await;
+    // It is time itself that makes a connection idle: two seconds of it.
+    tokio::time::sleep(Duration::from_millis(2_100)).await;
+    let before = link.accepted();
+    link.strand();
+    let began = Instant::now();
+    stored(&store, new()).await;
+    assert!(began.elapsed() < Duration::from_secs(2), "one ping, not one for each: {:?}", began.elapsed());
+    assert!(link.accepted() > before && store.stats().renewed == 0);
+
+    // In the middle of work nothing tells that nobody will answer, but the time it takes.
+    for _ in 0..AT_ONCE {
+        stored(&store, new()).await;
+    }
+    link.strand();
+    let again = Instant::now();
+    let answers = at_once((0..AT_ONCE).map(|_| new()).collect()).await;
+    assert!(again.elapsed() < Duration::from_secs(10), "bounded: {:?}", again.elapsed());
+    let failed: Vec<Append> = answers
+        .into_iter()
+        .filter_map(|(append, answer)| {
+            assert!(answer.as_ref().err().is_none_or(StoreError::is_retryable), "{answer:?}");
+            answer.is_err().then_some(append)
+        })
+        .collect();
+    assert!(!failed.is_empty() && store.stats().renewed == 1, "{} {:?}", failed.len(), store.stats());
+    let began = Instant::now();
+    for append in failed {
+        assert!(!stored(&store, append).await.repeated);
+    }
+    assert!(began.elapsed() < Duration::from_secs(5), "they find new connections: {:?}", began.elapsed());
+    let rows = store.messages("lobby", Range::After(0), 1_000_000).await.unwrap();
+    assert!(rows.iter().map(|row| row.seq).eq(1..=count as u64), "{} rows of {count}", rows.len());
+}
+
+// ---- D5: deadlocks ----
+
+/// D5: somebody else's transaction locks the same two rooms, the second one first, and gets the server to choose ours.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn d5_a_deadlock_on_postgres_is_tried_again_and_nothing_is_lost() {
+    let server = Postgres::shared();
+    // It is found by who waits first for so long; ours does for the usual second.
+    let transaction = |[first, second]: [&str; 2]| {
+        format!(
+            "BEGIN; SET LOCAL deadlock_timeout = '30s'; SELECT 1 FROM gateway_rooms WHERE name = '{first}' FOR UPDATE; \
+             DO $$ BEGIN FOR n IN 1..500 LOOP PERFORM pg_stat_clear_snapshot(); EXIT WHEN EXISTS (SELECT 1 FROM \
+             pg_stat_activity WHERE wait_event_type = 'Lock' AND application_name = 'gateway' AND datname = \
+             current_database()); PERFORM pg_sleep(0.01); END LOOP; END $$; \
+             SELECT 1 FROM gateway_rooms WHERE name = '{second}' FOR UPDATE; COMMIT"
+        )
+    };
+    let held = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%deadlock_timeout = ''30s''%' \
+                AND state = 'active' AND datname = current_database() AND pid <> pg_backend_pid() AND wait_event = 'PgSleep'";
+    deadlocked(server.fresh_database(), held, |url, sql| server.sql(url, sql), transaction).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn d5_a_deadlock_on_mariadb_is_tried_again_and_nothing_is_lost() {
+    let server = MariaDb::shared();
+    // The server ends who has changed less.
+    let transaction = |[first, second]: [&str; 2]| {
+        format!(
+            "CREATE TABLE IF NOT EXISTS much (n INT); START TRANSACTION; INSERT INTO much SELECT seq FROM seq_1_to_1000; \
+             SELECT 1 FROM gateway_rooms WHERE name = '{first}' FOR UPDATE; DO SLEEP(1.5); \
+             SELECT 1 FROM gateway_rooms WHERE name = '{second}' FOR UPDATE; COMMIT"
+        )
+    };
+    let held =
+        "SELECT count(*) FROM information_schema.processlist WHERE info LIKE 'DO SLEEP(1.5)%' AND db = DATABASE()";
+    deadlocked(server.fresh_database(), held, |url, sql| server.sql(url, sql), transaction).await;
+}
+
+async fn deadlocked(
+    url: String,
+    held: &str,
+    sql: impl Fn(&str, &str) -> String + Copy + Send + 'static,
+    transaction: impl Fn([&str; 2]) -> String,
+) {
+    let store = Store::connect(StoreOptions::new(&url)).await.unwrap();
+    store.migrate().await.unwrap();
+    for room in ["a", "b"] {
+        store.create_room(room, None).await.unwrap();
+    }
+    // In one of the two orders they meet.
+    for (round, order) in [["a", "b"], ["b", "a"]].into_iter().enumerate() {
+        let mut other = tokio::task::JoinSet::new();
+        let (of, statements) = (url.clone(), transaction(order));
+        other.spawn_blocking(move || sql(&of, &statements));
+        while sql(&url, held).trim() == "0" {
+            assert!(other.try_join_next().is_none(), "it has not waited for us");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        let both = [chat("a", "alice", "hello"), chat("b", "alice", "hello")];
+        let answers = store.append(&both).await.unwrap();
+        let seqs = answers.into_iter().map(|answer| answer.unwrap().seq).collect::<Vec<_>>();
+        assert_eq!(seqs, [round as u64 + 1; 2]);
+        // The other one had what it wanted, so it was ours that was ended.
+        other.join_next().await.unwrap().unwrap();
+    }
+    assert_eq!((store.stats().conflicts, store.stats().broken), (1, 0));
+    for room in ["a", "b"] {
+        let rows = store.messages(room, Range::After(0), 9).await.unwrap();
+        assert_eq!(rows.iter().map(|row| row.seq).collect::<Vec<_>>(), [1, 2]);
+    }
+}
+
 /// On SQLite triggers do the steps of a lone message, in a statement of which the driver knows no transaction.
 #[tokio::test]
 async fn a_lone_message_that_fails_halfway_leaves_nothing_behind() {

@@ -30,7 +30,7 @@ fn old(stream: Stream, id: u32, text: &str) -> Import {
     append.key = event_key("club.post", &id.to_string());
     append.origin = Some(("club.post".into(), id.to_string().into()));
     append.create_inbox = true;
-    Import { append, date: at(LONG_AGO + i64::from(id)), seen: false }
+    Import { append, date: at(LONG_AGO + i64::from(id)), seen: false, redacted: false }
 }
 
 fn said(room: &str, id: u32) -> Import {

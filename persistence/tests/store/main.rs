@@ -19,4 +19,5 @@ mod said;
 mod schema;
 mod secrets;
 mod site;
+mod snapshot;
 mod tls;

@@ -29,6 +29,15 @@ use super::{
 pub(super) struct Flow {
     pub(super) delay: Duration,
     pub(super) state: State,
+    /// Connections accepted before this many have got into a hole.
+    pub(super) stranded: u64,
+}
+
+impl Flow {
+    /// What is done with the bytes of the connection that was accepted as this one.
+    fn state_of(&self, number: u64) -> State {
+        if number < self.stranded { State::Hole } else { self.state }
+    }
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -104,7 +113,8 @@ pub(super) fn reset(stream: &TcpStream) {
     let _ = socket2::SockRef::from(stream).set_linger(Some(Duration::ZERO));
 }
 
-pub(super) async fn serve(client: TcpStream, shared: Arc<Shared>) {
+/// Serves a connection, the `number`th from 0 that was accepted.
+pub(super) async fn serve(client: TcpStream, number: u64, shared: Arc<Shared>) {
     let target = shared.target.load(Ordering::SeqCst);
     let Ok(server) = TcpStream::connect(("127.0.0.1", target)).await else { return reset(&client) };
     let _ = (client.set_nodelay(true), server.set_nodelay(true));
@@ -112,18 +122,25 @@ pub(super) async fn serve(client: TcpStream, shared: Arc<Shared>) {
     let mut link = Link { client, server, shared: shared.clone(), orderly: false };
     let (from_client, to_client) = link.client.split();
     let (from_server, to_server) = link.server.split();
-    let requests = pump(from_client, to_server, &shared.to_server, None);
-    let replies = pump(from_server, to_client, &shared.to_client, shared.filter.as_ref());
+    let requests = pump(number, from_client, to_server, &shared.to_server, None);
+    let replies = pump(number, from_server, to_client, &shared.to_client, shared.filter.as_ref());
     link.orderly = tokio::try_join!(requests, replies).is_ok();
 }
 
-async fn pump(from: ReadHalf<'_>, to: WriteHalf<'_>, direction: &Direction, filter: Option<&Filter>) -> io::Result<()> {
+async fn pump(
+    number: u64,
+    from: ReadHalf<'_>,
+    to: WriteHalf<'_>,
+    direction: &Direction,
+    filter: Option<&Filter>,
+) -> io::Result<()> {
     // On its way are as many reads as a delay may need; then the sender has to wait.
     let (queue, waiting) = mpsc::channel(4096);
-    tokio::try_join!(take(from, queue, direction, filter), give(waiting, to, direction)).map(drop)
+    tokio::try_join!(take(number, from, queue, direction, filter), give(number, waiting, to, direction)).map(drop)
 }
 
 async fn take(
+    number: u64,
     mut from: ReadHalf<'_>,
     queue: mpsc::Sender<(Instant, Vec<u8>)>,
     direction: &Direction,
@@ -135,11 +152,12 @@ async fn take(
     let mut lost = false;
     loop {
         let now = *flow.borrow_and_update();
-        if lost && now.state != State::Hole {
+        let state = now.state_of(number);
+        if lost && state != State::Hole {
             return Err(io::ErrorKind::ConnectionReset.into());
         }
         let changed = flow.changed();
-        if now.state == State::Hold {
+        if state == State::Hold {
             let _ = changed.await;
             continue;
         }
@@ -148,7 +166,7 @@ async fn take(
             _ = changed => continue,
             read = from.read(&mut buffer) => read,
         };
-        if now.state == State::Hole {
+        if state == State::Hole {
             lost = true;
             if matches!(read, Ok(0) | Err(_)) {
                 let _ = flow.changed().await;
@@ -170,6 +188,7 @@ async fn take(
 }
 
 async fn give(
+    number: u64,
     mut waiting: mpsc::Receiver<(Instant, Vec<u8>)>,
     mut to: WriteHalf<'_>,
     direction: &Direction,
@@ -178,9 +197,9 @@ async fn give(
     while let Some((due, bytes)) = waiting.recv().await {
         sleep_until(due).await;
         // What was on its way when the link was held is held too, what it lost to a hole is lost.
-        let state = flow.wait_for(|flow| flow.state != State::Hold).await.map(|flow| flow.state);
+        let state = flow.wait_for(|flow| flow.state_of(number) != State::Hold).await.map(|flow| flow.state_of(number));
         if matches!(state, Ok(State::Hole)) {
-            let _ = flow.wait_for(|flow| flow.state != State::Hole).await;
+            let _ = flow.wait_for(|flow| flow.state_of(number) != State::Hole).await;
             return Err(io::ErrorKind::ConnectionReset.into());
         }
         let (allowed, cut) = direction.allowed(bytes.len() as u64);

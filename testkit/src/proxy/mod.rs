@@ -155,6 +155,13 @@ impl ChaosProxy {
         self.ways(way).for_each(|direction| direction.set(|flow| flow.state = State::Hole));
     }
 
+    /// Everything of the connections that there are is read and thrown away, the end of a connection too; new ones
+    /// pass. So it is when a firewall has forgotten the connections it knew.
+    pub fn strand(&self) {
+        let accepted = self.accepted();
+        self.ways(Way::Both).for_each(|direction| direction.set(|flow| flow.stranded = accepted));
+    }
+
     /// After this many more bytes, whatever connections they are of, the one they were of is reset, once.
     pub fn cut_after(&self, bytes: u64, way: Way) {
         self.ways(way).for_each(|direction| direction.limit(bytes));
@@ -256,8 +263,8 @@ async fn run(
             }
             client = accepted(listener.as_ref()) => {
                 if let Ok(client) = client {
-                    shared.accepted.fetch_add(1, Ordering::SeqCst);
-                    connections.spawn(link::serve(client, shared.clone()));
+                    let number = shared.accepted.fetch_add(1, Ordering::SeqCst);
+                    connections.spawn(link::serve(client, number, shared.clone()));
                 }
             }
             Some(_ended) = connections.join_next() => {}

@@ -63,6 +63,8 @@ const OPENAPI: &str = include_str!("../../../openapi.json");
 pub(crate) fn routes(node: &Arc<Node>) -> BoxedFilter<(Answer,)> {
     let metrics = warp::path!("metrics").and(warp::get()).and(with(node)).map(|node: Arc<Node>| {
         node.metrics.take_layer_stats(&node.layer.stats());
+        node.metrics.take_store_stats(&node.store.stats());
+        node.metrics.count_tasks();
         answer(StatusCode::OK, "application/openmetrics-text; version=1.0.0; charset=utf-8", node.metrics.encode())
     });
     let api = warp::path("api")
