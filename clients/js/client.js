@@ -286,7 +286,7 @@ export class Gateway {
       return this.#wait(this.#backoff(), code, reason);
     }
     if (FINAL.has(code) || code >= 4400) return this.#finish(code, reason);
-    const range = code === 1001 || code === 1012 ? /\bretry=(\d{1,6})-(\d{1,6})\b/.exec(reason) : null;
+    const range = [1001, 1012, 1013].includes(code) ? /\bretry=(\d{1,6})-(\d{1,6})\b/.exec(reason) : null;
     // A browser does not tell why a handshake failed.
     if (!range) return this.#wait(this.#backoff(), code, this.#unopened >= REFUSED_AFTER ? "handshake" : reason);
     const [least, most] = [Number(range[1]), Number(range[2])].sort((a, b) => a - b);

@@ -396,3 +396,117 @@ async fn raw(door: Door, request: &str) {
     let _ = stream.write_all(request.as_bytes()).await;
     let _ = timeout(common::PATIENCE, stream.read(&mut [0; 1024])).await;
 }
+
+// ---- Overload ----
+
+/// The status of a handshake, and how long the answer says to wait.
+async fn handshake(door: Door, user: &str) -> (u16, Option<String>) {
+    let request = common::http_client().get(format!("http://{}/ws/chat/lobby/", door.public));
+    let headers = [
+        ("connection", "Upgrade"),
+        ("upgrade", "websocket"),
+        ("sec-websocket-version", "13"),
+        ("sec-websocket-key", "dGhlIHNhbXBsZSBub25jZQ=="),
+    ];
+    let request = headers.iter().fold(request, |request, (name, value)| request.header(*name, *value));
+    let answer = request.bearer_auth(token(user)).send().await.unwrap();
+    let wait = answer.headers().get("retry-after").map(|wait| wait.to_str().unwrap().to_owned());
+    (answer.status().as_u16(), wait)
+}
+
+/// A node that takes no more handshakes costs nobody anything while another one does; when none does, the answer is the
+/// node's, which says when to come back.
+#[tokio::test(flavor = "multi_thread")]
+async fn handshakes_that_one_node_refuses_go_to_another_through_both_balancers() {
+    let slow = [("limits.handshakes_per_second", "1")];
+    let (one, two) = (TestNode::start(&slow).await, TestNode::start(&[]).await);
+    let nodes = [one.at(), two.at()];
+    for balancer in [Balancer::haproxy(&nodes), Balancer::nginx(&nodes)] {
+        for number in 0..30 {
+            assert_eq!(handshake(balancer.door, &user(number)).await.0, 101);
+        }
+    }
+    let refused = "gateway_handshakes_rejected_total{reason=\"handshakes_per_second\"}";
+    assert!(one.metric(refused).await > 0.0, "some were tried there first");
+    for balancer in [Balancer::haproxy(&nodes[..1]), Balancer::nginx(&nodes[..1])] {
+        let mut answers = Vec::new();
+        for number in 0..20 {
+            answers.push(handshake(balancer.door, &user(number)).await);
+        }
+        let refused: Vec<_> = answers.iter().filter(|(status, _)| *status == 503).collect();
+        assert!(!refused.is_empty() && refused.iter().all(|(_, wait)| wait.as_deref() == Some("5")), "{answers:?}");
+    }
+}
+
+/// What `HAPROXY_CONNECTIONS_PER_SECOND` does: a crowd is let in over time, and nobody is refused.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_balancer_that_takes_so_many_a_second_lets_the_others_wait() {
+    let node = TestNode::start(&[]).await;
+    let rate = [("HAPROXY_CONNECTIONS_PER_SECOND", "20")];
+    let balancer = Balancer::haproxy_in(&[node.at()], balancer::HAPROXY, &rate);
+    let began = Instant::now();
+    let mut crowd = JoinSet::new();
+    for number in 0..80 {
+        let door = balancer.door;
+        crowd.spawn(async move { try_open(door, &user(number), PATIENT).await.is_some() });
+    }
+    assert!(crowd.join_all().await.into_iter().all(|let_in| let_in));
+    assert!(began.elapsed() > Duration::from_secs(2), "{:?}", began.elapsed());
+    assert_eq!(node.metric("gateway_connections_opened_total").await, 80.0);
+}
+
+/// What `GATEWAY_CONNECTIONS` does: who is one too many waits for a place.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_balancer_that_gives_a_node_so_many_sockets_lets_the_next_one_wait_for_a_place() {
+    let node = TestNode::start(&[]).await;
+    let balancer = Balancer::haproxy_in(&[node.at()], balancer::HAPROXY, &[("GATEWAY_CONNECTIONS", "3")]);
+    let mut inside = Vec::new();
+    for number in 0..3 {
+        inside.push(balancer.door.join(&user(number), "lobby").await);
+    }
+    let next = balancer.door.join("next", "lobby");
+    tokio::pin!(next);
+    assert!(timeout(Duration::from_secs(1), &mut next).await.is_err(), "there is no place yet");
+    inside.pop().unwrap().close().await;
+    next.await.hears_nothing_before_own("lobby").await;
+}
+
+// ---- A14: a cache ----
+
+/// A14: a cache in front that keeps what it may keeps no answer of a node; told to keep everything, it would.
+#[tokio::test(flavor = "multi_thread")]
+async fn a14_a_cache_in_front_stores_no_answer() {
+    let node = TestNode::start(&[]).await;
+    let directory = tempfile::tempdir().unwrap();
+    let zone = format!("proxy_cache_path {} keys_zone=all:1m;", directory.path().display());
+    let cached = |more: &str| {
+        let config = changed(balancer::NGINX, "upstream gateway {", &format!("{zone}\n    upstream gateway {{"));
+        let location = format!(
+            "location / {{ proxy_cache all; proxy_cache_valid any 10m; {more} \
+             add_header X-Cache $upstream_cache_status always;"
+        );
+        changed(&changed(&config, "location / {", &location), "proxy_buffering off;", "")
+    };
+    let ask = async |balancer: &Balancer, path: &str| {
+        let url = format!("http://{}{path}", balancer.door.public);
+        let answer = common::http_client().get(url).header("x-forwarded-host", "evil.example").send().await.unwrap();
+        let told = answer.headers().get("x-cache").map(|told| told.to_str().unwrap().to_owned());
+        (answer.status().as_u16(), told.unwrap_or_default(), answer.text().await.unwrap())
+    };
+    let paths =
+        ["/readyz", "/healthz", "/client.js", "/ws/chat/lobby/", "/ws/nowhere/", "/ws/chat/?token=x", "/nowhere", "/"];
+    let honest = Balancer::nginx_with(&[node.at()], &cached(""));
+    for path in paths {
+        for _ in 0..3 {
+            let (status, told, body) = ask(&honest, path).await;
+            assert_eq!(told, "MISS", "{path}: {status}");
+            assert!(!body.contains("evil.example"), "{path}: {body}");
+        }
+    }
+    drop(honest);
+    let greedy = Balancer::nginx_with(&[node.at()], &cached("proxy_ignore_headers Cache-Control;"));
+    for path in paths {
+        ask(&greedy, path).await;
+        assert_eq!(ask(&greedy, path).await.1, "HIT", "{path}: the cache was one");
+    }
+}

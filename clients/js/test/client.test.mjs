@@ -206,8 +206,8 @@ for (const code of [1000, 1001, 1011, 1012, 1013, 4000, 4008]) {
   });
 }
 
-test("a leaving node says when to come back", async () => {
-  const server = await start(undefined, { onConnect: (socket, number) => number === 1 && socket.close(1012, "retry=200-300") });
+for (const code of [1001, 1012, 1013]) test(`a node that closes with ${code} says when to come back`, async () => {
+  const server = await start(undefined, { onConnect: (socket, number) => number === 1 && socket.close(code, "retry=200-300") });
   const gateway = client(server);
   const asked = Date.now();
   const event = await state(gateway, "waiting");

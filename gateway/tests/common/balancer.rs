@@ -22,10 +22,16 @@ impl Balancer {
 
     /// With another configuration than the shipped one.
     pub fn haproxy_with(nodes: &[Door], config: &str) -> Self {
+        Self::haproxy_in(nodes, config, &[])
+    }
+
+    /// The same with more of what it takes from the environment.
+    pub fn haproxy_in(nodes: &[Door], config: &str, more: &[(&str, &str)]) -> Self {
         let (dir, door) = (private_dir("haproxy"), door());
         let file = dir.join("haproxy.cfg");
         std::fs::write(&file, config).unwrap();
-        let mut env = vec![("HAPROXY_BIND".to_owned(), door.public.to_string())];
+        let mut env: Vec<_> = more.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+        env.push(("HAPROXY_BIND".to_owned(), door.public.to_string()));
         for (number, node) in nodes.iter().enumerate() {
             env.push((format!("GATEWAY_NODE_{}", number + 1), node.public.to_string()));
         }
