@@ -1,17 +1,59 @@
 //! What the documents say of the tests is true.
+//!
+//! `docs/faults.md` is made of `documents/faults.toml` and of the tests there are:
+//! `GATEWAY_WRITE_DOCUMENTS=1 cargo test -p gateway --test documents` writes it.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
-const FAULTS: &str = include_str!("../../docs/faults.md");
+use serde::Deserialize;
+
+const DOCUMENT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/faults.md");
 const SCRIPT: &str = include_str!("../../test.sh");
 
-/// The faults, by their letters: so many of each.
-const CODES: [(char, usize); 8] = [('O', 9), ('R', 22), ('D', 15), ('N', 12), ('L', 8), ('P', 14), ('A', 14), ('S', 7)];
+/// The faults, by their letters: so many of each, and what they are called together.
+const CODES: [(char, usize, &str); 8] = [
+    ('R', 22, "Redis and the channel layer"),
+    ('D', 15, "Database"),
+    ('N', 12, "Nodes"),
+    ('L', 8, "Networks and balancers"),
+    ('P', 14, "The protocol"),
+    ('A', 18, "Sign-in, rights and data"),
+    ('O', 9, "What an operator is told"),
+    ('S', 7, "Coming back"),
+];
 
-/// What stands where a fault has no test.
-const NONE: &str = "no test";
+const HEAD: &str = "\
+# Faults and abuse
+
+What a site has to survive, what is promised, and the tests that show it. `full`: tests show all of
+the promise. `part`: the line says what they do not show, and why. `none`: no test, and the reason.
+Tests marked † do their full measure, or run at all, only with `GATEWAY_LONG=1`. `test.sh \"…\"` is a
+check of that script.
+
+This page is made of `gateway/tests/documents/faults.toml` and of the tests there are, by
+`GATEWAY_WRITE_DOCUMENTS=1 cargo test -p gateway --test documents`. A test whose name begins with a
+code stands in the line of that fault by itself.
+
+What nodes take under load and faults they give back. These are three nodes in ten minutes, with
+clients that come and go; `what_nodes_take_in_ten_minutes_of_load_and_faults_is_given_back` compares
+before and after, and draws:
+
+![sockets, memory, open files and tasks of three nodes over ten minutes](soak.svg)
+";
+
+/// What is said of a fault.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Fault {
+    promise: String,
+    /// Tests besides those whose names begin with the code.
+    #[serde(default)]
+    shown: Vec<String>,
+    lacks: Option<String>,
+}
 
 /// All Rust files below these directories.
 fn sources(directories: &[&str]) -> Vec<PathBuf> {
@@ -31,13 +73,13 @@ fn sources(directories: &[&str]) -> Vec<PathBuf> {
     files
 }
 
-/// Names of functions that are tests, or of which a macro makes tests.
-fn tests() -> BTreeSet<String> {
+/// Names of functions that are tests, or of which a macro makes tests, and whether they ask for the long run.
+fn tests() -> BTreeMap<String, bool> {
     let crates = ["gateway", "channel-layer", "persistence", "testkit"];
     let directories: Vec<String> =
         crates.iter().flat_map(|name| [format!("{name}/src"), format!("{name}/tests")]).collect();
     let directories: Vec<&str> = directories.iter().map(String::as_str).collect();
-    let mut names = BTreeSet::new();
+    let mut names = BTreeMap::new();
     for file in sources(&directories) {
         let text = std::fs::read_to_string(&file).unwrap();
         let of_macro: BTreeSet<&str> = text
@@ -47,14 +89,18 @@ fn tests() -> BTreeSet<String> {
             .map(str::trim)
             .collect();
         let mut attribute = false;
-        for line in text.lines().map(str::trim) {
+        let mut lines = text.lines();
+        while let Some(line) = lines.next() {
+            let (indent, line) = (line.len() - line.trim_start().len(), line.trim());
             let Some(name) = function(line) else {
                 attribute |= line.starts_with("#[test") || line.starts_with("#[tokio::test");
                 attribute &= !line.is_empty();
                 continue;
             };
             if attribute || of_macro.contains(name) {
-                names.insert(name.to_owned());
+                let end = format!("{}}}", " ".repeat(indent));
+                let is_long = lines.by_ref().take_while(|line| *line != end).any(asks_for_long_run);
+                names.insert(name.to_owned(), is_long);
             }
             attribute = false;
         }
@@ -68,66 +114,121 @@ fn function(line: &str) -> Option<&str> {
     line.strip_prefix("fn ")?.split(['(', '<']).next()
 }
 
+fn asks_for_long_run(line: &str) -> bool {
+    ["var_os(\"GATEWAY_LONG\")", "if long()", "if !long()", "is_long()"].iter().any(|asks| line.contains(asks))
+}
+
 /// The code that a test's name begins with, such as `N4`.
 fn code_of(name: &str) -> Option<String> {
     let (code, _) = name.split_once('_')?;
     let (letter, number) = (code.chars().next()?.to_ascii_uppercase(), code.get(1..)?.parse::<usize>().ok()?);
-    let known = CODES.iter().any(|(known, count)| *known == letter && (1..=*count).contains(&number));
+    let known = CODES.iter().any(|(known, count, _)| *known == letter && (1..=*count).contains(&number));
     known.then(|| format!("{letter}{number}"))
 }
 
-/// By code: what is promised, and what shows it.
-fn rows() -> BTreeMap<String, (String, String)> {
-    let mut rows = BTreeMap::new();
-    for line in FAULTS.lines().filter(|line| line.starts_with("| ")) {
-        let cells: Vec<&str> = line.trim_matches('|').split(" | ").map(str::trim).collect();
-        let [code, promise, shown] = cells[..] else { panic!("three cells: {line}") };
-        if code_of(&format!("{}_", code.to_lowercase())).is_some() {
-            let before = rows.insert(code.to_owned(), (promise.to_owned(), shown.to_owned()));
-            assert!(before.is_none(), "{code} twice");
-        }
-    }
-    rows
-}
-
-#[test]
-fn every_fault_has_a_line_and_every_test_named_there_exists() {
-    let (rows, tests) = (rows(), tests());
+/// What the page has to say, or what is wrong with what it is made of.
+fn page(faults: &BTreeMap<String, Fault>, tests: &BTreeMap<String, bool>) -> Result<String, Vec<String>> {
     let mut wrong = Vec::new();
-    for (letter, count) in CODES {
+    let known: BTreeSet<String> = CODES
+        .iter()
+        .flat_map(|(letter, count, _)| (1..=*count).map(move |number| format!("{letter}{number}")))
+        .collect();
+    wrong.extend(faults.keys().filter(|code| !known.contains(*code)).map(|code| format!("{code} is no code")));
+    let (mut sections, mut counts) = (String::new(), BTreeMap::<&str, usize>::new());
+    for (letter, count, title) in CODES {
+        write!(sections, "\n## {title}\n\n| code | shown | promise | by |\n| --- | --- | --- | --- |\n").unwrap();
         for code in (1..=count).map(|number| format!("{letter}{number}")) {
-            let Some((promise, shown)) = rows.get(&code) else {
+            let Some(Fault { promise, shown, lacks }) = faults.get(&code) else {
                 wrong.push(format!("{code} is missing"));
                 continue;
             };
-            let named: Vec<&str> = shown.split('`').skip(1).step_by(2).collect();
-            if promise.is_empty() || named.is_empty() != (shown == NONE) {
-                wrong.push(format!("{code} needs a promise, and tests or {NONE:?}"));
-            }
-            for name in named {
-                let exists = match name.strip_prefix("test.sh ") {
-                    Some(check) => SCRIPT.contains(&format!("check {check} ")),
-                    None => tests.contains(name),
+            let own = tests.keys().filter(|name| code_of(name).as_ref() == Some(&code));
+            let mut by: Vec<String> = Vec::new();
+            for name in own.chain(shown) {
+                let is_long = match name.strip_prefix("test.sh ") {
+                    Some(check) => SCRIPT.contains(&format!("check {check} ")).then_some(false),
+                    None => tests.get(name).copied(),
                 };
-                if !exists {
-                    wrong.push(format!("{code} names {name}, which is no test"));
+                match is_long {
+                    None => wrong.push(format!("{code} names {name}, which is no test")),
+                    Some(is_long) => by.push(format!("`{name}`{}", if is_long { " †" } else { "" })),
                 }
             }
+            if let Some(name) = shown.iter().find(|name| code_of(name).as_ref() == Some(&code)) {
+                wrong.push(format!("{code} need not name {name}"));
+            }
+            let degree = match (by.is_empty(), lacks) {
+                (false, None) => "full",
+                (false, Some(_)) => "part",
+                (true, Some(_)) => "none",
+                (true, None) => {
+                    wrong.push(format!("{code} needs a test, or a reason (lacks)"));
+                    continue;
+                }
+            };
+            *counts.entry(degree).or_default() += 1;
+            let lacks = lacks.as_ref().map(|lacks| format!(". Not shown: {lacks}")).unwrap_or_default();
+            writeln!(sections, "| {code} | {degree} | {promise}{lacks} | {} |", by.join(", ")).unwrap();
         }
     }
-    assert!(wrong.is_empty(), "docs/faults.md: {wrong:#?}");
+    if !wrong.is_empty() {
+        return Err(wrong);
+    }
+    let count = |degree| counts.get(degree).copied().unwrap_or_default();
+    let all = counts.values().sum::<usize>();
+    let (full, part, none) = (count("full"), count("part"), count("none"));
+    Ok(format!("{HEAD}\nOf {all} faults {full} are shown in full, {part} in part, {none} not.\n{sections}"))
 }
 
 #[test]
-fn every_test_with_a_code_in_its_name_is_in_the_line_of_that_fault() {
-    let rows = rows();
-    let missing: Vec<String> = tests()
-        .into_iter()
-        .filter_map(|name| Some((code_of(&name)?, name)))
-        .filter(|(code, name)| rows.get(code).is_none_or(|(_, shown)| !shown.contains(&format!("`{name}`"))))
-        .map(|(code, name)| format!("{code}: {name}"))
-        .collect();
-    assert!(missing.is_empty(), "docs/faults.md does not name {missing:#?}");
+fn every_fault_has_tests_or_a_reason_and_the_page_says_so() {
+    let faults: BTreeMap<String, Fault> = toml::from_str(include_str!("documents/faults.toml")).unwrap();
+    let wanted = match page(&faults, &tests()) {
+        Ok(page) => page,
+        Err(wrong) => panic!("documents/faults.toml: {wrong:#?}"),
+    };
+    let has = std::fs::read_to_string(DOCUMENT).unwrap();
+    if has != wanted && std::env::var_os("GATEWAY_WRITE_DOCUMENTS").is_some() {
+        std::fs::write(DOCUMENT, wanted).unwrap();
+        return;
+    }
+    let lines = |text: &str| text.lines().map(str::to_owned).collect::<BTreeSet<_>>();
+    let (has_lines, wants) = (lines(&has), lines(&wanted));
+    let (missing, gone): (Vec<_>, Vec<_>) =
+        (wants.difference(&has_lines).collect(), has_lines.difference(&wants).collect());
+    assert!(
+        has == wanted,
+        "docs/faults.md: GATEWAY_WRITE_DOCUMENTS=1 writes it anew. Missing: {missing:#?} Gone: {gone:#?}"
+    );
+}
+
+#[test]
+fn a_fault_without_tests_needs_a_reason_and_tests_that_do_not_exist_are_told() {
+    let fault = |shown: &[&str], lacks: Option<&str>| Fault {
+        promise: "it is survived".to_owned(),
+        shown: shown.iter().map(|name| (*name).to_owned()).collect(),
+        lacks: lacks.map(str::to_owned),
+    };
+    let every = || -> BTreeMap<String, Fault> {
+        let codes = CODES.iter().flat_map(|(letter, count, _)| (1..=*count).map(move |number| (letter, number)));
+        codes.map(|(letter, number)| (format!("{letter}{number}"), fault(&[], Some("a reason")))).collect()
+    };
+    let tests = BTreeMap::from([("d3_one".to_owned(), false), ("other".to_owned(), true)]);
+    let mut faults = every();
+    faults.insert("D3".to_owned(), fault(&["other"], None));
+    faults.insert("D4".to_owned(), fault(&["other"], Some("a half")));
+    let made = page(&faults, &tests).unwrap();
+    assert!(made.contains("| D3 | full | it is survived | `d3_one`, `other` † |\n"), "{made}");
+    assert!(made.contains("| D4 | part | it is survived. Not shown: a half | `other` † |\n"), "{made}");
+    assert!(made.contains("| D5 | none | it is survived. Not shown: a reason |  |\n"), "{made}");
+    faults.insert("D5".to_owned(), fault(&[], None));
+    faults.insert("D6".to_owned(), fault(&["gone"], Some("x")));
+    faults.insert("X1".to_owned(), fault(&["other"], None));
+    faults.remove("S7");
+    let wrong = page(&faults, &tests).unwrap_err();
+    for part in ["D5 needs a test", "D6 names gone", "X1 is no code", "S7 is missing"] {
+        assert!(wrong.iter().any(|line| line.contains(part)), "{part}: {wrong:?}");
+    }
 }
 
 /// What stands between backquotes, without blocks of code.

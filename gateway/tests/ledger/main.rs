@@ -17,6 +17,7 @@ mod repeats;
 mod run;
 mod schedule;
 mod site;
+mod soak;
 mod wire;
 
 use std::time::Duration;
@@ -82,6 +83,20 @@ async fn n2_a_rolling_restart_behind_a_balancer_loses_nothing_and_brings_nothing
     assert!(verdict.is_clean(), "{verdict}");
     // Of three nodes that go one after another each client may meet every one.
     assert!(verdict.connects <= load.clients * (1 + NODES * rounds), "{verdict}");
+}
+
+/// Ten minutes of load, churn and faults: memory, files, tasks and gauges are back where they were. The curves are drawn
+/// into `target/soak.svg`, or with `GATEWAY_WRITE_DOCUMENTS=1` into `docs/soak.svg`. `GATEWAY_SOAK_SECONDS` is another
+/// length.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_nodes_take_in_ten_minutes_of_load_and_faults_is_given_back() {
+    if !is_long() {
+        return;
+    }
+    let _machine = MACHINE.lock().await;
+    let given = std::env::var("GATEWAY_SOAK_SECONDS").ok();
+    let seconds = given.map_or(600, |seconds| seconds.parse().expect("seconds are a number"));
+    soak::soak(Load { clients: 90, rooms: 8, per_second: 20, seconds }, seeds(&[1])[0]).await;
 }
 
 /// The numbers are for reading: how the Python stack fares under the same load and the same faults.

@@ -140,6 +140,11 @@ pub(crate) async fn gateway(load: Load, schedule: &Schedule, kind: Kind) -> Verd
     println!("{schedule}{load:?}, {kind:?}");
     let site = Site::start(crate::NODES, kind).await;
     make_members(load, &site).await;
+    endure(site, load, schedule, kind).await.1
+}
+
+/// The same on a site that is there, with its rooms and members.
+pub(crate) async fn endure(site: Site, load: Load, schedule: &Schedule, kind: Kind) -> (Site, Verdict) {
     let book = Arc::new(Book::default());
     let clients = Clients::start(load, schedule.seed, Stack::Gateway, &site.public(), &site.network, &book).await;
     let mut publishers = JoinSet::new();
@@ -166,11 +171,11 @@ pub(crate) async fn gateway(load: Load, schedule: &Schedule, kind: Kind) -> Verd
     check_dead_letters(&site, &book).await;
     let verdict = Verdict::of(&book, &clients.end().await);
     println!("{verdict}");
-    verdict
+    (site, verdict)
 }
 
 /// Every user in their rooms, on any node.
-async fn make_members(load: Load, site: &Site) {
+pub(crate) async fn make_members(load: Load, site: &Site) {
     let door = site.nodes[0].door;
     for room in 0..load.rooms {
         assert_eq!(door.api("PUT", &format!("/api/rooms/room-{room}"), Some(json!({}))).await.0, 200);
