@@ -2,7 +2,7 @@
 //! leaves as one pipeline, in the order of the calls, and every wait has an end.
 
 use std::{
-    pin::pin,
+    pin::{Pin, pin},
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -15,7 +15,7 @@ use parking_lot::Mutex;
 use redis::{Cmd, Pipeline, Value};
 use tokio::{
     sync::{mpsc, oneshot, watch},
-    time::{Instant, sleep, timeout, timeout_at},
+    time::{Instant, Sleep, sleep, timeout, timeout_at},
 };
 
 use super::{
@@ -37,8 +37,8 @@ const BATCH_BYTES: usize = 1 << 20;
 /// How long Redis may take to answer a pipeline.
 const ANSWER: Duration = Duration::from_secs(2);
 /// How long answers that nobody waits for may lie unread: until the next command in most cases. A wake-up for
-/// each would cost more than the command.
-const UNREAD: Duration = Duration::from_millis(20);
+/// each would cost more than the command, and so would a timer for each.
+const UNREAD: Duration = Duration::from_millis(100);
 /// How long the connection may be idle before a PING checks it.
 const IDLE: Duration = Duration::from_secs(2);
 /// How long a connection must live for the next one to follow it without a pause.
@@ -390,7 +390,10 @@ impl Worker {
     async fn serve(&mut self, mut connection: Connection) -> End {
         let (mut batch, mut next) = (std::mem::take(&mut self.again), Vec::new());
         let lost = connection.trust.lost();
-        tokio::pin!(lost);
+        // Set anew when they have rung, and not for each command: that would take longer than what they are for.
+        let (idle, unread) = (sleep(IDLE), sleep(UNREAD));
+        tokio::pin!(lost, idle, unread);
+        let mut since = Instant::now();
         loop {
             if connection.trust.is_lost() {
                 self.again = batch;
@@ -405,7 +408,13 @@ impl Worker {
                     }
                     () = connection.ended() => return End::Broken("the server closed the connection".into()),
                     () = &mut lost => continue,
-                    () = sleep(IDLE) => {
+                    () = &mut idle => {
+                        let now = Instant::now();
+                        if now - since < IDLE {
+                            idle.as_mut().reset(since + IDLE);
+                            continue;
+                        }
+                        idle.as_mut().reset(now + IDLE);
                         let ping = Job::new(command([&b"PING"[..]]), None, Heard::AtOnce);
                         self.shared.queued_bytes.fetch_add(ping.size, Ordering::Relaxed);
                         batch.push(ping);
@@ -414,7 +423,7 @@ impl Worker {
             }
             let mut jobs = batch.drain(..);
             while jobs.len() > 0 {
-                if let Err(end) = self.exchange(&mut connection, &mut jobs, &mut next).await {
+                if let Err(end) = self.exchange(&mut connection, &mut jobs, &mut next, unread.as_mut()).await {
                     // These were never sent.
                     jobs.for_each(|job| job.end(&self.shared, Err(Failure::NotConnected)));
                     // Nor were these, and they came later: they wait as the queue does.
@@ -423,6 +432,7 @@ impl Worker {
                 }
             }
             drop(jobs);
+            since = Instant::now();
             std::mem::swap(&mut batch, &mut next);
             while batch.len() < BATCH
                 && !batch.is_empty()
@@ -434,12 +444,13 @@ impl Worker {
     }
 
     /// Sends some of the jobs, up to the size of a batch, and waits for their answers. What comes while nobody
-    /// waits for an answer is put into `next`.
+    /// waits for an answer is put into `next`, until `unread` rings.
     async fn exchange(
         &mut self,
         connection: &mut Connection,
         jobs: &mut impl ExactSizeIterator<Item = Job>,
         next: &mut Vec<Job>,
+        mut unread: Pin<&mut Sleep>,
     ) -> Result<(), End> {
         let (mut sent, mut bytes, mut later) = (Vec::with_capacity(jobs.len()), 0, true);
         let mut pipeline = Pipeline::with_capacity(jobs.len());
@@ -463,10 +474,15 @@ impl Worker {
             if later {
                 match poll_quietly(asking.as_mut()) {
                     Poll::Ready(early) => answers = Some(early),
-                    Poll::Pending => tokio::select! {
-                        _ = self.jobs.recv_many(next, BATCH) => {}
-                        () = sleep(UNREAD) => {}
-                    },
+                    Poll::Pending => {
+                        if unread.is_elapsed() {
+                            unread.as_mut().reset(Instant::now() + UNREAD);
+                        }
+                        tokio::select! {
+                            _ = self.jobs.recv_many(next, BATCH) => {}
+                            () = unread => {}
+                        }
+                    }
                 }
             }
             match answers {
