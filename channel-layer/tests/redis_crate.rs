@@ -30,7 +30,7 @@ async fn its_sentinel_client_refuses_a_primary_whose_user_may_not_ask_for_the_ro
     });
     let client = SentinelClientBuilder::new(addresses, redis.master_name(), SentinelServerType::Master).unwrap();
     let mut client = client.set_client_to_redis_username("site").set_client_to_redis_password("pw").build().unwrap();
-    let error = client.get_async_connection().await.err().expect("topology/sentinel.rs may go").to_string();
+    let error = client.get_async_connection().await.expect_err("topology/sentinel.rs may go").to_string();
     assert!(error.contains("NoPerm") || error.contains("NOPERM"), "{error}");
 }
 

@@ -219,10 +219,13 @@ impl Db {
             options.access_mode = Some(AccessMode::ReadOnly);
         }
         let usual = reads.pool.begin_with_options(options).await?;
-        match self.backend {
-            Backend::Postgres => drop(usual.execute_unprepared(SNAPSHOT_OF_POSTGRES).await?),
-            Backend::MySql => drop(usual.execute_unprepared(SNAPSHOT_OF_MYSQL).await?),
-            Backend::Sqlite => {}
+        let snapshot = match self.backend {
+            Backend::Postgres => Some(SNAPSHOT_OF_POSTGRES),
+            Backend::MySql => Some(SNAPSHOT_OF_MYSQL),
+            Backend::Sqlite => None,
+        };
+        if let Some(statement) = snapshot {
+            usual.execute_unprepared(statement).await?;
         }
         Ok(Transaction { inner: Inner::Usual(usual), db: self, _use: reads._use })
     }
