@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -26,9 +27,9 @@ from channel_gateway.worker.layer import GatewayLayer
 
 from . import group_consumers
 from .bridge import SECRET
-from .clients import GatewayClient, until
+from .clients import GatewayClient, Refused, until
 from .group_consumers import Counted
-from .run import WITH_US
+from .run import WITH_US, free_port, redis_at
 from .test_worker_live import LONG, Live, WithGateway, knows_bridges
 
 PUBSUB = {
@@ -613,3 +614,105 @@ class ReattachTests(unittest.IsolatedAsyncioTestCase):
         await self.linked(2)
         process.send_signal(signal.SIGTERM)
         self.assertEqual(await asyncio.to_thread(process.wait, 120), 0)
+
+
+@tag("once")
+class ExampleTests(unittest.IsolatedAsyncioTestCase):
+    """The consumer of examples/django, as it was under Daphne, behind the gateway; then with one line."""
+
+    PEOPLE = """
+from django.conf import settings
+from django.contrib.auth.models import User
+from django.test import Client
+from chat.models import Room
+room = Room.objects.get_or_create(name="lobby", defaults={"title": "Lobby"})[0]
+for name in ("alice", "bob"):
+    user = User.objects.create_user(name, password="secret")
+    room.members.add(user)
+    client = Client()
+    client.force_login(user)
+    print("cookie", name, client.cookies[settings.SESSION_COOKIE_NAME].value)
+"""
+
+    async def start(self, shared):
+        if not knows_bridges():
+            self.skipTest("this gateway has no bridges")
+        directory = tempfile.TemporaryDirectory(prefix="gateway-worker-")
+        self.addCleanup(directory.cleanup)
+        site = Path(directory.name) / "site"
+        ours = Path(__file__).resolve().parents[1]
+        shutil.copytree(ours.parents[1] / "examples/django/before", site)
+        # The server that it had; its app only starts it with `runserver`.
+        (site / "daphne").mkdir()
+        (site / "daphne/__init__.py").touch()
+        if shared:
+            consumers = site / "chat/consumers.py"
+            text = consumers.read_text()
+            marked = text.replace("    async def chat_message(", "    @shared\n    async def chat_message(")
+            self.assertNotEqual(text, marked)
+            consumers.write_text("from channel_gateway import shared\n" + marked)
+        # The example's layer has the default prefix, which one deployment has for itself.
+        port = free_port()
+        url, _ = await asyncio.to_thread(self.enter, redis_at(port))
+        environment = {
+            **{name: value for name, value in os.environ.items() if not name.startswith("DJANGO_")},
+            "REDIS_URL": url,
+            "PYTHONPATH": str(ours),
+            "GATEWAY_BRIDGE__SECRET": SECRET.decode(),
+        }
+        for arguments in (["migrate", "-v", "0"], ["shell", "-c", self.PEOPLE]):
+            command = [sys.executable, "manage.py", *arguments]
+            done = await asyncio.to_thread(
+                subprocess.run, command, cwd=site, env=environment, capture_output=True, text=True, check=False
+            )
+            self.assertEqual(done.returncode, 0, done.stderr)
+        cookies = dict(line.split()[1:] for line in done.stdout.splitlines() if line.startswith("cookie "))
+        socket = f"unix:{directory.name}/worker.sock"
+        command = [*WITH_US, sys.executable, "-m", "channel_gateway.worker", "mysite.asgi:application"]
+        log = (site / "log").open("wb")
+        process = subprocess.Popen([*command, "--listen", socket], cwd=site, env=environment, stdout=log, stderr=log)
+        self.addCleanup(process.wait)
+        self.addCleanup(process.kill)
+        config = {"bridge.path": "/ws/", "bridge.workers": socket, "bridge.secret": SECRET.decode()}
+        node = Node(config | {"redis_url": url, "layer": "core"}, program=settings.GATEWAY["BINARY"])
+        await asyncio.to_thread(node.start)
+        self.addCleanup(node.stop)
+        clients = {}
+        for name, cookie in cookies.items():
+            origin = node.url.replace("ws://", "http://")
+            headers = [(b"cookie", f"sessionid={cookie}".encode()), (b"origin", origin.encode())]
+            end = asyncio.get_running_loop().time() + 60
+            while name not in clients:
+                try:
+                    clients[name] = await GatewayClient.open(node.url, "/ws/chat/lobby/", headers=headers)
+                except Refused as refused:
+                    # Until the worker is there.
+                    self.assertEqual(refused.status, 503, (site / "log").read_text())
+                    self.assertLess(asyncio.get_running_loop().time(), end, (site / "log").read_text())
+        return clients, site
+
+    def enter(self, context):
+        stack = contextlib.ExitStack()
+        self.addCleanup(stack.close)
+        return stack.enter_context(context)
+
+    async def chat(self, shared):
+        clients, site = await self.start(shared)
+        said = {"cate": "chat", "group_name": "lobby", "message": "hello", "client_id": "1"}
+        await clients["alice"].say(json.dumps(said))
+        frames = [json.loads(await clients["alice"].hears()) for _ in range(2)]
+        self.assertEqual({each["type"] for each in frames}, {"chat", "ack"})
+        heard = json.loads(await clients["bob"].hears())
+        self.assertEqual((heard["type"], heard["message"], heard["from_user"]), ("chat", "hello", "alice"))
+        told = {"cate": "notification", "user_name": "bob", "message": "look", "client_id": "2"}
+        await clients["alice"].say(json.dumps(told))
+        heard = json.loads(await clients["bob"].hears())
+        self.assertEqual((heard["type"], heard["message"]), ("notification", "look"))
+        self.assertIn("is the node's", (site / "log").read_text())
+        self.assertNotIn("is not: ", (site / "log").read_text())
+
+    async def test_unchanged(self):
+        await self.chat(False)
+
+    async def test_with_one_line(self):
+        await self.chat(True)
