@@ -63,6 +63,15 @@ pub trait ChannelLayer: Send + Sync + 'static {
         Ok(())
     }
 
+    /// Encrypts events with the first of these keys from now on, and reads with all of them. Fails where the layer has no
+    /// encryption, or cannot end it: all processes of a site must agree on whether there is any.
+    fn set_encryption_keys(&self, keys: &[String]) -> Result<(), LayerError> {
+        match keys.is_empty() {
+            true => Ok(()),
+            false => Err(LayerError::Config("this layer does not encrypt".to_owned())),
+        }
+    }
+
     /// Counters since the layer was made.
     fn stats(&self) -> LayerStats;
 }

@@ -111,6 +111,12 @@ impl Health {
         self.needed.lock().insert(part, Needed { up, counts });
     }
 
+    /// A part that is not needed any more, and what it fails at.
+    pub(crate) fn forget_part(&self, part: &'static str) {
+        self.needed.lock().remove(part);
+        self.failing.lock().remove(part);
+    }
+
     /// Notes how a background task's turn ended. The log hears when it begins to fail and when it works again, but for
     /// want of a server that is away: of that there is one line for all.
     pub(crate) fn note<T, E: Error + 'static>(&self, task: &'static str, turn: &Result<T, E>) {

@@ -197,6 +197,7 @@ const TASKS: &[&str] = &[
     "retention",
     "secrets",
     "stream",
+    "traces",
     "writes",
 ];
 
@@ -240,8 +241,14 @@ impl Collector for Process {
             fields(&stat).map(|fields| fields.skip(11).take(2).filter_map(|text| text.parse::<f64>().ok()).sum());
         let threads = fields(&stat).and_then(|mut fields| fields.nth(17)?.parse::<f64>().ok());
         let files = std::fs::read_dir("/proc/self/fd").ok().map(|files| files.count() as f64);
-        let most = limits.lines().find_map(|line| line.strip_prefix("Max open files"));
-        let most = most.and_then(|line| line.split_whitespace().next()?.parse::<f64>().ok());
+        let limit = |name: &str| {
+            let line = limits.lines().find_map(|line| line.strip_prefix(name))?;
+            match line.split_whitespace().next()? {
+                // As the clients of other languages have it.
+                "unlimited" => Some(-1.0),
+                number => number.parse::<f64>().ok(),
+            }
+        };
         if let Some(ticks) = ticks.map(|ticks: f64| ticks / TICKS) {
             let counter = ConstCounter::new(ticks);
             let metric = encoder.encode_descriptor(
@@ -254,8 +261,9 @@ impl Collector for Process {
         }
         for (name, help, value) in [
             ("process_open_fds", "Open files of the process", files),
-            ("process_max_fds", "The most there may be", most),
+            ("process_max_fds", "The most there may be", limit("Max open files")),
             ("process_virtual_memory_bytes", "Virtual memory of the process", kib("VmSize:")),
+            ("process_virtual_memory_max_bytes", "The most it may be, -1 for no limit", limit("Max address space")),
             ("process_resident_memory_bytes", "Resident memory of the process", kib("VmRSS:")),
             ("process_threads", "Threads of the process", threads),
             ("process_start_time_seconds", "When the process began, since 1970", Some(self.started)),
@@ -334,6 +342,9 @@ pub struct Metrics {
     pub ready: Gauge,
     pub clock_skew: Family<ByOf, Gauge<f64, AtomicU64>>,
     pub background_failures: Family<ByTask, Counter>,
+    pub event_loop_lag: Histogram,
+    pub event_loop_stalls: Counter,
+    pub traces_spans: Family<ByResult, Counter>,
     pub sign_ins_rechecked: Family<ByResult, Counter>,
     pub recheck_oldest: Gauge<f64, AtomicU64>,
     pub nodes: Gauge,
@@ -441,6 +452,11 @@ impl Metrics {
             "clock_skew_seconds", "How far the clock of the database or of Redis is ahead of this node's", Family::<ByOf, Gauge<f64, AtomicU64>>::default();
             "background_failures", "Turns of background tasks that failed", Family::<ByTask, Counter>::default();
         };
+        let (traces_spans, event_loop_lag, event_loop_stalls) = register! {
+            "traces_spans", "Spans of traces that are kept, by what became of them: sent, failed (the collector did not take them), overflowed (too many waited for it)", Family::<ByResult, Counter>::default();
+            "event_loop_lag_seconds", "How late timers of the node fire; one every 250 ms for each thread of the runtime", seconds();
+            "event_loop_stalls", "Times a thread of the runtime came to no end of a task for 250 ms", Counter::default();
+        };
         let (sign_ins_rechecked, recheck_oldest) = register! {
             "sign_ins_rechecked", "Sessions and users looked at again while their sockets are open: good, unavailable (nobody could tell), or why they are over", Family::<ByResult, Counter>::default();
             "sign_ins_recheck_oldest_seconds", "How long the oldest look at a session or user has been due", Gauge::<f64, AtomicU64>::default();
@@ -534,6 +550,9 @@ impl Metrics {
             ready,
             clock_skew,
             background_failures,
+            event_loop_lag,
+            event_loop_stalls,
+            traces_spans,
             sign_ins_rechecked,
             recheck_oldest,
             nodes,
@@ -571,6 +590,7 @@ impl Metrics {
             retention_deleted, ByKind { kind } of ["message", "notification", "receipt"];
             background_failures, ByTask { task } of TASKS.iter().copied();
             django_asked, ByResult { result } of ["user", "nobody", "unauthorized", "forbidden", "failed"];
+            traces_spans, ByResult { result } of ["sent", "failed", "overflowed"];
             sign_ins_rechecked, ByResult { result } of ["good", "unavailable", "renamed"];
         }
     }

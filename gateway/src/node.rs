@@ -31,6 +31,7 @@ use crate::socket::registry::Registry;
 use crate::socket::{Pushed, Socket};
 use crate::storing::admission::Admissions;
 use crate::storing::writer::Writer;
+use crate::traces::Traces;
 use crate::websocket::WireFrame;
 
 /// What connections and the API share.
@@ -70,6 +71,7 @@ pub struct Node {
     pub(crate) clock: Clock,
     pub(crate) health: Arc<Health>,
     pub(crate) memory: MemoryLimit,
+    pub(crate) traces: Traces,
     /// Connections; a node waits for them when it leaves.
     pub(crate) tasks: TaskTracker,
     pub(crate) draining: AtomicBool,

@@ -28,7 +28,7 @@ use crate::http::{server, visitors};
 use crate::hub::Hub;
 use crate::layer;
 use crate::memory::MemoryLimit;
-use crate::metrics::Metrics;
+use crate::metrics::{ByResult, Metrics};
 use crate::names::GroupNames;
 use crate::node::Node;
 use crate::peers::Peers;
@@ -41,7 +41,8 @@ use crate::storing::admission::Admissions;
 use crate::storing::store;
 use crate::storing::writer::Writer;
 use crate::tokens::JwtAuth;
-use crate::upkeep::{drain, memberships, memory, recheck, retention, secrets, site, skew, watch};
+use crate::traces::{Report, Traces};
+use crate::upkeep::{drain, memberships, memory, recheck, retention, secrets, site, skew, stalls, watch};
 
 /// How long a node waits for Redis and the database when it starts.
 const START_PATIENCE: Duration = Duration::from_secs(30);
@@ -81,10 +82,22 @@ pub enum NodeError {
     Listen(SocketAddr, #[source] std::io::Error),
 }
 
-/// Settings were reloaded as often as a process can.
+/// Why other settings were not taken over.
 #[derive(Debug, thiserror::Error)]
-#[error("the settings were reloaded too often: restart the node")]
-pub struct TooManyReloads;
+pub enum NotReloaded {
+    /// As often as a process can.
+    #[error("the settings were reloaded too often: restart the node")]
+    TooOften,
+    /// The channel layer cannot use them.
+    #[error("the channel layer cannot use them")]
+    Layer(#[from] channel_layer::LayerError),
+    /// A database cannot use them.
+    #[error("the database cannot use them")]
+    Store(#[from] persistence::StoreError),
+    /// There can be no client of HTTP.
+    #[error("HTTP cannot be used")]
+    Http(#[source] reqwest::Error),
+}
 
 /// A running node. Call [`drain`](Self::drain) to leave well; dropping it stops it at once.
 pub struct RunningNode {
@@ -154,6 +167,7 @@ impl RunningNode {
             server::listen(config.internal_listen).map_err(|error| NodeError::Listen(config.internal_listen, error))?;
         let addresses = (public.local_addr(), internal.local_addr());
         let bridges = bridges(&config, deployment, &metrics, &layer);
+        let traces = traces(&config, &health, &background, &stop)?;
         let admissions =
             Arc::new(Admissions::start(&store, config.limits.rooms_per_user, &metrics, &background, &stop));
         let peers = Arc::new(Peers::new(&config, &layer, &seals, &health, &hub, &registry, &admissions));
@@ -183,6 +197,7 @@ impl RunningNode {
             wrong_keys: WrongKeys::default(),
             refusals: parking_lot::Mutex::new(Bucket::full(LINES_AT_ONCE, Instant::now())),
             memory: MemoryLimit::of(config.limits.memory_bytes),
+            traces,
             draining: AtomicBool::new(false),
             config: Current::new(config),
             store,
@@ -214,6 +229,7 @@ impl RunningNode {
         background.spawn(stop.clone().run_until_cancelled_owned(watch::watch(Arc::clone(&node))));
         background.spawn(stop.clone().run_until_cancelled_owned(recheck::watch(Arc::clone(&node))));
         if let Some(jwks) = &node.sign_in.tokens.jwks {
+            node.health.note_part(auth::JWKS, false, true);
             let keep = Arc::clone(jwks).keep(Arc::clone(&node.health));
             background.spawn(stop.clone().run_until_cancelled_owned(keep));
         }
@@ -225,6 +241,7 @@ impl RunningNode {
         }
         node.bridges.start(&background, &stop);
         memory::start(&node, &background, &stop);
+        stalls::start(&node.metrics, &background, &stop);
         background.spawn(stop.clone().run_until_cancelled_owned(memberships::watch(Arc::clone(&node))));
         background.spawn(stop.clone().run_until_cancelled_owned(secrets::keep_reading(Arc::clone(&node))));
         background.spawn(stop.clone().run_until_cancelled_owned(Arc::clone(&node.peers).answer_others()));
@@ -242,36 +259,77 @@ impl RunningNode {
         Ok(Self { node, public, internal, accepting, stop, _stop_on_drop: stop_on_drop, background, id })
     }
 
-    /// Takes over what these settings can change while the node runs; see [`config::CHANGEABLE`].
-    ///
-    /// [`config::CHANGEABLE`]: crate::config::CHANGEABLE
-    pub fn reload(&self, new: &Config) -> Result<(), TooManyReloads> {
+    /// Takes over what these settings can change while the node runs; see [`Config::takes`].
+    pub fn reload(&self, new: &Config) -> Result<(), NotReloaded> {
         let node = &self.node;
         let files = Files::of(new);
-        let config = node.config.with_changes_of(new);
+        let before = &*node.config;
+        let config = before.with_changes_of(new);
         let limits = Limits { connections: files.limit(new.limits.connections), ..config.limits.clone() };
         let config = Config { limits, ..config };
         // With --dev the secret is this process's own, and goes on.
         let keeps_keys = config.dev && config.jwt_secrets.is_empty();
+        let sign_in = self.sign_in_anew(&config)?;
+        if before.takes(new, "layer-encryption-keys") && node.redis.is_some() {
+            let keys = config.layer.encryption_keys.iter().map(|key| key.expose_secret().to_owned());
+            node.layer.set_encryption_keys(&keys.collect::<Vec<_>>())?;
+        }
+        // Whoever connects from now on signs in anew; nobody is cut off.
+        for (setting, own, others) in [
+            ("redis-url", before.layer.hosts.as_slice(), new.layer.hosts.as_slice()),
+            ("django.cache_url", before.django.cache.as_slice(), new.django.cache.as_slice()),
+        ] {
+            if before.takes(new, setting) {
+                own.iter().zip(others).for_each(|(own, other)| _ = own.take_credentials(other));
+            }
+        }
+        node.store.take_credentials(config.database_url.expose_secret())?;
+        if let Some(django) = &node.django {
+            django.take_credentials(&config.django)?;
+            if !config.django.secret_keys.is_empty() {
+                django.set_keys(&config.django);
+            }
+        }
         node.bridges.take_secrets(&config.bridges);
-        if let Some(django) = node.django.as_ref().filter(|_| !config.django.secret_keys.is_empty()) {
-            django.set_keys(&config.django);
+        node.bridges.take_layer_keys(&config.layer.encryption_keys);
+        if let Some(traces) = &config.traces {
+            node.traces.set_headers(&traces.headers);
         }
         node.admissions.set_rooms_per_user(config.limits.rooms_per_user);
-        let now = &*node.sign_in;
-        if let Some(ask) = &now.ask {
-            ask.set_secret(config.auth_secret.as_ref());
+        if let (Some(ask), Some(url)) = (&sign_in.ask, &config.auth_url) {
+            ask.set(url, config.auth_secret.as_ref());
         }
-        let sign_in = SignIn {
-            tokens: Tokens { auth: jwt(&config), jwks: now.tokens.jwks.clone() },
+        let replaced = (keeps_keys || node.sign_in.replace(sign_in)) && node.config.replace(config);
+        if replaced { Ok(()) } else { Err(NotReloaded::TooOften) }
+    }
+
+    /// The ways to sign in by these settings; a JWKS from another place is read by a task of its own.
+    fn sign_in_anew(&self, config: &Config) -> Result<SignIn, NotReloaded> {
+        let node = &self.node;
+        let now = &*node.sign_in;
+        let jwks = match (&now.tokens.jwks, &config.jwks) {
+            (Some(jwks), Some(source)) if jwks.is_of(source) => Some(Arc::clone(jwks)),
+            (before, source) => {
+                let jwks = source.clone().map(Jwks::new).transpose().map_err(NotReloaded::Http)?.map(Arc::new);
+                if let Some(before) = before {
+                    before.give_up();
+                    node.health.forget_part(auth::JWKS);
+                }
+                if let Some(jwks) = &jwks {
+                    let keep = Arc::clone(jwks).keep(Arc::clone(&node.health));
+                    self.background.spawn(self.stop.clone().run_until_cancelled_owned(keep));
+                }
+                jwks
+            }
+        };
+        Ok(SignIn {
+            tokens: Tokens { auth: jwt(config), jwks },
             django: now.django.clone(),
             ask: now.ask.clone(),
             user_name: now.user_name,
             anonymous: now.anonymous,
             clock: node.clock.clone(),
-        };
-        let replaced = (keeps_keys || node.sign_in.replace(sign_in)) && node.config.replace(config);
-        if replaced { Ok(()) } else { Err(TooManyReloads) }
+        })
     }
 
     /// What the node's parts share.
@@ -321,6 +379,24 @@ fn bridges(config: &Config, deployment: Uuid, metrics: &Metrics, layer: &Arc<dyn
         keys: config.layer.encryption_keys.clone(),
     };
     Bridges::new(&config.bridges, &identity, leaving, &metrics.bridge, bridged::CODES, layer, &about_layer)
+}
+
+fn traces(
+    config: &Config,
+    health: &Arc<Health>,
+    tasks: &TaskTracker,
+    stop: &CancellationToken,
+) -> Result<Traces, NodeError> {
+    let Some(settings) = &config.traces else { return Ok(Traces::default()) };
+    let spans = |result| health.metrics.traces_spans.get_or_create(&ByResult { result }).clone();
+    let health = Arc::clone(health);
+    let report = Report {
+        overflowed: spans("overflowed"),
+        failed: spans("failed"),
+        sent: spans("sent"),
+        note: Box::new(move |turn| health.note("traces", turn)),
+    };
+    Traces::start(settings, &config.node_id, report, tasks, stop).map_err(NodeError::Http)
 }
 
 fn jwt(config: &Config) -> JwtAuth {

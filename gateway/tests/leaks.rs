@@ -33,6 +33,7 @@ fn canaries(redis: u16, database: u16) -> Vec<(&'static str, String)> {
                 "database-url" | "django.database_url" => {
                     format!("postgres://postgres:{CANARY}-database@127.0.0.1:{database}/postgres")
                 }
+                "otlp-headers" => format!("x-key={CANARY}-of-otlp-headers"),
                 name => format!("{CANARY}-of-{name}-{CANARY}-{CANARY}"),
             };
             (setting.name, value)

@@ -5,9 +5,10 @@ mod common;
 
 use std::os::fd::AsRawFd;
 use std::process::Stdio;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use common::{NodeProcess, TestNode, eventually, ready, token_with};
+use common::{NodeProcess, PATIENCE, TestNode, eventually, ready, token_with};
 use serde_json::{Value, json};
 use testkit::postgres::Postgres;
 use testkit::redis::RedisServer;
@@ -215,6 +216,7 @@ async fn the_metrics_of_a_fresh_node_are_all_there_and_of_the_right_kind() {
         "process_open_fds ",
         "process_max_fds ",
         "process_virtual_memory_bytes ",
+        "process_virtual_memory_max_bytes ",
         "process_resident_memory_bytes ",
         "process_start_time_seconds ",
         "process_threads ",
@@ -226,6 +228,43 @@ async fn the_metrics_of_a_fresh_node_are_all_there_and_of_the_right_kind() {
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs_f64();
     assert!((0.0..3600.0).contains(&(now - value("process_start_time_seconds "))), "{text}");
     assert!(value("process_open_fds ") > 3.0 && value("process_cpu_seconds_total ") > 0.0);
+}
+
+#[test]
+fn n12_a_thread_that_stands_still_is_counted_and_timers_tell_how_late_all_are() {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let node = runtime.block_on(TestNode::start(&[]));
+    let metrics = Arc::clone(&node.running.node().metrics);
+    let stalls = || metrics.event_loop_stalls.get();
+    let lag = |line: &str| -> u64 {
+        let (text, line) = (metrics.encode(), format!("gateway_event_loop_lag_seconds_{line} "));
+        text.lines().find_map(|shown| shown.strip_prefix(&line)?.parse().ok()).unwrap()
+    };
+    let late = || lag("count") - lag("bucket{le=\"0.1\"}");
+    wait::until("timers have fired", PATIENCE, || lag("count") > 4);
+
+    // One thread: it is told while it stands, and the other one serves.
+    let (begun, (release, wait)) = (stalls(), std::sync::mpsc::channel::<()>());
+    let blocked = runtime.spawn(async move { wait.recv() });
+    wait::until("the stall is counted", PATIENCE, || stalls() > begun);
+    assert!(runtime.block_on(node.metric("gateway_event_loop_stalls_total")) > begun as f64);
+    release.send(()).unwrap();
+    runtime.block_on(blocked).unwrap().unwrap();
+
+    // All of them: everything is late.
+    let (begun, before, both) = (stalls(), late(), Arc::new(std::sync::Barrier::new(3)));
+    let blocked = [(); 2].map(|()| {
+        let ((release, wait), both) = (std::sync::mpsc::channel::<()>(), Arc::clone(&both));
+        runtime.spawn(async move {
+            both.wait();
+            wait.recv()
+        });
+        release
+    });
+    both.wait();
+    wait::until("both stalls are counted", PATIENCE, || stalls() >= begun + 2);
+    drop(blocked);
+    wait::until("the timers tell", PATIENCE, || late() > before);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -416,6 +416,61 @@ async fn public_keys_come_from_a_file_and_stand_beside_secrets() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn another_jwks_other_keys_and_another_view_are_taken_over_while_sockets_stay() {
+    let (old, new, pem) = (Signer::ec("old"), Signer::ec("new"), Signer::rsa("pem"));
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), json!({"keys": [old.jwk]}).to_string()).unwrap();
+    let keys = json!({"keys": [new.jwk]});
+    let provider = Site::start(move |_| ok(&keys)).await;
+    let view =
+        async |user: &'static str| Site::start(move |_| ok(&json!({"user": {"id": "1", "username": user}}))).await;
+    let (first, second) = (view("bob").await, view("dave").await);
+    let urls = [first.url("/auth"), second.url("/auth"), provider.url("/jwks")];
+    let before = [
+        ("jwks", file.path().to_str().unwrap()),
+        ("auth-url", urls[0].as_str()),
+        ("auth-secret", "the first secret of all"),
+        ("room-policy", "members"),
+    ];
+    let node = TestNode::start(&before).await;
+    let door = node.at();
+    eventually("the keys are there", async || door.get("/readyz").await.0 == 200).await;
+    let mut tab = with_token(door, "/ws/chat/", &old.token_of("alice")).await.unwrap();
+    assert_eq!(with_token(door, "/ws/chat/", &new.token_of("alice")).await.err(), Some(401));
+    let asked = async |path: &str| door.try_connect(path, &[("authorization", "Token x")]).await;
+    assert!(asked("/ws/chat/").await.is_ok());
+    assert_eq!(asked("/ws/chat/lobby/").await.err(), Some(404));
+
+    let after = [
+        ("jwks", urls[2].as_str()),
+        ("jwt-public-key", pem.public_pem.as_str()),
+        ("auth-url", urls[1].as_str()),
+        ("auth-secret", "the second secret of all"),
+        ("room-policy", "open"),
+    ];
+    node.reload(&after);
+    // Who comes before it has been read waits for it.
+    assert_eq!(
+        name(with_token(door, "/ws/chat/lobby/", &new.token_of("carol")).await.unwrap(), "lobby").await,
+        "carol"
+    );
+    assert!(with_token(door, "/ws/chat/", &pem.token_of("erin")).await.is_ok());
+    assert_eq!(with_token(door, "/ws/chat/", &old.token_of("alice")).await.err(), Some(401));
+    // What another place has said of these credentials counts no more.
+    assert_eq!(name(asked("/ws/chat/lobby/").await.unwrap(), "lobby").await, "dave");
+    assert_eq!(header(&second.heads.lock()[0], "X-Gateway-Secret"), Some("the second secret of all"));
+    assert_eq!(tab.ask(json!({"cate": "rooms"})).await["type"], "rooms", "who was there stays");
+    assert_eq!(door.get("/readyz").await.0, 200);
+
+    node.reload(&after[1..]);
+    assert_eq!(with_token(door, "/ws/chat/", &new.token_of("carol")).await.err(), Some(401));
+    assert!(!door.get("/readyz").await.1.contains("jwks"));
+    node.reload(&before);
+    assert!(with_token(door, "/ws/chat/", &old.token_of("alice")).await.is_ok());
+    assert_eq!(tab.ask(json!({"cate": "rooms"})).await["type"], "rooms");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_jwks_that_is_not_there_yet_is_503_for_who_needs_it_and_nobody_else() {
     let (old, new, never) = (Signer::rsa("old"), Signer::ec("new"), Signer::rsa("never"));
     let address: SocketAddr = ([127, 0, 0, 1], testkit::net::free_port()).into();

@@ -23,7 +23,7 @@ use sea_orm::{
         sqlite::{SqliteArguments, SqliteRow},
     },
 };
-use std::sync::RwLock;
+use std::sync::{PoisonError, RwLock};
 use tokio::time::error::Elapsed;
 
 use crate::{
@@ -57,7 +57,7 @@ const SNAPSHOT_OF_MYSQL: &str = "SET SESSION net_write_timeout = 3600 \
 /// The pools of a store and what is counted about them.
 pub(crate) struct Db {
     pub(crate) backend: Backend,
-    target: Target,
+    target: RwLock<Target>,
     options: StoreOptions,
     pools: RwLock<(u64, Pools)>,
     statements: Arc<AtomicU64>,
@@ -94,7 +94,33 @@ impl Db {
         let pools = counted(Pools::new(&target, &options), &statements);
         let [conflicts, broken, renewed] = [const { AtomicU64::new(0) }; 3];
         let pools = RwLock::new((0, pools));
-        Self { backend: target.backend(), target, options, pools, statements, conflicts, broken, renewed }
+        let (backend, target) = (target.backend(), RwLock::new(target));
+        Self { backend, target, options, pools, statements, conflicts, broken, renewed }
+    }
+
+    /// Whether the two URLs mean the same database.
+    pub(crate) fn is_same_place(one: &str, other: &str) -> bool {
+        let parse = |url| Target::parse(url).ok();
+        matches!((parse(one), parse(other)), (Some(one), Some(other)) if one.is_same_place(&other))
+    }
+
+    fn target(&self) -> Target {
+        self.target.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Signs in as this URL says from now on, on new connections; those that are open stay. `false`, and nothing of it, if
+    /// it is another database.
+    pub(crate) fn take_credentials(&self, url: &str) -> Result<bool, StoreError> {
+        let new = Target::parse(url)?;
+        let is_same = self.target().is_same_place(&new);
+        if is_same {
+            new.put_on(&self.pools().1);
+        }
+        // Nobody signs in to a file, and how a site's is opened is not in its URL.
+        if is_same && self.backend != Backend::Sqlite {
+            *self.target.write().unwrap_or_else(PoisonError::into_inner) = new;
+        }
+        Ok(is_same)
     }
 
     fn pools(&self) -> (u64, Pools) {
@@ -155,7 +181,7 @@ impl Db {
     /// Connections of their own for a rare and slow piece of work, whose statements may take `limit`.
     pub(crate) fn patient_pool(&self, limit: Duration) -> DatabaseConnection {
         let options = StoreOptions { max_connections: 2, statement_timeout: limit, ..self.options.clone() };
-        counted(Pools::new(&self.target, &options), &self.statements).writes
+        counted(Pools::new(&self.target(), &options), &self.statements).writes
     }
 
     pub(crate) fn statements(&self) -> u64 {
@@ -300,7 +326,7 @@ impl Db {
         if pools.0 == generation {
             tracing::warn!("the database did not answer in time or takes no writes: connecting anew");
             self.renewed.fetch_add(1, Ordering::Relaxed);
-            *pools = (generation + 1, counted(Pools::new(&self.target, &self.options), &self.statements));
+            *pools = (generation + 1, counted(Pools::new(&self.target(), &self.options), &self.statements));
         }
     }
 

@@ -168,6 +168,54 @@ impl Target {
         }
     }
 
+    /// Whether this is the same database, whoever signs in to it.
+    pub(crate) fn is_same_place(&self, other: &Self) -> bool {
+        match (self, other) {
+            // A file has no account, and the options of a foreign one are not those of its URL.
+            (Self::Sqlite { options: own, .. }, Self::Sqlite { options: other, .. }) => {
+                own.get_filename() == other.get_filename()
+            }
+            (Self::Postgres { options: own, pooled }, Self::Postgres { options: other, pooled: other_pooled }) => {
+                let place = |options: &PgConnectOptions| {
+                    let socket = options.get_socket().cloned();
+                    (
+                        options.get_host().to_owned(),
+                        options.get_port(),
+                        socket,
+                        options.get_database().map(str::to_owned),
+                    )
+                };
+                pooled == other_pooled && place(own) == place(other)
+            }
+            (Self::MySql(own), Self::MySql(other)) => {
+                let place = |options: &MySqlConnectOptions| {
+                    let socket = options.get_socket().cloned();
+                    (
+                        options.get_host().to_owned(),
+                        options.get_port(),
+                        socket,
+                        options.get_database().map(str::to_owned),
+                    )
+                };
+                place(own) == place(other)
+            }
+            _ => false,
+        }
+    }
+
+    /// For connections that are made from now on.
+    pub(crate) fn put_on(&self, pools: &Pools) {
+        for pool in [&pools.reads, &pools.writes] {
+            match self {
+                Self::Sqlite { .. } => {}
+                Self::Postgres { options, .. } => {
+                    pool.get_postgres_connection_pool().set_connect_options(options.clone())
+                }
+                Self::MySql(options) => pool.get_mysql_connection_pool().set_connect_options(options.clone()),
+            }
+        }
+    }
+
     pub(crate) fn backend(&self) -> Backend {
         match self {
             Self::Sqlite { .. } => Backend::Sqlite,

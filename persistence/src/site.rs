@@ -159,6 +159,11 @@ impl Site {
         Ok(Self { db: Arc::new(Db::of_a_site(options)?), tables: Arc::new(tables), id_kind: Arc::default() })
     }
 
+    /// As [`Store::take_credentials`].
+    pub fn take_credentials(&self, url: &str) -> Result<bool, StoreError> {
+        self.db.take_credentials(url)
+    }
+
     /// How many statements have been sent over the same connections.
     pub fn statements(&self) -> u64 {
         self.db.statements()

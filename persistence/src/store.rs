@@ -35,6 +35,17 @@ impl Store {
         Ok(store)
     }
 
+    /// Signs in with the user and password of this URL from now on, on new connections; those that are open stay. Changes
+    /// nothing, and returns `false`, if it is another database.
+    pub fn take_credentials(&self, url: &str) -> Result<bool, StoreError> {
+        self.db.take_credentials(url)
+    }
+
+    /// Whether the two URLs mean the same database, whoever signs in.
+    pub fn is_same_place(one: &str, other: &str) -> bool {
+        Db::is_same_place(one, other)
+    }
+
     /// Which kind of database this is.
     pub fn backend(&self) -> Backend {
         self.db.backend

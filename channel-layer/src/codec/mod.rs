@@ -10,6 +10,8 @@ mod tests;
 
 use std::{sync::Arc, time::SystemTime};
 
+use parking_lot::RwLock;
+
 use self::fernet::Keys;
 use crate::{
     Event, EventError, LayerError, Text, Value,
@@ -31,11 +33,12 @@ pub enum Serializer {
     Json,
 }
 
-/// Turns events into payloads and back. Cheap to clone.
+/// Turns events into payloads and back. Cheap to clone; clones share the keys.
 #[derive(Clone)]
 pub(crate) struct Codec {
     serializer: Serializer,
-    keys: Option<Arc<Keys>>,
+    /// `None` for plain payloads, which no key changes.
+    keys: Option<Arc<RwLock<Arc<Keys>>>>,
 }
 
 /// Who a message of the core layer is for.
@@ -54,7 +57,22 @@ impl Codec {
     /// payloads. A key is any text but the empty one.
     pub(crate) fn new(serializer: Serializer, encryption_keys: &[String]) -> Result<Self, LayerError> {
         let keys = Keys::new(encryption_keys)?;
-        Ok(Self { serializer, keys: keys.map(Arc::new) })
+        Ok(Self { serializer, keys: keys.map(|keys| Arc::new(RwLock::new(Arc::new(keys)))) })
+    }
+
+    /// Encrypts with the first of these from now on, and reads with all of them. Whether payloads are encrypted at all
+    /// does not change.
+    pub(crate) fn set_keys(&self, encryption_keys: &[String]) -> Result<(), LayerError> {
+        match (&self.keys, Keys::new(encryption_keys)?) {
+            (Some(own), Some(new)) => *own.write() = Arc::new(new),
+            (None, None) => {}
+            _ => return Err(LayerError::Config("encryption can be neither begun nor ended while it runs".into())),
+        }
+        Ok(())
+    }
+
+    fn keys(&self) -> Option<Arc<Keys>> {
+        self.keys.as_ref().map(|keys| Arc::clone(&keys.read()))
     }
 
     /// The payload of an event sent to a channel without a routing key. Refuses the reserved key.
@@ -76,7 +94,7 @@ impl Codec {
             Serializer::MsgPack => event.to_msgpack()?,
             Serializer::Json => event.to_json()?,
         };
-        let Some(keys) = &self.keys else { return Ok(plain) };
+        let Some(keys) = self.keys() else { return Ok(plain) };
         let mut out = Vec::new();
         keys.seal(&mut out, unix_seconds(), rand::random(), plain.len(), |raw| {
             raw.extend_from_slice(&plain);
@@ -108,7 +126,7 @@ impl Codec {
         now: Option<u64>,
     ) -> Result<(), EventError> {
         let length = body.payload_len(route);
-        match &self.keys {
+        match self.keys() {
             None => {
                 out.reserve(length);
                 body.write(out, route)
@@ -122,7 +140,7 @@ impl Codec {
 
     /// Reads a payload. `age` limits the age of an encrypted one; `None` takes any.
     pub(crate) fn decode(&self, payload: &[u8], age: Option<AgeLimit>) -> Result<Event, EventError> {
-        match &self.keys {
+        match self.keys() {
             None => self.read(payload),
             Some(keys) => keys.open(payload, age, |plain| self.read(plain)),
         }
@@ -150,7 +168,7 @@ impl Codec {
     /// A payload that is signed with the first key, whatever it holds; `None` without keys.
     #[cfg(feature = "fuzzing")]
     pub(crate) fn sign_anything(&self, bytes: &[u8]) -> Option<String> {
-        self.keys.as_ref().map(|keys| keys.sign_anything(bytes))
+        self.keys().map(|keys| keys.sign_anything(bytes))
     }
 
     fn read(&self, plain: &[u8]) -> Result<Event, EventError> {

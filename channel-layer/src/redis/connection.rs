@@ -13,11 +13,15 @@ use std::{
     io,
     path::PathBuf,
     pin::{Pin, pin},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     task::{Context, Poll, Waker},
     time::Duration,
 };
 
+use parking_lot::RwLock;
 use redis::{AsyncConnectionConfig, Cmd, Pipeline, RedisConnectionInfo, RedisError, Value, aio::MultiplexedConnection};
 use rustls::{ClientConfig, pki_types::ServerName};
 use tokio::{
@@ -62,11 +66,42 @@ impl fmt::Display for Address {
 }
 
 /// How to sign in. Holds a password: it has no `Debug`.
-#[derive(Clone, Default)]
+#[derive(Clone, Default, PartialEq, Eq)]
 pub(super) struct Account {
     pub(super) user: Option<String>,
     pub(super) password: Option<String>,
     pub(super) database: u32,
+}
+
+/// How to sign in from now on. Shared by all that connect to a host.
+#[derive(Default)]
+pub(super) struct Login {
+    account: RwLock<Account>,
+    /// Rises with each change.
+    version: AtomicU64,
+}
+
+impl Login {
+    pub(super) fn new(account: Account) -> Self {
+        Self { account: RwLock::new(account), version: AtomicU64::new(0) }
+    }
+
+    pub(super) fn account(&self) -> Account {
+        self.account.read().clone()
+    }
+
+    /// For new connections.
+    pub(super) fn set(&self, account: Account) {
+        let mut own = self.account.write();
+        if *own != account {
+            *own = account;
+            self.version.fetch_add(1, Ordering::Release);
+        }
+    }
+
+    pub(super) fn version(&self) -> u64 {
+        self.version.load(Ordering::Acquire)
+    }
 }
 
 /// TLS, ready to use.
@@ -80,7 +115,7 @@ pub(super) struct Tls {
 
 /// What it takes to be let in, at whatever address.
 pub(super) struct Access {
-    pub(super) account: Account,
+    pub(super) login: Arc<Login>,
     pub(super) tls: Option<Tls>,
 }
 
@@ -187,7 +222,7 @@ impl Access {
             (Address::Unix(path), _) => Box::new(UnixStream::connect(path.as_path()).await?),
         };
         *stage = "signing in";
-        self.account.sign_in(&mut stream, client_name, primary).await?;
+        self.login.account().sign_in(&mut stream, client_name, primary).await?;
         Ok(stream)
     }
 }

@@ -100,7 +100,7 @@ type Fingerprint = [u8; 32];
 
 /// See the [module](self).
 pub(crate) struct AskDjango {
-    url: reqwest::Url,
+    url: RwLock<reqwest::Url>,
     secret: RwLock<Option<HeaderValue>>,
     http: reqwest::Client,
     turns: Semaphore,
@@ -227,7 +227,7 @@ impl AskDjango {
         let http = http_client::builder().no_proxy().pool_max_idle_per_host(at_once).build()?;
         health.note_part(NAME, true, false);
         Ok(Self {
-            url,
+            url: RwLock::new(url),
             secret: RwLock::new(header(secret)),
             http,
             turns: Semaphore::new(at_once),
@@ -238,9 +238,13 @@ impl AskDjango {
         })
     }
 
-    /// Another secret from now on.
-    pub(crate) fn set_secret(&self, secret: Option<&SecretString>) {
+    /// Another place and another secret from now on. What another place has said counts no more.
+    pub(crate) fn set(&self, url: &reqwest::Url, secret: Option<&SecretString>) {
         *self.secret.write() = header(secret);
+        if *self.url.read() != *url {
+            *self.url.write() = url.clone();
+            *self.known.lock() = Known::default();
+        }
     }
 
     /// Asks, unless it is known or being asked already.
@@ -280,7 +284,7 @@ impl AskDjango {
         let outcome =
             timeout(self.time, self.exchange(question)).await.unwrap_or(Err(Silence::Late(self.time))).map_err(|why| {
                 if let Some(times) = self.lines.again(NAME, why.reason()) {
-                    tracing::warn!(url = http_client::shown(&self.url), times, "ask Django {why}");
+                    tracing::warn!(url = http_client::shown(&self.url.read()), times, "ask Django {why}");
                 }
                 Failed(why.reason())
             });
@@ -298,7 +302,8 @@ impl AskDjango {
 
     async fn exchange(&self, question: &Question) -> Result<Said, Silence> {
         let headers = question.headers(self.secret.read().as_ref());
-        let answer = self.http.get(self.url.clone()).headers(headers).send().await.map_err(BodyError::from)?;
+        let url = self.url.read().clone();
+        let answer = self.http.get(url).headers(headers).send().await.map_err(BodyError::from)?;
         match answer.status() {
             StatusCode::OK => {}
             StatusCode::UNAUTHORIZED => return Ok(Said::Unauthorized),
@@ -429,7 +434,7 @@ fn cost(said: &Said) -> usize {
 
 impl fmt::Debug for AskDjango {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("AskDjango").field("url", &http_client::shown(&self.url)).finish_non_exhaustive()
+        f.debug_struct("AskDjango").field("url", &http_client::shown(&self.url.read())).finish_non_exhaustive()
     }
 }
 

@@ -9,6 +9,7 @@ use http::header::CACHE_CONTROL;
 use http::{HeaderMap, StatusCode};
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep, timeout};
+use tokio_util::sync::CancellationToken;
 
 use crate::health::Health;
 use crate::http_client::{self, BodyError};
@@ -36,7 +37,7 @@ const RETRY: Duration = Duration::from_millis(500);
 const RETRY_MOST: Duration = Duration::from_secs(5);
 
 /// The name of this part in `/readyz`, and of its task.
-const NAME: &str = "jwks";
+pub(crate) const NAME: &str = "jwks";
 
 /// Why it was not read.
 #[derive(Debug, thiserror::Error)]
@@ -59,6 +60,8 @@ pub(crate) struct Jwks {
     http: reqwest::Client,
     state: watch::Sender<Known>,
     wanted: Notify,
+    /// Its reader ends.
+    over: CancellationToken,
 }
 
 #[derive(Debug, Default, Clone)]
@@ -84,7 +87,18 @@ impl Known {
 impl Jwks {
     pub(crate) fn new(source: Source) -> Result<Self, reqwest::Error> {
         let http = http_client::builder().timeout(READ_TIME).build()?;
-        Ok(Self { source, http, state: watch::Sender::default(), wanted: Notify::new() })
+        let over = CancellationToken::new();
+        Ok(Self { source, http, state: watch::Sender::default(), wanted: Notify::new(), over })
+    }
+
+    /// Whether it is read from there.
+    pub(crate) fn is_of(&self, source: &Source) -> bool {
+        self.source == *source
+    }
+
+    /// Another one has taken its place.
+    pub(crate) fn give_up(&self) {
+        self.over.cancel();
     }
 
     /// Checks a token's signature.
@@ -93,7 +107,14 @@ impl Jwks {
         let give_up = Instant::now() + PATIENCE;
         loop {
             let state = states.borrow_and_update().clone();
-            let Some(keys) = &state.keys else { return Err(TokenError::KeysAway) };
+            let Some(keys) = &state.keys else {
+                // One that is new is read just now.
+                let is_new = state.tried.is_none();
+                if is_new && matches!(tokio::time::timeout_at(give_up, states.changed()).await, Ok(Ok(()))) {
+                    continue;
+                }
+                return Err(TokenError::KeysAway);
+            };
             match verify(keys, &token.signed()) {
                 Verdict::Good => return Ok(()),
                 Verdict::Bad => return Err(TokenError::Signature),
@@ -111,8 +132,12 @@ impl Jwks {
 
     /// Reads it, again and again; runs until the node stops.
     pub(crate) async fn keep(self: Arc<Self>, health: Arc<Health>) {
+        let over = self.over.clone();
+        over.run_until_cancelled(self.keep_reading(&health)).await;
+    }
+
+    async fn keep_reading(&self, health: &Health) {
         let mut failures = 0_u32;
-        health.note_part(NAME, false, true);
         loop {
             let asked = Instant::now();
             let read = match timeout(READ_TIME, self.read()).await {
@@ -135,6 +160,9 @@ impl Jwks {
                 Err(_) => {
                     failures += 1;
                     self.state.send_modify(|state| state.tried = Some(asked));
+                    if self.state.borrow().keys.is_none() {
+                        health.note_part(NAME, false, true);
+                    }
                     RETRY_MOST.min(RETRY * 2_u32.saturating_pow(failures - 1))
                 }
             };

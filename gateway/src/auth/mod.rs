@@ -14,7 +14,7 @@ use http::HeaderMap;
 use http::header::{AUTHORIZATION, ORIGIN};
 
 pub(crate) use ask::AskDjango;
-pub(crate) use jwks::Jwks;
+pub(crate) use jwks::{Jwks, NAME as JWKS};
 
 use crate::auth::ask::{Named, Question, Said};
 use crate::auth::django::{Away, Django, NoSession, Person, SiteProof, UNREADABLE};

@@ -108,6 +108,8 @@ pub(crate) struct Bridge {
     pub(super) metrics: BridgeMetrics,
     pub(super) layer: Arc<dyn ChannelLayer>,
     about_layer: Layer,
+    /// The newest, as the secret.
+    layer_keys: Mutex<Vec<SecretString>>,
     /// Those that share handlers, by name. As many as the site has.
     classes: Mutex<HashMap<String, Arc<Class>>>,
     links: Mutex<Vec<Arc<Link>>>,
@@ -161,6 +163,7 @@ impl Bridges {
                 metrics: metrics.clone(),
                 layer: Arc::clone(layer),
                 about_layer: about_layer.clone(),
+                layer_keys: Mutex::new(about_layer.keys.clone()),
                 classes: Mutex::default(),
                 links: Mutex::default(),
                 alone_since: Mutex::new(Some(Instant::now())),
@@ -188,6 +191,13 @@ impl Bridges {
     pub(crate) fn take_secrets(&self, new: &[Settings]) {
         for (bridge, new) in self.0.iter().zip(new) {
             *bridge.secret.lock() = new.secret.clone();
+        }
+    }
+
+    /// Other keys of the layer, of which workers are told from now on.
+    pub(crate) fn take_layer_keys(&self, keys: &[SecretString]) {
+        for bridge in &self.0 {
+            keys.clone_into(&mut bridge.layer_keys.lock());
         }
     }
 
@@ -264,7 +274,7 @@ impl Bridge {
     /// What workers are told of the layer.
     pub(super) fn layer_body(&self) -> Vec<u8> {
         let secret = self.secret();
-        let prints: Vec<_> = self.about_layer.keys.iter().filter_map(|key| print(&secret, key)).collect();
+        let prints: Vec<_> = self.layer_keys.lock().iter().filter_map(|key| print(&secret, key)).collect();
         self.about_layer.body(&prints)
     }
 

@@ -57,7 +57,7 @@ impl ApiClient {
         use secrecy::ExposeSecret;
         let url = given(matches, "api-url", "GATEWAY_API_URL");
         let url = url.unwrap_or_else(|| format!("http://{}", reachable(config.internal_listen)));
-        let key = config.api_key.as_ref().map(|key| key.expose_secret().to_owned());
+        let key = config.api_keys.first().map(|key| key.secret().expose_secret().to_owned());
         // A proxy from the environment is for the way out; a node is on this network.
         let http = reqwest::Client::builder().no_proxy().connect_timeout(CONNECT_TIME).timeout(ANSWER_TIME);
         let http = http.build().map_err(ApiError::Client)?;

@@ -7,39 +7,53 @@ mod bridge;
 mod collect;
 mod django;
 mod layer;
+mod observed;
 mod settings;
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
+use channel_layer::Host;
 use ipnet::IpNet;
+use persistence::Store;
 use secrecy::{ExposeSecret, SecretString};
 
 use crate::bridge::{Auth as BridgeAuth, Settings as BridgeSettings};
 use crate::origin::Origins;
 use crate::proxies;
 use crate::tokens::{JwksSource, JwtAuth, Key};
+use crate::traces;
 
 pub use collect::{Collected, Source, collect, warnings};
 pub use django::{DjangoConfig, SessionEngine};
 pub use layer::{LayerConfig, LayerKind};
+pub use observed::ApiKey;
 pub use settings::{SETTINGS, Setting};
 
 /// The settings that change when a running node reads them again. Those of a section are named by it.
 pub const CHANGEABLE: &[&str] = &[
     "jwt-secret",
     "jwt-public-key",
+    "jwks",
     "jwt-leeway",
     "jwt-user-claim",
     "jwt-audience",
     "jwt-issuer",
     "api-key",
+    "auth-url",
     "auth-secret",
     "django-secret-key",
     "allowed-origins",
     "trusted-proxies",
+    "room-policy",
     "client-notifications",
+    "otlp-headers",
+    "redis-url",
+    "layer-encryption-keys",
+    "database-url",
+    "django.database_url",
+    "django.cache_url",
     "log-level",
     "bridge.secret",
     "limits.",
@@ -56,7 +70,7 @@ const FIXED: &[&str] = &[
     "limits.memory_bytes",
 ];
 
-/// Whether a running node can take over another value of this setting.
+/// Whether a running node can take over another value of this setting, at least some; see [`Config::takes`].
 pub fn is_changeable(setting: &str) -> bool {
     let is_changeable = |changeable: &&str| match changeable.strip_suffix('.') {
         Some(_) => setting.starts_with(*changeable),
@@ -221,7 +235,7 @@ pub struct Config {
     pub auth_time: Duration,
     pub auth_at_once: usize,
     pub django: DjangoConfig,
-    pub api_key: Option<SecretString>,
+    pub api_keys: Vec<ApiKey>,
     pub(crate) allowed_origins: Origins,
     pub trusted_proxies: Vec<IpNet>,
     pub room_policy: RoomPolicy,
@@ -229,6 +243,7 @@ pub struct Config {
     pub dev: bool,
     pub io_uring: bool,
     pub node_id: String,
+    pub(crate) traces: Option<traces::Settings>,
     pub log_json: bool,
     pub log_level: Option<String>,
     pub limits: Limits,
@@ -267,24 +282,43 @@ impl Config {
         for (bridge, new) in bridges.iter_mut().zip(&new.bridges).filter(|(bridge, new)| bridge.path == new.path) {
             bridge.secret = new.secret.clone();
         }
+        let traces = match (self.traces.clone(), &new.traces) {
+            (Some(own), Some(new)) => Some(traces::Settings { headers: new.headers.clone(), ..own }),
+            (own, _) => own,
+        };
+        let same = self.takes(&new, "database-url");
+        let database_url = if same { new.database_url.clone() } else { self.database_url.clone() };
+        let mut layer = self.layer.clone();
+        if self.takes(&new, "layer-encryption-keys") {
+            layer.encryption_keys = new.layer.encryption_keys.clone();
+        }
         let mut django = self.django.clone();
+        if self.takes(&new, "django.database_url") {
+            django.database_url = new.django.database_url.clone();
+        }
         // Whether sessions are read at all is for the next start.
         if django.secret_keys.is_empty() == new.django.secret_keys.is_empty() {
             django.secret_keys = new.django.secret_keys;
         }
         Self {
             bridges,
+            traces,
             django,
+            layer,
+            database_url,
+            auth_url: if self.auth_url.is_some() { new.auth_url.or(self.auth_url.clone()) } else { None },
             auth_secret: new.auth_secret,
+            jwks: new.jwks,
             jwt_secrets: new.jwt_secrets,
             jwt_public_keys: new.jwt_public_keys,
             jwt_leeway: new.jwt_leeway,
             jwt_user_claim: new.jwt_user_claim,
             jwt_audience: new.jwt_audience,
             jwt_issuer: new.jwt_issuer,
-            api_key: new.api_key,
+            api_keys: new.api_keys,
             allowed_origins: new.allowed_origins,
             trusted_proxies: new.trusted_proxies,
+            room_policy: new.room_policy,
             client_notifications: new.client_notifications,
             log_level: new.log_level,
             limits: Limits {
@@ -298,6 +332,30 @@ impl Config {
             drain: new.drain,
             retention: new.retention,
             ..self.clone()
+        }
+    }
+
+    /// Whether a running node of these settings takes over what the new ones say of this: of servers only who signs in,
+    /// and whether something is used at all is for the next start.
+    pub fn takes(&self, new: &Self, setting: &str) -> bool {
+        let same_hosts = |own: &[Host], new: &[Host]| {
+            own.len() == new.len() && own.iter().zip(new).all(|(own, new)| own.is_same_place(new))
+        };
+        let same_database =
+            |own: &SecretString, new: &SecretString| Store::is_same_place(own.expose_secret(), new.expose_secret());
+        match setting {
+            "redis-url" => same_hosts(&self.layer.hosts, &new.layer.hosts),
+            "django.cache_url" => same_hosts(self.django.cache.as_slice(), new.django.cache.as_slice()),
+            "database-url" => same_database(&self.database_url, &new.database_url),
+            "django.database_url" => match (&self.django.database_url, &new.django.database_url) {
+                (Some(own), Some(new)) => same_database(own, new),
+                _ => false,
+            },
+            "layer-encryption-keys" => self.layer.encryption_keys.is_empty() == new.layer.encryption_keys.is_empty(),
+            "django-secret-key" => self.django.secret_keys.is_empty() == new.django.secret_keys.is_empty(),
+            "auth-url" => self.auth_url.is_some() == new.auth_url.is_some(),
+            "otlp-headers" => self.traces.is_some() || new.traces.is_none(),
+            _ => is_changeable(setting),
         }
     }
 
@@ -469,7 +527,7 @@ impl Reading<'_> {
             auth_time: self.some_time("auth-seconds"),
             auth_at_once: self.at_once("auth-at-once"),
             django: self.django(),
-            api_key: self.secret("api-key"),
+            api_keys: self.api_keys(),
             allowed_origins: self.origins(),
             trusted_proxies: self.networks("trusted-proxies"),
             room_policy,
@@ -477,6 +535,7 @@ impl Reading<'_> {
             dev,
             io_uring: !self.flag("no-io-uring"),
             node_id: self.collected.get("node-id").map_or_else(random_node_id, str::to_owned),
+            traces: self.traces(),
             log_json: match self.text("log-format").as_str() {
                 "text" => false,
                 "json" => true,

@@ -25,7 +25,7 @@ impl Setting {
     /// Whether it is a list whose entries may hold commas, where they stand one a line: in its `…_FILE`, or in a list
     /// of the settings file.
     pub fn is_list_of_secrets(&self) -> bool {
-        matches!(self.name, "jwt-secret" | "layer-encryption-keys" | "django-secret-key")
+        matches!(self.name, "jwt-secret" | "layer-encryption-keys" | "django-secret-key" | "api-key" | "otlp-headers")
     }
 
     /// The key in the TOML file.
@@ -176,7 +176,11 @@ pub const SETTINGS: &[Setting] = &[
         None,
         "SECRET_KEY of a Django project, and its SECRET_KEY_FALLBACKS behind it, comma between; in a file one a line. With it, Django's session cookie signs in",
     ),
-    secret("api-key", None, "Key of the API on the internal listener; without it the API answers 401 (not with --dev)"),
+    secret(
+        "api-key",
+        None,
+        "Keys of the API on the internal listener, comma between; one written NAME:KEY is called NAME in the log. Without one the API answers 401 (not with --dev)",
+    ),
     text(
         "allowed-origins",
         None,
@@ -196,6 +200,21 @@ pub const SETTINGS: &[Setting] = &[
     switch("dev", "Sign in anybody by name, open rooms, the demo page; only on loopback"),
     switch("no-io-uring", "Write to every socket by itself, also where Linux offers io_uring"),
     text("node-id", None, "Name of this node; default: host name and a random part"),
+    text(
+        "otlp-endpoint",
+        None,
+        "Collector of traces that speaks OTLP by HTTP, such as http://collector:4318; without a path /v1/traces is added. Unset: no traces",
+    ),
+    secret(
+        "otlp-headers",
+        None,
+        "Headers that the collector wants, NAME=VALUE with comma between; in a file one a line",
+    ),
+    text(
+        "otlp-sample-ratio",
+        Some("1"),
+        "Share of the traces that begin here which are kept, 0 to 1. Who sends a traceparent has decided already",
+    ),
     text("log-format", Some("text"), "text or json"),
     text(
         "log-level",

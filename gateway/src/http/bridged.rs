@@ -24,9 +24,11 @@ use crate::consumers::connection::Handshake;
 use crate::consumers::framework::{Context, Refusal, Terms};
 use crate::http::answers::{Answer, plain};
 use crate::http::visit::Visit;
+use crate::lines::{self, About, Of};
 use crate::scope::{Access, parse_cookies};
 use crate::socket::registry::LimitReached;
 use crate::socket::{Identity, Socket, addresses};
+use crate::traces::{Parent, SpanKind};
 use crate::websocket::handshake;
 
 /// What a plain request to a bridged path is told.
@@ -38,9 +40,6 @@ const TO_ANSWER: Duration = Duration::from_millis(250);
 
 /// Longest wait for the user's group.
 const JOIN_TIME: Duration = Duration::from_secs(1);
-
-/// Longest `traceparent` that is passed on.
-const MAX_TRACEPARENT: usize = 128;
 
 /// What belongs to the node, or to one connection only.
 const OWN_HEADERS: [HeaderName; 9] = [
@@ -63,7 +62,7 @@ pub(crate) fn wants_websocket(headers: &HeaderMap) -> bool {
 
 impl Visit {
     /// The handshake of a bridged socket.
-    pub(crate) async fn bridged(self, bridge: &Arc<Bridge>, upgrade: Option<OnUpgrade>) -> Answer {
+    pub(crate) async fn bridged(&self, bridge: &Arc<Bridge>, upgrade: Option<OnUpgrade>) -> Answer {
         let accept = match handshake::accept_key(&self.method, self.arrival.version, &self.headers) {
             Ok(accept) => accept,
             Err(_) if !wants_websocket(&self.headers) => {
@@ -122,13 +121,22 @@ impl Visit {
         let place = Place::new(Arc::clone(&socket), Arc::clone(node), Arc::clone(bridge));
         let leaves = Leaves::of(&place);
         let user = user.as_ref().map(|user| (&*user.name, user.id.as_deref()));
-        let scope = self.scope(&subprotocols, socket.channel_name.as_str(), user);
+        self.note_socket(&socket);
+        let mut span = self.part("bridge", SpanKind::Client);
+        span.set("gateway.bridge", || bridge.path().to_owned());
+        let traceparent = span.traceparent();
+        let scope = self.scope(&subprotocols, socket.channel_name.as_str(), user, traceparent.as_deref());
+        let of = || Of { about: Some(Arc::clone(&socket) as Arc<dyn About>), trace: self.trace_id() };
         let opening = bridge.open(&scope, Arc::clone(&place) as Arc<dyn Client>, self.deadline());
         let opened = tokio::select! {
-            opened = opening => Some(opened),
+            opened = lines::of(of(), opening) => Some(opened),
             // Dropped, it tells the application 1006.
             () = left(self.arrival.connection.clone()) => None,
         };
+        if let Some(Err(Refused::NoWorker | Refused::Busy | Refused::Late | Refused::Lost)) = &opened {
+            span.fail("no worker answered");
+        }
+        drop(span);
         let refused = match opened {
             Some(Ok((seated, accepted, opening))) => match switching_protocols(accept, &accepted) {
                 Some(answer) => {
@@ -138,7 +146,7 @@ impl Visit {
                         last_words: bridge.settings.slow,
                     };
                     let consumer = Bridged::new(place, leaves, seated, opening, terms);
-                    node.tasks.spawn(Handshake::accepted(Box::new(consumer), ctx).serve(upgrade));
+                    node.tasks.spawn(lines::of(of(), Handshake::accepted(Box::new(consumer), ctx).serve(upgrade)));
                     return answer;
                 }
                 None => {
@@ -167,7 +175,7 @@ impl Visit {
     /// Who it is, where the node decides that. Who is nobody by name is nobody.
     async fn signed_in(&self, subprotocols: &[String]) -> Result<SignedIn, Answer> {
         let cookies = parse_cookies(&self.headers);
-        match self.node.sign_in.sign_in(&self.credentials(subprotocols, &cookies)).await {
+        match self.sign_in(&self.credentials(subprotocols, &cookies)).await {
             Ok(signed_in) if signed_in.user.access == Access::Full => Ok(signed_in),
             Ok(_) => Err(self.refuse(Refusal::Unauthorized, "anonymous")),
             Err(NotSignedIn::CookieWithoutOrigin) => Err(self.refuse_origin()),
@@ -182,9 +190,9 @@ impl Visit {
         subprotocols: &'a [String],
         channel_name: &'a str,
         user: Option<(&'a str, Option<&'a str>)>,
+        traceparent: Option<&'a str>,
     ) -> bridge::Scope<'a> {
         let headers = self.headers.iter().filter(|(name, _)| !name.as_str().contains('_'));
-        let traceparent = self.headers.get("traceparent").and_then(|value| value.to_str().ok());
         let peer = self.arrival.peer;
         // Behind a proxy nobody knows the client's port.
         let port = if peer.ip().to_canonical() == self.seen.client { peer.port() } else { 0 };
@@ -198,7 +206,8 @@ impl Visit {
             scheme: if self.seen.scheme == Some("https") { "wss" } else { "ws" },
             channel_name,
             user,
-            traceparent: traceparent.filter(|value| value.len() <= MAX_TRACEPARENT),
+            // Of a trace that is not kept here, as it came.
+            traceparent: traceparent.or(Parent::of(&self.headers).traceparent),
         }
     }
 

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use http::{HeaderMap, StatusCode, Version};
 use hyper::upgrade::OnUpgrade;
+use parking_lot::Mutex;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::Instant;
 use warp::Filter;
@@ -113,7 +114,8 @@ fn websocket_routes(node: &Arc<Node>, router: &Arc<Router>) -> BoxedFilter<(Answ
                 let path = path.as_str().to_owned();
                 let Some(arrival) = arrival else { return plain(StatusCode::INTERNAL_SERVER_ERROR, "") };
                 let seen = proxies::see(&headers, arrival.peer.ip(), |address| node.config.trusts(address));
-                Visit { node, router, method, path, query, headers, arrival, seen }.handshake(upgrade).await
+                let span = Mutex::default();
+                Visit { node, router, method, path, query, headers, arrival, seen, span }.handshake(upgrade).await
             },
         )
         .boxed()

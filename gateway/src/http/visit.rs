@@ -8,6 +8,7 @@ use http::header::{FORWARDED, HOST, ORIGIN, RETRY_AFTER};
 use http::{HeaderMap, HeaderValue, Method, StatusCode};
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
+use parking_lot::Mutex;
 use tokio::time::timeout;
 
 use crate::auth::recheck::Recheck;
@@ -18,13 +19,16 @@ use crate::consumers::connection::{FoundOrigin, Handshake, refused, refused_orig
 use crate::consumers::framework::Refusal;
 use crate::consumers::routing::Router;
 use crate::http::answers::{Answer, plain};
+use crate::http::bridged::wants_websocket;
 use crate::http::server::Arrival;
+use crate::lines::{self, About, Of};
 use crate::node::Node;
 use crate::proxies::Seen;
 use crate::scope::{Access, Scope, parse_cookies};
 use crate::socket::addresses;
 use crate::socket::registry::LimitReached;
 use crate::socket::{Identity, Socket};
+use crate::traces::{Parent, Span, SpanKind, TraceId};
 use crate::websocket::handshake;
 
 /// A request that may become a socket.
@@ -40,13 +44,40 @@ pub(crate) struct Visit {
     pub(crate) arrival: Arrival,
     /// As it looks from outside.
     pub(crate) seen: Seen,
+    /// From the request to its answer. Whoever refuses it notes why.
+    pub(crate) span: Mutex<Span>,
 }
 
 impl Visit {
-    pub(crate) async fn handshake(self, upgrade: Option<OnUpgrade>) -> Answer {
+    pub(crate) async fn handshake(mut self, upgrade: Option<OnUpgrade>) -> Answer {
+        if wants_websocket(&self.headers) {
+            let mut span = self.node.traces.begin("connect", SpanKind::Server, Parent::of(&self.headers));
+            span.set("url.path", || self.path.clone());
+            span.set("client.address", || self.seen.client.to_string());
+            self.span = Mutex::new(span);
+        }
+        let answer = lines::of(Of { about: None, trace: self.trace_id() }, self.decide(upgrade)).await;
+        let (mut span, status) = (self.span.into_inner(), answer.status());
+        span.set("http.response.status_code", || i64::from(status.as_u16()));
+        if status.is_server_error() {
+            span.fail("refused");
+        }
+        answer
+    }
+
+    /// For the lines of the log.
+    pub(crate) fn trace_id(&self) -> Option<Box<TraceId>> {
+        self.span.lock().trace_id().map(Box::new)
+    }
+
+    /// Begins a part of the handshake.
+    pub(crate) fn part(&self, name: &'static str, kind: SpanKind) -> Span {
+        self.span.lock().child(name, kind)
+    }
+
+    async fn decide(&self, upgrade: Option<OnUpgrade>) -> Answer {
         if let Some(bridge) = self.node.bridges.find(&self.path) {
-            let bridge = Arc::clone(bridge);
-            return Box::pin(self.bridged(&bridge, upgrade)).await;
+            return Box::pin(self.bridged(bridge, upgrade)).await;
         }
         let Some((class, url_route)) = self.router.find(&self.path) else {
             return plain(StatusCode::NOT_FOUND, "not found");
@@ -77,7 +108,7 @@ impl Visit {
         let chosen = v1.then_some(auth::V1);
         let client = self.seen.client;
         let credentials = self.credentials(&subprotocols, &cookies);
-        let SignedIn { user, proof, ends } = match self.node.sign_in.sign_in(&credentials).await {
+        let SignedIn { user, proof, ends } = match self.sign_in(&credentials).await {
             Ok(signed_in) if signed_in.user.access == Access::Full || class.takes_anonymous => signed_in,
             Ok(_) => return self.refuse_or_close(Refusal::Unauthorized, "anonymous", v1, accept, upgrade),
             Err(NotSignedIn::CookieWithoutOrigin) => return self.refuse_origin(),
@@ -120,9 +151,14 @@ impl Visit {
             url_route,
             headers: self.headers.clone(),
         };
-        match Handshake::connect(&self.node, &class, socket, scope).await {
+        self.note_socket(&socket);
+        let connecting = self.part("consumer_connect", SpanKind::Internal);
+        let of = || Of { about: Some(Arc::clone(&socket) as Arc<dyn About>), trace: self.trace_id() };
+        let connected = lines::of(of(), Handshake::connect(&self.node, &class, Arc::clone(&socket), scope)).await;
+        drop(connecting);
+        match connected {
             Ok(connection) => {
-                self.node.tasks.spawn(connection.serve(upgrade));
+                self.node.tasks.spawn(lines::of(of(), connection.serve(upgrade)));
                 handshake::switching_protocols(accept, chosen).map(|()| Bytes::new())
             }
             Err(refusal) => {
@@ -140,6 +176,25 @@ impl Visit {
                 self.refuse_or_close(refusal, reason, v1, accept, upgrade)
             }
         }
+    }
+
+    /// Who it is, with a span of its own: the site may be asked.
+    pub(crate) async fn sign_in(&self, credentials: &auth::Request<'_>) -> Result<SignedIn, NotSignedIn> {
+        let mut span = self.part("sign_in", SpanKind::Internal);
+        let signed_in = self.node.sign_in.sign_in(credentials).await;
+        match &signed_in {
+            Ok(signed_in) => span.set("gateway.signed_in_by", || format!("{:?}", signed_in.user.by).to_lowercase()),
+            Err(NotSignedIn::Unavailable(why)) => span.fail(why),
+            Err(_) => {}
+        }
+        signed_in
+    }
+
+    /// What the trace is to show of a socket.
+    pub(crate) fn note_socket(&self, socket: &Socket) {
+        let mut span = self.span.lock();
+        span.set("gateway.channel", || socket.channel_name.to_string());
+        span.set("user.name", || socket.user.to_string());
     }
 
     /// What is said where there is no room for anybody.
@@ -199,6 +254,7 @@ impl Visit {
             }
         };
         let found = FoundOrigin { origin, host: self.headers.get(HOST), forwarded_host, change };
+        self.span.lock().set("gateway.refused", || "origin");
         refused_origin(&self.node, &self.path, self.seen.client, &found);
         self.answer(Refusal::Forbidden)
     }
@@ -224,6 +280,7 @@ impl Visit {
 
     /// Counts and logs that it came to nothing.
     pub(crate) fn note_refused(&self, reason: &'static str) {
+        self.span.lock().set("gateway.refused", || reason);
         refused(&self.node, &self.path, self.seen.client, reason);
     }
 
@@ -262,7 +319,7 @@ impl Visit {
         if !v1 {
             return self.refuse(refusal, reason);
         }
-        refused(&self.node, &self.path, self.seen.client, reason);
+        self.note_refused(reason);
         self.node.tasks.spawn(close_after_upgrade(upgrade, close));
         handshake::switching_protocols(accept, Some(auth::V1)).map(|()| Bytes::new())
     }

@@ -3,14 +3,21 @@
 
 use std::backtrace::{Backtrace, BacktraceStatus};
 use std::borrow::Cow;
-use std::fmt::Write as _;
+use std::fmt::{self, Write as _};
 use std::io::{self, Write};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
+use tracing::{Event, Subscriber};
 use tracing_appender::non_blocking::{NonBlocking, NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::fmt::format::{Format, Full, Writer};
+use tracing_subscriber::fmt::time::SystemTime;
+use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
+use tracing_subscriber::registry::LookupSpan;
+
+use crate::lines;
 
 /// Lines that wait for standard error to take them; more are dropped, and counted.
 const WAITING: usize = 16_384;
@@ -131,18 +138,22 @@ pub(crate) fn start(json: bool, level: Option<&str>) -> Log {
     let exit = Exit { to: io::stderr(), waiting: Arc::clone(&waiting) };
     let (lines, writer) = NonBlockingBuilder::default().buffered_lines_limit(WAITING).thread_name("log").finish(exit);
     let entrance = Entrance { lines, waiting: Arc::clone(&waiting) };
+    let ansi = io::IsTerminal::is_terminal(&io::stderr());
     let subscriber = tracing_subscriber::fmt()
         .with_env_filter(filter(level))
         .with_writer(move || Visible { lines: entrance.clone(), json })
-        .with_ansi(io::IsTerminal::is_terminal(&io::stderr()));
+        .with_ansi(ansi);
     // A second subscriber in this process would be a mistake of ours, not the user's.
     let filter: Box<dyn Fn(EnvFilter) + Send + Sync> = if json {
-        let subscriber = subscriber.json().with_filter_reloading();
+        let subscriber = subscriber.json().map_event_format(|format| About { format, json }).with_filter_reloading();
         let handle = subscriber.reload_handle();
         let _ = subscriber.try_init();
         Box::new(move |filter| drop(handle.reload(filter)))
     } else {
-        let subscriber = subscriber.with_target(false).with_filter_reloading();
+        let subscriber = subscriber.with_target(false);
+        // The writer that it gets says nothing of colours.
+        let with_colours = |format: Format<Full, SystemTime>| About { format: format.with_ansi(ansi), json };
+        let subscriber = subscriber.map_event_format(with_colours).with_filter_reloading();
         let handle = subscriber.reload_handle();
         let _ = subscriber.try_init();
         Box::new(move |filter| drop(handle.reload(filter)))
@@ -156,6 +167,40 @@ pub(crate) fn start(json: bool, level: Option<&str>) -> Log {
         }
     }));
     Log { writer: Some(writer), waiting, filter }
+}
+
+/// A format whose lines also say which connection they are about.
+struct About<F> {
+    format: F,
+    json: bool,
+}
+
+/// What stands before the fields of a line in JSON. Before it there are only the time and the level.
+const FIELDS: &str = "\"fields\":{";
+
+impl<S, N, F> FormatEvent<S, N> for About<F>
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    N: for<'a> FormatFields<'a> + 'static,
+    F: FormatEvent<S, N>,
+{
+    fn format_event(&self, context: &FmtContext<'_, S, N>, mut out: Writer<'_>, event: &Event<'_>) -> fmt::Result {
+        let has = event.metadata().fields();
+        let more = lines::fields(|name| has.field(name).is_some(), self.json);
+        if more.is_empty() {
+            return self.format.format_event(context, out, event);
+        }
+        let mut line = String::new();
+        self.format.format_event(context, Writer::new(&mut line), event)?;
+        match line.find(FIELDS) {
+            Some(at) if self.json => {
+                let (before, fields) = line.split_at(at + FIELDS.len());
+                let more = if fields.starts_with('}') { more.trim_end_matches(',') } else { &more };
+                write!(out, "{before}{more}{fields}")
+            }
+            _ => writeln!(out, "{}{more}", line.trim_end_matches('\n')),
+        }
+    }
 }
 
 /// Writes lines in which everything can be seen.

@@ -219,8 +219,9 @@ fn reload(node: &RunningNode, collected: &mut Collected, arguments: &clap::ArgMa
             return;
         }
     };
+    let before = &node.node().config;
     let (changed, fixed): (Vec<_>, Vec<_>) =
-        new.differences(collected).partition(|setting| config::is_changeable(setting));
+        new.differences(collected).partition(|setting| before.takes(&config, setting));
     if let Err(error) = node.reload(&config) {
         tracing::error!(error = &error as &dyn std::error::Error, "the settings stay as they were");
         return;

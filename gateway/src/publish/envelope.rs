@@ -21,6 +21,7 @@ use crate::json;
 use crate::names;
 use crate::node::Node;
 use crate::storing::writer::{Trace, WriteError, traced};
+use crate::traces::is_traceparent;
 
 /// Recipients of one envelope.
 pub(crate) const MAX_RECIPIENTS: usize = 1000;
@@ -33,9 +34,6 @@ pub(crate) const MAX_TO: usize = MAX_RECIPIENTS * (persistence::MAX_NAME_CHARS *
 
 /// Bytes of texts that are stored and sent together, about.
 pub(crate) const PIECE: usize = 2 * 1024 * 1024;
-
-/// Bytes of a `traceparent`; those of today have 55.
-const MAX_TRACEPARENT: usize = 128;
 
 /// What an item takes beside its text, and a name of many beside its own.
 const ITEM: usize = 512;
@@ -242,20 +240,6 @@ impl Envelope<'_> {
     }
 }
 
-/// Whether a text is a `traceparent` of the W3C. What is none means nothing, as the standard has it.
-pub(crate) fn is_traceparent(text: &str) -> bool {
-    let mut parts = text.split('-');
-    let mut next = |length: usize| {
-        let part = parts.next().unwrap_or_default();
-        let is_hex = part.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
-        (part.len() == length && is_hex).then_some(part)
-    };
-    let (version, trace, span, flags) = (next(2), next(32), next(16), next(2));
-    let is_set = |id: Option<&str>| id.is_some_and(|id| id.bytes().any(|digit| digit != b'0'));
-    let is_known = version.is_some_and(|version| version != "ff" && (version != "00" || text.len() == 55));
-    text.len() <= MAX_TRACEPARENT && is_known && is_set(trace) && is_set(span) && flags.is_some()
-}
-
 /// Types of envelopes whose events are passed on to who is connected.
 pub(crate) const DISCONNECT: &str = "gateway.disconnect";
 pub(crate) const SEND: &str = "gateway.send";
@@ -429,6 +413,13 @@ impl Delivery {
         [&self.source, &self.id]
     }
 
+    /// The trace that it is a part of from now on.
+    pub(crate) fn set_part(&mut self, traceparent: Option<Arc<str>>) {
+        if traceparent.is_some() {
+            self.traceparent = traceparent;
+        }
+    }
+
     /// Gives it what came beside the envelope, if it has none of its own.
     pub(crate) fn set_traceparent(&mut self, traceparent: &Trace) {
         if self.traceparent.is_none() {
@@ -542,24 +533,6 @@ fn refused(error: AppendError) -> Result<Outcome, Failed> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_traceparent_is_what_the_standard_says() {
-        let good = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
-        assert!(is_traceparent(good) && is_traceparent(&format!("01{}-more", &good[2..])));
-        for bad in [
-            "",
-            &good[..54],
-            &format!("{good}-more"),
-            &good.to_uppercase(),
-            &format!("ff{}", &good[2..]),
-            "00-00000000000000000000000000000000-00f067aa0ba902b7-01",
-            "00-4bf92f3577b34da6a3ce929d0e0e4736-0000000000000000-01",
-            &format!("01{}-{}", &good[2..], "x".repeat(100)),
-        ] {
-            assert!(!is_traceparent(bad), "{bad}");
-        }
-    }
 
     fn recipients(json: &str) -> Result<Vec<String>, String> {
         serde_json::from_str::<Recipients>(json).map(|names| names.0).map_err(|error| error.to_string())

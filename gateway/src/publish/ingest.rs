@@ -32,6 +32,7 @@ use crate::node::Node;
 use crate::redis::{
     ANSWER, Connection, Entry, GROUP, LETTER_TIME, RedisFailed, Server, entries, entries_of_read, unread,
 };
+use crate::traces::{Parent, Span, SpanKind};
 
 /// Entries taken at a time, fewer while they are large.
 const BATCH: usize = 200;
@@ -481,11 +482,42 @@ impl Ingest {
     /// Does what an entry says. A database that is away is not the entry's fault: it waits.
     async fn finish(&self, taken: &Taken, makings: &Makings) -> Verdict {
         let mut progress = Progress { next: 0, result: "repeated", unusable: None, missing: Vec::new(), only: None };
+        let mut span = self.begin(taken);
+        let verdict = self.finish_within(taken, makings, &mut progress, &span).await;
+        match &verdict {
+            Verdict::Done(result) => span.set("gateway.result", || *result),
+            Verdict::Dead(unusable) => {
+                span.set("gateway.result", || "dead");
+                span.fail(unusable.reason);
+            }
+            Verdict::Later | Verdict::Early => span.fail("postponed"),
+        }
+        verdict
+    }
+
+    /// Begins its span, as its publisher's trace goes on.
+    fn begin(&self, Taken { entry, times, .. }: &Taken) -> Span {
+        let text = |name| entry.field(name).and_then(|text| std::str::from_utf8(text).ok());
+        let parent = Parent { traceparent: text("traceparent"), tracestate: None };
+        let mut span = self.node.traces.begin("event", SpanKind::Consumer, parent);
+        span.set("messaging.system", || "redis");
+        span.set("messaging.destination.name", || self.stream.clone());
+        span.set("messaging.message.id", || entry.id.clone());
+        span.set("gateway.times_taken", || *times);
+        for (field, name) in
+            [("id", "gateway.event.id"), ("source", "gateway.event.source"), ("type", "gateway.event.type")]
+        {
+            span.set(name, || shown(entry.field(field).unwrap_or_default()));
+        }
+        span
+    }
+
+    async fn finish_within(&self, taken: &Taken, makings: &Makings, progress: &mut Progress, span: &Span) -> Verdict {
         let (mut tries, mut looks, mut is_sure) = (0, 0, false);
         loop {
-            match self.attempt(&taken.entry, &mut progress).await {
+            match self.attempt(&taken.entry, progress, span).await {
                 Ok(()) if !progress.missing.is_empty() && !is_sure => {
-                    if self.comes_yet(&taken.entry, &progress, makings).await {
+                    if self.comes_yet(&taken.entry, progress, makings).await {
                         looks += 1;
                         if looks > ROOM_LOOKS {
                             return Verdict::Early;
@@ -501,7 +533,7 @@ impl Ingest {
                 }
                 Ok(()) => {
                     let no_room = || unusable("no_room", "no such room");
-                    let unusable = progress.unusable.or_else(|| (!progress.missing.is_empty()).then(no_room));
+                    let unusable = progress.unusable.take().or_else(|| (!progress.missing.is_empty()).then(no_room));
                     return unusable.map_or(Verdict::Done(progress.result), Verdict::Dead);
                 }
                 Err(Failed::Unusable(unusable)) => return Verdict::Dead(unusable),
@@ -562,7 +594,7 @@ impl Ingest {
     }
 
     /// Goes on with an entry where it has come to, with a share of the node's budget.
-    async fn attempt(&self, entry: &Entry, progress: &mut Progress) -> Result<(), Failed> {
+    async fn attempt(&self, entry: &Entry, progress: &mut Progress, span: &Span) -> Result<(), Failed> {
         if entry.is_gone() {
             progress.result = "deleted";
             return Ok(());
@@ -579,6 +611,11 @@ impl Ingest {
             Some(only) => only.clone(),
             None => (0..delivery.recipients()).collect(),
         };
+        let storing = match delivery.content() {
+            Some(_) => span.child("store", SpanKind::Internal),
+            None => Span::default(),
+        };
+        delivery.set_part(storing.traceparent().or_else(|| span.traceparent()));
         let piece = delivery.piece(0).len();
         while progress.next < all.len() {
             let end = (progress.next + piece).min(all.len());

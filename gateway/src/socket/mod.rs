@@ -26,6 +26,7 @@ use tokio::net::TcpStream;
 use crate::auth::recheck::Recheck;
 use crate::close::CloseReason;
 use crate::handlers::Table;
+use crate::lines::About;
 use crate::scope::Access;
 use crate::websocket::WireFrame;
 
@@ -543,6 +544,16 @@ impl Socket {
         // In this order: what `listen_again` has added goes with its second store.
         let listening = !self.deaf.load(Ordering::Acquire);
         (now.saturating_sub(self.heard_at.load(Ordering::Relaxed)), listening)
+    }
+}
+
+impl About for Socket {
+    fn channel(&self) -> &str {
+        self.channel_name.as_str()
+    }
+
+    fn user(&self) -> &str {
+        &self.user
     }
 }
 

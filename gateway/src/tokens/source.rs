@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use crate::http_client;
 
 /// Where a JWKS is.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum JwksSource {
     File(PathBuf),
     Url(reqwest::Url),

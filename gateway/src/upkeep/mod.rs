@@ -8,4 +8,5 @@ pub(crate) mod retention;
 pub(crate) mod secrets;
 pub(crate) mod site;
 pub(crate) mod skew;
+pub(crate) mod stalls;
 pub(crate) mod watch;

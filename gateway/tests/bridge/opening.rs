@@ -2,9 +2,33 @@
 
 use tokio_tungstenite::tungstenite::Message;
 
+use super::common::collector::Collector;
 use super::common::{eventually, http_client, token};
 use super::worker::{self, ACCEPT, CLOSED, DENY, OPEN, TEXT, Value, Worker};
 use super::{Guest, Site};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_application_goes_on_with_the_trace_of_the_handshake() {
+    let collector = Collector::start().await;
+    let (site, _worker, mut link) = Site::linked(&[("otlp-endpoint", &collector.endpoint())]).await;
+    let parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+    let guest = site.knock("/ws/orders/", &[("traceparent", parent)]);
+    let (sid, open) = link.open().await;
+    let given = open.get("traceparent").str().to_owned();
+    link.send(ACCEPT, sid, &worker::accept(None, &[])).await;
+    let guest = guest.await.unwrap().unwrap();
+    let connect = collector.span("connect", |span| parent.contains(&span.parent) && !span.parent.is_empty()).await;
+    let bridge = collector.span("bridge", |span| span.parent == connect.id).await;
+    assert_eq!((given, bridge.get("gateway.bridge")), (bridge.traceparent(), "/ws/orders/".to_owned()));
+    drop(guest);
+    // What is not kept is passed on as it came.
+    let dropped = "00-0af7651916cd43dd8448eb211c80319d-b7ad6b7169203331-00";
+    let guest = site.knock("/ws/orders/", &[("traceparent", dropped)]);
+    let (sid, open) = link.open().await;
+    assert_eq!(open.get("traceparent").str(), dropped);
+    link.send(ACCEPT, sid, &worker::accept(None, &[])).await;
+    guest.await.unwrap().unwrap();
+}
 
 #[tokio::test]
 async fn an_application_gets_its_scope_and_accepts_with_subprotocol_and_headers() {

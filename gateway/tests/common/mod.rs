@@ -9,6 +9,7 @@
 )]
 
 pub mod balancer;
+pub mod collector;
 pub mod page;
 
 use std::collections::HashMap;
@@ -66,6 +67,12 @@ impl TestNode {
         let collected = collect(&settings(own), &|_| None, None).unwrap();
         let config = Config::from_collected(&collected).unwrap();
         Ok(Self { running: RunningNode::start(config, router).await? })
+    }
+
+    /// Has the node read other settings, as on SIGHUP.
+    pub fn reload(&self, own: &[(&str, &str)]) {
+        let collected = collect(&settings(own), &|_| None, None).unwrap();
+        self.running.reload(&Config::from_collected(&collected).unwrap()).unwrap();
     }
 
     pub fn at(&self) -> Door {

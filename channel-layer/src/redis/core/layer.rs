@@ -454,6 +454,10 @@ impl ChannelLayer for RedisCoreLayer {
         self.0.close().await
     }
 
+    fn set_encryption_keys(&self, keys: &[String]) -> Result<(), LayerError> {
+        self.0.shared.codec.set_keys(keys)
+    }
+
     fn stats(&self) -> LayerStats {
         self.0.shared.counters.snapshot()
     }

@@ -164,6 +164,10 @@ impl ChannelLayer for RedisPubSubLayer {
         self.0.publishers.ping(PING).await
     }
 
+    fn set_encryption_keys(&self, keys: &[String]) -> Result<(), LayerError> {
+        self.0.codec.set_keys(keys)
+    }
+
     fn stats(&self) -> LayerStats {
         self.0.counters.snapshot()
     }

@@ -6,7 +6,7 @@ use super::{cluster::Cluster, connector::Connector, pool::Pool, sentinel::Sentin
 use crate::{
     LayerError,
     redis::{
-        connection::{self, Access, Account, Address, Target},
+        connection::{self, Access, Account, Address, Login, Target},
         tls::{self, TlsOptions},
         trust::Server,
     },
@@ -47,6 +47,9 @@ pub(super) struct Spec {
     /// For the Sentinels themselves.
     pub(super) sentinel: Account,
     pub(super) tls: Option<Tls>,
+    /// The two accounts, as they are now: whoever connects looks there.
+    pub(super) login: Arc<Login>,
+    sentinel_login: Arc<Login>,
 }
 
 #[derive(Clone)]
@@ -182,6 +185,26 @@ impl Host {
         Pool::new(self.spec()?, size)
     }
 
+    /// Whether the two are the same servers, reached in the same way, whatever the credentials.
+    pub fn is_same_place(&self, other: &Self) -> bool {
+        match (&self.0, &other.0) {
+            (Ok(own), Ok(other)) => own.is_same_place(other),
+            _ => false,
+        }
+    }
+
+    /// Signs in as the other host says from now on, on new connections of all that was made of this host; the open ones
+    /// stay. Changes nothing, and says so, if the other is not the same place.
+    pub fn take_credentials(&self, other: &Self) -> bool {
+        let (Ok(own), Ok(other)) = (&self.0, &other.0) else { return false };
+        let is_same = own.is_same_place(other);
+        if is_same {
+            own.login.set(other.login.account());
+            own.sentinel_login.set(other.sentinel_login.account());
+        }
+        is_same
+    }
+
     fn of(kind: Kind) -> Self {
         Self(Spec::new(kind).checked())
     }
@@ -258,7 +281,26 @@ impl fmt::Debug for Host {
 
 impl Spec {
     pub(super) fn new(kind: Kind) -> Self {
-        Self { kind, account: Account::default(), sentinel: Account::default(), tls: None }
+        let (login, sentinel_login) = (Arc::default(), Arc::default());
+        Self { kind, account: Account::default(), sentinel: Account::default(), tls: None, login, sentinel_login }
+    }
+
+    fn is_same_place(&self, other: &Self) -> bool {
+        let is_same_kind = match (&self.kind, &other.kind) {
+            (Kind::One(own), Kind::One(other)) => own == other,
+            (Kind::Sentinel { addresses, master_name }, Kind::Sentinel { addresses: others, master_name: name }) => {
+                addresses == others && master_name == name
+            }
+            (Kind::Cluster(own), Kind::Cluster(other)) => own == other,
+            _ => false,
+        };
+        let tls = |spec: &Self| {
+            spec.tls.as_ref().map(|tls| {
+                let TlsOptions { roots, client } = &tls.options;
+                (tls.insecure, tls.server_name.clone(), roots.clone(), client.clone())
+            })
+        };
+        is_same_kind && self.account.database == other.account.database && tls(self) == tls(other)
     }
 
     /// Itself, if all of it fits together.
@@ -293,17 +335,20 @@ impl Spec {
                 _ => return Err("ssl_certfile and ssl_keyfile need each other".into()),
             }
         }
+        // Not those of the host that this was made of.
+        self.login = Arc::new(Login::new(self.account.clone()));
+        self.sentinel_login = Arc::new(Login::new(self.sentinel.clone()));
         Ok(self)
     }
 
     /// How connections to the servers themselves are made; `options` where the host says nothing.
-    fn access(&self, account: &Account, tls: Option<&Arc<rustls::ClientConfig>>, certified: bool) -> Arc<Access> {
+    fn access(&self, login: &Arc<Login>, tls: Option<&Arc<rustls::ClientConfig>>, certified: bool) -> Arc<Access> {
         let tls = tls.map(|config| connection::Tls {
             config: config.clone(),
             name: self.tls.as_ref().and_then(|tls| tls.server_name.clone()),
             certified,
         });
-        Arc::new(Access { account: account.clone(), tls })
+        Arc::new(Access { login: Arc::clone(login), tls })
     }
 
     pub(super) fn resolve(&self, options: &TlsOptions) -> Result<Resolved, LayerError> {
@@ -314,11 +359,11 @@ impl Spec {
                 (Some(Arc::new(tls::config(&options, tls.insecure)?)), options.client.is_some())
             }
         };
-        let access = self.access(&self.account, tls.as_ref(), certified);
+        let access = self.access(&self.login, tls.as_ref(), certified);
         Ok(match &self.kind {
             Kind::One(address) => Resolved::Target(Target::direct(address.clone(), access, Server::default())),
             Kind::Sentinel { addresses, master_name } => {
-                let to_sentinels = self.access(&self.sentinel, tls.as_ref(), certified);
+                let to_sentinels = self.access(&self.sentinel_login, tls.as_ref(), certified);
                 let sentinels = Sentinels::new(addresses.clone(), master_name.clone(), to_sentinels);
                 Resolved::Target(Target::sentinel(sentinels, access))
             }

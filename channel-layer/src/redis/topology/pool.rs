@@ -24,7 +24,7 @@ use super::{
 use crate::{
     LayerError,
     redis::{
-        connection::{Address, OPENING, Target},
+        connection::{self, Address, OPENING, Target},
         tls::TlsOptions,
     },
     shard::slot,
@@ -49,13 +49,20 @@ struct Inner {
     login: Login,
     /// For each server.
     size: usize,
-    pools: Mutex<HashMap<Address, deadpool_redis::Pool>>,
+    pools: Mutex<Pools>,
 }
 
 /// What a server has to be told.
 struct Login {
-    settings: RedisConnectionInfo,
+    account: Arc<connection::Login>,
     tls: Option<Tls>,
+}
+
+/// The pools of an account as it was at some time.
+#[derive(Default)]
+struct Pools {
+    version: u64,
+    by_address: HashMap<Address, deadpool_redis::Pool>,
 }
 
 struct Tls {
@@ -74,14 +81,6 @@ pub struct Pooled {
 
 impl Pool {
     pub(super) fn new(spec: &Spec, size: usize) -> Result<Self, LayerError> {
-        let account = &spec.account;
-        let mut settings = RedisConnectionInfo::default().set_db(account.database.into());
-        if let Some(user) = &account.user {
-            settings = settings.set_username(user);
-        }
-        if let Some(password) = &account.password {
-            settings = settings.set_password(password);
-        }
         let tls = spec.tls.as_ref().map(|tls| Tls {
             certificates: TlsCertificates {
                 client_tls: tls
@@ -95,7 +94,12 @@ impl Pool {
             name: tls.server_name.clone(),
         });
         let to = spec.resolve(&TlsOptions::default())?;
-        Ok(Self(Arc::new(Inner { to, login: Login { settings, tls }, size, pools: Mutex::default() })))
+        Ok(Self(Arc::new(Inner {
+            to,
+            login: Login { account: Arc::clone(&spec.login), tls },
+            size,
+            pools: Mutex::default(),
+        })))
     }
 
     /// A connection to the server, to the primary where Sentinels know it, in a cluster to the node that has `key`.
@@ -121,6 +125,12 @@ impl std::fmt::Debug for Pool {
 impl Inner {
     fn pool(&self, address: &Address) -> Result<deadpool_redis::Pool, LayerError> {
         let mut pools = self.pools.lock();
+        let version = self.login.account.version();
+        if pools.version != version {
+            // Their idle connections go; those in use are taken back by nobody.
+            *pools = Pools { version, ..Pools::default() };
+        }
+        let pools = &mut pools.by_address;
         if let Some(pool) = pools.get(address) {
             return Ok(pool.clone());
         }
@@ -144,6 +154,14 @@ impl Inner {
 
 impl Login {
     fn manager(&self, address: &Address) -> RedisResult<Manager> {
+        let account = self.account.account();
+        let mut settings = RedisConnectionInfo::default().set_db(account.database.into());
+        if let Some(user) = &account.user {
+            settings = settings.set_username(user);
+        }
+        if let Some(password) = &account.password {
+            settings = settings.set_password(password);
+        }
         let mut config =
             AsyncConnectionConfig::new().set_connection_timeout(Some(OPENING)).set_response_timeout(Some(ANSWER));
         let addr = match (address, &self.tls) {
@@ -163,7 +181,7 @@ impl Login {
         };
         let mut info = addr
             .into_connection_info()?
-            .set_redis_settings(self.settings.clone())
+            .set_redis_settings(settings)
             .set_tcp_settings(TcpSettings::default().set_nodelay(true));
         if let Some(tls) = &self.tls {
             // Nothing else makes the parameters of TLS.

@@ -149,7 +149,7 @@ mod tests {
     fn whoever_answered_comes_first_and_whoever_was_wrong_last() {
         let address = |port| Address::Tcp("s".into(), port);
         let addresses = (1..=3).map(address).collect();
-        let access = Access { account: Account::default(), tls: None };
+        let access = Access { login: Arc::default(), tls: None };
         let sentinels = Sentinels::new(addresses, "site".into(), Arc::new(access));
         let order = || -> Vec<String> { sentinels.addresses.lock().iter().map(ToString::to_string).collect() };
         sentinels.reorder(&address(3), true);

@@ -268,6 +268,14 @@ impl Django {
         *self.checker.rules.keys.write() = Keys::new(&config.secret_keys, &config.salt);
     }
 
+    /// Signs in to the site's database as these settings say from now on.
+    pub(crate) fn take_credentials(&self, config: &DjangoConfig) -> Result<bool, StoreError> {
+        match &config.database_url {
+            Some(url) => self.checker.site.take_credentials(url.expose_secret()),
+            None => Ok(true),
+        }
+    }
+
     async fn judge(&self, cookie: &str) -> Result<Option<LoggedIn>, NoSession> {
         let rules = &self.checker.rules;
         let (claim, ends, kept) = match &self.checker.source {

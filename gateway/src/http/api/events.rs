@@ -23,6 +23,7 @@ use crate::node::Node;
 use crate::publish::changes;
 use crate::publish::envelope::{self, Delivery, Envelope, Failed, Item, Outcome, PIECE, Unusable, What};
 use crate::storing::writer::{MOST_TOGETHER, TogetherError, Trace, WriteError};
+use crate::traces::{Parent, is_traceparent};
 
 /// Envelopes of one call.
 const MAX_ENVELOPES: usize = 1000;
@@ -86,8 +87,9 @@ type Placed = (Option<usize>, Item);
 /// Everything is looked at before anything is stored; what is stored then is stored in parts, each as a whole.
 pub(super) async fn publish(call: &Call, node: &Arc<Node>) -> Result<String, Problem> {
     let mut published = Published::read(call, node.clock.database(), node.config.limits.data_bytes)?;
-    let trace = call.headers.get("traceparent").and_then(|value| value.to_str().ok());
-    let trace: Trace = trace.filter(|trace| envelope::is_traceparent(trace)).map(Into::into);
+    let given = || Parent::of(&call.headers).traceparent.filter(|trace| is_traceparent(trace)).map(Into::into);
+    // Of a trace that is not kept here, as it came.
+    let trace: Trace = call.span.traceparent().or_else(given);
     published.deliveries.iter_mut().for_each(|delivery| delivery.set_traceparent(&trace));
     if published.deliveries.iter().any(|delivery| delivery.says().is_some()) {
         let now = changes::now(node).await;
@@ -282,6 +284,7 @@ async fn store(node: &Node, items: Vec<Placed>, answer: &mut String) -> Result<(
             other => rest.push((index, place, other)),
         }
     }
+    let parts = node.traces.begin_parts("store", &mut traces);
     let stored = match appends.len() {
         // Into the transaction of others that come at the same time.
         1 => node.writer.write(appends.remove(0), traces.remove(0)).await.map(|stored| vec![stored]).map_err(|error| {
@@ -292,6 +295,7 @@ async fn store(node: &Node, items: Vec<Placed>, answer: &mut String) -> Result<(
         }),
         _ => node.writer.write_whole(appends, traces).await,
     };
+    drop(parts);
     let stored = stored.map_err(|error| match error {
         TogetherError::Refused(Refused { index, error }) => {
             Problem::from(error).in_envelope(places.get(index).and_then(|(_, place)| *place))

@@ -1,10 +1,9 @@
 //! Whoever calls with a wrong API key is counted, named in the log, and waits for the answer.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use http::{HeaderMap, StatusCode};
-use secrecy::ExposeSecret;
-use subtle::ConstantTimeEq;
 use tokio::time::Instant;
 
 use super::Problem;
@@ -12,16 +11,23 @@ use crate::auth;
 use crate::metrics::ByReason;
 use crate::node::Node;
 
-/// Lets who has the key pass at once; others have waited when they are refused.
-pub(super) async fn authorize(headers: &HeaderMap, peer: Option<SocketAddr>, node: &Node) -> Result<(), Problem> {
-    let (reason, detail) = match &node.config.api_key {
+/// Lets who has a key pass at once, by the key's name; others have waited when they are refused.
+pub(super) async fn authorize(
+    headers: &HeaderMap,
+    peer: Option<SocketAddr>,
+    node: &Node,
+) -> Result<Option<Arc<str>>, Problem> {
+    let keys = &node.config.api_keys;
+    let (reason, detail) = match keys.is_empty() {
         // With --dev both listeners are on loopback.
-        None if node.config.dev => return Ok(()),
-        None => ("no_key", "no API key is configured"),
-        Some(key) => {
+        true if node.config.dev => return Ok(None),
+        true => ("no_key", "no API key is configured"),
+        false => {
             let given = auth::bearer(headers).unwrap_or_default();
-            if given.as_bytes().ct_eq(key.expose_secret().as_bytes()).into() {
-                return Ok(());
+            // All of them are looked at: how long that takes says nothing.
+            let found = keys.iter().fold(None, |found, key| if key.is(given) { Some(key) } else { found });
+            if let Some(key) = found {
+                return Ok(Some(Arc::clone(key.name())));
             }
             ("key", "the API key is missing or wrong")
         }

@@ -23,6 +23,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::error::Category;
 use serde_json::{Value, json};
 use tracing::Instrument as _;
+use tracing::field::{Empty, display};
 use uuid::Uuid;
 use warp::Filter;
 use warp::filters::BoxedFilter;
@@ -33,6 +34,7 @@ use crate::http::answers::{Answer, answer};
 use crate::http::server::{Arrival, with};
 use crate::metrics::ByReason;
 use crate::node::Node;
+use crate::traces::{Parent, Span, SpanKind};
 use operations::Operation;
 pub(crate) use problem::{LINES_AT_ONCE, Problem};
 
@@ -88,7 +90,8 @@ pub(crate) fn routes(node: &Arc<Node>) -> BoxedFilter<(Answer,)> {
                 pin_mut!(body);
                 let waits = headers.contains_key(EXPECT);
                 let request = request_id(&headers);
-                let span = tracing::info_span!("api", request = request.to_str().unwrap_or_default());
+                let id = request.to_str().unwrap_or_default();
+                let span = tracing::info_span!("api", request = id, key = Empty, trace_id = Empty);
                 let serving = async {
                     let served = serve(&node, &method, tail.as_str(), query, headers, peer, body.as_mut()).await;
                     match &served {
@@ -132,6 +135,7 @@ struct Call {
     query: String,
     headers: HeaderMap,
     body: Bytes,
+    span: Span,
 }
 
 /// In this order: who asks, for what, with which body.
@@ -149,13 +153,35 @@ async fn serve(
     if matches!(found, Some(Ok((Operation::Document, _)))) {
         return Ok(OPENAPI.to_owned());
     }
-    keys::authorize(&headers, peer, node).await?;
+    let key = keys::authorize(&headers, peer, node).await?;
+    let line = tracing::Span::current();
+    if let Some(key) = &key {
+        line.record("key", display(key));
+    }
     let (operation, names) = found.ok_or_else(|| Problem::bad("the path is not UTF-8"))??;
+    let mut span = node.traces.begin("api", SpanKind::Server, Parent::of(&headers));
+    if let Some(trace) = span.trace_id() {
+        line.record("trace_id", display(trace));
+        let (method, route) = operation.route();
+        span.rename(|| format!("{method} {route}"));
+        span.set("http.request.method", || method);
+        span.set("http.route", || route);
+        span.set("gateway.api_key", || key.map(|key| key.to_string()).unwrap_or_default());
+    }
     let (body, _share) = match operation.takes_body() {
         true => read(node, &headers, body).await.map(|(body, share)| (body, Some(share)))?,
         false => (Bytes::new(), None),
     };
-    Call { query, headers, body }.run(node, operation, &names).await
+    let mut call = Call { query, headers, body, span };
+    let answer = call.run(node, operation, &names).await;
+    call.span.set("http.response.status_code", || match &answer {
+        Ok(_) => 200,
+        Err(problem) => i64::from(problem.status().as_u16()),
+    });
+    if answer.as_ref().is_err_and(|problem| problem.status().is_server_error()) {
+        call.span.fail("failed");
+    }
+    answer
 }
 
 fn decode(part: &str) -> Option<String> {

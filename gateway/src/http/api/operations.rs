@@ -58,6 +58,12 @@ pub(super) const OPERATIONS: &[(&str, &str, Operation)] = &[
 ];
 
 impl Operation {
+    /// Method and path.
+    pub(super) fn route(self) -> (&'static str, &'static str) {
+        let found = OPERATIONS.iter().find(|(_, _, operation)| *operation == self);
+        found.map_or(("", ""), |(method, path, _)| (method, path))
+    }
+
     /// Whether a body is read.
     pub(super) fn takes_body(self) -> bool {
         matches!(self, Self::Publish | Self::Announce | Self::CreateRoom | Self::Online | Self::Disconnect | Self::Seen)

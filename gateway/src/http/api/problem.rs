@@ -114,6 +114,10 @@ impl Problem {
         tracing::info!(status, envelope, detail, cause, peer, "an API call was refused: {method} /api/{path:?}");
     }
 
+    pub(super) fn status(&self) -> StatusCode {
+        self.status
+    }
+
     pub(super) fn answer(self) -> Answer {
         let title = self.status.canonical_reason().unwrap_or("error");
         let mut body =
