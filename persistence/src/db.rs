@@ -30,6 +30,7 @@ use crate::{
     Backend, StoreError, StoreOptions,
     error::{Fault, connect_error, query_error},
     kept::{AppendConnections, PoolUse},
+    known::KnownHeads,
     options::{Pools, Target},
     unnamed::{Inner, Pooled},
 };
@@ -61,6 +62,7 @@ pub(crate) struct Db {
     options: StoreOptions,
     pools: RwLock<(u64, Pools)>,
     statements: Arc<AtomicU64>,
+    pub(crate) known: KnownHeads,
     conflicts: AtomicU64,
     broken: AtomicU64,
     renewed: AtomicU64,
@@ -94,7 +96,18 @@ impl Db {
         let pools = counted(Pools::new(&target, &options), &statements);
         let [conflicts, broken, renewed] = [const { AtomicU64::new(0) }; 3];
         let pools = RwLock::new((0, pools));
-        Self { backend: target.backend(), target, options, pools, statements, conflicts, broken, renewed }
+        let known = KnownHeads::default();
+        Self {
+            backend: target.backend(),
+            target,
+            options,
+            pools,
+            statements,
+            known,
+            conflicts,
+            broken,
+            renewed,
+        }
     }
 
     fn pools(&self) -> (u64, Pools) {
@@ -132,6 +145,18 @@ impl Db {
         let rows = sqlx::query_with(sql, values).fetch_all(&mut *connection).await.map_err(query_error)?;
         kept.keep(connection);
         Ok(rows)
+    }
+
+    /// As [`write_sqlite`](Self::write_sqlite), of a statement that gives nothing to read.
+    pub(crate) async fn execute_sqlite(&self, sql: &'static str, values: SqliteArguments) -> Result<(), DbErr> {
+        let Pools { writes, append: AppendConnections::Sqlite(kept), .. } = self.pools().1 else {
+            return Err(wrong_database());
+        };
+        let mut connection = kept.take_only(writes.get_sqlite_connection_pool()).await.map_err(connect_error)?;
+        self.statements.fetch_add(1, Ordering::Relaxed);
+        sqlx::query_with(sql, values).execute(&mut *connection).await.map_err(query_error)?;
+        kept.keep(connection);
+        Ok(())
     }
 
     /// As [`write_sqlite`](Self::write_sqlite).
