@@ -26,6 +26,8 @@ use sea_orm::{
 use std::sync::RwLock;
 use tokio::time::error::Elapsed;
 
+#[cfg(unix)]
+use crate::bell::Bell;
 use crate::{
     Backend, StoreError, StoreOptions,
     error::{Fault, connect_error, query_error},
@@ -63,6 +65,8 @@ pub(crate) struct Db {
     pools: RwLock<(u64, Pools)>,
     statements: Arc<AtomicU64>,
     pub(crate) known: KnownHeads,
+    #[cfg(unix)]
+    bell: Bell,
     conflicts: AtomicU64,
     broken: AtomicU64,
     renewed: AtomicU64,
@@ -104,6 +108,8 @@ impl Db {
             pools,
             statements,
             known,
+            #[cfg(unix)]
+            bell: Bell::default(),
             conflicts,
             broken,
             renewed,
@@ -154,7 +160,10 @@ impl Db {
         };
         let mut connection = kept.take_only(writes.get_sqlite_connection_pool()).await.map_err(connect_error)?;
         self.statements.fetch_add(1, Ordering::Relaxed);
-        sqlx::query_with(sql, values).execute(&mut *connection).await.map_err(query_error)?;
+        let statement = sqlx::query_with(sql, values).execute(&mut *connection);
+        #[cfg(unix)]
+        let statement = self.bell.wait(statement);
+        statement.await.map_err(query_error)?;
         kept.keep(connection);
         Ok(())
     }

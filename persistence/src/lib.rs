@@ -53,6 +53,8 @@
 //! ```
 
 mod append;
+#[cfg(unix)]
+mod bell;
 mod clock;
 mod db;
 mod entity;
