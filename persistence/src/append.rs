@@ -13,16 +13,17 @@ mod together;
 mod write;
 
 use crate::{
-    Append, AppendError, Appended, Refused, Store, StoreError, Stream,
+    Append, AppendError, Appended, Backend, Refused, Store, StoreError, Stream,
     append::plan::{Heads, Plan},
     clock,
     db::{Transaction, dated_rows},
     error::Fault,
     heads::{HeadRow, head_lock, select_heads},
     kind::Kind,
+    known::Known,
     receipts::{self, Identity},
     types::{MAX_DATA_BYTES, MAX_EVENT_ID_BYTES, MAX_MESSAGE_BYTES, MAX_NAME_CHARS},
-    values::{MAX_LIST, distinct, is_valid_name},
+    values::{MAX_LIST, distinct, is_valid_name, signed},
 };
 
 impl Store {
@@ -32,7 +33,8 @@ impl Store {
     /// then repeat with the same keys.
     ///
     /// Up to 32 messages are one statement on PostgreSQL and SQLite, unless a stream is missing or a key was used
-    /// before; on PostgreSQL they must all be for rooms, or all for inboxes. A lone one is five statements on
+    /// before; on PostgreSQL they must all be for rooms, or all for inboxes; on SQLite one more is asked after somebody
+    /// else has written to one of the streams. A lone one is five statements on
     /// MySQL, BEGIN and COMMIT included, and one more with a key. A thousand to any number of streams, with
     /// keys, are nine.
     pub async fn append(&self, batch: &[Append]) -> Result<Vec<Result<Appended, AppendError>>, StoreError> {
@@ -102,6 +104,14 @@ impl Store {
             write::heads(&transaction, kind, &plan).await?;
         }
         transaction.commit().await?;
+        if self.backend() == Backend::Sqlite {
+            for (stream, (seq, _)) in plan.new_heads() {
+                if let Some(HeadRow { epoch, display_name, .. }) = plan.heads.of(stream) {
+                    let known = Known { last_seq: signed(seq), epoch: *epoch, display_name: display_name.clone() };
+                    self.db.known.note(stream, known);
+                }
+            }
+        }
         Ok(plan.answers())
     }
 

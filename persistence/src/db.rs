@@ -26,10 +26,13 @@ use sea_orm::{
 use std::sync::{PoisonError, RwLock};
 use tokio::time::error::Elapsed;
 
+#[cfg(unix)]
+use crate::bell::Bell;
 use crate::{
     Backend, StoreError, StoreOptions,
     error::{Fault, connect_error, query_error},
     kept::{AppendConnections, PoolUse},
+    known::KnownHeads,
     options::{Pools, Target},
     unnamed::{Inner, Pooled},
 };
@@ -61,6 +64,9 @@ pub(crate) struct Db {
     options: StoreOptions,
     pools: RwLock<(u64, Pools)>,
     statements: Arc<AtomicU64>,
+    pub(crate) known: KnownHeads,
+    #[cfg(unix)]
+    bell: Bell,
     conflicts: AtomicU64,
     broken: AtomicU64,
     renewed: AtomicU64,
@@ -95,7 +101,19 @@ impl Db {
         let [conflicts, broken, renewed] = [const { AtomicU64::new(0) }; 3];
         let pools = RwLock::new((0, pools));
         let (backend, target) = (target.backend(), RwLock::new(target));
-        Self { backend, target, options, pools, statements, conflicts, broken, renewed }
+        Self {
+            backend,
+            target,
+            options,
+            pools,
+            statements,
+            known: KnownHeads::default(),
+            #[cfg(unix)]
+            bell: Bell::default(),
+            conflicts,
+            broken,
+            renewed,
+        }
     }
 
     /// Whether the two URLs mean the same database.
@@ -158,6 +176,21 @@ impl Db {
         let rows = sqlx::query_with(sql, values).fetch_all(&mut *connection).await.map_err(query_error)?;
         kept.keep(connection);
         Ok(rows)
+    }
+
+    /// As [`write_sqlite`](Self::write_sqlite), of a statement that gives nothing to read.
+    pub(crate) async fn execute_sqlite(&self, sql: &'static str, values: SqliteArguments) -> Result<(), DbErr> {
+        let Pools { writes, append: AppendConnections::Sqlite(kept), .. } = self.pools().1 else {
+            return Err(wrong_database());
+        };
+        let mut connection = kept.take_only(writes.get_sqlite_connection_pool()).await.map_err(connect_error)?;
+        self.statements.fetch_add(1, Ordering::Relaxed);
+        let statement = sqlx::query_with(sql, values).execute(&mut *connection);
+        #[cfg(unix)]
+        let statement = self.bell.wait(statement);
+        statement.await.map_err(query_error)?;
+        kept.keep(connection);
+        Ok(())
     }
 
     /// As [`write_sqlite`](Self::write_sqlite).

@@ -161,6 +161,11 @@ pub(crate) fn constraint_failed(error: &DbErr) -> bool {
     code.is_some_and(|code| code & 0xff == 19 && code != 787)
 }
 
+/// Whether SQLite undid a statement because a trigger of ours said so, and not for a key that is taken.
+pub(crate) fn trigger_refused(error: &DbErr) -> bool {
+    code(error).is_some_and(|code| code == "1811")
+}
+
 /// Whether PostgreSQL undid a statement because something unique is there already.
 pub(crate) fn key_taken(error: &DbErr) -> bool {
     code(error).is_some_and(|code| code == "23505")

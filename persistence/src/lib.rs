@@ -20,7 +20,7 @@
 //! | file | serves | asks | why |
 //! | --- | --- | ---: | --- |
 //! | `append/postgres.rs` | PostgreSQL, up to 32 messages, all for rooms or all for inboxes | once | a round trip costs more than the work, and five would hold the head's lock five times as long |
-//! | `append/sqlite.rs` | SQLite, up to 32 messages | once | each call to the driver is two changes of thread; the steps are triggers of a view |
+//! | `append/sqlite.rs` | SQLite, up to 32 messages | once | each call to the driver is two changes of thread, and a row that is read is a third; the steps are triggers of a view, and nothing is read of a stream that this store wrote to last (`known.rs`) |
 //! | `append.rs` with `append/plan.rs`, `append/write.rs` | MySQL and MariaDB, always; the others for larger batches, streams to make, keys that were used before | 5 to 9 times | MySQL has neither `RETURNING` nor writes in a `WITH`; with many messages the statements cost little, and only this way tells what is wrong with which message |
 //! | `append/import.rs` | messages of another system, with the dates they have there ([`Store::import`]) | 7 to 12 times for 1,000 | nobody waits for one; their keys are kept for ever |
 //!
@@ -53,6 +53,8 @@
 //! ```
 
 mod append;
+#[cfg(unix)]
+mod bell;
 mod clock;
 mod db;
 mod entity;
@@ -61,6 +63,7 @@ mod heads;
 mod inboxes;
 mod kept;
 mod kind;
+mod known;
 mod leases;
 mod members;
 mod messages;

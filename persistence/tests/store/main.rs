@@ -10,6 +10,7 @@ mod faults;
 mod identity;
 mod import;
 mod keys;
+mod known;
 mod leases;
 mod notifications;
 mod redact;
