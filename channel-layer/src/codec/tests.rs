@@ -126,7 +126,7 @@ fn iv(token: &[u8]) -> [u8; 16] {
 fn check_token(codec: &Codec, event: &Event, token: &[u8]) {
     let body = codec.body(event).unwrap();
     let mut ours = Vec::new();
-    let keys = codec.keys.as_ref().unwrap();
+    let keys = codec.keys().unwrap();
     keys.seal(&mut ours, NOW, iv(token), 0, |raw| body.write(raw, Route::None)).unwrap();
     assert_eq!(String::from_utf8_lossy(&ours), String::from_utf8_lossy(token));
 }
@@ -146,7 +146,7 @@ fn tokens_are_written_and_read_byte_for_byte() {
         let sent = event(&case["message"]).unwrap();
         // Without an age limit, as the core layer's tokens are years old by now.
         assert!(same(&codec.decode(token, None).unwrap(), &sent), "{case}");
-        let opened = codec.keys.as_ref().unwrap().open(token, None, |plain| Ok(plain.to_vec())).unwrap();
+        let opened = codec.keys().unwrap().open(token, None, |plain| Ok(plain.to_vec())).unwrap();
         assert_eq!(hex(&opened), case["plaintext_hex"].as_str().unwrap());
         check_token(&codec, &sent, token);
         // Only the first key writes.

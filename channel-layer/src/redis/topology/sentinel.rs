@@ -120,7 +120,6 @@ fn field<'a>(master: &'a HashMap<String, String>, name: &str) -> &'a str {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::redis::connection::Account;
 
     fn masters(of: &[&[(&str, &str)]]) -> Value {
         let text = |it: &str| Value::BulkString(it.into());
