@@ -23,7 +23,7 @@ const fail = (text) => {
   console.error(`FAILED: ${text}`);
   process.exit(1);
 };
-setTimeout(() => fail("not done after 300 s"), 300_000).unref();
+setTimeout(() => fail("not done after 600 s"), 600_000).unref();
 
 const browser = await chromium.launch({ executablePath: browserPath(), args: flags });
 const complaints = [];
