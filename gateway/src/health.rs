@@ -248,6 +248,11 @@ impl Health {
         self.needed.lock().values().all(|part| part.up || !part.counts)
     }
 
+    /// Whether it was ready when it was last looked, apart from leaving.
+    pub(crate) fn was_ready(&self) -> bool {
+        self.redis.is_up() && self.database.is_up() && self.has_what_it_needs()
+    }
+
     /// Asks the parts, and tells how the node is: whether it is ready, and the words for it.
     pub(crate) async fn report(&self, draining: bool) -> (bool, Value) {
         let (redis, database) = tokio::join!(self.redis.answers_now(), self.database.answers_now());

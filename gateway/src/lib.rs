@@ -45,6 +45,7 @@ mod memory;
 mod metrics;
 mod names;
 mod node;
+mod operators;
 mod origin;
 mod peers;
 mod plan;

@@ -24,7 +24,7 @@ impl MemoryLimit {
     /// Of the settings, or nine tenths of what the cgroup allows.
     pub(crate) fn of(configured: u64) -> Self {
         let cgroup = if configured == 0 { Cgroup::own() } else { None };
-        let limit = cgroup.as_ref().map_or(configured, |cgroup| cgroup.limit / 10 * 9);
+        let limit = cgroup.as_ref().map_or(configured, Cgroup::share);
         if limit > 0 {
             let from = cgroup.as_ref().map_or("limits.memory_bytes", |_| "the cgroup");
             tracing::info!(limit, from, "memory is limited");
@@ -173,7 +173,17 @@ const V1: Files = Files {
 /// Version 1 says no limit with a number near the largest.
 const NO_LIMIT: u64 = 1 << 60;
 
+/// What the process may take where the settings name no limit; `None` where its cgroup has none either.
+pub(crate) fn limit_here() -> Option<u64> {
+    Cgroup::own().as_ref().map(Cgroup::share)
+}
+
 impl Cgroup {
+    /// Nine tenths: the kernel ends a process that takes all.
+    fn share(&self) -> u64 {
+        self.limit / 10 * 9
+    }
+
     fn own() -> Option<Self> {
         let read = |path: &Path| std::fs::read_to_string(path).ok();
         Self::find(&read(Path::new("/proc/self/cgroup"))?, &read(Path::new("/proc/self/mountinfo"))?, read)

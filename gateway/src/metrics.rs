@@ -276,6 +276,26 @@ impl Collector for Process {
     }
 }
 
+/// Seconds of the processor's time that the process has taken, and bytes of memory that it has now.
+pub(crate) fn process_usage() -> (f64, u64) {
+    let read = |file: &str| std::fs::read_to_string(format!("/proc/self/{file}")).unwrap_or_default();
+    let ticks = fields(&read("stat"))
+        .map_or(0.0, |fields| fields.skip(11).take(2).filter_map(|text| text.parse::<f64>().ok()).sum::<f64>());
+    let status = read("status");
+    let kib =
+        status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.trim().strip_suffix("kB")?.trim().parse().ok());
+    (ticks / TICKS, kib.unwrap_or(0_u64) * 1024)
+}
+
+/// Sums over all label values of what has labels.
+#[derive(Debug)]
+pub(crate) struct Totals {
+    pub(crate) frames_received: u64,
+    pub(crate) frames_sent: u64,
+    pub(crate) handshakes_rejected: u64,
+    pub(crate) store_errors: u64,
+}
+
 /// All metrics of a node.
 #[derive(Debug)]
 #[allow(missing_docs, reason = "each field's help text stands in `new`")]
@@ -592,6 +612,21 @@ impl Metrics {
             django_asked, ByResult { result } of ["user", "nobody", "unauthorized", "forbidden", "failed"];
             traces_spans, ByResult { result } of ["sent", "failed", "overflowed"];
             sign_ins_rechecked, ByResult { result } of ["good", "unavailable", "renamed"];
+        }
+    }
+
+    /// What came to how much in all.
+    pub(crate) fn totals(&self) -> Totals {
+        macro_rules! sum {
+            ($family:ident, $label:ident { $field:ident } of $values:expr) => {
+                $values.iter().copied().map(|$field| self.$family.get_or_create(&$label { $field }).get()).sum()
+            };
+        }
+        Totals {
+            frames_received: sum!(frames_received, ByCate { cate } of CATES),
+            frames_sent: sum!(frames_sent, ByType { r#type } of TYPES),
+            handshakes_rejected: sum!(handshakes_rejected, ByReason { reason } of HANDSHAKES_REJECTED),
+            store_errors: sum!(store_errors, ByOperation { operation } of OPERATIONS),
         }
     }
 

@@ -4,6 +4,8 @@
 //! through the channel layer, and each answers from its memory; a node that is dead does not answer,
 //! so a crash leaves no ghosts.
 
+mod state;
+
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -20,6 +22,7 @@ use crate::hub::Hub;
 use crate::layer::{self, SharedLayer};
 use crate::metrics::Metrics;
 use crate::names;
+use crate::operators::Sessions;
 use crate::seal::Seals;
 use crate::seldom::SeldomOfKind;
 use crate::socket::Socket;
@@ -32,6 +35,7 @@ const HELLO: &str = "gateway.hello";
 const LOST: &str = "gateway.lost";
 const EVERYONE: &str = "gateway.everyone";
 const ERASED: &str = "gateway.erased";
+const SIGNED_OUT: &str = "gateway.signed_out";
 
 /// What an event for everyone may have beside its type.
 const OF_EVENT: [&str; 4] = ["text", "code", "reason", "traceparent"];
@@ -70,6 +74,8 @@ pub(crate) struct Peers {
     warnings: SeldomOfKind,
     /// This node's mailbox, once it is open.
     mailbox: Mutex<Option<ChannelName>>,
+    /// Sessions of operators: all nodes are told of those that end before their time.
+    pub(crate) sessions: Sessions,
 }
 
 /// One socket of a user, as the API shows it.
@@ -104,6 +110,7 @@ impl Peers {
             questions: Mutex::default(),
             warnings: SeldomOfKind::default(),
             mailbox: Mutex::default(),
+            sessions: Sessions::default(),
         }
     }
 
@@ -173,6 +180,18 @@ impl Peers {
         }
     }
 
+    /// Tells all nodes that an operator has ended a session. One that does not hear it goes by the session's own end.
+    pub(crate) async fn signed_out(&self, session: &str, ends: i64) {
+        let Some(group) = &self.group else { return };
+        if let Err(error) = self.tell(group, Event::new(SIGNED_OUT).with("session", session).with("ends", ends)).await {
+            tracing::warn!(
+                session,
+                error = &error as &dyn std::error::Error,
+                "other nodes could not be told that an operator's session has ended: they take it until its time is up"
+            );
+        }
+    }
+
     /// The answers of the other nodes.
     async fn ask(&self, question: Event) -> Vec<Event> {
         let mailbox = self.mailbox.lock().clone();
@@ -232,8 +251,9 @@ impl Peers {
 
     /// One event of the mailbox.
     async fn handle(&self, group: &GroupName, mailbox: &ChannelName, event: Event) -> Result<(), LayerError> {
-        let known =
-            [HELLO, ASK, ANSWER, LOST, EVERYONE, ERASED].into_iter().find(|known| event.event_type() == Some(known));
+        let known = [HELLO, ASK, ANSWER, LOST, EVERYONE, ERASED, SIGNED_OUT]
+            .into_iter()
+            .find(|known| event.event_type() == Some(known));
         let target = if known == Some(ANSWER) { mailbox.as_str() } else { group.as_str() };
         if !self.seals.hears(&self.seals.keys(), known.unwrap_or("unknown"), &event, target, false) {
             return Ok(());
@@ -277,6 +297,12 @@ impl Peers {
                 self.admissions.forget(event.text("user").unwrap_or_default());
                 Ok(())
             }
+            Some(SIGNED_OUT) => {
+                if let (Some(session), Some(Value::Int(ends))) = (event.text("session"), event.get("ends")) {
+                    self.sessions.end(session, *ends, self.health.clock.unix_seconds());
+                }
+                Ok(())
+            }
             Some(EVERYONE) if event.text("from") != Some(&self.node_id) => {
                 self.hub.deliver_to_all(copied(&event, Event::new(event.text("what").unwrap_or_default())));
                 Ok(())
@@ -297,6 +323,9 @@ impl Peers {
                 let group = question.text("group").and_then(|group| GroupName::parse_any(group).ok());
                 let online = self.online_here(users.iter().filter_map(Value::as_str), group.as_ref());
                 answer.with("online", Value::List(online.map(Value::from).collect()))
+            }
+            (Some(state::STATE), ..) => {
+                answer.with(state::STATE, serde_json::to_string(&self.state()).unwrap_or_default())
             }
             _ => return Ok(()),
         };

@@ -93,6 +93,40 @@ async fn settings_come_from_a_file() {
     );
 }
 
+/// What nobody has set is shown as what it comes to: by other settings, or by the machine.
+#[tokio::test]
+async fn config_shows_what_the_defaults_come_to() {
+    let shown = async |arguments: &'static [&'static str]| {
+        let secret = ("GATEWAY_JWT_SECRET", common::SECRET);
+        let output = gateway(&[&["config"], arguments].concat(), &[secret]).await;
+        assert_eq!(output.code, 0, "{}", output.err);
+        move |name: &str| {
+            let line = output.out.lines().find(|line| line.split_whitespace().next() == Some(name)).unwrap();
+            line[name.len()..].trim().to_owned()
+        }
+    };
+    let line = shown(&[]).await;
+    assert_eq!((line("layer"), line("room-policy")), ("memory  [default]".into(), "members  [default]".into()));
+    assert_eq!(line("allowed-origins"), "the request's own host  [default]");
+    assert_eq!(line("django.session_salt"), "django.contrib.sessions.SessionStore  [default]");
+    assert_eq!(line("django.database_url"), "that of database-url  [default]");
+    assert_eq!(
+        (line("bridge.frame_bytes"), line("bridge.outbox_bytes")),
+        ("65536  [default]".into(), "1048576  [default]".into())
+    );
+    assert!(
+        line("limits.connections").starts_with("0 (the open files leave room for "),
+        "{}",
+        line("limits.connections")
+    );
+    assert!(line("limits.memory_bytes").contains("cgroup"), "{}", line("limits.memory_bytes"));
+    assert!(line("node-id").ends_with("(another one each time)  [default]"), "{}", line("node-id"));
+    assert_eq!(line("jwt-secret"), "(hidden)  [environment]");
+    let line = shown(&["--redis-url", "redis://127.0.0.1:1", "--room-policy", "open", "--node-id", "one"]).await;
+    assert_eq!((line("layer"), line("room-policy")), ("pubsub  [default]".into(), "open  [flag]".into()));
+    assert_eq!(line("node-id"), "one  [flag]");
+}
+
 #[tokio::test]
 async fn migrate_tells_what_it_did() {
     let directory = tempfile::tempdir().unwrap();
@@ -316,8 +350,11 @@ async fn users_nodes_and_what_passes() {
     let url = format!("http://{}", node.at().internal);
     let env = [("GATEWAY_API_URL", url.as_str()), ("GATEWAY_API_KEY", "key")];
     let json = |output: &Output| serde_json::from_str::<Value>(&output.out).unwrap();
+    assert_eq!(node.at().internal_get("/readyz").await.0, 200);
     let nodes = gateway(&["nodes"], &env).await;
-    assert_eq!(json(&nodes), serde_json::json!({"nodes": ["one"], "workers": []}), "{}", nodes.err);
+    let nodes = json(&nodes);
+    assert_eq!((&nodes["nodes"], &nodes["workers"]), (&serde_json::json!(["one"]), &serde_json::json!([])), "{nodes}");
+    assert_eq!((&nodes["states"][0]["state"], &nodes["states"][0]["sockets"]), (&"ready".into(), &0.into()), "{nodes}");
 
     let mut tail = tokio::process::Command::new(env!("CARGO_BIN_EXE_gateway"));
     tail.args(["tail", "--room", "lobby", "--user", "alice", "--count", "4"]).envs(env);

@@ -105,6 +105,7 @@ const MESSAGE: &str = "/api/rooms/{room}/messages/{id}";
 const NIL: &str = "00000000-0000-0000-0000-000000000000";
 const ONLINE: &str = "/api/users/online";
 const DISCONNECT: &str = "/api/users/{user}/disconnect";
+const USER_ROOMS: &str = "/api/users/{user}/rooms";
 const SEEN: &str = "/api/users/{user}/seen";
 const DEAD: &str = "/api/dead/{dead_id}";
 const RETRY: &str = "/api/dead/{dead_id}/retry";
@@ -127,9 +128,11 @@ fn operations() -> Vec<(&'static str, &'static str, Vec<&'static str>, Option<Va
         ("DELETE", MESSAGE, vec!["lobby", NIL], None),
         ("GET", USER, vec!["alice"], None),
         ("DELETE", USER, vec!["nobody"], None),
+        ("GET", USER_ROOMS, vec!["alice"], None),
         ("GET", INBOX, vec!["alice"], None),
         ("POST", SEEN, vec!["alice"], Some(json!({"up_to": 1}))),
         ("GET", "/api/nodes", vec![], None),
+        ("GET", "/api/stream", vec![], None),
         ("GET", "/api/tail", vec![], None),
         ("GET", "/api/dead", vec![], None),
         ("GET", DEAD, vec!["1-1"], None),
@@ -178,6 +181,8 @@ async fn what_works(api: &mut Recorder, redis: &RedisServer) {
     let id = published["body"]["results"][1]["id"].clone();
     api.call("POST", SEEN, &["alice"], "", Some(json!({"ids": [id]}))).await;
     api.call("POST", SEEN, &["alice"], "", Some(json!({"up_to": 1}))).await;
+    let rooms = api.call("GET", USER_ROOMS, &["alice"], "", None).await;
+    assert_eq!(rooms["body"]["rooms"][0]["name"], "lobby");
     api.call("DELETE", MEMBER, &["lobby", "alice"], "", None).await;
     api.call("DELETE", ROOM, &["lobby"], "", None).await;
     api.call("GET", "/api/nodes", &[], "", None).await;
@@ -214,6 +219,8 @@ async fn what_works(api: &mut Recorder, redis: &RedisServer) {
         api.door.api("GET", "/api/dead", None).await.1["dead"].as_array().unwrap().len() == 2
     })
     .await;
+    let stream = api.call("GET", "/api/stream", &[], "", None).await;
+    assert_eq!((&stream["body"]["length"], &stream["body"]["dead"]), (&json!(0), &json!(2)));
     let listed = api.call("GET", "/api/dead", &[], "?limit=1", None).await;
     let newest = listed["body"]["dead"][0]["dead_id"].as_str().unwrap();
     let rest = api.call("GET", "/api/dead", &[], &format!("?before={newest}"), None).await;
@@ -265,7 +272,7 @@ async fn what_is_away(api: &mut Recorder, database: bool) {
     let calls: Vec<_> = operations()
         .into_iter()
         .filter(|(method, path, ..)| {
-            path.starts_with("/api/dead") != database
+            (path.starts_with("/api/dead") || *path == "/api/stream") != database
                 && (*path != USER || *method == "DELETE")
                 && ![ONLINE, "/api/nodes", "/api/tail"].contains(path)
         })
@@ -300,6 +307,7 @@ async fn everything_a_node_answers_is_as_the_document_says() {
     let alone = TestNode::start(&[]).await;
     api.door = alone.at();
     api.call("GET", "/api/dead", &[], "", None).await;
+    api.call("GET", "/api/stream", &[], "", None).await;
     let directory = tempfile::tempdir().unwrap();
     let records = directory.path().join("records.json");
     std::fs::write(&records, json!(api.records).to_string()).unwrap();

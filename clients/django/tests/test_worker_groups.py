@@ -529,13 +529,14 @@ class ReattachTests(unittest.IsolatedAsyncioTestCase):
         await self.start_node()
         first = await self.start_worker(1)
         await self.linked(1)
-        clients = []
+        clients, heard, listening = [], [], []
         for _ in range(self.SOCKETS):
             client = await GatewayClient.open(self.node.url, path)
             self.assertEqual(json.loads(await client.hears()), "welcome")
             clients.append(client)
-        heard = [{"numbers": {}, "counts": [], "silence": 0.0, "echoes": [], "closed": None} for _ in clients]
-        listening = [asyncio.ensure_future(self.listen(*each)) for each in zip(clients, heard, strict=True)]
+            heard.append({"numbers": {}, "counts": [], "silence": 0.0, "echoes": [], "closed": None})
+            # At once: who does not read answers no ping.
+            listening.append(asyncio.ensure_future(self.listen(client, heard[-1])))
         layer, stop = RedisPubSubChannelLayer(hosts=[settings.REDIS_URL], prefix=self.prefix), asyncio.Event()
         publishing = [asyncio.ensure_future(self.publish(layer, f"p{n}", stop)) for n in range(self.PUBLISHERS)]
         await asyncio.sleep(3 * self.PAUSE)

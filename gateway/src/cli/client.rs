@@ -72,8 +72,7 @@ impl ApiClient {
             (false, ..) => answer.to_string(),
             (_, "user", Some("show")) => table(&json!({"sockets": answer["sockets"]})),
             (_, "nodes", _) => {
-                let nodes = answer["nodes"].as_array().into_iter().flatten();
-                let nodes = table(&json!({"nodes": nodes.map(|node| json!({"node": node})).collect::<Vec<_>>()}));
+                let nodes = table(&json!({"nodes": nodes(&answer)}));
                 match answer["workers"].as_array().is_some_and(|workers| !workers.is_empty()) {
                     true => format!("{nodes}\n\n{}", table(&json!({"workers": answer["workers"]}))),
                     false => nodes,
@@ -271,4 +270,17 @@ fn valid(name: String) -> Result<String, ApiError> {
 
 fn encode(name: &str) -> String {
     percent_encoding::utf8_percent_encode(name, percent_encoding::NON_ALPHANUMERIC).to_string()
+}
+
+/// What people want to see of each node.
+fn nodes(answer: &Value) -> Vec<Value> {
+    let states = answer["states"].as_array().into_iter().flatten();
+    let shown = states.map(|state| match state["state"].as_str() {
+        Some("silent") => json!({"node": state["node"], "state": "silent"}),
+        _ => json!({
+            "node": state["node"], "state": state["state"], "version": state["version"], "sockets": state["sockets"],
+            "users": state["users"], "up_seconds": state["uptime_seconds"].as_f64().unwrap_or_default() as u64,
+        }),
+    });
+    shown.collect()
 }

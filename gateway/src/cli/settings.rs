@@ -6,6 +6,8 @@ use std::fmt::Write as _;
 use clap::ArgMatches;
 
 use crate::config::{Collected, Config, ConfigErrors, RoomPolicy, SETTINGS, Source, collect, read_settings};
+use crate::files::Files;
+use crate::memory::limit_here;
 
 /// Collects the settings of a command line.
 pub fn settings(matches: &ArgMatches) -> Result<Collected, ConfigErrors> {
@@ -60,7 +62,7 @@ pub fn genconfig() -> String {
     text
 }
 
-/// The settings in force, secrets hidden. Defaults that follow from others are what they are here.
+/// The settings in force, secrets hidden. Defaults that follow from others or from the machine are what they are here.
 pub fn show(collected: &Collected, config: &Config) -> String {
     let computed = |name: &str| -> Option<String> {
         Some(match name {
@@ -70,10 +72,23 @@ pub fn show(collected: &Collected, config: &Config) -> String {
                 RoomPolicy::Members => "members".to_owned(),
             },
             "allowed-origins" => "the request's own host".to_owned(),
+            "django.session_salt" => config.django.salt.clone(),
+            "django.database_url" => "that of database-url".to_owned(),
+            "bridge.frame_bytes" => config.limits.frame_bytes.to_string(),
+            "bridge.outbox_bytes" => config.limits.outbox_bytes.to_string(),
             "node-id" => format!("{} (another one each time)", config.node_id),
             "log-level" => std::env::var("RUST_LOG").ok().filter(|level| !level.is_empty()).unwrap_or("info".into()),
             _ => return None,
         })
+    };
+    // What a limit that is 0 comes to.
+    let here = |name: &str| match name {
+        "limits.connections" => Some(format!("the open files leave room for {}", Files::of(config).sockets)),
+        "limits.memory_bytes" => Some(match limit_here() {
+            Some(bytes) => format!("the cgroup leaves {bytes}"),
+            None => "none: the cgroup has no limit".to_owned(),
+        }),
+        _ => None,
     };
     let mut text = String::new();
     let in_file = collected.bridges().count() > 0;
@@ -85,7 +100,10 @@ pub fn show(collected: &Collected, config: &Config) -> String {
                 None => "(not set)".to_owned(),
             },
             Some(_) if setting.secret && collected.source(setting.name) != Source::Default => "(hidden)".to_owned(),
-            Some(value) => value.to_owned(),
+            Some(value) => match here(setting.name).filter(|_| value == "0") {
+                Some(here) => format!("{value} ({here})"),
+                None => value.to_owned(),
+            },
         };
         let source = match collected.source(setting.name) {
             Source::Default => "default",

@@ -3,7 +3,9 @@
 use std::sync::Arc;
 
 use http::StatusCode;
-use http::header::{ACCESS_CONTROL_ALLOW_ORIGIN, CONTENT_SECURITY_POLICY, HeaderValue, X_CONTENT_TYPE_OPTIONS};
+use http::header::{
+    ACCESS_CONTROL_ALLOW_ORIGIN, CONTENT_SECURITY_POLICY, HeaderValue, REFERRER_POLICY, X_FRAME_OPTIONS,
+};
 use serde::Deserialize;
 use warp::Filter;
 use warp::filters::BoxedFilter;
@@ -54,7 +56,8 @@ fn asset(name: &'static str, content_type: &'static str, text: &'static str) -> 
 fn file(content_type: &'static str, text: &'static str) -> Answer {
     let mut response = answer(StatusCode::OK, content_type, text.to_owned());
     let headers = response.headers_mut();
-    headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    headers.insert(REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
+    headers.insert(X_FRAME_OPTIONS, HeaderValue::from_static("DENY"));
     headers.insert(
         CONTENT_SECURITY_POLICY,
         HeaderValue::from_static(

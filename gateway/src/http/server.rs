@@ -15,7 +15,7 @@ use warp::filters::BoxedFilter;
 use crate::consumers::routing::Router;
 use crate::http::answers::{Answer, json, plain};
 use crate::http::visit::Visit;
-use crate::http::{api, bridged, demo};
+use crate::http::{admin, api, bridged, demo};
 use crate::node::Node;
 use crate::proxies;
 use crate::socket::addresses::Visitor;
@@ -67,7 +67,7 @@ pub(crate) fn public_routes(node: &Arc<Node>, router: &Arc<Router>) -> BoxedFilt
 }
 
 pub(crate) fn internal_routes(node: &Arc<Node>) -> BoxedFilter<(Answer,)> {
-    health_routes(node).or(api::routes(node)).unify().or(not_found()).unify().boxed()
+    health_routes(node).or(api::routes(node)).unify().or(admin::routes(node)).unify().or(not_found()).unify().boxed()
 }
 
 fn health_routes(node: &Arc<Node>) -> BoxedFilter<(Answer,)> {

@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use futures_util::future::{join, join_all};
 use persistence::Said;
-use redis::{self, Cmd, Value};
+use redis::{self, Cmd};
 use serde_json::value::RawValue;
 use time::OffsetDateTime;
 use tokio::sync::{Notify, OnceCell};
@@ -30,7 +30,7 @@ use crate::json;
 use crate::metrics::{ByReason, ByResult};
 use crate::node::Node;
 use crate::redis::{
-    ANSWER, Connection, Entry, GROUP, LETTER_TIME, RedisFailed, Server, entries, entries_of_read, unread,
+    ANSWER, Backlog, Connection, Entry, GROUP, LETTER_TIME, RedisFailed, Server, entries, entries_of_read, unread,
 };
 use crate::traces::{Parent, Span, SpanKind};
 
@@ -301,17 +301,9 @@ impl Ingest {
     }
 
     async fn measure(&self) -> Result<(), RedisFailed> {
-        let mut redis = self.server.open(&self.stream).await?;
-        let length: i64 = redis::cmd("XLEN").arg(&self.stream).query_async(&mut *redis).await?;
-        self.node.metrics.stream_length.set(length);
-        let pending: Result<Value, _> =
-            redis::cmd("XPENDING").arg(&self.stream).arg(GROUP).query_async(&mut *redis).await;
-        let pending = match pending {
-            Ok(Value::Array(pending)) => pending.first().and_then(|count| redis::from_redis_value_ref(count).ok()),
-            Err(error) if error.code() != Some("NOGROUP") => return Err(error.into()),
-            _ => None,
-        };
-        self.node.metrics.stream_pending.set(pending.unwrap_or(0));
+        let backlog = Backlog::read(&self.server, &self.stream).await?;
+        self.node.metrics.stream_length.set(backlog.length);
+        self.node.metrics.stream_pending.set(backlog.pending);
         Ok(())
     }
 

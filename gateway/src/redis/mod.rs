@@ -1,6 +1,7 @@
 //! What is in Redis beside the channel layer: which deployment it belongs to, whose a node's id is, entries of the
 //! stream of durable events and of its dead letters, and a look for traces of another layer.
 
+mod backlog;
 mod connection;
 mod dead;
 mod entry;
@@ -19,6 +20,7 @@ use uuid::Uuid;
 
 use crate::config::Config;
 use crate::health::Health;
+pub(crate) use backlog::Backlog;
 pub(crate) use connection::{ANSWER, Connection};
 pub(crate) use dead::{DeadLetters, before};
 pub(crate) use entry::{Entry, entries, entries_of_read};

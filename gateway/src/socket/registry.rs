@@ -131,6 +131,11 @@ impl Registry {
         self.by_user.iter().flat_map(names).collect()
     }
 
+    /// How many they are.
+    pub(crate) fn user_count(&self) -> usize {
+        self.by_user.iter().map(|shard| shard.lock().len()).sum()
+    }
+
     /// Whether the user has a socket on this node.
     pub fn is_online(&self, username: &str) -> bool {
         self.by_user[self.shard(username)].lock().contains_key(username)

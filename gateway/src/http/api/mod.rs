@@ -7,6 +7,8 @@ mod live;
 mod operations;
 mod problem;
 mod rooms;
+pub(crate) mod session;
+mod stream;
 mod tail;
 mod users;
 
@@ -35,6 +37,7 @@ use crate::http::server::{Arrival, with};
 use crate::metrics::ByReason;
 use crate::node::Node;
 use crate::traces::{Parent, Span, SpanKind};
+use keys::Caller;
 use operations::Operation;
 pub(crate) use problem::{LINES_AT_ONCE, Problem};
 
@@ -93,10 +96,11 @@ pub(crate) fn routes(node: &Arc<Node>) -> BoxedFilter<(Answer,)> {
                 let id = request.to_str().unwrap_or_default();
                 let span = tracing::info_span!("api", request = id, key = Empty, trace_id = Empty);
                 let serving = async {
-                    let served = serve(&node, &method, tail.as_str(), query, headers, peer, body.as_mut()).await;
+                    let asked = Asked { method: &method, path: tail.as_str(), query, headers, peer };
+                    let served = serve(&node, asked, body.as_mut()).await;
                     match &served {
                         Ok(_) => tracing::debug!("an API call is served: {method} /api/{:?}", tail.as_str()),
-                        Err(problem) => problem.note(&node, &method, tail.as_str(), peer),
+                        Err(problem) => problem.note(&node, &method, "/api/", tail.as_str(), peer),
                     }
                     served
                 };
@@ -138,50 +142,72 @@ struct Call {
     span: Span,
 }
 
-/// In this order: who asks, for what, with which body.
-async fn serve(
-    node: &Arc<Node>,
-    method: &Method,
-    path: &str,
+/// A request to the API, as it came.
+struct Asked<'a> {
+    method: &'a Method,
+    path: &'a str,
     query: String,
     headers: HeaderMap,
     peer: Option<SocketAddr>,
+}
+
+/// In this order: who asks, for what, with which body. What an operator does at `/admin/` is told with its outcome.
+async fn serve(
+    node: &Arc<Node>,
+    asked: Asked<'_>,
     body: impl Stream<Item = Result<impl Buf, warp::Error>> + Unpin,
 ) -> Result<String, Problem> {
-    let path: Option<Vec<String>> = path.split('/').map(decode).collect();
+    let Asked { method, path: text, query, headers, peer } = asked;
+    let path: Option<Vec<String>> = text.split('/').map(decode).collect();
     let found = path.as_deref().map(|path| Operation::find(method.as_str(), path));
     if matches!(found, Some(Ok((Operation::Document, _)))) {
         return Ok(OPENAPI.to_owned());
     }
-    let key = keys::authorize(&headers, peer, node).await?;
+    let caller = keys::authorize(&headers, peer, node).await?;
     let line = tracing::Span::current();
-    if let Some(key) = &key {
+    if let Some(key) = caller.key() {
         line.record("key", display(key));
     }
-    let (operation, names) = found.ok_or_else(|| Problem::bad("the path is not UTF-8"))??;
-    let mut span = node.traces.begin("api", SpanKind::Server, Parent::of(&headers));
-    if let Some(trace) = span.trace_id() {
-        line.record("trace_id", display(trace));
-        let (method, route) = operation.route();
-        span.rename(|| format!("{method} {route}"));
-        span.set("http.request.method", || method);
-        span.set("http.route", || route);
-        span.set("gateway.api_key", || key.map(|key| key.to_string()).unwrap_or_default());
-    }
-    let (body, _share) = match operation.takes_body() {
-        true => read(node, &headers, body).await.map(|(body, share)| (body, Some(share)))?,
-        false => (Bytes::new(), None),
+    let operator = match &caller {
+        Caller::Operator(session, _) => Some((session, session::seen(&headers, peer, node).client)),
+        Caller::Anybody | Caller::Key(_) => None,
     };
-    let mut call = Call { query, headers, body, span };
-    let answer = call.run(node, operation, &names).await;
-    call.span.set("http.response.status_code", || match &answer {
-        Ok(_) => 200,
-        Err(problem) => i64::from(problem.status().as_u16()),
-    });
-    if answer.as_ref().is_err_and(|problem| problem.status().is_server_error()) {
-        call.span.fail("failed");
+    let is_polled = matches!(&found, Some(Ok((operation, _))) if operation.is_polled());
+    let mut to = None;
+    let serving = async {
+        let (operation, names) = found.ok_or_else(|| Problem::bad("the path is not UTF-8"))??;
+        let mut span = node.traces.begin("api", SpanKind::Server, Parent::of(&headers));
+        if let Some(trace) = span.trace_id() {
+            line.record("trace_id", display(trace));
+            let (method, route) = operation.route();
+            span.rename(|| format!("{method} {route}"));
+            span.set("http.request.method", || method);
+            span.set("http.route", || route);
+            span.set("gateway.api_key", || caller.key().map(ToString::to_string).unwrap_or_default());
+        }
+        let (body, _share) = match operation.takes_body() {
+            true => read(node, &headers, body).await.map(|(body, share)| (body, Some(share)))?,
+            false => (Bytes::new(), None),
+        };
+        let mut call = Call { query, headers, body, span };
+        to = operator.is_some().then(|| call.recipients()).flatten();
+        let answer = call.run(node, operation, &names).await;
+        call.span.set("http.response.status_code", || match &answer {
+            Ok(_) => 200,
+            Err(problem) => i64::from(problem.status().as_u16()),
+        });
+        if answer.as_ref().is_err_and(|problem| problem.status().is_server_error()) {
+            call.span.fail("failed");
+        }
+        answer
+    };
+    let served = serving.await;
+    if let Some((session, client)) = operator.filter(|_| !is_polled) {
+        let status = served.as_ref().map_or_else(Problem::status, |_| StatusCode::OK).as_u16();
+        let path: String = text.chars().take(problem::LOGGED_PATH).collect();
+        tracing::info!(session = session.id, %client, status, to, "an operator asked: {method} /api/{path:?}");
     }
-    answer
+    served
 }
 
 fn decode(part: &str) -> Option<String> {
@@ -274,7 +300,9 @@ impl Call {
             Operation::Erase => users::erase(self, node, user(0)?).await,
             Operation::Notifications => return users::notifications(self, node, user(0)?).await,
             Operation::Seen => users::seen(self, node, user(0)?).await,
-            Operation::Nodes => Ok(json!({"nodes": node.peers.nodes(), "workers": node.bridges.workers()})),
+            Operation::UserRooms => users::rooms(node, user(0)?).await,
+            Operation::Nodes => nodes(node).await,
+            Operation::Stream => stream::show(node).await,
             Operation::Tail => tail::show(self, node).await,
             Operation::ListDead => dead::list(self, node).await,
             Operation::ShowDead => dead::show(node, name(0)).await,
@@ -282,6 +310,13 @@ impl Call {
             Operation::DropDead => dead::drop_one(node, name(0)).await,
         };
         Ok(value?.to_string())
+    }
+
+    /// What an envelope says of its kind and of whom it is for: for the log.
+    fn recipients(&self) -> Option<String> {
+        let body: Value = serde_json::from_slice(&self.body).ok()?;
+        let (kind, to) = (body.get("type")?, body.get("to")?);
+        Some(format!("{kind} {to}").chars().take(problem::LOGGED_PATH).collect())
     }
 
     fn text(&self) -> Result<&str, Problem> {
@@ -309,6 +344,12 @@ impl Call {
         let limit = self.limit(history::DEFAULT_LIMIT, history::MAX_LIMIT)?;
         Ok((persistence::Range::of(self.query("after")?, self.query("before")?), limit))
     }
+}
+
+async fn nodes(node: &Node) -> ApiResult {
+    let states = node.peers.states().await;
+    let names: Vec<&str> = states.iter().map(|state| state.node.as_str()).collect();
+    Ok(json!({"nodes": names, "states": states, "workers": node.bridges.workers()}))
 }
 
 fn object<'a, T: Deserialize<'a>>(what: &str, json: &'a str) -> Result<T, Problem> {

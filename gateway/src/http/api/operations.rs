@@ -20,9 +20,11 @@ pub(super) enum Operation {
     ShowUser,
     Disconnect,
     Erase,
+    UserRooms,
     Notifications,
     Seen,
     Nodes,
+    Stream,
     Tail,
     ListDead,
     ShowDead,
@@ -47,9 +49,11 @@ pub(super) const OPERATIONS: &[(&str, &str, Operation)] = &[
     ("GET", "/api/users/{user}", Operation::ShowUser),
     ("DELETE", "/api/users/{user}", Operation::Erase),
     ("POST", "/api/users/{user}/disconnect", Operation::Disconnect),
+    ("GET", "/api/users/{user}/rooms", Operation::UserRooms),
     ("GET", "/api/users/{user}/notifications", Operation::Notifications),
     ("POST", "/api/users/{user}/seen", Operation::Seen),
     ("GET", "/api/nodes", Operation::Nodes),
+    ("GET", "/api/stream", Operation::Stream),
     ("GET", "/api/tail", Operation::Tail),
     ("GET", "/api/dead", Operation::ListDead),
     ("GET", "/api/dead/{dead_id}", Operation::ShowDead),
@@ -67,6 +71,11 @@ impl Operation {
     /// Whether a body is read.
     pub(super) fn takes_body(self) -> bool {
         matches!(self, Self::Publish | Self::Announce | Self::CreateRoom | Self::Online | Self::Disconnect | Self::Seen)
+    }
+
+    /// Whether the operators' page asks for it again and again.
+    pub(super) fn is_polled(self) -> bool {
+        matches!(self, Self::Nodes | Self::Stream | Self::ListDead | Self::ListRooms)
     }
 
     /// Finds what is asked, and the names in the path. `path` is what follows `/api/`, decoded. It is matched as it

@@ -17,7 +17,7 @@ const LINES_PER_SECOND: u32 = 20;
 pub(crate) const LINES_AT_ONCE: u32 = 100;
 
 /// Characters of a path that are written to the log.
-const LOGGED_PATH: usize = 256;
+pub(super) const LOGGED_PATH: usize = 256;
 
 /// Why a call has no result.
 #[derive(Debug)]
@@ -89,7 +89,7 @@ impl Problem {
     }
 
     /// Counts a refused call and writes it to the log, as often as there is room there.
-    pub(super) fn note(&self, node: &Node, method: &Method, path: &str, peer: Option<SocketAddr>) {
+    pub(super) fn note(&self, node: &Node, method: &Method, below: &str, path: &str, peer: Option<SocketAddr>) {
         let reason = match self.status.as_u16() {
             404 => "not_found",
             405 => "method",
@@ -111,7 +111,13 @@ impl Problem {
         let Self { status, detail, cause, envelope, .. } = self;
         let (status, peer) = (status.as_u16(), peer.map(tracing::field::display));
         let path: String = path.chars().take(LOGGED_PATH).collect();
-        tracing::info!(status, envelope, detail, cause, peer, "an API call was refused: {method} /api/{path:?}");
+        tracing::info!(status, envelope, detail, cause, peer, "an API call was refused: {method} {below}{path:?}");
+    }
+
+    /// The answer to what was refused outside the API; counted and logged as there.
+    pub(crate) fn refused(self, node: &Node, method: &Method, path: &str, peer: Option<SocketAddr>) -> Answer {
+        self.note(node, method, "/admin/", path, peer);
+        self.answer()
     }
 
     pub(super) fn status(&self) -> StatusCode {

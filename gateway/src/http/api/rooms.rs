@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use http::StatusCode;
-use persistence::{AppendError, Change, Changed, Says};
+use persistence::{AppendError, Change, Changed, Room, Says};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use uuid::Uuid;
@@ -17,14 +17,16 @@ use crate::publish::changes;
 const DEFAULT_LIMIT: u64 = 100;
 const MAX_LIMIT: u64 = 1000;
 
+/// What lists show of a room.
+pub(super) fn head(room: &Room) -> Value {
+    json!({"name": room.name, "display_name": room.display_name, "seq": room.last_seq})
+}
+
 pub(super) async fn list(call: &Call, node: &Node) -> ApiResult {
     let after: Option<String> = call.query("after")?;
     let limit = call.limit(DEFAULT_LIMIT, MAX_LIMIT)?;
     let rooms = node.store.rooms(after.as_deref(), limit).await?;
-    let rooms: Vec<Value> = rooms
-        .iter()
-        .map(|room| json!({"name": room.name, "display_name": room.display_name, "seq": room.last_seq}))
-        .collect();
+    let rooms: Vec<Value> = rooms.iter().map(head).collect();
     Ok(json!({ "rooms": rooms }))
 }
 
@@ -53,7 +55,7 @@ pub(super) async fn create(call: &Call, node: &Node, room: &str) -> ApiResult {
         None => node.store.create_room(room, None).await?,
         Some(name) => change(node, room, Says::Is(Some(name))).await?.map_err(Problem::from)?.room,
     };
-    Ok(json!({"name": room.name, "display_name": room.display_name, "seq": room.last_seq}))
+    Ok(head(&room))
 }
 
 pub(super) async fn delete(node: &Node, room: &str) -> ApiResult {

@@ -24,6 +24,14 @@ pub(super) async fn show(node: &Node, user: &str) -> ApiResult {
     Ok(json!({"name": user, "sockets": sockets}))
 }
 
+/// The rooms that a user is a member of, by their names.
+pub(super) async fn rooms(node: &Node, user: &str) -> ApiResult {
+    let rooms = node.store.rooms_of(&[user.to_owned()]).await?.remove(user).unwrap_or_default();
+    let mut rooms: Vec<_> = rooms.iter().map(super::rooms::head).collect();
+    rooms.sort_by(|one, other| one["name"].as_str().cmp(&other["name"].as_str()));
+    Ok(json!({ "rooms": rooms }))
+}
+
 /// The names, as a list or in an object.
 #[derive(Deserialize)]
 #[serde(untagged)]
