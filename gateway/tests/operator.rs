@@ -236,12 +236,15 @@ fn n12_a_thread_that_stands_still_is_counted_and_timers_tell_how_late_all_are() 
     let node = runtime.block_on(TestNode::start(&[]));
     let metrics = Arc::clone(&node.running.node().metrics);
     let stalls = || metrics.event_loop_stalls.get();
-    let lag = |line: &str| -> u64 {
-        let (text, line) = (metrics.encode(), format!("gateway_event_loop_lag_seconds_{line} "));
+    let of = |text: &str, line: &str| -> u64 {
+        let line = format!("gateway_event_loop_lag_seconds_{line} ");
         text.lines().find_map(|shown| shown.strip_prefix(&line)?.parse().ok()).unwrap()
     };
-    let late = || lag("count") - lag("bucket{le=\"0.1\"}");
-    wait::until("timers have fired", PATIENCE, || lag("count") > 4);
+    let late = || {
+        let text = metrics.encode();
+        of(&text, "count") - of(&text, "bucket{le=\"0.1\"}")
+    };
+    wait::until("timers have fired", PATIENCE, || of(&metrics.encode(), "count") > 4);
 
     // One thread: it is told while it stands, and the other one serves.
     let (begun, (release, wait)) = (stalls(), std::sync::mpsc::channel::<()>());
