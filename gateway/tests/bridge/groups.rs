@@ -136,14 +136,16 @@ async fn while_redis_is_away_sockets_open_and_join_and_hear_their_groups_when_it
     let (one, _first) = member(&site, &mut link, "before").await;
     redis.kill();
     let (two, _second) = member(&site, &mut link, "during").await;
-    // What is on its way while the connection breaks is the layer's to count.
-    let mut sent = 0;
-    while site.metric("gateway_bridge_dropped_total{reason=\"layer\"}").await == 0.0 {
-        sent += 1;
-        assert!(sent < 1000, "it is counted");
+    // What leaves before the loss is seen is lost on the way, and counted by the layer.
+    let lost = "gateway_bridge_dropped_total{reason=\"layer\"}";
+    for _ in 0..500 {
         link.publish(two, "during", &event("said", "lost")).await;
         link.expect(PUBLISHED).await;
+        if site.metric(lost).await > 0.0 {
+            break;
+        }
     }
+    assert!(site.metric(lost).await > 0.0, "it is counted, and nobody waits for the layer");
     redis.restart_empty();
     for (sid, group) in [(one, "before"), (two, "during")] {
         loop {
@@ -261,4 +263,57 @@ async fn other_open(link: &mut Link, open: &super::worker::Frame) {
     link.send(JOIN, open.sid, b"room").await;
     link.send(ACCEPT, open.sid, &accept(None, &[])).await;
     assert_eq!(link.next().await.kind, super::worker::JOINED);
+}
+
+#[tokio::test]
+async fn a_worker_that_takes_no_events_loses_the_sockets_that_hear_more_than_may_wait() {
+    let (site, _worker, mut frozen) = Site::with_groups(&[]).await;
+    let (_sid, mut guest) = member(&site, &mut frozen, "room").await;
+    let (other, mut quiet) = member(&site, &mut frozen, "another").await;
+    let second = Worker::at(&site.socket(2)).with(Manner { groups: true, ..Manner::default() });
+    let mut publisher = second.link().await;
+    publisher.expect(LAYER).await;
+    let large = "x".repeat(1 << 20);
+    // What the kernel takes, and what may wait in the node.
+    for _ in 0..40 {
+        publisher.publish(0, "room", &event("said", &large)).await;
+        publisher.expect(PUBLISHED).await;
+    }
+    assert_eq!(guest.closed().await.0, 4008);
+    assert!(site.metric("gateway_bridge_dropped_total{reason=\"events_full\"}").await >= 1.0);
+    // Who has heard none of it stays.
+    let mut heard = Vec::new();
+    while heard.len() < 5 {
+        let frame = frozen.next().await;
+        heard.extend((frame.kind == EVENT).then_some(frame.sid));
+    }
+    frozen.send(TEXT, other, b"still here").await;
+    assert_eq!(quiet.text().await, "still here");
+}
+
+#[tokio::test]
+async fn a_client_that_does_not_read_what_is_shared_is_closed_with_4008() {
+    let (site, _worker, mut link) = Site::with_groups(&[("bridge.outbox_bytes", "200000")]).await;
+    let (sid, mut guest) = shares(&site, &mut link).await;
+    let large = "x".repeat(100_000);
+    let mut closed = false;
+    for _ in 0..400 {
+        link.publish(sid, "room", &event("said", "large")).await;
+        let frame = loop {
+            let frame = link.next().await;
+            if frame.kind != PUBLISHED {
+                break frame;
+            }
+        };
+        if frame.kind == super::worker::CLOSED {
+            assert_eq!(frame.code().0, 4008);
+            closed = true;
+            break;
+        }
+        let request = u64::from_le_bytes(frame.body[..8].try_into().unwrap());
+        link.rendered(request, &[&large]).await;
+    }
+    assert!(closed, "nothing waits for `slow_seconds`: nobody can wait with it");
+    guest.hears_end().await;
+    assert_eq!(site.metric("gateway_outbox_full_total").await, 1.0);
 }
