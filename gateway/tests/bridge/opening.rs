@@ -21,6 +21,7 @@ async fn an_application_goes_on_with_the_trace_of_the_handshake() {
     let bridge = collector.span("bridge", |span| span.parent == connect.id).await;
     assert_eq!((given, bridge.get("gateway.bridge")), (bridge.traceparent(), "/ws/orders/".to_owned()));
     drop(guest);
+    // It would come before or after the next one's OPEN.
     link.expect(CLOSED).await;
     // What is not kept is passed on as it came.
     let dropped = "00-0af7651916cd43dd8448eb211c80319d-b7ad6b7169203331-00";
