@@ -380,34 +380,44 @@ impl Db {
         }
         self.run(|| async {
             let reads = self.reads();
-            let (mut rows, mut total) = (Vec::new(), 0);
+            let mut page = Page { rows: Vec::new(), total: 0, most, bytes, is_cut: false };
             if let Some(pooled) = &reads.pooled {
-                let (transaction, mut cut) = (pooled.begin().await?, false);
-                let statement = DbBackend::Postgres.build(query);
-                let take = |row: QueryResult| {
-                    let row = T::from_query_result(&row, "")?;
-                    total += bytes(&row);
-                    cut = total > most && rows.len() >= 2;
-                    if !cut {
-                        rows.push(row);
+                let transaction = pooled.begin().await?;
+                transaction.read_while(DbBackend::Postgres.build(query), |row| page.take(&row)).await?;
+            } else {
+                let mut stream = StreamTrait::stream(&reads.pool, query).await?;
+                while let Some(row) = stream.try_next().await? {
+                    if !page.take(&row)? {
+                        break;
                     }
-                    Ok(!cut)
-                };
-                transaction.read_while(statement, take).await?;
-                return Ok((rows, cut));
-            }
-            let mut stream = StreamTrait::stream(&reads.pool, query).await?;
-            while let Some(row) = stream.try_next().await? {
-                let row = T::from_query_result(&row, "")?;
-                total += bytes(&row);
-                if total > most && rows.len() >= 2 {
-                    return Ok((rows, true));
                 }
-                rows.push(row);
             }
-            Ok((rows, false))
+            Ok((page.rows, page.is_cut))
         })
         .await
+    }
+}
+
+/// Rows until they have `most` bytes of text, and two at least.
+struct Page<T> {
+    rows: Vec<T>,
+    total: usize,
+    most: usize,
+    bytes: fn(&T) -> usize,
+    /// Whether a row was left out.
+    is_cut: bool,
+}
+
+impl<T: FromQueryResult> Page<T> {
+    /// Takes a row; `false` once there is no room for it.
+    fn take(&mut self, row: &QueryResult) -> Result<bool, DbErr> {
+        let row = T::from_query_result(row, "")?;
+        self.total += (self.bytes)(&row);
+        self.is_cut = self.total > self.most && self.rows.len() >= 2;
+        if !self.is_cut {
+            self.rows.push(row);
+        }
+        Ok(!self.is_cut)
     }
 }
 
@@ -506,29 +516,22 @@ impl Transaction<'_> {
         most: usize,
         bytes: fn(&T) -> usize,
     ) -> Result<(Vec<T>, bool), DbErr> {
-        let (mut rows, mut total, mut cut) = (Vec::new(), 0, false);
-        let mut take = |row: QueryResult| {
-            let row = T::from_query_result(&row, "")?;
-            total += bytes(&row);
-            cut = total > most && rows.len() >= 2;
-            if !cut {
-                rows.push(row);
-            }
-            Ok(!cut)
-        };
+        let mut page = Page { rows: Vec::new(), total: 0, most, bytes, is_cut: false };
         self.db.statements.fetch_add(1, Ordering::Relaxed);
         match &self.inner {
-            Inner::Unnamed(unnamed) => unnamed.read_while(DbBackend::Postgres.build(query), take).await?,
+            Inner::Unnamed(unnamed) => {
+                unnamed.read_while(DbBackend::Postgres.build(query), |row| page.take(&row)).await?;
+            }
             Inner::Usual(usual) => {
                 let mut stream = StreamTrait::stream(usual, query).await?;
                 while let Some(row) = stream.try_next().await? {
-                    if !take(row)? {
+                    if !page.take(&row)? {
                         break;
                     }
                 }
             }
         }
-        Ok((rows, cut))
+        Ok((page.rows, page.is_cut))
     }
 
     pub(crate) async fn commit(self) -> Result<(), Fault> {
