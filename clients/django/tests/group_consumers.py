@@ -1,5 +1,6 @@
 """Consumers of groups as sites have them, the Channels tutorial's among them, word for word."""
 
+import asyncio
 import json
 import os
 
@@ -185,6 +186,21 @@ class Greets(Stays):
     gateway_reattach = False
 
 
+class Lingers(AsyncJsonWebsocketConsumer):
+    """Is in a group, and takes its time to leave."""
+
+    groups = ["lingers"]
+    #: What `disconnect` waits for.
+    may_end: asyncio.Event
+
+    async def disconnect(self, code):
+        await self.may_end.wait()
+        await self.channel_layer.group_discard("lingers", self.channel_name)
+
+    async def said(self, event):
+        await self.send_json(event["text"])
+
+
 class Ordered(JsonWebsocketConsumer):
     """Sends to its client and then to a group."""
 
@@ -220,6 +236,7 @@ def application():
         path("ws/not-shared/", NotShared.as_asgi()),
         path("ws/stays/", Stays.as_asgi()),
         path("ws/greets/", Greets.as_asgi()),
+        path("ws/lingers/", Lingers.as_asgi()),
         path("ws/ordered/", Ordered.as_asgi()),
         path("ws/asks/", Asks.as_asgi()),
     ]

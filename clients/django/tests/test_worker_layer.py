@@ -19,7 +19,7 @@ from channel_gateway.worker.layer import GatewayLayer, differs, place, same_plac
 from . import group_consumers
 from .bridge import SECRET
 from .clients import DirectClient, until
-from .group_consumers import Counted
+from .group_consumers import Counted, Lingers
 from .group_node import GroupNode
 from .test_worker_consumers import Direct, WithWorker
 
@@ -94,6 +94,20 @@ class WorkerLayerTests(WithWorker, TransactionTestCase):
         for each in clients:
             self.assertEqual((await each.ended())[0], 1011)
         self.assertEqual(self.node.outcome, (frames.FAILED, "ValueError: as asked"))
+
+    async def test_a_channel_is_the_newest_instances(self):
+        """A socket that is taken again may be with the instance after it before the first one has ended."""
+        await self.serve()
+        Lingers.may_end = asyncio.Event()
+        (before,) = await self.room("/ws/lingers/", 1)
+        before.socket.closed(1006)
+        (after,) = await self.room("/ws/lingers/", 1)
+        Lingers.may_end.set()
+        await before.socket.end()
+        self.node.publish("lingers", {"type": "said", "text": "still here"})
+        self.assertEqual(json.loads(await after.hears()), "still here")
+        await get_channel_layer().group_discard("lingers", "sitespecific.0")
+        await until(lambda: not self.node.groups["lingers"])
 
     async def test_classes_with_other_arguments_have_other_names(self):
         await self.serve()

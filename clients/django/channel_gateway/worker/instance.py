@@ -448,7 +448,9 @@ class Instance:
         self._queue.clear()
         mailbox, self.mailbox = self.mailbox, None
         if mailbox is not None:
-            self.link.server.mailboxes.pop(mailbox.channel, None)
+            # Its socket may be with another instance already: that one has the channel.
+            if self.link.server.mailboxes.get(mailbox.channel) is mailbox:
+                del self.link.server.mailboxes[mailbox.channel]
             mailbox.close()
         self._wake_sender()
         outcome, text = frames.RETURNED, ""

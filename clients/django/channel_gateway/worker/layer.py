@@ -165,7 +165,7 @@ class GatewayLayer:
 
     async def receive(self, channel: str) -> Any:
         """The next event of a channel."""
-        mailbox = self._server.mailboxes.get(channel)
+        mailbox = self._mailbox(channel)
         if mailbox is None:
             return await self.inner.receive(channel)
         if asyncio.get_running_loop() is self._server.loop:
@@ -175,7 +175,7 @@ class GatewayLayer:
     async def group_add(self, group: str, channel: str) -> None:
         """Returns when the node hears the group."""
         self._check_group(group)
-        mailbox = self._server.mailboxes.get(channel)
+        mailbox = self._mailbox(channel)
         if mailbox is None:
             await self.inner.group_add(group, channel)
         elif asyncio.get_running_loop() is self._server.loop:
@@ -186,7 +186,7 @@ class GatewayLayer:
     async def group_discard(self, group: str, channel: str) -> None:
         """Leaves a group; not being in it is fine."""
         self._check_group(group)
-        mailbox = self._server.mailboxes.get(channel)
+        mailbox = self._mailbox(channel)
         if mailbox is None:
             await self.inner.group_discard(group, channel)
         elif asyncio.get_running_loop() is self._server.loop:
@@ -230,6 +230,12 @@ class GatewayLayer:
             await self._in_loop(self._flush())
         if self._kind == "pubsub":
             await self.inner.flush()
+
+    def _mailbox(self, channel: str) -> Mailbox | None:
+        """A socket's; the caller's own before that of an instance that took the socket over."""
+        instance = current.get()
+        own = instance.mailbox if instance is not None else None
+        return own if own is not None and own.channel == channel else self._server.mailboxes.get(channel)
 
     # In the worker's loop
 
