@@ -131,6 +131,10 @@ class Talk(AsyncJsonWebsocketConsumer):
     async def do_say(self, group, text):
         await self.channel_layer.group_send(group, {"type": "said", "text": text})
 
+    async def do_whisper(self, text):
+        await self.channel_layer.send(self.channel_name, {"type": "said", "text": text})
+        await self.send_json({"whispered": text})
+
     async def said(self, event):
         await self.send_json({"said": event["text"]})
 

@@ -55,7 +55,7 @@ class GroupNode(Node):
             channel, event = parted(body[4:])
             self.write(SENT, 0, body[:4] + bytes((self.sends,)))
             for each in self.sockets.values():
-                if each.channel_name == channel:
+                if each.channel_name == channel and not self.sends:
                     self.event(event, [each.sid])
         elif kind == CLASS:
             self.classes[sid] = msgpack.unpackb(body)

@@ -12,13 +12,14 @@ from channels.exceptions import ChannelFull
 from channels.layers import get_channel_layer
 from django.conf import settings
 from django.test import SimpleTestCase, TransactionTestCase, override_settings, tag
+from redis.exceptions import ConnectionError as RedisIsAway
 
 from channel_gateway.worker import frames
 from channel_gateway.worker.layer import GatewayLayer, differs, place, same_place
 
-from . import group_consumers
+from . import asgi, group_consumers
 from .bridge import SECRET
-from .clients import DirectClient, until
+from .clients import DirectClient, says_json, until
 from .group_consumers import Counted, Lingers
 from .group_node import GroupNode
 from .test_worker_consumers import Direct, WithWorker
@@ -148,13 +149,18 @@ class WorkerLayerTests(WithWorker, TransactionTestCase):
             thread.start()
             self.assertEqual(json.loads(await client.hears()), event)
             await asyncio.to_thread(thread.join)
-        for answer, error in ((1, ChannelFull), (3, ValueError), (2, None)):
+        for answer, error in ((1, ChannelFull), (3, ValueError), (2, RedisIsAway)):
             self.node.sends = answer
-            if error is None:
+            with self.assertRaises(error):
                 await layer.send(channel, event)
-            else:
-                with self.assertRaises(error):
-                    await layer.send(channel, event)
+
+    async def test_a_socket_outlives_what_it_could_not_send(self):
+        server = await self.serve(asgi.websockets())
+        (client,) = await self.room("/ws/talk/a/", 1)
+        self.node.sends = frames.SENT_AWAY
+        for count in (1, 2):
+            self.assertEqual(await says_json(client, {"do": "whisper", "text": "x"}), {"whispered": "x"})
+            self.assertEqual(server.worker.counts["layer"], count)
 
     async def test_a_refused_group_raises(self):
         server = await self.serve()

@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import json
-import logging
 import os
 import random
 import re
@@ -30,6 +29,7 @@ from .run import WITH_US, free_port, redis_at
 from .test_worker_consumers import WithWorker
 
 LONG = bool(os.environ.get("TEST_LONG"))
+PUBSUB, CORE = "pubsub.RedisPubSubChannelLayer", "core.RedisChannelLayer"
 
 
 def knows_bridges():
@@ -240,43 +240,42 @@ class LiveStrangerTests(WithGateway, StrangerCases, TransactionTestCase):
 
 @tag("once")
 class LiveRedisTests(WithWorker, TransactionTestCase):
-    """Redis stops, and is killed, under sockets of consumers with its pub/sub layer and without one."""
+    """Redis stops, and is killed, under sockets of consumers with either of its layers and without one."""
 
-    SECONDS = 30 if LONG else 2
+    SECONDS = 30 if LONG else 3
 
     async def talk_on(self, layer, fault):
         if not knows_bridges():
             self.skipTest("this gateway has no bridges")
-        # It says each time that there is no Redis.
-        theirs = logging.getLogger("channels_redis.pubsub")
-        self.addCleanup(theirs.setLevel, theirs.level)
-        theirs.setLevel(logging.CRITICAL)
         with contextlib.ExitStack() as own, tempfile.TemporaryDirectory(prefix="gateway-worker-") as directory:
             port = free_port()
             url, redis = await sync_to_async(own.enter_context)(redis_at(port))
-            backend = {"BACKEND": "channels_redis.pubsub.RedisPubSubChannelLayer", "CONFIG": {"hosts": [url]}}
+            backend = {"BACKEND": f"channels_redis.{layer}", "CONFIG": {"hosts": [url]}}
             own.enter_context(override_settings(CHANNEL_LAYERS={"default": backend} if layer else {}))
             address = f"unix:{directory}/worker.sock"
             worker = await self.start_worker(asgi.websockets(), address)
             config = {"bridge.path": "/", "bridge.workers": address, "bridge.secret": SECRET.decode()}
-            config |= {"redis_url": url, "layer": "pubsub"}
+            config |= {"redis_url": url, "layer": "core" if layer == CORE else "pubsub"}
             node = Node(config, program=settings.GATEWAY["BINARY"])
             await sync_to_async(node.start)()
             own.callback(node.stop)
             await until(lambda: any(link.proved for link in worker._links), 60)
-            clients = [await GatewayClient.open(node.url, "/ws/talk/a/") for _ in range(3)]
-            if layer:
-                for client in clients:
-                    await says_json(client, {"do": "join", "group": "lobby"})
-            counts = [1 if layer else 0] * 3
+            clients = [await self.newcomer(node, layer) for _ in range(3)]
             fault(redis)
             end = asyncio.get_running_loop().time() + self.SECONDS
-            while asyncio.get_running_loop().time() < end:
-                for number, client in enumerate(clients):
-                    counts[number] += 1
-                    answer = await asyncio.wait_for(says_json(client, {"do": "count"}), 5)
-                    self.assertEqual(answer["count"], counts[number])
+            while asyncio.get_running_loop().time() < end or len(clients) < 5:
+                for client in clients:
+                    if layer:
+                        # Nobody hears it, and it neither raises in the consumer nor holds it up.
+                        client.said += 1
+                        await client.say(json.dumps({"do": "say", "group": "lobby", "text": "lost"}))
+                    await self.counts(client)
+                if len(clients) < 5:
+                    clients.append(await self.newcomer(node, layer))
                 await asyncio.sleep(0.1)
+            if layer:
+                await asyncio.wait_for(self.sends_to_a_channel(clients[0]), 20)
+                await until(lambda: worker.counts.get("layer"))
             # Who leaves meanwhile does so.
             Kept.ends.clear()
             await clients.pop().close(4001)
@@ -286,29 +285,54 @@ class LiveRedisTests(WithWorker, TransactionTestCase):
                     redis.send_signal(signal.SIGCONT)
                 else:
                     await sync_to_async(own.enter_context)(redis_at(port))
-                await self.hears_the_group_again(clients)
+                await asyncio.wait_for(self.all_hear_the_group_again(clients), 60)
 
-    async def hears_the_group_again(self, clients):
+    async def newcomer(self, node, layer):
+        client = await asyncio.wait_for(GatewayClient.open(node.url, "/ws/talk/a/"), 5)
+        client.said = 0
+        if layer:
+            client.said += 1
+            await asyncio.wait_for(says_json(client, {"do": "join", "group": "lobby"}), 5)
+        return client
+
+    async def counts(self, client):
+        client.said += 1
+        self.assertEqual(await asyncio.wait_for(says_json(client, {"do": "count"}), 5), {"count": client.said})
+
+    async def sends_to_a_channel(self, client):
+        client.said += 1
+        self.assertEqual(await says_json(client, {"do": "whisper", "text": "lost"}), {"whispered": "lost"})
+        await self.counts(client)
+
+    async def all_hear_the_group_again(self, clients):
         # What is said while the layer reconnects may be lost, as under any server.
-        async def again():
-            while True:
+        deaf, number = set(clients), 0
+        while deaf:
+            number += 1
+            await clients[0].say(json.dumps({"do": "say", "group": "lobby", "text": f"again {number}"}))
+            for client in clients:
                 with contextlib.suppress(asyncio.TimeoutError):
-                    await clients[0].say(json.dumps({"do": "say", "group": "lobby", "text": "again"}))
-                    return await asyncio.wait_for(clients[1].hears(), 2)
-
-        self.assertEqual(json.loads(await asyncio.wait_for(again(), 60)), {"said": "again"})
+                    while json.loads(await asyncio.wait_for(client.hears(), 1)) != {"said": f"again {number}"}:
+                        pass
+                    deaf.discard(client)
 
     async def test_stopped_with_the_pubsub_layer(self):
-        await self.talk_on(True, lambda redis: redis.send_signal(signal.SIGSTOP))
+        await self.talk_on(PUBSUB, lambda redis: redis.send_signal(signal.SIGSTOP))
 
     async def test_killed_with_the_pubsub_layer(self):
-        await self.talk_on(True, lambda redis: (redis.kill(), redis.wait()))
+        await self.talk_on(PUBSUB, lambda redis: (redis.kill(), redis.wait()))
+
+    async def test_stopped_with_the_core_layer(self):
+        await self.talk_on(CORE, lambda redis: redis.send_signal(signal.SIGSTOP))
+
+    async def test_killed_with_the_core_layer(self):
+        await self.talk_on(CORE, lambda redis: (redis.kill(), redis.wait()))
 
     async def test_stopped_without_a_layer(self):
-        await self.talk_on(False, lambda redis: redis.send_signal(signal.SIGSTOP))
+        await self.talk_on("", lambda redis: redis.send_signal(signal.SIGSTOP))
 
     async def test_killed_without_a_layer(self):
-        await self.talk_on(False, lambda redis: (redis.kill(), redis.wait()))
+        await self.talk_on("", lambda redis: (redis.kill(), redis.wait()))
 
 
 @tag("once")

@@ -1,7 +1,12 @@
 //! Groups of sockets whose consumers are the site's own: joined at the node, in the sender's order, rendered once where
 //! a class shares its handlers.
 
+use std::collections::HashSet;
+use std::time::{Duration, Instant};
+
 use testkit::redis::RedisServer;
+use tokio::time::{interval, timeout};
+use tokio_tungstenite::tungstenite::Message;
 
 use super::common::eventually;
 use super::worker::{
@@ -19,6 +24,12 @@ async fn member(site: &Site, link: &mut Link, group: &str) -> (u64, Guest) {
     link.join(sid, group).await;
     link.accept(sid).await;
     (sid, guest.await.unwrap().unwrap())
+}
+
+/// The body of SEND.
+fn to_channel(request: u32, channel: &str, event: &[u8]) -> Vec<u8> {
+    let name = [&(channel.len() as u16).to_le_bytes()[..], channel.as_bytes()].concat();
+    [&request.to_le_bytes()[..], &name, event].concat()
 }
 
 fn text_of(event: &Value) -> &str {
@@ -104,10 +115,7 @@ async fn what_is_sent_to_a_channel_reaches_that_socket_alone_from_any_process() 
         link.accept(sid).await;
         let _guest = guest.await.unwrap().unwrap();
         let (_other, _second) = site.open(&mut link).await;
-        let body = |event: &[u8]| {
-            let name = [&(channel.len() as u16).to_le_bytes()[..], channel.as_bytes()].concat();
-            [&7_u32.to_le_bytes()[..], &name, event].concat()
-        };
+        let body = |event: &[u8]| to_channel(7, &channel, event);
         link.send(SEND, 0, &body(&event("said", "to you"))).await;
         let mut seen = (false, false);
         while seen != (true, true) {
@@ -129,33 +137,84 @@ async fn what_is_sent_to_a_channel_reaches_that_socket_alone_from_any_process() 
     }
 }
 
+/// How Redis goes away.
+#[derive(Clone, Copy, PartialEq, Debug)]
+enum Fault {
+    Stopped,
+    Killed,
+}
+
 #[tokio::test]
-async fn while_redis_is_away_sockets_open_and_join_and_hear_their_groups_when_it_is_back() {
+async fn while_redis_is_away_sockets_live_and_open_and_hear_their_groups_when_it_is_back() {
+    tokio::join!(
+        redis_goes_away("pubsub", Fault::Stopped),
+        redis_goes_away("pubsub", Fault::Killed),
+        redis_goes_away("core", Fault::Stopped),
+        redis_goes_away("core", Fault::Killed),
+    );
+}
+
+async fn redis_goes_away(layer: &str, fault: Fault) {
     let mut redis = RedisServer::start();
-    let (site, _worker, mut link) = Site::with_groups(&[("redis-url", &redis.url()), ("layer", "pubsub")]).await;
-    let (one, _first) = member(&site, &mut link, "before").await;
-    redis.kill();
-    let (two, _second) = member(&site, &mut link, "during").await;
+    let (site, _worker, mut link) = Site::with_groups(&[("redis-url", &redis.url()), ("layer", layer)]).await;
+    let (one, first) = member(&site, &mut link, "before").await;
+    match fault {
+        Fault::Stopped => redis.pause(),
+        Fault::Killed => redis.kill(),
+    }
+    let seconds = if std::env::var_os("GATEWAY_LONG").is_some() { 30 } else { 3 };
+    let until = Instant::now() + Duration::from_secs(seconds);
+    let guest = site.knock("/ws/orders/", &[]);
+    let (two, open) = link.open().await;
+    link.join(two, "during").await;
+    link.accept(two).await;
+    let mut members = [(one, "before", first), (two, "during", guest.await.unwrap().unwrap())];
     // What leaves before the loss is seen is lost on the way, and counted by the layer.
     let lost = "gateway_bridge_dropped_total{reason=\"layer\"}";
-    for _ in 0..500 {
-        link.publish(two, "during", &event("said", "lost")).await;
-        link.expect(PUBLISHED).await;
-        if site.metric(lost).await > 0.0 {
-            break;
+    let mut turns = interval(Duration::from_millis(20));
+    while Instant::now() < until || site.metric(lost).await == 0.0 {
+        turns.tick().await;
+        for (sid, group, guest) in &mut members {
+            guest.send(Message::text("still there?")).await;
+            link.publish(*sid, group, &event("said", "lost")).await;
+            let mut seen = HashSet::new();
+            while seen.len() < 2 {
+                let frame = link.next().await;
+                assert!([TEXT, PUBLISHED].contains(&frame.kind), "{frame:?}");
+                seen.insert(frame.kind);
+            }
+            link.credit(*sid, 1).await;
+            link.send(TEXT, *sid, b"yes").await;
+            assert_eq!(guest.text().await, "yes");
         }
     }
-    assert!(site.metric(lost).await > 0.0, "it is counted, and nobody waits for the layer");
-    redis.restart_empty();
-    for (sid, group) in [(one, "before"), (two, "during")] {
+    // Who sends to one channel is told.
+    link.send(SEND, 0, &to_channel(7, open.get("scope").get("channel_name").str(), &event("said", "lost"))).await;
+    assert_eq!(link.expect(SENT).await.body, [7, 0, 0, 0, 2], "{layer} {fault:?}");
+    match fault {
+        Fault::Stopped => redis.resume(),
+        Fault::Killed => redis.restart_empty(),
+    }
+    let all_hear = async {
+        for (sid, group, _) in &members {
+            while !hears(&mut link, *sid, group).await {}
+        }
+    };
+    timeout(Duration::from_secs(60), all_hear).await.expect("groups go on");
+}
+
+/// Whether an event for the group comes soon. What Redis had not read when it was stopped may come first.
+async fn hears(link: &mut Link, sid: u64, group: &str) -> bool {
+    link.publish(sid, group, &event("said", "heard")).await;
+    let heard = async {
         loop {
-            link.publish(sid, group, &event("said", "heard")).await;
-            let came = tokio::time::timeout(std::time::Duration::from_millis(200), link.event()).await;
-            if came.is_ok_and(|(_, sids)| sids == [sid]) {
+            let (said, sids) = link.event().await;
+            if text_of(&said) == "heard" && sids == [sid] {
                 break;
             }
         }
-    }
+    };
+    timeout(Duration::from_millis(500), heard).await.is_ok()
 }
 
 /// A socket of a class with a shared handler, in the group.
@@ -251,9 +310,7 @@ async fn when_the_worker_that_renders_dies_another_is_asked() {
     lives.rendered(request, &["once"]).await;
     let mut heard = 0;
     for guest in &mut guests {
-        heard += usize::from(
-            matches!(guest.next().await, tokio_tungstenite::tungstenite::Message::Text(text) if text == "once"),
-        );
+        heard += usize::from(matches!(guest.next().await, Message::Text(text) if text == "once"));
     }
     assert!(heard > 0);
 }

@@ -204,7 +204,11 @@ class GatewayLayer:
             await self._in_loop(self._publish(group, event, message))
 
     async def send(self, channel: str, message: Mapping[str, Any]) -> None:
-        """Sends to one channel; raises ``ChannelFull`` as channels_redis does."""
+        """Sends to one channel; raises ``ChannelFull`` as channels_redis does.
+
+        While Redis is away it raises as well, except in a consumer: its socket outlives that, and an error that nobody
+        catches would close it.
+        """
         if self._checks:
             self._names.require_valid_channel_name(channel)
         event = self._pack(message)
@@ -221,6 +225,11 @@ class GatewayLayer:
         if sent == frames.SENT_AWAY:
             self._server.count("layer")
             warning("layer_away", "what was sent to the channel %s is lost: the node's layer is away", channel)
+            instance = current.get()
+            if instance is None or not instance.running:
+                from redis.exceptions import ConnectionError as Away
+
+                raise Away(f"the node's channel layer is away: what was sent to {channel!r} is lost")
 
     async def flush(self) -> None:
         """Forgets all events and groups that this worker has. What core keeps in Redis is the nodes' as well."""
