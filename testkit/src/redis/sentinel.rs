@@ -1,6 +1,10 @@
 //! A primary and its replica, watched by three sentinels.
 
-use std::{fmt::Write as _, fs, time::Duration};
+use std::{
+    fmt::Write as _,
+    fs,
+    time::{Duration, Instant},
+};
 
 use serde_json::{Value as Json, json};
 
@@ -19,7 +23,10 @@ use crate::{
 const NAME: &str = "mymaster";
 const SENTINELS: usize = 3;
 /// The longest [`Sentinels::wait_failover`] waits; usually it takes 2 to 3 seconds.
-const FAILOVER: Duration = Duration::from_secs(30);
+const FAILOVER: Duration = Duration::from_secs(60);
+/// A failover that was asked for and has not happened by then is asked for again. Sentinels give one up, or take one
+/// back, when the machine is too slow for their time-outs.
+const ASK_AGAIN: Duration = Duration::from_secs(10);
 
 /// Passwords of a [`Sentinels`] set; none by default.
 #[derive(Debug, Clone, Default)]
@@ -134,7 +141,15 @@ impl Sentinels {
     pub fn wait_failover(&mut self) -> u16 {
         let (old, new) = (self.primary, self.replica().port());
         let wanted = format!("127.0.0.1\n{new}");
+        let mut asked = Instant::now();
         wait::until(&format!("the failover from port {old} to {new}"), FAILOVER, || {
+            if asked.elapsed() > ASK_AGAIN {
+                asked = Instant::now();
+                // A primary that was killed or frozen is replaced without being asked for.
+                if self.data.iter().any(|server| server.port() == old && server.is_primary()) {
+                    self.ask(self.alive(), &["SENTINEL", "FAILOVER", NAME]);
+                }
+            }
             let living = self.sentinels.iter().filter(|one| one.awake());
             let mut named = living.map(|one| self.ask(one, &["SENTINEL", "GET-MASTER-ADDR-BY-NAME", NAME]));
             named.all(|address| address.as_ref() == Some(&wanted))
