@@ -49,6 +49,7 @@ need pkg-config has pkg-config
 need curl has curl
 need jq has jq
 need procps has ps
+need bsdutils has script
 # promtool judges the rules in deploy/prometheus, systemd-analyze the unit.
 need prometheus has promtool
 need systemd has systemd-analyze

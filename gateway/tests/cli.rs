@@ -406,3 +406,25 @@ async fn shells_and_man_learn_the_commands_from_the_program() {
     let page = gateway(&["man"], &[]).await;
     assert!(page.code == 0 && page.out.contains(".TH gateway 1"), "{}", &page.out[..200]);
 }
+
+/// `script` gives the command a terminal.
+#[tokio::test(flavor = "multi_thread")]
+async fn f23_people_at_a_terminal_read_tables_and_programs_json() {
+    let node = TestNode::start(&[]).await;
+    node.at().api("PUT", "/api/rooms/lobby", None).await;
+    let url = format!("http://{}", node.at().internal);
+    let list = ["room", "list", "--api-url", &url, "--api-key", "key"];
+    let at_a_terminal = async |more: &str| {
+        let command = format!("{} {} {more}", env!("CARGO_BIN_EXE_gateway"), list.join(" "));
+        let mut script = tokio::process::Command::new("script");
+        script.args(["--quiet", "--return", "--command", &command, "/dev/null"]).kill_on_drop(true);
+        let output = tokio::time::timeout(common::PATIENCE, script.output()).await.unwrap().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let table = at_a_terminal("").await;
+    assert!(table.contains("DISPLAY_NAME") && !table.contains('{'), "{table}");
+    let json = |text: &str| serde_json::from_str::<Value>(text.trim()).unwrap()["rooms"][0]["name"].clone();
+    assert_eq!(json(&at_a_terminal("--json").await), "lobby");
+    assert_eq!(json(&gateway(&list, &[]).await.out), "lobby");
+}

@@ -220,32 +220,38 @@ impl Manager {
         Self { socket, address: path.display().to_string() }
     }
 
-    /// The next thing it is told that begins like this; what came before that.
+    /// What it is told until something begins like this; that comes last.
     fn hears(&self, wanted: &str) -> Vec<String> {
         let (mut before, mut buffer) = (Vec::new(), [0; 512]);
         loop {
             let length = self.socket.recv(&mut buffer).unwrap_or_else(|error| panic!("{wanted}: {error}; {before:?}"));
             let told = String::from_utf8_lossy(&buffer[..length]).into_owned();
-            if told.starts_with(wanted) {
+            let is_wanted = told.starts_with(wanted);
+            before.push(told);
+            if is_wanted {
                 return before;
             }
-            before.push(told);
         }
     }
 }
 
 #[test]
-fn the_service_manager_hears_that_a_node_is_ready_lives_and_leaves() {
+fn n3_the_service_manager_hears_that_a_node_is_ready_lives_and_leaves_and_how_long_that_takes() {
     let here = tempfile::tempdir().unwrap();
     let manager = Manager::new(here.path());
     let command = ["env".to_owned(), format!("NOTIFY_SOCKET={}", manager.address), "WATCHDOG_USEC=200000".to_owned()];
-    let mut node = common::NodeProcess::start_by(command.to_vec(), &[]);
-    assert!(manager.hears("READY=1").is_empty(), "nothing before it is ready");
+    let drain = [("drain.delay_seconds", "2"), ("drain.window_seconds", "100")];
+    let mut node = common::NodeProcess::start_by(command.to_vec(), &drain);
+    assert_eq!(manager.hears("READY=1").len(), 1, "nothing before it is ready");
     for _ in 0..3 {
-        assert!(manager.hears("WATCHDOG=1").is_empty());
+        assert_eq!(manager.hears("WATCHDOG=1").len(), 1);
     }
     node.process.signal("TERM");
-    assert!(manager.hears("STOPPING=1").iter().all(|told| told == "WATCHDOG=1"));
+    let told = manager.hears("STOPPING=1");
+    let (stopping, before) = told.split_last().unwrap();
+    assert!(before.iter().all(|told| told == "WATCHDOG=1"), "{before:?}");
+    // The delay, the window, and 10 s for what follows.
+    assert!(stopping.lines().any(|line| line == "EXTEND_TIMEOUT_USEC=112000000"), "{stopping}");
     assert_eq!(node.process.exit_code(), 0, "{}", node.log());
 }
 

@@ -13,8 +13,8 @@ use serde::Deserialize;
 const DOCUMENT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/faults.md");
 const SCRIPT: &str = include_str!("../../test.sh");
 
-/// The faults, by their letters: so many of each, and what they are called together.
-const CODES: [(char, usize, &str); 8] = [
+/// The faults, by their letters: their number, and what they are called together.
+const CODES: [(char, usize, &str); 9] = [
     ('R', 22, "Redis and the channel layer"),
     ('D', 15, "Database"),
     ('N', 12, "Nodes"),
@@ -23,6 +23,7 @@ const CODES: [(char, usize, &str); 8] = [
     ('A', 18, "Sign-in, rights and data"),
     ('O', 9, "What an operator is told"),
     ('S', 7, "Coming back"),
+    ('F', 24, "First days: what strangers and newcomers met"),
 ];
 
 const HEAD: &str = "\
@@ -30,8 +31,9 @@ const HEAD: &str = "\
 
 What a site has to survive, what is promised, and the tests that show it. `full`: tests show all of
 the promise. `part`: the line says what they do not show, and why. `none`: no test, and the reason.
-Tests marked † do their full measure, or run at all, only with `GATEWAY_LONG=1`. `test.sh \"…\"` is a
-check of that script.
+Tests marked † do their full measure, or run at all, only with `GATEWAY_LONG=1`. A name without a
+file is a Rust test. A name behind a file is a test of the browser client (`clients/js/test`) or of
+the Django app (`clients/django/tests`). `test.sh \"…\"` is a check of that script.
 
 This page is made of `gateway/tests/documents/faults.toml` and of the tests there are, by
 `GATEWAY_WRITE_DOCUMENTS=1 cargo test -p gateway --test documents`. A test whose name begins with a
@@ -57,6 +59,10 @@ struct Fault {
 
 /// All Rust files below these directories.
 fn sources(directories: &[&str]) -> Vec<PathBuf> {
+    files_of(directories, "rs")
+}
+
+fn files_of(directories: &[&str], wanted: &str) -> Vec<PathBuf> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
     let mut open: Vec<PathBuf> = directories.iter().map(|directory| root.join(directory)).collect();
     let mut files = Vec::new();
@@ -65,7 +71,7 @@ fn sources(directories: &[&str]) -> Vec<PathBuf> {
             let path = entry.unwrap().path();
             if path.is_dir() {
                 open.push(path);
-            } else if path.extension().is_some_and(|extension| extension == "rs") {
+            } else if path.extension().is_some_and(|extension| extension == wanted) {
                 files.push(path);
             }
         }
@@ -73,9 +79,48 @@ fn sources(directories: &[&str]) -> Vec<PathBuf> {
     files
 }
 
-/// Names of functions that are tests, or of which a macro makes tests, and whether they ask for the long run.
+/// Every test by the name that `documents/faults.toml` gives it, and whether it asks for the long run.
 fn tests() -> BTreeMap<String, bool> {
-    let crates = ["gateway", "channel-layer", "persistence", "testkit"];
+    let mut names = rust_tests();
+    for (directory, extension, tests_of) in [
+        ("clients/js/test", "mjs", javascript_tests as fn(&str) -> Vec<String>),
+        ("clients/django/tests", "py", python_tests),
+    ] {
+        for path in files_of(&[directory], extension) {
+            let file = path.file_name().unwrap().to_str().unwrap();
+            let text = std::fs::read_to_string(&path).unwrap();
+            names.extend(tests_of(&text).into_iter().map(|test| (format!("{file}: {test}"), false)));
+        }
+    }
+    names
+}
+
+/// The titles of `test("…")`, `it("…")` and `step("…")`, as they are written: one with a variable keeps its `${…}`.
+fn javascript_tests(text: &str) -> Vec<String> {
+    let mut titles = Vec::new();
+    for call in ["test(", "it(", "step("] {
+        for (at, _) in text.match_indices(call) {
+            let is_a_longer_name =
+                text[..at].ends_with(|before: char| before.is_alphanumeric() || ['_', '.', '$'].contains(&before));
+            let title = &text[at + call.len()..];
+            let Some(quote) = title.chars().next().filter(|first| ['"', '\'', '`'].contains(first)) else { continue };
+            if !is_a_longer_name {
+                titles.extend(title[1..].split(quote).next().map(str::to_owned));
+            }
+        }
+    }
+    titles
+}
+
+fn python_tests(text: &str) -> Vec<String> {
+    let lines = text.lines().map(str::trim_start).map(|line| line.strip_prefix("async ").unwrap_or(line));
+    let functions = lines.filter_map(|line| line.strip_prefix("def ")?.split('(').next());
+    functions.filter(|name| name.starts_with("test_")).map(str::to_owned).collect()
+}
+
+/// Names of functions that are tests, or of which a macro makes tests, and whether they ask for the long run.
+fn rust_tests() -> BTreeMap<String, bool> {
+    let crates = ["gateway", "gateway/testing", "channel-layer", "persistence", "testkit"];
     let directories: Vec<String> =
         crates.iter().flat_map(|name| [format!("{name}/src"), format!("{name}/tests")]).collect();
     let directories: Vec<&str> = directories.iter().map(String::as_str).collect();
@@ -229,6 +274,20 @@ fn a_fault_without_tests_needs_a_reason_and_tests_that_do_not_exist_are_told() {
     for part in ["D5 needs a test", "D6 names gone", "X1 is no code", "S7 is missing"] {
         assert!(wrong.iter().any(|line| line.contains(part)), "{part}: {wrong:?}");
     }
+}
+
+#[test]
+fn tests_of_the_clients_are_found_by_their_titles_and_names() {
+    let text = "test(\"one's own\", async () => {\n  test(`after ${code}`, () => {});\n await step('a step', run);\n \
+                await(\"no\"); /x/.test(\"no\"); visit(\"no\"); it(name)";
+    assert_eq!(javascript_tests(text), ["one's own", "after ${code}", "a step"]);
+    let text = "class A:\n    def test_one(self):\n    async def test_two(self):\n    def helper():\n# def test_no";
+    assert_eq!(python_tests(text), ["test_one", "test_two"]);
+    let tests = tests();
+    for name in ["client.test.mjs: comes back after ${code}", "browser.mjs: signing out ends it"] {
+        assert!(tests.contains_key(name), "{name}");
+    }
+    assert!(tests.contains_key("test_names.py: test_groups_of_users_and_rooms"));
 }
 
 /// What stands between backquotes, without blocks of code.

@@ -594,3 +594,23 @@ async fn a_trace_is_passed_on_with_the_event() {
     assert_eq!(publish(None, Some(&two)).await, Some(two));
     assert_eq!(publish(Some("nonsense"), None).await, None);
 }
+
+/// An event that nobody is shown is counted, and one line says what its sender has to change.
+#[tokio::test(flavor = "multi_thread")]
+async fn f1_an_event_that_lacks_a_field_is_counted_each_time_and_named_once() {
+    let redis = RedisServer::start();
+    let node = NodeProcess::start(&[("redis-url", &redis.url()), ("layer-serializer", "json")]);
+    let mut alice = node.door.join("alice", "lobby").await;
+    for _ in 0..3 {
+        redis.cli(&["PUBLISH", "asgi__group__chat_lobby", r#"{"type": "chat.message", "text": "hi"}"#]);
+    }
+    redis.cli(&["PUBLISH", "asgi__group__alice", r#"{"type": "chat.message", "message": "hi"}"#]);
+    let dropped = "gateway_layer_events_dropped_total{reason=\"incomplete\"}";
+    eventually("all are counted", async || node.door.metric(dropped).await == 4.0).await;
+    alice.hears_nothing_before_own("lobby").await;
+    let log = node.log();
+    for (group, missing) in [("chat_lobby", "message"), ("alice", "group_name")] {
+        let said = lines(&log, &["WARN", "chat_message", &format!("\"{group}\""), &format!("missing=\"{missing}\"")]);
+        assert_eq!(said.len(), 1, "{group} {missing}: {log}");
+    }
+}

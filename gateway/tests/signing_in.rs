@@ -22,6 +22,7 @@ use common::{
 use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use serde_json::{Value, json};
 use testkit::process::{Guarded, private_dir};
+use testkit::redis::RedisServer;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
@@ -767,6 +768,25 @@ async fn whom_django_let_in_without_an_end_it_is_asked_about_again_and_only_its_
     site.answers(|_| response("403 Forbidden", "", ""));
     assert_eq!(alice.closed().await, 4403);
     assert!(rechecked("django_forbidden").await >= 1.0);
+}
+
+/// A word of an operator goes by way of Redis; what a node looks at by itself does not.
+#[tokio::test(flavor = "multi_thread")]
+async fn a4_while_redis_is_away_a_disconnect_is_refused_and_who_may_not_stay_is_found_and_closed() {
+    let on = async |layer: &str| {
+        let mut redis = RedisServer::start();
+        let site = Site::start(|_| ok(&alice())).await;
+        let own = [("redis-url", &*redis.url()), ("layer", layer), ("django.recheck_seconds", "0.5")];
+        let node = node_that_asks(&site, &own).await;
+        let door = node.at();
+        let mut alice = with_cookie(door, "/ws/chat/lobby/", "sessionid=a").await.unwrap();
+        alice.patience = Duration::from_secs(30);
+        redis.kill();
+        assert_eq!(door.api("POST", "/api/users/alice/disconnect", None).await.0, 503, "{layer}");
+        site.answers(|_| response("403 Forbidden", "", ""));
+        assert_eq!(alice.closed().await, 4403, "{layer}");
+    };
+    tokio::join!(on("pubsub"), on("core"));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -184,7 +184,8 @@ async fn serve(
         () = allocator::give_back_when(async || node.node().memory_wanted().await) => {}
         () = log.count_dropped(|lines| metrics.take_log_lines_dropped(lines)) => {}
     }
-    systemd.stopping();
+    let drain = &node.node().config.drain;
+    systemd.stopping(drain.delay.saturating_add(drain.window));
     let drained = async {
         let mut drained = pin!(node.drain());
         loop {

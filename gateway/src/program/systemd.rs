@@ -8,6 +8,9 @@ use std::time::Duration;
 use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval};
 
+/// What follows the drain: the last writes, and leaving the groups on the layer.
+const LAST_STEPS: Duration = Duration::from_secs(10);
+
 /// Whom to tell, and how often that we live.
 pub(crate) struct Systemd {
     socket: Option<UnixDatagram>,
@@ -34,8 +37,11 @@ impl Systemd {
         self.tell("READY=1\nSTATUS=serving");
     }
 
-    pub(crate) fn stopping(&self) {
-        self.tell("STOPPING=1\nSTATUS=draining");
+    /// Says that the node leaves, and how long that may take. A manager that waits for less waits for this; one that
+    /// waits for more does not change.
+    pub(crate) fn stopping(&self, at_most: Duration) {
+        let micros = at_most.saturating_add(LAST_STEPS).as_micros();
+        self.tell(&format!("STOPPING=1\nSTATUS=draining\nEXTEND_TIMEOUT_USEC={micros}"));
     }
 
     /// Says that the process lives, twice in the time in which it must be heard, for as long as its threads get to their work.
