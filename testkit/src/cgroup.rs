@@ -1,4 +1,4 @@
-//! Cgroups whose memory ends: what a container or a unit with a limit is to a server.
+//! Cgroups with a limit of memory. To a server they are what a container or a unit with a limit is.
 
 use std::{
     fs,
@@ -12,7 +12,7 @@ const MISSING: &str = "a cgroup with a limit of its memory needs root, and a mem
     /sys/fs/cgroup/memory (version 1), or \"memory\" in the cgroup.subtree_control of the process's cgroup or of one that \
     it is in (version 2). Run the tests as root (sudo -E ./test.sh), in a container with --privileged";
 
-/// A cgroup of a test's own. Drop it after what runs in it.
+/// A cgroup of a test's own. Drop it after the processes in it.
 #[derive(Debug)]
 pub struct Cgroup {
     directory: PathBuf,
@@ -20,10 +20,10 @@ pub struct Cgroup {
 }
 
 impl Cgroup {
-    /// Makes one with so many bytes of memory, and no swap.
+    /// Makes one with this much memory, and no swap.
     pub fn with_memory(bytes: u64) -> Self {
         let (parent, v2) = parent().unwrap_or_else(|| panic!("{MISSING}"));
-        // For its name, which nobody else has.
+        // For its name, which no other cgroup has.
         let name = private_dir("cgroup");
         let directory = parent.join(name.file_name().expect("a directory has a name"));
         let _ = fs::remove_dir(&name);

@@ -9,8 +9,8 @@ use std::{
 
 use tempfile::TempDir;
 
-/// The wall clock of one program, which may jump while it runs: for programs that libfaketime's changing offset
-/// does not suit. It must outlive the program's starts.
+/// The wall clock of one program. It may jump while the program runs. It is for programs that libfaketime's changing
+/// offset does not suit, and must outlive each start of the program.
 #[derive(Debug)]
 pub struct ShiftedClock {
     dir: TempDir,
@@ -43,7 +43,7 @@ impl ShiftedClock {
         vec!["env".into(), format!("LD_PRELOAD={}", path("clock.so")), format!("SHIFTED_CLOCK={}", path("offset"))]
     }
 
-    /// From now on the clock is so many seconds ahead of the system's; negative: behind it.
+    /// From now on the clock is this many seconds ahead of the system's; a negative number is behind it.
     pub fn set(&self, seconds: i64) {
         let nanoseconds = seconds * 1_000_000_000;
         self.offset.write_all_at(&nanoseconds.to_ne_bytes(), 0).expect("the offset can be written");

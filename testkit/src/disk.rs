@@ -16,8 +16,8 @@ mount -t tmpfs -o "size=${2}m,mode=0700" testkit "$1" && : >mounted && exec slee
 "#;
 const READY: Duration = Duration::from_secs(10);
 
-/// A disk of a few MiB, which only processes see that are started through it. It keeps what is on it until it
-/// is dropped. Nobody needs to be root for it where the system lets everybody make namespaces, as Debian does.
+/// A disk of a few MiB. Only processes that are started through it see it. It keeps its files until it is dropped. It
+/// needs no root where the system lets every user make namespaces, as Debian does.
 #[derive(Debug)]
 pub struct Disk {
     directory: PathBuf,
@@ -83,7 +83,7 @@ impl Disk {
         }
     }
 
-    /// Gives back what [`fill`](Self::fill) took.
+    /// Gives back the space that [`fill`](Self::fill) took.
     pub fn free(&self) {
         fs::remove_file(self.filler()).expect("the disk was filled");
     }

@@ -22,7 +22,7 @@ use crate::{
 
 const READY: Duration = Duration::from_secs(60);
 
-/// Made and run under the watchdog's eyes, so that nothing stays when the test dies in between. `$1`
+/// The watchdog makes and runs it, so that nothing stays when the test dies in between. `$1`
 /// makes the database, `$2` is the option that allows it to root, the rest the server's command.
 const START: &str = r#"
 install=$1; user=$2; shift 2
@@ -35,7 +35,7 @@ exec "$@"
 "#;
 
 /// A MariaDB server of the test's own, on a free port of 127.0.0.1, with the user `gateway` and no
-/// password. It does not sync to the disk: what is committed outlives the server's death, but not
+/// password. It does not sync to the disk: commits outlive the server's death, but not
 /// the machine's.
 #[derive(Debug)]
 pub struct MariaDb {
@@ -55,23 +55,23 @@ struct Setup {
 }
 
 impl MariaDb {
-    /// The server that all tests of this process share; each takes its own database of it.
+    /// The server that all tests of this process share. Each test takes a database of its own there.
     pub fn shared() -> &'static Self {
         static SHARED: OnceLock<MariaDb> = OnceLock::new();
         SHARED.get_or_init(Self::start)
     }
 
-    /// Starts a server of one's own, to be killed and frozen, and waits until it answers.
+    /// Starts a server that the test has alone, to kill and freeze it, and waits until it answers.
     pub fn start() -> Self {
         Self::launch(&Setup::default())
     }
 
-    /// Starts a server that speaks TLS with those who ask for it.
+    /// Starts a server that speaks TLS with clients that ask for it.
     pub fn start_with_tls(options: &TlsOptions) -> Self {
         Self::launch(&Setup { tls: Some(options.clone()), ..Setup::default() })
     }
 
-    /// Starts a server whose files lie on a disk of so many MiB, some 150 of which it needs for itself.
+    /// Starts a server whose files lie on a disk of this many MiB. It needs some 150 of them for itself.
     pub fn start_on_small_disk(megabytes: u32) -> Self {
         Self::launch(&Setup { disk: Some(megabytes), ..Setup::default() })
     }
@@ -232,7 +232,7 @@ impl MariaDb {
         self.process.wait_ready(READY, || self.answers());
     }
 
-    /// Freezes the server (`SIGSTOP`): connections stay open, nobody answers.
+    /// Freezes the server (`SIGSTOP`): connections stay open, and no answer comes.
     pub fn pause(&mut self) {
         self.process.pause();
         wait_stopped(&[self.process.pid()]);

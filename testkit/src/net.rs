@@ -6,7 +6,7 @@ use std::{
     sync::atomic::{AtomicU32, Ordering},
 };
 
-/// A TCP port on 127.0.0.1 that nobody listens on just now. It lies below the range the kernel takes
+/// A TCP port on 127.0.0.1 that is free just now. It lies below the range the kernel takes
 /// for outgoing connections, so a server can be stopped and started again on the same port. Another
 /// process may still take it first: a caller that starts a server must check that it is its own.
 pub fn free_port() -> u16 {

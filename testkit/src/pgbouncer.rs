@@ -10,8 +10,8 @@ use crate::{
 
 const READY: Duration = Duration::from_secs(10);
 
-/// A PgBouncer of the test's own, in transaction mode, with few connections to the server, so that clients get
-/// another one all the time.
+/// A PgBouncer of the test's own, in transaction mode. It has few connections to the server, so that a client gets
+/// another one nearly every time.
 #[derive(Debug)]
 pub struct PgBouncer {
     port: u16,
@@ -19,7 +19,7 @@ pub struct PgBouncer {
 }
 
 impl PgBouncer {
-    /// Starts one with so many connections to each database of the server, and waits until it listens.
+    /// Starts one with this number of connections to each database of the server, and waits until it listens.
     pub fn start(postgres: &Postgres, connections: u32) -> Self {
         let path = std::env::var("PATH").unwrap_or_default();
         let program = ["pgbouncer", "/usr/sbin/pgbouncer"].into_iter().find(|program| {
@@ -54,7 +54,7 @@ impl PgBouncer {
         TcpStream::connect(("127.0.0.1", self.port)).is_ok()
     }
 
-    /// The URL of a database of the server through this, without what tells a client of it.
+    /// The URL of a database of the server through this. Nothing in it tells a client of the pooler.
     pub fn url(&self, database: &str) -> String {
         let name = database.rsplit('/').next().unwrap_or(database);
         format!("postgres://postgres@127.0.0.1:{}/{name}", self.port)

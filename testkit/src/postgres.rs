@@ -22,7 +22,7 @@ use crate::{
 };
 
 const READY: Duration = Duration::from_secs(30);
-/// Made and run under the watchdog's eyes, so that nothing stays when the test dies in between. `$1`
+/// The watchdog makes and runs it, so that nothing stays when the test dies in between. `$1`
 /// is the directory of the programs, the rest the server's arguments.
 const START: &str = r#"
 bin=$1; shift
@@ -34,7 +34,7 @@ exec "$bin/postgres" "$@"
 const MISSING: &str = "PostgreSQL is missing: run ./test.sh, or apt-get install postgresql";
 
 /// A PostgreSQL server of the test's own, on a free port of 127.0.0.1, with the superuser `postgres`
-/// and no password. It does not sync to the disk: what is committed outlives the server's death, but
+/// and no password. It does not sync to the disk: commits outlive the server's death, but
 /// not the machine's.
 #[derive(Debug)]
 pub struct Postgres {
@@ -50,23 +50,23 @@ struct Setup {
     durable: bool,
     /// The size of a disk of its own, in MiB.
     disk: Option<u32>,
-    /// What is put in front of its command.
+    /// The words in front of its command.
     clock: Vec<String>,
 }
 
 impl Postgres {
-    /// The server that all tests of this process share; each takes its own database of it.
+    /// The server that all tests of this process share. Each test takes a database of its own there.
     pub fn shared() -> &'static Self {
         static SHARED: OnceLock<Postgres> = OnceLock::new();
         SHARED.get_or_init(Self::start)
     }
 
-    /// Starts a server of one's own, to be killed and frozen, and waits until it answers.
+    /// Starts a server that the test has alone, to kill and freeze it, and waits until it answers.
     pub fn start() -> Self {
         Self::launch(&Setup::default())
     }
 
-    /// Starts a server whose files lie on a disk of so many MiB, 48 of which it needs for itself.
+    /// Starts a server whose files lie on a disk of this many MiB. It needs 48 of them for itself.
     pub fn start_on_small_disk(megabytes: u32) -> Self {
         Self::launch(&Setup { disk: Some(megabytes), ..Setup::default() })
     }
@@ -157,7 +157,8 @@ impl Postgres {
         format!("postgres://postgres@127.0.0.1:{}/postgres", self.port)
     }
 
-    /// Speaks TLS from now on with those who ask for it; the file of the authority that it is signed by.
+    /// Speaks TLS from now on with clients that ask for it. Returns the file of the authority that signed its
+    /// certificate.
     pub fn switch_tls_on(&self, options: &TlsOptions) -> PathBuf {
         let made = tls::make(self.process.dir(), options);
         let files = [("ssl_cert_file", &made.certificate), ("ssl_key_file", &made.key)];
@@ -237,7 +238,7 @@ impl Postgres {
         self.process.wait_ready(READY, || self.is_ours());
     }
 
-    /// Freezes the server with all its children (`SIGSTOP`): connections stay open, nobody answers.
+    /// Freezes the server with all its children (`SIGSTOP`): connections stay open, and no answer comes.
     pub fn pause(&mut self) {
         // The main process first: it makes the children.
         self.process.pause();
@@ -321,8 +322,8 @@ fn bin() -> PathBuf {
     found.pop().or(on_path).expect(MISSING)
 }
 
-/// The command in front of PostgreSQL's: it refuses to run as root, so root becomes another user,
-/// who gets the directory.
+/// The command in front of PostgreSQL's. PostgreSQL refuses to run as root, so root becomes another user
+/// and gives that user the directory.
 pub(crate) fn servant(dir: &Path) -> Vec<String> {
     if fs::metadata(dir).expect("just made").uid() != 0 {
         return vec!["env".into()];

@@ -139,7 +139,7 @@ impl Guarded {
         self.order(&format!("signal {signal}"));
     }
 
-    /// Freezes the server with all its children (`SIGSTOP`): connections stay open, nobody answers.
+    /// Freezes the server with all its children (`SIGSTOP`): connections stay open, and no answer comes.
     pub fn pause(&mut self) {
         self.order("all STOP");
     }
@@ -173,7 +173,7 @@ impl Guarded {
         code.trim().parse().expect("a number")
     }
 
-    /// Whether the server's main process lives (a dead one nobody has waited for does not).
+    /// Whether the server's main process lives. One that has ended, but was not waited for yet, does not.
     pub fn running(&self) -> bool {
         !matches!(self.state(), Some('Z' | 'X') | None)
     }

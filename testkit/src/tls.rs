@@ -8,8 +8,8 @@ use std::{
 
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, date_time_ymd};
 
-/// What a server's certificate is to be like. The default is a good one for 127.0.0.1 and a server that wants
-/// none from its clients.
+/// How a server's certificate is made. The default is a good certificate for 127.0.0.1, and a server that wants none
+/// from its clients.
 #[derive(Debug, Clone)]
 pub struct TlsOptions {
     /// Whether clients must show a certificate of the same authority.
@@ -38,8 +38,8 @@ pub struct Certificates {
     pub client_key: String,
 }
 
-/// Makes an authority that no one else knows, and what it signs, in a server's private directory, for the
-/// directory's owner.
+/// Makes an authority of the test's own, and the certificates that it signs, in a server's private directory. The files
+/// belong to the directory's owner.
 pub fn make(dir: &Path, options: &TlsOptions) -> Certificates {
     let ca = CertifiedIssuer::self_signed(authority(), key()).expect("a certificate of our own");
     let owner = fs::metadata(dir).expect("the directory is ours");

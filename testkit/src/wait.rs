@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 const STEP: Duration = Duration::from_millis(10);
 
-/// Looks every 10 ms until `yes` says so. Panics with `what` when `limit` has passed.
+/// Asks `yes` every 10 ms until it is true. Panics with `what` when `limit` has passed.
 pub fn until(what: &str, limit: Duration, mut yes: impl FnMut() -> bool) {
     let deadline = Instant::now() + limit;
     while !yes() {

@@ -1,8 +1,8 @@
-//! This crate is for tests of your own consumers: it has a node for the test's process, and clients that send and expect.
+//! This crate is for tests of your own consumers. It starts a node in the test's process, and has clients for it.
 //!
-//! [`TestNode`] runs the routes on a free port, with the in-memory channel layer and a database in memory. Nothing has to
-//! be installed, and tests run beside each other. [`Communicator`] is a client in the manner of Channels'
-//! `WebsocketCommunicator`.
+//! [`TestNode`] runs your routes on a free port, with the in-memory channel layer and a database in memory. Nothing has
+//! to be installed, and tests can run at the same time. [`Communicator`] is a client in the manner of Channels'
+//! `WebsocketCommunicator`: it sends frames, and waits for those that the test expects.
 //!
 //! ```
 //! use gateway::{Consumer, Context, Frame, Outcome, Router};
@@ -49,7 +49,7 @@ use tokio_tungstenite::tungstenite::protocol::CloseFrame;
 use tokio_tungstenite::tungstenite::{self, Message};
 use tokio_tungstenite::{MaybeTlsStream, WebSocketStream};
 
-/// How long something that is expected may take: 10 seconds, for busy machines.
+/// How long a client waits for an expected frame: 10 seconds, for busy machines.
 pub const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Signs the tokens of a test's users.
@@ -74,10 +74,10 @@ pub enum TestError {
     /// The socket was closed, with this code and reason; 1006 without a close frame.
     #[error("closed with {0} {1:?}")]
     Closed(u16, String),
-    /// What was expected did not come within [`PATIENCE`].
+    /// The expected frame did not come within [`PATIENCE`].
     #[error("nothing came")]
     Nothing,
-    /// Something else came.
+    /// A different frame came.
     #[error("something else came: {0:?}")]
     Unexpected(Message),
     /// A frame that is no JSON.
@@ -115,7 +115,7 @@ impl TestNode {
         Self::start_with(routes, &[]).await
     }
 
-    /// The same with settings, named as flags are: `("anonymous", "talk")`, `("limits.frame_bytes", "1000")`.
+    /// The same with settings. They have the names of flags: `("anonymous", "talk")`, `("limits.frame_bytes", "1000")`.
     pub async fn start_with(routes: Router, settings: &[(&str, &str)]) -> Result<Self, TestError> {
         let defaults = [
             ("listen", "127.0.0.1:0"),
@@ -133,7 +133,7 @@ impl TestNode {
         Ok(Self { node: RunningNode::start(config, routes).await?, auth })
     }
 
-    /// A client of this path, which may have a query. It connects with [`Communicator::connect`].
+    /// A client of this path, which may have a query. [`Communicator::connect`] connects it.
     pub fn communicator(&self, path: &str) -> Communicator<'_> {
         Communicator {
             node: self,
@@ -227,7 +227,7 @@ impl Communicator<'_> {
 
 /// A client that is connected.
 pub struct Connected {
-    /// What the node has chosen of the subprotocols.
+    /// The subprotocol that the node has chosen.
     pub subprotocol: Option<String>,
     socket: WebSocketStream<MaybeTlsStream<TcpStream>>,
 }
@@ -270,12 +270,12 @@ impl Connected {
         }
     }
 
-    /// Whether nothing comes for so long.
+    /// Whether no frame comes within this time.
     pub async fn receive_nothing(&mut self, during: Duration) -> Result<bool, TestError> {
         Ok(self.next(during).await?.is_none())
     }
 
-    /// Code and reason of the node's close, which must be the next thing.
+    /// Code and reason of the node's close. It must come before any other frame.
     pub async fn receive_close(&mut self) -> Result<(u16, String), TestError> {
         match self.next(PATIENCE).await {
             Err(TestError::Closed(code, reason)) => Ok((code, reason)),
@@ -285,7 +285,7 @@ impl Connected {
         }
     }
 
-    /// Closes with this code and waits for the node's answer; what comes before it is dropped.
+    /// Closes with this code and waits for the node's answer. Frames that come before it are dropped.
     pub async fn disconnect(mut self, code: u16) -> Result<(), TestError> {
         self.socket.close(Some(CloseFrame { code: code.into(), reason: "".into() })).await?;
         loop {

@@ -22,9 +22,8 @@ use self::{
 };
 use crate::net::free_port;
 
-/// A TCP proxy on a free port of 127.0.0.1, in front of a server on this machine. It passes everything on
-/// until told otherwise; what it is told holds for present and new connections alike and takes effect
-/// before the call returns.
+/// A TCP proxy on a free port of 127.0.0.1, in front of a server on this machine. It passes everything on until told
+/// otherwise. An order holds for present and new connections alike, and takes effect before the call returns.
 #[derive(Debug)]
 pub struct ChaosProxy {
     port: u16,
@@ -155,20 +154,20 @@ impl ChaosProxy {
         self.ways(way).for_each(|direction| direction.set(|flow| flow.state = State::Hole));
     }
 
-    /// Everything of the connections that there are is read and thrown away, the end of a connection too; new ones
-    /// pass. So it is when a firewall has forgotten the connections it knew.
+    /// Everything of the present connections is read and thrown away, the end of a connection too. New connections
+    /// pass. A firewall that has forgotten its connections behaves like this.
     pub fn strand(&self) {
         let accepted = self.accepted();
         self.ways(Way::Both).for_each(|direction| direction.set(|flow| flow.stranded = accepted));
     }
 
-    /// After this many more bytes, whatever connections they are of, the one they were of is reset, once.
+    /// Counts this many more bytes over all connections, then resets the connection of the last one, once.
     pub fn cut_after(&self, bytes: u64, way: Way) {
         self.ways(way).for_each(|direction| direction.limit(bytes));
     }
 
-    /// Drops every `nth` message that the server pushes to subscribers, 1 drops all; everything else
-    /// passes, so the subscription is healthy and deaf. Only for [`redis`](Self::redis).
+    /// Drops every `nth` message that the server pushes to subscribers; 1 drops all. All other bytes pass, so the
+    /// subscription is healthy and deaf. Only for [`redis`](Self::redis).
     pub fn drop_messages(&self, nth: usize) {
         let mut seen = 0;
         self.drop_replies(move |reply| {
@@ -178,8 +177,8 @@ impl ChaosProxy {
         });
     }
 
-    /// Drops each of the server's replies and pushes for which `drop` says so; it gets the whole value as
-    /// its bytes. Takes the place of what was asked for before. Only for [`redis`](Self::redis).
+    /// Drops each of the server's replies and pushes for which `drop` returns `true`; `drop` gets the bytes of the
+    /// whole value. An earlier order to drop ends. Only for [`redis`](Self::redis).
     pub fn drop_replies(&self, drop: impl FnMut(&[u8]) -> bool + Send + 'static) {
         let filter = self.shared.filter.as_ref().expect("only a proxy made by ChaosProxy::redis reads replies");
         filter.set(Some(Box::new(drop)));

@@ -68,7 +68,7 @@ pub struct Pending {
 }
 
 impl Peer {
-    /// Starts a layer. `config` is what Django's settings have as `CONFIG`: `hosts` (a list), `prefix`,
+    /// Starts a layer. `config` is the `CONFIG` of Django's settings: `hosts` (a list), `prefix`,
     /// `symmetric_encryption_keys`, `serializer_format`, and for core `capacity`, `expiry`, `group_expiry`,
     /// `channel_capacity`, `random_prefix_length`.
     pub fn start(kind: Kind, config: &Json) -> Self {
@@ -285,7 +285,7 @@ impl fmt::Display for PeerError {
 
 impl std::error::Error for PeerError {}
 
-/// Hands each line to who waits for it, until the process ends.
+/// Hands each line to the call that waits for it, until the process ends.
 fn read(answers: ChildStdout, waiting: &Mutex<Waiting>) {
     for line in BufReader::new(answers).lines() {
         let Ok(line) = line else { break };

@@ -10,7 +10,7 @@ use crate::{
 
 pub(super) const READY: Duration = Duration::from_secs(20);
 
-/// What a [`RedisServer`] is started with. The default is an empty server without password and
+/// The options that a [`RedisServer`] is started with. The default is an empty server without password and
 /// persistence.
 #[derive(Debug, Clone, Default)]
 pub struct RedisOptions {
@@ -22,8 +22,8 @@ pub struct RedisOptions {
 }
 
 impl RedisOptions {
-    /// The program, such as `valkey-server`; by default the one named by the environment variable
-    /// `TESTKIT_REDIS_SERVER`, else `redis-server`.
+    /// The program, such as `valkey-server`. The default is the environment variable `TESTKIT_REDIS_SERVER`, and
+    /// without it `redis-server`.
     #[must_use]
     pub fn program(mut self, program: &str) -> Self {
         self.program = Some(program.to_owned());

@@ -196,7 +196,7 @@ impl Sentinels {
         ask_text(one.port, self.options.sentinel_password.as_deref(), command).ok()
     }
 
-    /// Whether this sentinel knows everybody else and the primary is well.
+    /// Whether this sentinel knows all other servers and the primary is well.
     fn is_settled(&self, one: &Sentinel) -> bool {
         let Some(answer) = self.ask(one, &["SENTINEL", "MASTER", NAME]) else { return false };
         let lines: Vec<&str> = answer.lines().collect();
@@ -253,8 +253,8 @@ fn config(port: u16, primary: u16, options: &SentinelOptions) -> String {
     text
 }
 
-/// Shortens what a sentinel otherwise waits for: 2 seconds between introductions, 10 between looks at
-/// a server, and 30 of doing nothing after the machine was busy. Sentinels before Redis 7 refuse this
+/// Shortens a sentinel's waits: 2 seconds between introductions, 10 between looks at a server, and 30 of
+/// doing nothing after the machine was busy. Sentinels before Redis 7 refuse this
 /// and are merely slower.
 fn hasten(port: u16, password: Option<&str>) {
     let words = ["SENTINEL", "DEBUG", "info-period", "500", "publish-period", "300", "tilt-period", "2000"];

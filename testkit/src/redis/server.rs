@@ -50,7 +50,7 @@ impl RedisServer {
         }
     }
 
-    /// The server's address for a user, who need not exist; `""` is the user `default`.
+    /// The server's address for a user. The user need not exist; `""` is the user `default`.
     pub fn url_as(&self, user: &str, password: &str) -> String {
         format!("redis://{}:{}@127.0.0.1:{}", escaped(user), escaped(password), self.port)
     }
@@ -75,8 +75,8 @@ impl RedisServer {
         self.process.kill();
     }
 
-    /// Starts it again, on the same port and with nothing in it, killed before if it lives. What was
-    /// set while it ran (users, passwords, TLS) is gone too.
+    /// Starts it again on the same port, with nothing in it, and kills it first if it lives. Settings that were made
+    /// while it ran (users, passwords, TLS) are gone too.
     pub fn restart_empty(&mut self) {
         if self.process.running() {
             self.process.kill();
@@ -86,7 +86,7 @@ impl RedisServer {
         self.restart();
     }
 
-    /// Starts it again with its data, killed before if it lives. Only for a server started with
+    /// Starts it again with its data, and kills it first if it lives. Only for a server started with
     /// [`RedisOptions::persistent`].
     pub fn restart_keeping(&mut self) {
         assert!(self.persistent, "only a persistent server keeps anything");
@@ -96,7 +96,7 @@ impl RedisServer {
         self.restart();
     }
 
-    /// Starts the killed server again, with what its directory holds.
+    /// Starts the killed server again, with the contents of its directory.
     pub(super) fn restart(&mut self) {
         self.process.start();
         self.password.clone_from(&self.first_password);
@@ -104,7 +104,7 @@ impl RedisServer {
         self.process.wait_ready(READY, || is_ours(port, self.password.as_deref(), pid));
     }
 
-    /// Freezes the server (`SIGSTOP`): connections stay open, nobody answers.
+    /// Freezes the server (`SIGSTOP`): connections stay open, and no answer comes.
     pub fn pause(&mut self) {
         self.process.pause();
     }

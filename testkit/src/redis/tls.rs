@@ -11,7 +11,7 @@ use crate::{
 pub struct Tls {
     /// The port that speaks TLS.
     pub port: u16,
-    /// The authority that signed both sides' certificates; no one else knows it.
+    /// The authority that signed both sides' certificates. No other test has it.
     pub ca: Vec<u8>,
     /// A certificate that the server accepts from a client.
     pub client_certificate: Vec<u8>,

@@ -10,8 +10,8 @@ use std::{
 /// The longest an answer may take.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Asks the server on this port, signed in if there is a password. The items of an array come back one
-/// a line, null as nothing, an error as text that starts with `-`.
+/// Asks the server on this port, and signs in if there is a password. The items of an array come back one
+/// a line, null comes back as nothing, and an error as text that starts with `-`.
 pub(super) fn ask(port: u16, password: Option<&str>, command: &[&[u8]]) -> io::Result<String> {
     let mut stream = TcpStream::connect(("127.0.0.1", port))?;
     stream.set_read_timeout(Some(PATIENCE))?;
