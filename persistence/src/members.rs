@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 
 use sea_orm::{
     ConnectionTrait, ExprTrait, FromQueryResult, Order,
-    sea_query::{Expr, OnConflict, Query},
+    sea_query::{Expr, OnConflict, Query, SelectStatement},
 };
 use uuid::Uuid;
 
@@ -22,8 +22,8 @@ use crate::{
 const MAX_PAIRS: usize = 250;
 
 #[derive(FromQueryResult)]
-struct Member {
-    user_name: String,
+pub(crate) struct Member {
+    pub(crate) user_name: String,
 }
 
 #[derive(FromQueryResult)]
@@ -39,6 +39,19 @@ struct UserRoom {
     member_since: i64,
     #[sea_orm(nested)]
     room: HeadRow,
+}
+
+/// Members of a room, in the order of their names' bytes.
+pub(crate) fn members_of(room: &str) -> SelectStatement {
+    let user = (memberships::Entity, memberships::Column::UserName);
+    let of_room = Expr::col((rooms::Entity, rooms::Column::Id));
+    Query::select()
+        .column(user)
+        .from(memberships::Entity)
+        .inner_join(rooms::Entity, of_room.equals((memberships::Entity, memberships::Column::RoomId)))
+        .and_where(Expr::col((rooms::Entity, rooms::Column::Name)).eq(room))
+        .order_by(user, Order::Asc)
+        .to_owned()
 }
 
 impl Store {
@@ -169,18 +182,7 @@ impl Store {
         if !is_valid_name(room) {
             return Ok(Vec::new());
         }
-        let select = Query::select()
-            .column((memberships::Entity, memberships::Column::UserName))
-            .from(memberships::Entity)
-            .inner_join(
-                rooms::Entity,
-                Expr::col((rooms::Entity, rooms::Column::Id))
-                    .equals((memberships::Entity, memberships::Column::RoomId)),
-            )
-            .and_where(Expr::col((rooms::Entity, rooms::Column::Name)).eq(room))
-            .order_by((memberships::Entity, memberships::Column::UserName), Order::Asc)
-            .to_owned();
-        Ok(self.db.select::<Member>(&select).await?.into_iter().map(|member| member.user_name).collect())
+        Ok(self.db.select::<Member>(&members_of(room)).await?.into_iter().map(|member| member.user_name).collect())
     }
 
     /// The rooms of each of these users, by user, the oldest membership first; one statement for up to 1,000 users.

@@ -3,16 +3,17 @@
 use std::fmt;
 
 use sea_orm::{
-    ExprTrait, FromQueryResult, Order,
+    ExprTrait, Order,
     sea_query::{Expr, Query},
 };
 
 use crate::{
     Message, Page, Range, Room, Store, StoreError, Stream,
     db::{Transaction, rows},
-    entity::{memberships, rooms},
+    entity::memberships,
     heads::{HeadRow, add_columns},
     kind::Kind,
+    members::{Member, members_of},
     messages::{Epoch, page_of},
     row::Beside,
     values::signed,
@@ -26,11 +27,6 @@ impl fmt::Debug for Snapshot<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Snapshot").finish_non_exhaustive()
     }
-}
-
-#[derive(FromQueryResult)]
-struct Named {
-    user_name: String,
 }
 
 impl Store {
@@ -75,24 +71,13 @@ impl Snapshot<'_> {
 
     /// Members of a room in the order of their names' bytes, `limit` of them from the first after `after`.
     pub async fn members(&self, room: &str, after: Option<&str>, limit: u64) -> Result<Vec<String>, StoreError> {
-        let user = (memberships::Entity, memberships::Column::UserName);
-        let mut select = Query::select();
-        select
-            .column(user)
-            .from(memberships::Entity)
-            .inner_join(
-                rooms::Entity,
-                Expr::col((rooms::Entity, rooms::Column::Id))
-                    .equals((memberships::Entity, memberships::Column::RoomId)),
-            )
-            .and_where(Expr::col((rooms::Entity, rooms::Column::Name)).eq(room))
-            .order_by(user, Order::Asc)
-            .limit(signed(limit).unsigned_abs());
+        let mut select = members_of(room);
+        select.limit(signed(limit).unsigned_abs());
         if let Some(after) = after {
-            select.and_where(Expr::col(user).gt(after));
+            select.and_where(Expr::col((memberships::Entity, memberships::Column::UserName)).gt(after));
         }
-        let named = rows::<Named>(&self.0.inner, &select).await?;
-        Ok(named.into_iter().map(|named| named.user_name).collect())
+        let members = rows::<Member>(&self.0.inner, &select).await?;
+        Ok(members.into_iter().map(|member| member.user_name).collect())
     }
 
     /// Messages of a stream after `seq`, ascending: at most `limit`, and not many more than so many bytes of text.

@@ -61,8 +61,13 @@ class Json(AsyncJsonWebsocketConsumer):
 
     async def receive_json(self, content):
         if content == "flood":
+            has_waited = False
             for number in range(4_000):
-                await self.send(bytes_data=number.to_bytes(4, "little") + bytes(20_000))
+                sending = asyncio.ensure_future(self.send(bytes_data=number.to_bytes(4, "little") + bytes(20_000)))
+                if not has_waited and not (await asyncio.wait([sending], timeout=1))[0]:
+                    has_waited = True
+                    note("send waits")
+                await sending
             content = "flooded"
         elif content == "sleep":
             await asyncio.sleep(2)
