@@ -48,7 +48,15 @@ pub enum CloseReason {
     Custom(u16, Cow<'static, str>),
 }
 
+/// Bytes of text that fit into a close frame.
+const MAX_TEXT: usize = 123;
+
 impl CloseReason {
+    /// What somebody else asks for. The text may be of any length; what fits into a close frame is kept.
+    pub(crate) fn asked(code: u16, text: &str) -> Self {
+        Self::Custom(code, text[..text.floor_char_boundary(MAX_TEXT)].to_owned().into())
+    }
+
     /// The code in the close frame, or in the log for [`Lost`](Self::Lost) and [`ByClient`](Self::ByClient).
     pub fn code(&self) -> u16 {
         match self {
@@ -103,4 +111,15 @@ impl fmt::Display for CloseReason {
 /// Whether a close frame may carry this code (RFC 6455, section 7.4).
 pub(crate) fn is_sendable(code: u16) -> bool {
     matches!(code, 1000..=1003 | 1007..=1014 | 3000..=4999)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_what_somebody_else_says_there_is_kept_what_a_close_frame_can_carry() {
+        assert_eq!(CloseReason::asked(4001, &"é".repeat(50_000)).to_string(), format!("4001 {}", "é".repeat(61)));
+        assert_eq!(CloseReason::asked(4001, "bye").to_string(), "4001 bye");
+    }
 }

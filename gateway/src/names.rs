@@ -98,7 +98,8 @@ impl GroupNames {
         group.as_str().strip_prefix("chat_").filter(|room| is_valid_name(room))
     }
 
-    fn plain(&self, name: &str) -> Result<GroupName, NameError> {
+    /// Any group of the site's, if the layer takes its name.
+    pub(crate) fn plain(&self, name: &str) -> Result<GroupName, NameError> {
         if self.raw { GroupName::parse_any(name) } else { GroupName::parse(name) }
     }
 }

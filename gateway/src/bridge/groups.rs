@@ -44,8 +44,8 @@ pub(crate) enum Joining {
     Joined,
     /// Not a name, or too many.
     Refused,
-    /// When this is over. Whether it was joined.
-    Later(BoxFuture<'static, bool>),
+    /// When this is over.
+    Later(BoxFuture<'static, ()>),
 }
 
 /// What became of an event for one channel, as frames say it.
@@ -70,7 +70,7 @@ pub(super) struct Groups {
     pub(super) renders: Mutex<Renders>,
 }
 
-type Join = BoxFuture<'static, (Arc<Seat>, String, bool)>;
+type Join = BoxFuture<'static, (Arc<Seat>, String)>;
 
 enum Outgoing {
     Group(GroupName, Event),
@@ -226,7 +226,7 @@ impl Link {
                     drop(joins);
                     return self.joined(&seat, &group, false);
                 }
-                joins.push(async move { join.map(|joined| (seat, group, joined)).await }.boxed());
+                joins.push(async move { join.map(|()| (seat, group)).await }.boxed());
                 drop(joins);
                 self.groups.joins_ready.notify_one();
             }
@@ -243,9 +243,7 @@ impl Link {
         loop {
             tokio::select! {
                 () = self.groups.joins_ready.notified() => {}
-                Some((seat, group, joined)) = joining.next(), if !joining.is_empty() => {
-                    self.joined(&seat, &group, joined);
-                }
+                Some((seat, group)) = joining.next(), if !joining.is_empty() => self.joined(&seat, &group, true),
             }
             joining.extend(std::mem::take(&mut *self.groups.joins.lock()));
         }

@@ -2,6 +2,7 @@
 //! it ended. Shared by the socket's task and the link's reader.
 
 use std::collections::VecDeque;
+use std::fmt;
 use std::future::poll_fn;
 use std::pin::pin;
 use std::sync::Arc;
@@ -92,11 +93,18 @@ pub(crate) struct Accept {
 }
 
 /// What the application answered instead.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub(crate) struct Deny {
     pub(crate) status: u16,
     pub(crate) headers: Headers,
     pub(crate) body: Vec<u8>,
+}
+
+/// Headers may hold cookies, and the body is a page: neither is for the log.
+impl fmt::Debug for Deny {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Deny").field("status", &self.status).finish_non_exhaustive()
+    }
 }
 
 /// What became of a handshake.
@@ -448,5 +456,17 @@ impl Seated {
 impl Drop for Seated {
     fn drop(&mut self) {
         self.closed(1006, "");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_log_shows_no_cookie_and_no_page_of_a_refusal() {
+        let headers = vec![(b"set-cookie".to_vec(), b"sessionid=secret".to_vec())];
+        let refused = Answer::Deny(Deny { status: 403, headers, body: b"a page".to_vec() });
+        assert_eq!(format!("{refused:?}"), "Deny(Deny { status: 403, .. })");
     }
 }

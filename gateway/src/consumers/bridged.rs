@@ -332,17 +332,13 @@ fn frame(said: &Said) -> WireFrame {
 
 /// Joins a group that this node does not hear yet. While the layer is away that is put off, and counts as joined: the
 /// application goes on.
-async fn join(node: Arc<Node>, socket: Arc<Socket>, groups: Arc<Groups>, group: GroupName) -> bool {
+async fn join(node: Arc<Node>, socket: Arc<Socket>, groups: Arc<Groups>, group: GroupName) {
     let hub = &node.hub;
     let joined = match hub.is_layer_down() {
         true => false,
         false => match timeout(JOIN_TIME, hub.listen(&socket, &group)).await {
-            Ok(Ok(())) => true,
-            Ok(Err(error)) if error.is_refusal() => {
-                groups.state.lock().joined.retain(|joined| *joined != group);
-                return false;
-            }
-            Ok(Err(_)) | Err(_) => false,
+            Ok(joined) => joined.is_ok(),
+            Err(_late) => false,
         },
     };
     if !joined {
@@ -351,7 +347,6 @@ async fn join(node: Arc<Node>, socket: Arc<Socket>, groups: Arc<Groups>, group: 
         // It has left meanwhile.
         hub.unlisten(&socket, &group);
     }
-    true
 }
 
 impl Client for Place {
@@ -382,9 +377,8 @@ impl Client for Place {
     }
 
     fn join(&self, group: &str) -> Joining {
-        let Ok(name) = GroupName::parse(group).or_else(|_| GroupName::parse_any(group)) else {
-            return Joining::Refused;
-        };
+        // A name that the layer refuses would hold up all that is joined together with it.
+        let Ok(name) = self.node.names.plain(group) else { return Joining::Refused };
         {
             let mut state = self.groups.state.lock();
             state.stale.retain(|stale| *stale != name);
@@ -452,7 +446,7 @@ impl Client for Place {
     fn close(&self, code: u16, reason: &str) {
         self.is_closed_by_app.store(true, Ordering::Relaxed);
         let code = if is_sendable(code) { code } else { 1011 };
-        self.socket.close(CloseReason::Custom(code, reason.to_owned().into()));
+        self.socket.close(CloseReason::asked(code, reason));
     }
 
     fn end(&self, failed: bool) {

@@ -301,7 +301,7 @@ pub(super) fn disconnect_reason(event: &Event) -> CloseReason {
     let code = event.get("code").and_then(channel_layer::Value::as_u64).and_then(|code| u16::try_from(code).ok());
     let code = code.filter(|&code| close::is_sendable(code)).unwrap_or(4403);
     match event.text("reason") {
-        Some(reason) => CloseReason::Custom(code, reason.to_owned().into()),
+        Some(reason) => CloseReason::asked(code, reason),
         None if code == 4403 => CloseReason::Forbidden,
         None => CloseReason::Custom(code, "".into()),
     }

@@ -33,17 +33,6 @@ pub(crate) enum JoinError {
     Stopped,
 }
 
-impl JoinError {
-    /// Whether trying again is of no use: the layer cannot carry such a name.
-    pub(crate) fn is_refusal(&self) -> bool {
-        match self {
-            Self::Layer(LayerError::Name(_)) => true,
-            Self::Batch(error) => error.is_refusal(),
-            Self::Layer(_) | Self::Store(_) | Self::Stopped => false,
-        }
-    }
-}
-
 /// Makes groups live, one batch after another, so that joining and leaving never race.
 pub(super) struct Joiner(Batcher<Request, (), JoinError>);
 

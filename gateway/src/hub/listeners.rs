@@ -5,7 +5,7 @@
 //! whoever the class asks, and shown to all its sockets. A class's events of a group stay in order: what comes while
 //! something is being rendered waits behind it.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
@@ -224,7 +224,12 @@ impl Hub {
 
     /// The same, once the layer is there again.
     pub(crate) fn listen_later(&self, socket: &Arc<Socket>, name: &GroupName) {
-        self.late.lock().push((Arc::downgrade(socket), name.clone()));
+        let mut late = self.late.lock();
+        if late.len() == late.capacity() {
+            // However often sockets come and go, join and leave meanwhile.
+            keep_wanted(&mut late);
+        }
+        late.push((Arc::downgrade(socket), name.clone()));
     }
 
     /// Takes it out again.
@@ -240,8 +245,8 @@ impl Hub {
             return Ok(());
         }
         let mut late = std::mem::take(&mut *self.late.lock());
-        late.retain(|(socket, name)| wants(socket, name).is_some());
-        let groups: std::collections::HashSet<GroupName> = late.iter().map(|(_, name)| name.clone()).collect();
+        keep_wanted(&mut late);
+        let groups: HashSet<GroupName> = late.iter().map(|(_, name)| name.clone()).collect();
         let joins = self.joins.get().ok_or(JoinError::Stopped)?;
         let joined = joins.make_live(groups.into_iter().map(|name| (name, None)).collect()).await;
         late.retain(|(socket, name)| match wants(socket, name) {
@@ -337,7 +342,84 @@ impl Hub {
     }
 }
 
+/// Leaves each socket that still wants it once for each group.
+fn keep_wanted(late: &mut Vec<(Weak<Socket>, GroupName)>) {
+    let mut seen = HashSet::new();
+    late.retain(|(socket, name)| {
+        let wanted = wants(socket, name);
+        wanted.is_some_and(|socket| seen.insert((Arc::as_ptr(&socket), name.clone())))
+    });
+}
+
 /// The socket, if it lives and still wants to be in the group.
 fn wants(socket: &Weak<Socket>, name: &GroupName) -> Option<Arc<Socket>> {
     socket.upgrade().filter(|socket| socket.ear().is_some_and(|ear| ear.wants(name)))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicBool;
+
+    use super::*;
+    use crate::config::{Config, collect};
+    use crate::socket::Identity;
+    use crate::socket::ear::Ear;
+    use crate::start::RunningNode;
+
+    struct Wants(AtomicBool);
+
+    impl Ear for Wants {
+        fn hear(&self, _: &Arc<Event>) {}
+
+        fn class(&self) -> Option<Arc<dyn Class>> {
+            None
+        }
+
+        fn wants(&self, _: &GroupName) -> bool {
+            self.0.load(Ordering::Relaxed)
+        }
+    }
+
+    fn socket() -> (Arc<Socket>, Arc<Wants>) {
+        let identity = Identity {
+            channel_name: "specific.test!one".parse().unwrap(),
+            user: "alice".into(),
+            path: "/".into(),
+            v1: false,
+            recheck: None,
+            expires_at: crate::clock::NEVER,
+            access: crate::scope::Access::Full,
+            counted_address: None,
+        };
+        let socket = Arc::new(Socket::new(identity, Arc::default(), 1000, 0));
+        let wants = Arc::new(Wants(AtomicBool::new(true)));
+        socket.hear_with(Arc::clone(&wants) as Arc<dyn Ear>);
+        (socket, wants)
+    }
+
+    #[tokio::test]
+    async fn what_is_to_be_joined_later_is_bounded_by_the_sockets_there_are_and_their_groups() {
+        let given =
+            [("listen", "127.0.0.1:0"), ("internal-listen", "127.0.0.1:0"), ("database-url", "sqlite::memory:")];
+        let given = given.map(|(key, value)| (key.to_owned(), value.to_owned())).into();
+        let config = Config::from_collected(&collect(&given, &|_| None, None).unwrap()).unwrap();
+        let node = RunningNode::start(config, crate::consumers::routes()).await.unwrap();
+        let hub = &node.node().hub;
+        hub.layer_down.store(true, Ordering::Relaxed);
+        let names = ["a", "b"].map(|name| GroupName::parse(name).unwrap());
+        let ((socket, _wants), (left, has_left)) = (self::socket(), self::socket());
+        for _ in 0..1_000 {
+            names.iter().for_each(|name| hub.listen_later(&socket, name));
+            hub.listen_later(&left, &names[0]);
+            hub.listen_later(&self::socket().0, &names[0]);
+        }
+        assert!(hub.late.lock().len() <= 16, "{}", hub.late.lock().len());
+        has_left.0.store(false, Ordering::Relaxed);
+        hub.layer_down.store(false, Ordering::Relaxed);
+        let hears = |socket: &Socket, name| hub.group(name).is_some_and(|it| it.with_listeners(|all| all.has(socket)));
+        while !names.iter().all(|name| hears(&socket, name)) {
+            tokio::task::yield_now().await;
+        }
+        assert!(!hears(&left, &names[0]));
+    }
 }

@@ -139,9 +139,14 @@ pub(crate) fn start(json: bool, level: Option<&str>) -> Log {
     let (lines, writer) = NonBlockingBuilder::default().buffered_lines_limit(WAITING).thread_name("log").finish(exit);
     let entrance = Entrance { lines, waiting: Arc::clone(&waiting) };
     let ansi = io::IsTerminal::is_terminal(&io::stderr());
+    let shown = match (json, ansi) {
+        (true, _) => Shown::Json,
+        (false, true) => Shown::Colours,
+        (false, false) => Shown::Text,
+    };
     let subscriber = tracing_subscriber::fmt()
         .with_env_filter(filter(level))
-        .with_writer(move || Visible { lines: entrance.clone(), json })
+        .with_writer(move || Visible { lines: entrance.clone(), shown })
         .with_ansi(ansi);
     // A second subscriber in this process would be a mistake of ours, not the user's.
     let filter: Box<dyn Fn(EnvFilter) + Send + Sync> = if json {
@@ -162,7 +167,10 @@ pub(crate) fn start(json: bool, level: Option<&str>) -> Log {
     std::panic::set_hook(Box::new(|panic| {
         let backtrace = Backtrace::capture();
         match backtrace.status() {
-            BacktraceStatus::Captured => tracing::error!("{panic}\n{backtrace}"),
+            BacktraceStatus::Captured => {
+                tracing::error!("{panic}");
+                backtrace.to_string().lines().for_each(|line| tracing::error!("{line}"));
+            }
             _ => tracing::error!("{panic}"),
         }
     }));
@@ -206,12 +214,21 @@ where
 /// Writes lines in which everything can be seen.
 struct Visible {
     lines: Entrance,
-    json: bool,
+    shown: Shown,
+}
+
+/// What a line may hold beside what can be seen.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Shown {
+    Json,
+    Text,
+    /// Text with the colours of a terminal.
+    Colours,
 }
 
 impl Write for Visible {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        self.lines.write_all(&visible(line, self.json))?;
+        self.lines.write_all(&visible(line, self.shown))?;
         Ok(line.len())
     }
 
@@ -220,29 +237,44 @@ impl Write for Visible {
     }
 }
 
-/// Directions, separators, marks without width, tags and the like as JSON or Rust would escape them.
-fn visible(line: &[u8], json: bool) -> Cow<'_, [u8]> {
-    if line.is_ascii() {
+/// Line ends inside of a line, directions, separators, marks without width, tags and the like as JSON or Rust would
+/// escape them: whoever chooses a text of a line cannot make a second line of it.
+fn visible(line: &[u8], shown: Shown) -> Cow<'_, [u8]> {
+    let (text, end) = line.strip_suffix(b"\n").map_or((line, ""), |text| (text, "\n"));
+    if text.iter().all(|byte| byte.is_ascii() && !byte.is_ascii_control()) {
         return Cow::Borrowed(line);
     }
-    let mut shown = String::with_capacity(line.len());
-    for character in String::from_utf8_lossy(line).chars() {
+    let text = String::from_utf8_lossy(text);
+    let mut out = String::with_capacity(line.len());
+    for (at, character) in text.char_indices() {
         // Writing to a string does not fail.
         let _ = match character {
-            seen if is_visible(seen) => shown.write_char(seen),
-            hidden if json => {
-                hidden.encode_utf16(&mut [0; 2]).iter().try_for_each(|unit| write!(shown, "\\u{unit:04x}"))
+            seen if is_visible(seen) => out.write_char(seen),
+            '\x1b' if shown == Shown::Colours && is_colour(&text[at..]) => out.write_char('\x1b'),
+            hidden if shown == Shown::Json => {
+                hidden.encode_utf16(&mut [0; 2]).iter().try_for_each(|unit| write!(out, "\\u{unit:04x}"))
             }
-            hidden => write!(shown, "{}", hidden.escape_unicode()),
+            hidden => write!(out, "{}", hidden.escape_default()),
         };
     }
-    Cow::Owned(shown.into_bytes())
+    out.push_str(end);
+    Cow::Owned(out.into_bytes())
 }
 
-/// Whether the character shows in a text; one that combines with a letter does. Those of ASCII are seen to by who formats.
+/// Whether the character shows in a text; one that combines with a letter does.
 fn is_visible(character: char) -> bool {
+    if character.is_ascii() {
+        return !character.is_ascii_control();
+    }
     let behind_a_letter: String = ['a', character].into_iter().collect();
-    character.is_ascii() || behind_a_letter.escape_debug().count() == 2
+    behind_a_letter.escape_debug().count() == 2
+}
+
+/// Whether the text begins with what changes the colour of a terminal, and does nothing else.
+fn is_colour(text: &str) -> bool {
+    let code =
+        text.strip_prefix("\x1b[").map(|code| code.trim_start_matches(|it: char| it.is_ascii_digit() || it == ';'));
+    code.is_some_and(|rest| rest.starts_with('m'))
 }
 
 impl Log {
@@ -280,10 +312,19 @@ mod tests {
     #[test]
     fn what_cannot_be_seen_is_written_as_its_number() {
         let line = "Łódź नमस्ते a\u{301} 🦀 \u{202e}x\u{2028}\u{feff}\u{e0041}\u{85}\n";
-        let text = String::from_utf8(visible(line.as_bytes(), false).into_owned()).unwrap();
+        let text = String::from_utf8(visible(line.as_bytes(), Shown::Text).into_owned()).unwrap();
         assert_eq!(text, "Łódź नमस्ते a\u{301} 🦀 \\u{202e}x\\u{2028}\\u{feff}\\u{e0041}\\u{85}\n");
-        let json = String::from_utf8(visible(b"\"\xe2\x80\xae\xf3\xa0\x81\x81\"", true).into_owned()).unwrap();
-        assert_eq!(json, r#""\u202e\udb40\udc41""#);
-        assert!(matches!(visible(b"plain", false), Cow::Borrowed(_)));
+        let json = visible(b"\"\xe2\x80\xae\xf3\xa0\x81\x81\"", Shown::Json).into_owned();
+        assert_eq!(String::from_utf8(json).unwrap(), r#""\u202e\udb40\udc41""#);
+        assert!(matches!(visible(b"plain\n", Shown::Text), Cow::Borrowed(_)));
+    }
+
+    #[test]
+    fn no_text_of_a_line_makes_a_second_line_or_moves_the_cursor() {
+        let line = b"reason=a\r\n2026-01-01 INFO WSCONNECT\x1b[31m\x1b[2J\x1b[\tz\x7f\n";
+        let text = |shown| String::from_utf8(visible(line, shown).into_owned()).unwrap();
+        let plain = "reason=a\\r\\n2026-01-01 INFO WSCONNECT\\u{1b}[31m\\u{1b}[2J\\u{1b}[\\tz\\u{7f}\n";
+        assert_eq!(text(Shown::Text), plain);
+        assert_eq!(text(Shown::Colours), plain.replace("\\u{1b}[31m", "\x1b[31m"));
     }
 }

@@ -57,10 +57,7 @@ impl WireFrame {
 
     /// A close frame. The reason is cut to the 123 bytes that fit into a control frame.
     pub(crate) fn close(code: u16, reason: &str) -> Self {
-        let mut end = reason.len().min(123);
-        while !reason.is_char_boundary(end) {
-            end -= 1;
-        }
+        let end = reason.floor_char_boundary(123);
         let mut payload = Vec::with_capacity(2 + end);
         payload.extend_from_slice(&code.to_be_bytes());
         payload.extend_from_slice(&reason.as_bytes()[..end]);

@@ -10,8 +10,8 @@ use tokio_tungstenite::tungstenite::Message;
 
 use super::common::eventually;
 use super::worker::{
-    ACCEPT, CLASS, EVENT, JOIN, LAYER, LEAVE, Link, Manner, PUBLISHED, RENDERED, SEND, SENT, TEXT, Value, Worker,
-    accept, class, event,
+    ACCEPT, CLASS, EVENT, JOIN, JOINED, LAYER, LEAVE, Link, Manner, PUBLISHED, RENDERED, SEND, SENT, TEXT, Value,
+    Worker, accept, class, event,
 };
 use super::{Guest, Site};
 
@@ -167,6 +167,9 @@ async fn redis_goes_away(layer: &str, fault: Fault) {
     let guest = site.knock("/ws/orders/", &[]);
     let (two, open) = link.open().await;
     link.join(two, "during").await;
+    // What is to be joined later is joined together: a name that the layer refuses would hold up all others.
+    link.send(JOIN, two, b"no name").await;
+    assert_eq!(link.expect(JOINED).await.body, b"\x01no name");
     link.accept(two).await;
     let mut members = [(one, "before", first), (two, "during", guest.await.unwrap().unwrap())];
     // What leaves before the loss is seen is lost on the way, and counted by the layer.
