@@ -49,8 +49,8 @@ pub(crate) struct Class {
     id: u64,
     path: String,
     name: String,
-    /// Handlers said to be shared, and whether they have turned out to be.
-    handlers: Mutex<HashMap<String, bool>>,
+    /// Handlers said to be shared, with the worker that has found out that one is not.
+    handlers: Mutex<HashMap<String, Option<Weak<Link>>>>,
     links: Mutex<Vec<Weak<Link>>>,
     metrics: BridgeMetrics,
 }
@@ -76,15 +76,16 @@ impl Class {
     /// Whether an event is rendered once for all its sockets.
     pub(crate) fn shares(&self, event: &Event) -> bool {
         let Ok(handler) = event.handler_name() else { return false };
-        self.handlers.lock().get(&*handler).copied().unwrap_or_default()
+        self.handlers.lock().get(&*handler).is_some_and(is_shared)
     }
 
-    /// Takes over what a worker says of it. A handler that has turned out not to be shared stays so.
+    /// Takes over what a worker says of it. A handler that has turned out not to be shared stays so until the worker
+    /// has gone that found it out: the next one may have other code.
     pub(super) fn learn(&self, about: &About) {
         let mut handlers = self.handlers.lock();
         for handler in &about.shared {
             if !handlers.contains_key(handler) {
-                handlers.insert(handler.clone(), true);
+                handlers.insert(handler.clone(), None);
             }
         }
     }
@@ -114,6 +115,11 @@ impl Class {
             .filter(|link| !link.is_over())
             .min_by_key(|link| (link.is_quiet(), link.is_draining(), link.groups.renders.lock().asked.len()))
     }
+}
+
+/// Whether a handler may be shared, by who has found out that it is not.
+fn is_shared(not: &Option<Weak<Link>>) -> bool {
+    not.as_ref().is_none_or(|link| link.upgrade().is_none_or(|link| link.is_over()))
 }
 
 /// A rendering that somebody waits for.
@@ -161,7 +167,8 @@ impl Render {
     }
 
     /// The worker has answered.
-    pub(super) fn done(self, shown: wire::Rendered, worker: &str) {
+    pub(super) fn done(self, shown: wire::Rendered, link: &Link) {
+        let worker = &link.worker;
         let handler = self.event.handler_name().map(|name| name.into_owned()).unwrap_or_default();
         match shown {
             wire::Rendered::Said(said) => {
@@ -170,8 +177,9 @@ impl Render {
             }
             wire::Rendered::NotShared(why) => {
                 self.class.metrics.rendered(Outcome::NotShared);
-                let was = self.class.handlers.lock().insert(handler.clone(), false);
-                if was != Some(false) {
+                let by = self.class.links.lock().iter().find(|known| std::ptr::eq(known.as_ptr(), link)).cloned();
+                let was = self.class.handlers.lock().insert(handler.clone(), by);
+                if was.as_ref().is_none_or(is_shared) {
                     let (class, path) = (&self.class.name, &self.class.path);
                     let why = why.escape_debug();
                     tracing::warn!(

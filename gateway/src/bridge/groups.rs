@@ -21,7 +21,7 @@ use super::seat::Seat;
 use super::wire::{self, Frame, kind};
 use crate::seldom::SeldomOfKind;
 
-/// Bytes of events that wait to be written to one worker. A socket for which there is no room is closed.
+/// Bytes of events, also of those to be rendered, that wait to be written to one worker. A socket for which there is no room is closed.
 const EVENTS: usize = 16 << 20;
 
 /// Sockets listed in one frame.
@@ -204,7 +204,7 @@ impl Link {
             kind::RENDERED => {
                 let (request, shown) = wire::rendered(frame.body).map_err(malformed)?;
                 if let Some(render) = self.groups.renders.lock().asked.remove(&request) {
-                    render.done(shown, &self.worker);
+                    render.done(shown, self);
                 }
             }
             _ => return Err(LinkError::UnknownKind(frame.kind)),
@@ -380,7 +380,23 @@ impl Link {
         asked.values_mut().filter_map(super::class::Render::take).for_each(|render| render.again(Some(self)));
     }
 
-    /// Asks the worker for a rendering. `false` if the link is over.
+    /// Queues a frame of the link's that holds an event. `false` if there is no room for it, or the link is over.
+    fn queue_as_event(&self, kind: u8, body: &[&[u8]]) -> bool {
+        let mut out = self.out.lock();
+        let out = &mut *out;
+        if out.is_over || out.event_bytes > EVENTS {
+            return false;
+        }
+        let start = out.bytes.len();
+        wire::put(&mut out.bytes, kind, 0, body);
+        out.event_bytes += out.bytes.len() - start;
+        if start == 0 {
+            self.out_ready.notify_one();
+        }
+        true
+    }
+
+    /// Asks the worker for a rendering. It comes back if the link is over, or cannot take it.
     pub(super) fn render(
         &self,
         class: &str,
@@ -388,6 +404,10 @@ impl Link {
         render: super::class::Render,
     ) -> Result<(), super::class::Render> {
         let Ok(bytes) = event.to_msgpack() else { return Err(render) };
+        if bytes.len() > super::MAX_MESSAGE {
+            // No frame could carry it. For each socket it is dropped, and counted.
+            return Err(render);
+        }
         let request = {
             let mut renders = self.groups.renders.lock();
             renders.last += 1;
@@ -396,7 +416,7 @@ impl Link {
             request
         };
         let length = (class.len() as u16).to_le_bytes();
-        let queued = self.queue(kind::RENDER, 0, &[&request.to_le_bytes(), &length, class.as_bytes(), &bytes]);
+        let queued = self.queue_as_event(kind::RENDER, &[&request.to_le_bytes(), &length, class.as_bytes(), &bytes]);
         if queued {
             return Ok(());
         }

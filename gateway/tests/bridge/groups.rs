@@ -4,14 +4,15 @@
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
+use futures_util::future::select_all;
 use testkit::redis::RedisServer;
 use tokio::time::{interval, timeout};
 use tokio_tungstenite::tungstenite::Message;
 
 use super::common::eventually;
 use super::worker::{
-    ACCEPT, CLASS, EVENT, JOIN, JOINED, LAYER, LEAVE, Link, Manner, PUBLISHED, RENDERED, SEND, SENT, TEXT, Value,
-    Worker, accept, class, event,
+    ACCEPT, CLASS, CLOSED, EVENT, JOIN, JOINED, LAYER, LEAVE, Link, Manner, PUBLISHED, RENDER, RENDERED, SEND, SENT,
+    TEXT, Value, Worker, accept, class, event,
 };
 use super::{Guest, Site};
 
@@ -222,10 +223,14 @@ async fn hears(link: &mut Link, sid: u64, group: &str) -> bool {
 
 /// A socket of a class with a shared handler, in the group.
 async fn shares(site: &Site, link: &mut Link) -> (u64, Guest) {
+    shares_in(site, link, "room").await
+}
+
+async fn shares_in(site: &Site, link: &mut Link, group: &str) -> (u64, Guest) {
     let guest = site.knock("/ws/orders/", &[]);
     let (sid, _) = link.open().await;
     link.send(CLASS, sid, &class("app.Chat", &["said"])).await;
-    link.join(sid, "room").await;
+    link.join(sid, group).await;
     link.accept(sid).await;
     (sid, guest.await.unwrap().unwrap())
 }
@@ -282,6 +287,57 @@ async fn a_handler_that_is_not_shared_after_all_runs_for_each_socket() {
     link.publish(one, "room", &event("said", "c")).await;
     assert_eq!(text_of(&link.event().await.0), "c");
     assert_eq!(site.metric("gateway_bridge_rendered_total{outcome=\"not_shared\"}").await, 1.0);
+}
+
+#[tokio::test]
+async fn a_worker_with_other_code_may_share_what_the_one_before_it_could_not() {
+    let (site, worker, mut link) = Site::with_groups(&[]).await;
+    let (one, mut first) = shares(&site, &mut link).await;
+    link.publish(one, "room", &event("said", "a")).await;
+    let (request, _, _) = link.rendering().await;
+    link.send(RENDERED, 0, &[&request.to_le_bytes()[..], &[1], b"it reads self.scope"].concat()).await;
+    assert_eq!(link.event().await.1, [one]);
+    drop((worker, link));
+    assert_eq!(first.closed().await.0, 1012);
+    let next = Worker::at(&site.socket(2)).with(Manner { groups: true, ..Manner::default() });
+    let mut link = next.link().await;
+    link.expect(LAYER).await;
+    let (two, mut second) = shares(&site, &mut link).await;
+    link.publish(two, "room", &event("said", "b")).await;
+    let (request, _, said) = link.rendering().await;
+    assert_eq!(text_of(&said), "b");
+    link.rendered(request, &["b"]).await;
+    assert_eq!(second.text().await, "b");
+}
+
+#[tokio::test]
+async fn what_waits_to_be_rendered_by_a_worker_that_reads_nothing_is_bounded() {
+    let (site, _worker, mut frozen) = Site::with_groups(&[]).await;
+    let mut guests = Vec::new();
+    for number in 0..40 {
+        guests.push(shares_in(&site, &mut frozen, &format!("room-{number}")).await.1);
+    }
+    let second = Worker::at(&site.socket(2)).with(Manner { groups: true, ..Manner::default() });
+    let mut publisher = second.link().await;
+    publisher.expect(LAYER).await;
+    let large = "x".repeat(1 << 20);
+    for number in 0..40 {
+        publisher.publish(0, &format!("room-{number}"), &event("said", &large)).await;
+        publisher.expect(PUBLISHED).await;
+    }
+    // What has no room is to be heard by each socket itself, and for that there is no room either.
+    let closed = guests.iter_mut().map(|guest| Box::pin(guest.closed()));
+    assert_eq!(select_all(closed).await.0.0, 4008);
+    let mut asked = 0;
+    loop {
+        match frozen.next().await.kind {
+            RENDER => asked += 1,
+            CLOSED => break,
+            other => panic!("{other}"),
+        }
+    }
+    // 16 MiB, and as much at most that was on its way already.
+    assert!((16..36).contains(&asked), "{asked}");
 }
 
 #[tokio::test]
