@@ -21,8 +21,12 @@ fn gateway() -> PathBuf {
 
 /// The rows for twenty sockets and half a second.
 fn rows(arguments: &[&str]) -> Vec<Value> {
+    rows_of("20", arguments)
+}
+
+fn rows_of(sockets: &str, arguments: &[&str]) -> Vec<Value> {
     let mut command = Command::new(env!("CARGO_BIN_EXE_gateway-bench"));
-    command.args(["--json", "--members", "20", "--crowd", "20", "--duration", "0.5"]).args(arguments);
+    command.args(["--json", "--members", sockets, "--crowd", sockets, "--duration", "0.5"]).args(arguments);
     let output = command.output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let report: Value = serde_json::from_slice(&output.stdout).unwrap();
@@ -42,6 +46,18 @@ fn positive(row: &Value, figures: &[&str]) {
 fn nothing_wrong(row: &Value) {
     for fault in ["lost", "twice", "out_of_order"] {
         assert_eq!(row[fault], 0, "{fault} of {row}");
+    }
+}
+
+#[test]
+fn neighbours_are_let_in_and_closed_alone() {
+    let gateway = gateway();
+    // Fewer sockets would have to say so much each that they exceed the default limits themselves.
+    let rows = rows_of("1000", &["--gateway", gateway.to_str().unwrap(), "--only", "slow,flood"]);
+    for (scenario, code) in [("slow", "4008"), ("flood", "1008")] {
+        let row = row(&rows, scenario);
+        nothing_wrong(row);
+        assert!(row["notes"].to_string().contains(&format!("with {code}")), "{row}");
     }
 }
 
