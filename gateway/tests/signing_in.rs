@@ -6,7 +6,6 @@ mod common;
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
@@ -16,6 +15,7 @@ use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPai
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use common::balancer::{Balancer, changed};
+use common::site::{Site, header, ok, response};
 use common::{
     Client, Door, Heard, NodeProcess, SECRET, TestNode, eventually, eventually_within, printed, token, token_with,
 };
@@ -24,8 +24,7 @@ use serde_json::{Value, json};
 use testkit::process::{Guarded, private_dir};
 use testkit::redis::RedisServer;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::watch;
+use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 
 // ---- keys and tokens, as sites and their identity providers make them ----
@@ -108,104 +107,6 @@ async fn name(mut client: Client, room: &str) -> String {
 
 async fn rejected(door: Door, reason: &str) -> f64 {
     door.metric(&format!("gateway_handshakes_rejected_total{{reason=\"{reason}\"}}")).await
-}
-
-// ---- a site: a small HTTP server whose answers the test decides, wrong ones too ----
-
-type Respond = dyn Fn(&str) -> String + Send + Sync;
-
-struct Site {
-    address: SocketAddr,
-    /// Heads of requests, in their order.
-    heads: Arc<parking_lot::Mutex<Vec<String>>>,
-    respond: Arc<parking_lot::Mutex<Arc<Respond>>>,
-    /// Whether anybody is answered.
-    open: watch::Sender<bool>,
-    /// Requests that wait for it, and the most there were at once.
-    at_once: Arc<(AtomicUsize, AtomicUsize)>,
-    _serving: JoinSet<()>,
-}
-
-impl Site {
-    async fn start(respond: impl Fn(&str) -> String + Send + Sync + 'static) -> Self {
-        Self::start_at("127.0.0.1:0".parse().unwrap(), respond).await
-    }
-
-    async fn start_at(address: SocketAddr, respond: impl Fn(&str) -> String + Send + Sync + 'static) -> Self {
-        let listener = TcpListener::bind(address).await.unwrap();
-        let address = listener.local_addr().unwrap();
-        let heads: Arc<parking_lot::Mutex<Vec<String>>> = Arc::default();
-        let respond: Arc<parking_lot::Mutex<Arc<Respond>>> = Arc::new(parking_lot::Mutex::new(Arc::new(respond)));
-        let open = watch::Sender::new(true);
-        let at_once: Arc<(AtomicUsize, AtomicUsize)> = Arc::default();
-        let mut serving = JoinSet::new();
-        let shared = (Arc::clone(&heads), Arc::clone(&respond), open.clone(), Arc::clone(&at_once));
-        serving.spawn(async move {
-            let mut connections = JoinSet::new();
-            while let Ok((stream, _)) = listener.accept().await {
-                let (heads, respond, open, at_once) = shared.clone();
-                connections.spawn(async move { Self::serve(stream, &heads, &respond, &open, &at_once).await });
-            }
-        });
-        Self { address, heads, respond, open, at_once, _serving: serving }
-    }
-
-    async fn serve(
-        mut stream: TcpStream,
-        heads: &parking_lot::Mutex<Vec<String>>,
-        respond: &parking_lot::Mutex<Arc<Respond>>,
-        open: &watch::Sender<bool>,
-        at_once: &(AtomicUsize, AtomicUsize),
-    ) {
-        let mut bytes = Vec::new();
-        let mut buffer = [0; 4096];
-        loop {
-            while let Some(end) = bytes.windows(4).position(|window| window == b"\r\n\r\n") {
-                let head = String::from_utf8_lossy(&bytes[..end + 4]).into_owned();
-                bytes.drain(..end + 4);
-                heads.lock().push(head.clone());
-                let waiting = at_once.0.fetch_add(1, Ordering::SeqCst) + 1;
-                at_once.1.fetch_max(waiting, Ordering::SeqCst);
-                let _ = open.subscribe().wait_for(|open| *open).await;
-                at_once.0.fetch_sub(1, Ordering::SeqCst);
-                let answer = Arc::clone(&respond.lock());
-                let answer = answer(&head);
-                if stream.write_all(answer.as_bytes()).await.is_err() {
-                    return;
-                }
-            }
-            match stream.read(&mut buffer).await {
-                Ok(0) | Err(_) => return,
-                Ok(read) => bytes.extend_from_slice(&buffer[..read]),
-            }
-        }
-    }
-
-    fn answers(&self, respond: impl Fn(&str) -> String + Send + Sync + 'static) {
-        *self.respond.lock() = Arc::new(respond);
-    }
-
-    fn url(&self, path: &str) -> String {
-        format!("http://{}{path}", self.address)
-    }
-
-    fn asked(&self) -> usize {
-        self.heads.lock().len()
-    }
-}
-
-fn response(status: &str, more: &str, body: &str) -> String {
-    format!("HTTP/1.1 {status}\r\nContent-Length: {}\r\n{more}\r\n{body}", body.len())
-}
-
-fn ok(body: &Value) -> String {
-    response("200 OK", "Content-Type: application/json\r\n", &body.to_string())
-}
-
-/// The value of a header of a head.
-fn header<'a>(head: &'a str, name: &str) -> Option<&'a str> {
-    let is_it = |line: &&str| line.split(':').next().is_some_and(|found| found.eq_ignore_ascii_case(name));
-    head.lines().skip(1).find(is_it).and_then(|line| line.split_once(": ")).map(|(_, value)| value)
 }
 
 // ---- why somebody was refused ----

@@ -4,6 +4,7 @@
 mod common;
 
 use common::collector::Collector;
+use common::site::{Site, header, ok};
 use common::{NodeProcess, TestNode, eventually, token};
 use serde_json::{Value, json};
 use testkit::redis::RedisServer;
@@ -149,6 +150,48 @@ async fn a_handshake_is_a_span_with_its_parts_and_one_that_is_refused_says_why()
 async fn publish_nothing(node: &TestNode) {
     node.at().api("GET", "/api/nodes", None).await;
     eventually("it is sent", async || node.metric("gateway_traces_spans_total{result=\"sent\"}").await > 0.0).await;
+}
+
+/// The site's own trace of a question goes on with the handshake's.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_question_to_django_goes_on_with_the_trace_of_the_handshake() {
+    let (collector, site) =
+        (Collector::start().await, Site::start(|_| ok(&json!({"user": {"id": 7, "username": "alice"}}))).await);
+    let (endpoint, url) = (collector.endpoint(), site.url("/gateway/auth/"));
+    let ask = [("jwt-secret", ""), ("auth-url", url.as_str())];
+    let traced = [&ask[..], &[("otlp-endpoint", &*endpoint), ("django.recheck_seconds", "1")]].concat();
+    let node = TestNode::start(&traced).await;
+    // Each with a cookie of its own, as equal questions are asked once.
+    let asked_by = async |node: &TestNode, cookie: &str, trace: Option<&str>| {
+        let (cookie, origin) = (format!("sessionid={cookie}"), format!("http://{}", node.at().public));
+        let mut headers = vec![("cookie", cookie.as_str()), ("origin", origin.as_str())];
+        headers.extend(trace.map(|trace| ("traceparent", trace)));
+        let client = node.at().try_connect("/ws/chat/lobby/", &headers).await.unwrap();
+        let heads: Vec<_> = site.heads.lock().iter().filter(|head| head.contains(&cookie)).cloned().collect();
+        (client, header(&heads[0], "traceparent").map(str::to_owned))
+    };
+    let parent = begun(1, true);
+    let (alice, passed_on) = asked_by(&node, "kept", Some(&parent)).await;
+    let connect = collector.span("connect", |span| span.trace == trace_of(&parent)).await;
+    let sign_in = collector.span("sign_in", |span| span.parent == connect.id).await;
+    assert_eq!(passed_on, Some(sign_in.traceparent()));
+    // Asked again later, it is no part of that.
+    eventually("it is asked again", async || {
+        site.heads.lock().iter().any(|head| head.contains("sessionid=kept") && header(head, "traceparent").is_none())
+    })
+    .await;
+    drop(alice);
+    // Whoever has decided that a trace is not kept has decided, for Django too.
+    let dropped = begun(2, false);
+    assert_eq!(asked_by(&node, "dropped", Some(&dropped)).await.1, Some(dropped));
+    // What is none means nothing: a trace begins here, as it does without one.
+    for (cookie, none) in [("malformed", Some("00-made-up-01")), ("without", None)] {
+        let passed_on = asked_by(&node, cookie, none).await.1.unwrap();
+        let sign_in = collector.span("sign_in", |span| span.traceparent() == passed_on).await;
+        collector.span("connect", |span| span.id == sign_in.parent && span.parent.is_empty()).await;
+    }
+    let plain = TestNode::start(&ask).await;
+    assert_eq!(asked_by(&plain, "plain", Some(&parent)).await.1, None, "without traces nothing is passed on");
 }
 
 #[tokio::test(flavor = "multi_thread")]

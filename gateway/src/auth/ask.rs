@@ -60,6 +60,8 @@ pub(crate) struct Question {
     client: IpAddr,
     host: Option<HeaderValue>,
     scheme: &'static str,
+    /// What Django's own trace goes on with. Of equal questions, the first one's.
+    traceparent: Option<HeaderValue>,
 }
 
 /// Whom Django names.
@@ -146,14 +148,29 @@ impl Question {
             client: request.client,
             host: request.own_host.and_then(|host| HeaderValue::from_str(host).ok()),
             scheme: request.scheme,
+            traceparent: request.traceparent.and_then(|trace| HeaderValue::from_str(trace).ok()),
         }))
+    }
+
+    /// The same, asked on its own.
+    pub(crate) fn without_trace(self) -> Self {
+        Self { traceparent: None, ..self }
     }
 
     /// One that shows nothing.
     pub(crate) fn empty() -> Self {
         let uri = HeaderValue::from_static("/");
         let client = IpAddr::from([127, 0, 0, 1]);
-        Self { cookie: None, authorization: None, origin: None, uri, client, host: None, scheme: "http" }
+        Self {
+            cookie: None,
+            authorization: None,
+            origin: None,
+            uri,
+            client,
+            host: None,
+            scheme: "http",
+            traceparent: None,
+        }
     }
 
     /// Only what says who it is, and from which page.
@@ -188,6 +205,7 @@ impl Question {
             ("x-forwarded-for", client),
             ("x-forwarded-host", self.host.clone()),
             ("x-forwarded-proto", Some(scheme)),
+            ("traceparent", self.traceparent.clone()),
         ] {
             if let Some(value) = value {
                 headers.insert(name, value);

@@ -48,6 +48,8 @@ pub(crate) struct Request<'a> {
     pub(crate) own_host: Option<&'a str>,
     /// `http` or `https`, as the browser sees it.
     pub(crate) scheme: &'static str,
+    /// The trace that a question to the site is a part of.
+    pub(crate) traceparent: Option<&'a str>,
 }
 
 /// Who somebody is, and what that is known by.
@@ -217,7 +219,8 @@ impl SignIn {
         match ask.ask(&question).await {
             Ok(Said::User(named)) => {
                 let user = self.user_named_by_django(&named)?;
-                let proof = user.expires_at.is_none().then(|| Proof::Asked(Box::new(question)));
+                // Asked again it is no part of this handshake.
+                let proof = user.expires_at.is_none().then(|| Proof::Asked(Box::new(question.without_trace())));
                 Ok(Some(SignedIn { user, proof, ends: None }))
             }
             Ok(Said::Nobody) => Ok(None),

@@ -28,7 +28,7 @@ use crate::scope::{Access, Scope, parse_cookies};
 use crate::socket::addresses;
 use crate::socket::registry::LimitReached;
 use crate::socket::{Identity, Socket};
-use crate::traces::{Parent, Span, SpanKind, TraceId};
+use crate::traces::{Parent, Span, SpanKind, TraceId, is_traceparent};
 use crate::websocket::handshake;
 
 /// A request that may become a socket.
@@ -181,7 +181,11 @@ impl Visit {
     /// Who it is, with a span of its own: the site may be asked.
     pub(crate) async fn sign_in(&self, credentials: &auth::Request<'_>) -> Result<SignedIn, NotSignedIn> {
         let mut span = self.part("sign_in", SpanKind::Internal);
-        let signed_in = self.node.sign_in.sign_in(credentials).await;
+        let own = span.traceparent();
+        // Of a trace that is not kept here, as it came.
+        let given = || Parent::of(&self.headers).traceparent.filter(|trace| is_traceparent(trace));
+        let traceparent = own.as_deref().or_else(|| if self.node.traces.are_on() { given() } else { None });
+        let signed_in = self.node.sign_in.sign_in(&auth::Request { traceparent, ..*credentials }).await;
         match &signed_in {
             Ok(signed_in) => span.set("gateway.signed_in_by", || format!("{:?}", signed_in.user.by).to_lowercase()),
             Err(NotSignedIn::Unavailable(why)) => span.fail(why),
@@ -224,6 +228,7 @@ impl Visit {
             client: self.seen.client,
             own_host: self.seen.host.as_deref(),
             scheme: self.scheme(),
+            traceparent: None,
         }
     }
 

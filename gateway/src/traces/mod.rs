@@ -89,6 +89,11 @@ impl Traces {
         Ok(Self(Some(On { tracer: provider.tracer("channel-gateway"), _provider: provider, headers })))
     }
 
+    /// Whether there are any.
+    pub(crate) fn are_on(&self) -> bool {
+        self.0.is_some()
+    }
+
     /// Headers that are sent along from now on.
     pub(crate) fn set_headers(&self, headers: &http::HeaderMap) {
         if let Some(on) = &self.0 {

@@ -11,6 +11,7 @@
 pub mod balancer;
 pub mod collector;
 pub mod page;
+pub mod site;
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
