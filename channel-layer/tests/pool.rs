@@ -6,7 +6,7 @@ mod common;
 use channel_layer::{Host, LayerError, Pool};
 use common::until_ok;
 use redis::RedisResult;
-use testkit::redis::{Cluster, RedisServer, Sentinels};
+use testkit::redis::{Cluster, RedisServer, Sentinels, Tls};
 use testkit::tls::TlsOptions;
 
 fn pool(url: &str) -> Pool {
@@ -58,6 +58,34 @@ async fn it_speaks_over_unix_sockets_and_tls_of_every_kind() {
     let wrong = pool(&format!("{}?{files}", tls.url())).get(b"").await.err().unwrap();
     assert!(causes(&wrong).contains("127.0.0.1"), "{wrong:?}");
     works(&format!("{}?{files}#insecure", tls.url())).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn other_certificates_are_taken_over_for_the_connections_to_come() {
+    let (redis, wants) = (RedisServer::start(), TlsOptions { client_certificates: true, ..TlsOptions::default() });
+    let first = redis.switch_tls_on(&wants);
+    let host = |tls: &Tls| {
+        let host = Host::from(tls.url()).root_certificates(&tls.ca);
+        host.client_certificate(&tls.client_certificate, &tls.client_key)
+    };
+    let own = host(&first);
+    let pool = own.pool(2).unwrap();
+    ask::<()>(&pool, &["SET", "key", "1"]).await.unwrap().unwrap();
+    let second = redis.renew_tls(&wants, &first);
+    redis.cli(&["CLIENT", "KILL", "TYPE", "normal"]);
+    let refused = pool.get(b"").await.err().unwrap();
+    assert!(matches!(refused, LayerError::Unavailable(_)), "{refused:?}");
+    let other = host(&second);
+    assert!(own.is_same_place(&other) && !own.has_certificates_of(&other));
+    for unusable in [
+        Host::from(second.url()).root_certificates(b"no certificate"),
+        Host::from("redis://127.0.0.1:1"),
+        Host::from(format!("{}#insecure", second.url())),
+    ] {
+        assert!(!own.take_credentials(&unusable), "{unusable:?}");
+    }
+    assert!(own.take_credentials(&other) && own.has_certificates_of(&other));
+    ask::<()>(&pool, &["SET", "key", "2"]).await.unwrap().unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -14,6 +14,7 @@ use gateway::JwtAuth;
 use testkit::postgres::Postgres;
 use testkit::process::private_dir;
 use testkit::redis::RedisServer;
+use testkit::tls::TlsOptions;
 
 const NEW_SECRET: &str = "another-secret-another-secret-another";
 
@@ -189,4 +190,93 @@ fn hangup(node: &NodeProcess) {
 
 fn remove(dir: &Path) {
     std::fs::remove_dir_all(dir).unwrap();
+}
+
+/// The client's files: those of an authority that nobody else knows.
+fn write_certificates(dir: &Path, ca: &[u8], certificate: &[u8], key: &[u8]) {
+    for (name, pem) in [("ca.pem", ca), ("client.pem", certificate), ("client.key", key)] {
+        // As whoever renews them does: a new file in the place of the old one.
+        std::fs::write(dir.join("new"), pem).unwrap();
+        std::fs::rename(dir.join("new"), dir.join(name)).unwrap();
+    }
+}
+
+/// Whoever renews certificates writes new files in the place of the old ones: the node's own, and those it trusts.
+#[tokio::test(flavor = "multi_thread")]
+async fn certificates_are_renewed_without_a_lost_socket() {
+    for layer in ["pubsub", "core"] {
+        renew_certificates(layer).await;
+    }
+}
+
+async fn renew_certificates(layer: &str) {
+    let wants = TlsOptions { client_certificates: true, ..TlsOptions::default() };
+    let (redis, postgres) = (RedisServer::start(), Postgres::start());
+    let tls = redis.switch_tls_on(&wants);
+    let dir = private_dir("certificates");
+    let file = |name: &str| dir.join(name).to_str().unwrap().to_owned();
+    let (ca, certificate, key) = (file("ca.pem"), file("client.pem"), file("client.key"));
+    let trust_database = |postgres: &Postgres| {
+        let authority = postgres.switch_tls_on(&TlsOptions::default());
+        std::fs::copy(authority, dir.join("database.pem")).unwrap();
+    };
+    write_certificates(&dir, &tls.ca, &tls.client_certificate, &tls.client_key);
+    trust_database(&postgres);
+    let database = format!("{}?sslmode=verify-full&sslrootcert={}", postgres.fresh_database(), file("database.pem"));
+    let name = database.split('?').next().unwrap().rsplit('/').next().unwrap().to_owned();
+    let node = NodeProcess::start(&[
+        ("layer", layer),
+        ("redis-url", &tls.url()),
+        ("redis-ca", &ca),
+        ("redis-client-certificate", &certificate),
+        ("redis-client-key", &key),
+        ("database-url", &database),
+    ]);
+    let reread = async |times: usize| {
+        hangup(&node);
+        eventually("they are read again", async || node.log().matches("the settings were read again").count() == times)
+            .await;
+    };
+    let mut alice = enter(node.door, &token("alice")).await.unwrap();
+    alice.say_acked("lobby", "before", "1").await;
+
+    // Files that do not fit together, as for a moment between two of them, change nothing.
+    let renewed = redis.renew_tls(&wants, &tls);
+    std::fs::write(&key, &renewed.client_key).unwrap();
+    hangup(&node);
+    eventually("it is told", async || node.log().contains("the settings stay as they were: redis-url")).await;
+    alice.say_acked("lobby", "between", "2").await;
+    // What is made from now on is made with the new ones, and only those are let in.
+    write_certificates(&dir, &renewed.ca, &renewed.client_certificate, &renewed.client_key);
+    trust_database(&postgres);
+    reread(1).await;
+    let log = node.log();
+    let line = log.lines().find(|line| line.contains("the settings were read again")).unwrap();
+    assert!(line.contains("redis-url") && !log.contains("needs a restart"), "{log}");
+    redis.cli(&["CLIENT", "KILL", "TYPE", "normal"]);
+    redis.cli(&["CLIENT", "KILL", "TYPE", "pubsub"]);
+    postgres.sql(&name, "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'gateway'");
+    eventually("it is ready", async || common::ready(node.door.internal)).await;
+    alice.say_acked("lobby", "after", "3").await;
+    let encrypted = "SELECT bool_and(ssl) FROM pg_stat_ssl JOIN pg_stat_activity USING (pid) \
+                     WHERE application_name = 'gateway'";
+    assert_eq!(postgres.sql(&name, encrypted).trim(), "t");
+    // Over Redis, from another node with the new ones.
+    let other = NodeProcess::start(&[
+        ("layer", layer),
+        ("redis-url", &tls.url()),
+        ("redis-ca", &ca),
+        ("redis-client-certificate", &certificate),
+        ("redis-client-key", &key),
+        ("database-url", &database),
+    ]);
+    let mut bob = enter(other.door, &token("bob")).await.unwrap();
+    bob.say_acked("lobby", "from bob", "1").await;
+    alice.until(|frame| frame["message"] == "from bob").await;
+    assert_eq!(node.door.metric("gateway_connections").await, 1.0, "nobody was lost");
+    // Nothing is new any more.
+    reread(2).await;
+    assert!(node.log().contains("changed=\"\""), "{}", node.log());
+    drop((node, other));
+    remove(&dir);
 }

@@ -21,7 +21,7 @@ use std::{
     time::Duration,
 };
 
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use redis::{AsyncConnectionConfig, Cmd, Pipeline, RedisConnectionInfo, RedisError, Value, aio::MultiplexedConnection};
 use rustls::{ClientConfig, pki_types::ServerName};
 use tokio::{
@@ -35,11 +35,11 @@ use super::{
     answer::{Answer, command, text_of},
     bounded::Bounded,
     refusal::{Failed, Refused},
-    tls,
+    tls::{self, TlsOptions},
     topology::Sentinels,
     trust::{Server, Trust},
 };
-use crate::BoxError;
+use crate::{BoxError, LayerError};
 
 /// The longest a connection may take to be made and to answer its first commands; finding out from
 /// Sentinels where to connect may take as long again.
@@ -73,28 +73,41 @@ pub(super) struct Account {
     pub(super) database: u32,
 }
 
-/// How to sign in from now on. Shared by all that connect to a host.
+/// How to sign in from now on, and with which certificates. Shared by all that connect to a host.
 #[derive(Default)]
 pub(super) struct Login {
     account: RwLock<Account>,
+    /// What the host says for itself.
+    certificates: RwLock<Arc<TlsOptions>>,
     /// Rises with each change.
     version: AtomicU64,
 }
 
 impl Login {
-    pub(super) fn new(account: Account) -> Self {
-        Self { account: RwLock::new(account), version: AtomicU64::new(0) }
+    pub(super) fn new(account: Account, certificates: TlsOptions) -> Self {
+        let certificates = RwLock::new(Arc::new(certificates));
+        Self { account: RwLock::new(account), certificates, version: AtomicU64::new(0) }
     }
 
     pub(super) fn account(&self) -> Account {
         self.account.read().clone()
     }
 
+    pub(super) fn certificates(&self) -> Arc<TlsOptions> {
+        Arc::clone(&self.certificates.read())
+    }
+
     /// For new connections.
-    pub(super) fn set(&self, account: Account) {
+    pub(super) fn set(&self, other: &Self) {
+        let (account, certificates) = (other.account(), other.certificates());
         let mut own = self.account.write();
-        if *own != account {
+        let mut own_certificates = self.certificates.write();
+        if *own != account || *own_certificates != certificates {
             *own = account;
+            // The same ones stay the same, and with them what was made of them.
+            if *own_certificates != certificates {
+                *own_certificates = certificates;
+            }
             self.version.fetch_add(1, Ordering::Release);
         }
     }
@@ -104,13 +117,52 @@ impl Login {
     }
 }
 
-/// TLS, ready to use.
+/// TLS: made anew when the host has other certificates.
 pub(super) struct Tls {
-    pub(super) config: Arc<ClientConfig>,
+    /// What holds where the host says nothing.
+    others: TlsOptions,
+    insecure: bool,
     /// The name the server's certificate must hold, if it is not the host's.
-    pub(super) name: Option<String>,
+    name: Option<String>,
+    made: Mutex<Made>,
+}
+
+/// What was made of which certificates.
+#[derive(Clone)]
+struct Made {
+    of: Arc<TlsOptions>,
+    config: Arc<ClientConfig>,
     /// Whether we show a certificate of our own.
-    pub(super) certified: bool,
+    certified: bool,
+}
+
+impl Tls {
+    pub(super) fn new(
+        certificates: Arc<TlsOptions>,
+        others: TlsOptions,
+        insecure: bool,
+        name: Option<String>,
+    ) -> Result<Self, LayerError> {
+        let made = Mutex::new(Made::new(certificates, &others, insecure)?);
+        Ok(Self { others, insecure, name, made })
+    }
+
+    /// What is used with these certificates of the host.
+    fn with(&self, certificates: Arc<TlsOptions>) -> Result<Made, LayerError> {
+        let mut made = self.made.lock();
+        if !Arc::ptr_eq(&made.of, &certificates) {
+            *made = Made::new(certificates, &self.others, self.insecure)?;
+        }
+        Ok(made.clone())
+    }
+}
+
+impl Made {
+    fn new(of: Arc<TlsOptions>, others: &TlsOptions, insecure: bool) -> Result<Self, LayerError> {
+        let options = of.or(others);
+        let config = Arc::new(tls::config(&options, insecure)?);
+        Ok(Self { of, config, certified: options.client.is_some() })
+    }
 }
 
 /// What it takes to be let in, at whatever address.
@@ -195,7 +247,7 @@ impl Access {
         };
         result.map_err(|error| {
             let error = match &self.tls {
-                Some(tls) => tls::explain(error, tls.certified),
+                Some(tls) => tls::explain(error, tls.made.lock().certified),
                 None => error,
             };
             Failed::at(address.to_string(), &error).into()
@@ -217,7 +269,8 @@ impl Access {
                 let tcp = tcp(host, *port).await?;
                 // A server without TLS may just wait for the end of what it takes for a command.
                 *stage = "the TLS handshake (does the server speak TLS on this port?)";
-                Box::new(TlsConnector::from(tls.config.clone()).connect(name, tcp).await?)
+                let config = tls.with(self.login.certificates())?.config;
+                Box::new(TlsConnector::from(config).connect(name, tcp).await?)
             }
             (Address::Unix(path), _) => Box::new(UnixStream::connect(path.as_path()).await?),
         };

@@ -11,8 +11,8 @@ use rustls::{
 
 use crate::{BoxError, LayerError};
 
-/// Whom to trust, and who we are.
-#[derive(Clone, Default)]
+/// Whom to trust, and who we are. Holds a key: it has no `Debug`.
+#[derive(Clone, Default, PartialEq, Eq)]
 pub(super) struct TlsOptions {
     /// The certificates (PEM) to trust; without them the public authorities.
     pub(super) roots: Option<Vec<u8>>,

@@ -22,7 +22,7 @@ use super::link::{Link, LinkError};
 use super::metrics::{Because, BridgeMetrics, Ended, OfPath};
 use super::proof::print;
 use super::seat::{Accept, Answer, Client, Deny, Seated};
-use super::settings::Settings;
+use super::settings::{Settings, Tls};
 use super::wire::{self, Layer, Scope};
 use crate::seldom::Seldom;
 
@@ -103,6 +103,8 @@ pub(crate) struct Bridge {
     pub(crate) settings: Settings,
     /// The newest, which may be another one than at the start.
     secret: Mutex<SecretString>,
+    /// The newest, as the secret.
+    tls: Mutex<Option<Tls>>,
     pub(super) identity: Identity,
     pub(super) leaving: Leaving,
     pub(super) metrics: BridgeMetrics,
@@ -158,6 +160,7 @@ impl Bridges {
             Arc::new(Bridge {
                 settings: settings.clone(),
                 secret: Mutex::new(settings.secret.clone()),
+                tls: Mutex::new(settings.tls.clone()),
                 identity: identity.clone(),
                 leaving,
                 metrics: metrics.clone(),
@@ -187,10 +190,11 @@ impl Bridges {
         }
     }
 
-    /// Takes over other secrets: links that are made from now on prove those.
+    /// Takes over other secrets and certificates: links that are made from now on are made with those.
     pub(crate) fn take_secrets(&self, new: &[Settings]) {
         for (bridge, new) in self.0.iter().zip(new) {
             *bridge.secret.lock() = new.secret.clone();
+            bridge.tls.lock().clone_from(&new.tls);
         }
     }
 
@@ -561,7 +565,8 @@ impl Bridge {
     /// One link from its beginning to its end.
     async fn link(self: &Arc<Self>, address: &Address, stop: &CancellationToken, trouble: &mut Trouble) -> Linked {
         let start = async {
-            let (mut reader, mut writer) = dial(&self.settings, address).await?;
+            let tls = self.tls.lock().clone();
+            let (mut reader, mut writer) = dial(&self.settings.workers, tls, address).await?;
             let (welcome, early) = greet(self, &mut reader, &mut writer).await?;
             Ok::<_, LinkError>((reader, writer, welcome, early))
         };

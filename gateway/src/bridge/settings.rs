@@ -8,6 +8,7 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ClientConfig, RootCertStore};
 use secrecy::SecretString;
+use sha2::{Digest as _, Sha256};
 
 use super::discovery::Workers;
 use super::path::Pattern;
@@ -44,7 +45,11 @@ pub(crate) struct Settings {
 
 /// How links are encrypted.
 #[derive(Debug, Clone)]
-pub(crate) struct Tls(pub(crate) Arc<ClientConfig>);
+pub(crate) struct Tls {
+    pub(super) config: Arc<ClientConfig>,
+    /// Of what it was made, hashed.
+    made_of: [u8; 32],
+}
 
 impl Tls {
     /// Trusts these authorities, and shows this certificate with its key if the worker asks; all PEM.
@@ -66,7 +71,14 @@ impl Tls {
                 builder.with_client_auth_cert(chain, key).map_err(|error| format!("certificate and key: {error}"))?
             }
         };
-        Ok(Self(Arc::new(config)))
+        let (chain, key) = own.unwrap_or_default();
+        let parts = [ca, chain, key].map(Sha256::digest);
+        Ok(Self { config: Arc::new(config), made_of: Sha256::digest(parts.concat()).into() })
+    }
+
+    /// Whether the two are made of the same certificates.
+    pub(crate) fn is_like(&self, other: &Self) -> bool {
+        self.made_of == other.made_of
     }
 }
 

@@ -42,16 +42,21 @@ impl Collected {
     /// The settings whose values differ.
     pub fn differences<'a>(&'a self, other: &'a Self) -> impl Iterator<Item = &'static str> + 'a {
         let settings = SETTINGS.iter().map(|setting| setting.name).filter(|name| self.get(name) != other.get(name));
-        let is_secret = |key: &str| matches!(key, "secret" | bridge::SECRET_FILE);
-        let part = |bridges: &[Table], secret: bool| -> Vec<Table> {
+        // What can change while a node runs has names of its own.
+        let kind = |key: &str| match key {
+            "secret" | bridge::SECRET_FILE => "bridge.secret",
+            "ca" | "certificate" | "key" => "bridge.certificates",
+            _ => "bridge",
+        };
+        let part = move |bridges: &[Table], of: &str| -> Vec<Table> {
             let own = |table: &Table| {
-                let kept = table.iter().filter(|(key, _)| is_secret(key) == secret);
+                let kept = table.iter().filter(|(key, _)| kind(key) == of);
                 kept.map(|(key, value)| (key.clone(), value.clone())).collect()
             };
             bridges.iter().map(own).collect()
         };
-        let differ = |secret| part(&self.bridges, secret) != part(&other.bridges, secret);
-        settings.chain(differ(false).then_some("bridge")).chain(differ(true).then_some("bridge.secret"))
+        let differ = move |kind: &&str| part(&self.bridges, kind) != part(&other.bridges, kind);
+        settings.chain(["bridge", "bridge.secret", "bridge.certificates"].into_iter().filter(differ))
     }
 
     /// The `[[bridge]]` of the file: keys and texts of each, without secrets.

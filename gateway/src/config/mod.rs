@@ -50,12 +50,16 @@ pub const CHANGEABLE: &[&str] = &[
     "client-notifications",
     "otlp-headers",
     "redis-url",
+    "redis-ca",
+    "redis-client-certificate",
+    "redis-client-key",
     "layer-encryption-keys",
     "database-url",
     "django.database_url",
     "django.cache_url",
     "log-level",
     "bridge.secret",
+    "bridge.certificates",
     "limits.",
     "drain.",
     "retention.",
@@ -281,6 +285,9 @@ impl Config {
         let mut bridges = self.bridges.clone();
         for (bridge, new) in bridges.iter_mut().zip(&new.bridges).filter(|(bridge, new)| bridge.path == new.path) {
             bridge.secret = new.secret.clone();
+            if bridge.tls.is_some() == new.tls.is_some() {
+                bridge.tls = new.tls.clone();
+            }
         }
         let traces = match (self.traces.clone(), &new.traces) {
             (Some(own), Some(new)) => Some(traces::Settings { headers: new.headers.clone(), ..own }),
@@ -344,7 +351,13 @@ impl Config {
         let same_database =
             |own: &SecretString, new: &SecretString| Store::is_same_place(own.expose_secret(), new.expose_secret());
         match setting {
-            "redis-url" => same_hosts(&self.layer.hosts, &new.layer.hosts),
+            "redis-url" | "redis-ca" | "redis-client-certificate" | "redis-client-key" => {
+                same_hosts(&self.layer.hosts, &new.layer.hosts)
+            }
+            "bridge.certificates" => {
+                let tls = |config: &Self| -> Vec<bool> { config.bridges.iter().map(|it| it.tls.is_some()).collect() };
+                tls(self) == tls(new)
+            }
             "django.cache_url" => same_hosts(self.django.cache.as_slice(), new.django.cache.as_slice()),
             "database-url" => same_database(&self.database_url, &new.database_url),
             "django.database_url" => match (&self.django.database_url, &new.django.database_url) {
@@ -357,6 +370,21 @@ impl Config {
             "otlp-headers" => self.traces.is_some() || new.traces.is_none(),
             _ => is_changeable(setting),
         }
+    }
+
+    /// Whose files with certificates hold others than those that are used, of those that can be taken over. They have
+    /// the same names as a rule: whoever renews them writes in their place.
+    pub(crate) fn renewed_certificates(&self, new: &Self) -> Vec<&'static str> {
+        let renewed = |own: &[Host], new: &[Host]| own.iter().zip(new).any(|(own, new)| !own.has_certificates_of(new));
+        let renewed_link = |(own, new): (&BridgeSettings, &BridgeSettings)| matches!((&own.tls, &new.tls), (Some(own), Some(new)) if !own.is_like(new));
+        let (own_cache, new_cache) = (self.django.cache.as_slice(), new.django.cache.as_slice());
+        let all = [
+            ("redis-url", renewed(&self.layer.hosts, &new.layer.hosts)),
+            ("django.cache_url", renewed(own_cache, new_cache)),
+            ("bridge.certificates", self.bridges.iter().zip(&new.bridges).any(renewed_link)),
+        ];
+        let taken = all.into_iter().filter(|(setting, renewed)| *renewed && self.takes(new, setting));
+        taken.map(|(setting, _)| setting).collect()
     }
 
     /// Whether this is a proxy of ours.

@@ -221,8 +221,10 @@ fn reload(node: &RunningNode, collected: &mut Collected, arguments: &clap::ArgMa
         }
     };
     let before = &node.node().config;
-    let (changed, fixed): (Vec<_>, Vec<_>) =
+    let (mut changed, fixed): (Vec<_>, Vec<_>) =
         new.differences(collected).partition(|setting| before.takes(&config, setting));
+    let renewed = before.renewed_certificates(&config);
+    changed.extend(renewed.into_iter().filter(|setting| !changed.contains(setting)).collect::<Vec<_>>());
     if let Err(error) = node.reload(&config) {
         tracing::error!(error = &error as &dyn std::error::Error, "the settings stay as they were");
         return;

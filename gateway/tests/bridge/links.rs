@@ -178,6 +178,33 @@ async fn workers_are_reached_over_tcp_and_tls_with_certificates() {
         let (stream, _) = listener.accept().await.unwrap();
         Link::greet(Box::new(stream), &Manner::default()).await.unwrap();
     }
+    let ca = write("trusted.pem", &own.ca);
+    let tls = [("bridge.ca", ca.as_str()), ("bridge.certificate", certificate.as_str()), ("bridge.key", key.as_str())];
+    let all: Vec<_> = base.iter().chain(&tls).copied().collect();
+    let node = TestNode::start(&all).await;
+    let mut link = link_over_tls(&listener, &own).await;
+    // Another authority's are for the links to come.
+    let renewed = tempfile::tempdir().unwrap();
+    let new = testkit::tls::make(renewed.path(), &testkit::tls::TlsOptions::default());
+    write("trusted.pem", &new.ca);
+    write("node.pem", &new.client_certificate);
+    write("node.key", &new.client_key);
+    node.reload(&all);
+    let site = Site { node, directory };
+    let guest = site.knock("/ws/x", &[]);
+    let (sid, _) = link.open().await;
+    link.accept(sid).await;
+    let _guest = guest.await.unwrap().unwrap();
+    drop(link);
+    let mut link = link_over_tls(&listener, &new).await;
+    let guest = site.knock("/ws/x", &[]);
+    let (sid, _) = link.open().await;
+    link.accept(sid).await;
+    guest.await.unwrap().unwrap();
+}
+
+/// The next link from a node that shows a certificate of this authority, and trusts it.
+async fn link_over_tls(listener: &TcpListener, own: &testkit::tls::Certificates) -> Link {
     let mut roots = rustls::RootCertStore::empty();
     roots.add(CertificateDer::from_pem_slice(own.ca.as_bytes()).unwrap()).unwrap();
     let provider = std::sync::Arc::new(rustls::crypto::ring::default_provider());
@@ -192,23 +219,13 @@ async fn workers_are_reached_over_tcp_and_tls_with_certificates() {
         )
         .unwrap();
     let acceptor = tokio_rustls::TlsAcceptor::from(std::sync::Arc::new(config));
-    let ca = own.ca_file.to_str().unwrap();
-    let tls = [("bridge.ca", ca), ("bridge.certificate", certificate.as_str()), ("bridge.key", key.as_str())];
-    let all: Vec<_> = base.iter().chain(&tls).copied().collect();
-    let node = TestNode::start(&all).await;
-    // Those of the node before may still be in the queue.
-    let stream = loop {
+    // Others may still be in the queue, without TLS.
+    loop {
         let (stream, _) = listener.accept().await.unwrap();
         if let Ok(stream) = acceptor.accept(stream).await {
-            break stream;
+            return Link::greet(Box::new(stream), &Manner::default()).await.unwrap();
         }
-    };
-    let mut link = Link::greet(Box::new(stream), &Manner::default()).await.unwrap();
-    let site = Site { node, directory };
-    let guest = site.knock("/ws/x", &[]);
-    let (sid, _) = link.open().await;
-    link.accept(sid).await;
-    guest.await.unwrap().unwrap();
+    }
 }
 
 #[tokio::test]

@@ -169,6 +169,11 @@ impl RedisServer {
     pub fn switch_tls_on(&self, options: &TlsOptions) -> Tls {
         tls::switch_on(self, options)
     }
+
+    /// Shows and trusts new connections certificates of another authority, on the same port.
+    pub fn renew_tls(&self, options: &TlsOptions, before: &Tls) -> Tls {
+        tls::renew(self, options, before)
+    }
 }
 
 /// Whether the server on this port is the process we started, and no other test's, and has loaded its data.

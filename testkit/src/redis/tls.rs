@@ -27,10 +27,18 @@ impl Tls {
 }
 
 pub(super) fn switch_on(redis: &RedisServer, options: &TlsOptions) -> Tls {
+    switch_on_at(redis, options, free_port())
+}
+
+/// Another authority and all that it signs, on the port of before.
+pub(super) fn renew(redis: &RedisServer, options: &TlsOptions, tls: &Tls) -> Tls {
+    switch_on_at(redis, options, tls.port)
+}
+
+fn switch_on_at(redis: &RedisServer, options: &TlsOptions, port: u16) -> Tls {
     let made = tls::make(redis.process().dir(), options);
     let [certificate, key, ca_file] =
         [&made.certificate, &made.key, &made.ca_file].map(|path| path.display().to_string());
-    let port = free_port();
     let answer = redis.cli(&[
         "CONFIG",
         "SET",

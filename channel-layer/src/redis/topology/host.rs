@@ -7,7 +7,7 @@ use crate::{
     LayerError,
     redis::{
         connection::{self, Access, Account, Address, Login, Target},
-        tls::{self, TlsOptions},
+        tls::TlsOptions,
         trust::Server,
     },
 };
@@ -185,7 +185,7 @@ impl Host {
         Pool::new(self.spec()?, size)
     }
 
-    /// Whether the two are the same servers, reached in the same way, whatever the credentials.
+    /// Whether the two are the same servers, reached in the same way, whatever the credentials and certificates.
     pub fn is_same_place(&self, other: &Self) -> bool {
         match (&self.0, &other.0) {
             (Ok(own), Ok(other)) => own.is_same_place(other),
@@ -193,16 +193,25 @@ impl Host {
         }
     }
 
-    /// Signs in as the other host says from now on, on new connections of all that was made of this host; the open ones
-    /// stay. Changes nothing, and says so, if the other is not the same place.
+    /// Signs in as the other host says from now on, and with its certificates, on new connections of all that was made
+    /// of this host; the open ones stay. Changes nothing, and says so, if the other is not the same place, or if
+    /// its certificates cannot be used.
     pub fn take_credentials(&self, other: &Self) -> bool {
         let (Ok(own), Ok(other)) = (&self.0, &other.0) else { return false };
-        let is_same = own.is_same_place(other);
-        if is_same {
-            own.login.set(other.login.account());
-            own.sentinel_login.set(other.sentinel_login.account());
+        let can_be = own.is_same_place(other) && other.resolve(&TlsOptions::default()).is_ok();
+        if can_be {
+            own.login.set(&other.login);
+            own.sentinel_login.set(&other.sentinel_login);
         }
-        is_same
+        can_be
+    }
+
+    /// Whether connections to it are made with the same certificates as those to the other.
+    pub fn has_certificates_of(&self, other: &Self) -> bool {
+        match (&self.0, &other.0) {
+            (Ok(own), Ok(other)) => own.login.certificates() == other.login.certificates(),
+            _ => false,
+        }
     }
 
     fn of(kind: Kind) -> Self {
@@ -294,12 +303,7 @@ impl Spec {
             (Kind::Cluster(own), Kind::Cluster(other)) => own == other,
             _ => false,
         };
-        let tls = |spec: &Self| {
-            spec.tls.as_ref().map(|tls| {
-                let TlsOptions { roots, client } = &tls.options;
-                (tls.insecure, tls.server_name.clone(), roots.clone(), client.clone())
-            })
-        };
+        let tls = |spec: &Self| spec.tls.as_ref().map(|tls| (tls.insecure, tls.server_name.clone()));
         is_same_kind && self.account.database == other.account.database && tls(self) == tls(other)
     }
 
@@ -336,34 +340,27 @@ impl Spec {
             }
         }
         // Not those of the host that this was made of.
-        self.login = Arc::new(Login::new(self.account.clone()));
-        self.sentinel_login = Arc::new(Login::new(self.sentinel.clone()));
+        let certificates = || self.tls.as_ref().map(|tls| tls.options.clone()).unwrap_or_default();
+        self.login = Arc::new(Login::new(self.account.clone(), certificates()));
+        self.sentinel_login = Arc::new(Login::new(self.sentinel.clone(), certificates()));
         Ok(self)
     }
 
     /// How connections to the servers themselves are made; `options` where the host says nothing.
-    fn access(&self, login: &Arc<Login>, tls: Option<&Arc<rustls::ClientConfig>>, certified: bool) -> Arc<Access> {
-        let tls = tls.map(|config| connection::Tls {
-            config: config.clone(),
-            name: self.tls.as_ref().and_then(|tls| tls.server_name.clone()),
-            certified,
-        });
-        Arc::new(Access { login: Arc::clone(login), tls })
+    fn access(&self, login: &Arc<Login>, options: &TlsOptions) -> Result<Arc<Access>, LayerError> {
+        let tls = |tls: &Tls| {
+            connection::Tls::new(login.certificates(), options.clone(), tls.insecure, tls.server_name.clone())
+        };
+        let tls = self.tls.as_ref().map(tls).transpose()?;
+        Ok(Arc::new(Access { login: Arc::clone(login), tls }))
     }
 
     pub(super) fn resolve(&self, options: &TlsOptions) -> Result<Resolved, LayerError> {
-        let (tls, certified) = match &self.tls {
-            None => (None, false),
-            Some(tls) => {
-                let options = tls.options.or(options);
-                (Some(Arc::new(tls::config(&options, tls.insecure)?)), options.client.is_some())
-            }
-        };
-        let access = self.access(&self.login, tls.as_ref(), certified);
+        let access = self.access(&self.login, options)?;
         Ok(match &self.kind {
             Kind::One(address) => Resolved::Target(Target::direct(address.clone(), access, Server::default())),
             Kind::Sentinel { addresses, master_name } => {
-                let to_sentinels = self.access(&self.sentinel_login, tls.as_ref(), certified);
+                let to_sentinels = self.access(&self.sentinel_login, options)?;
                 let sentinels = Sentinels::new(addresses.clone(), master_name.clone(), to_sentinels);
                 Resolved::Target(Target::sentinel(sentinels, access))
             }

@@ -58,7 +58,7 @@ struct Login {
     tls: Option<Tls>,
 }
 
-/// The pools of an account as it was at some time.
+/// The pools of an account and certificates as they were at some time.
 #[derive(Default)]
 struct Pools {
     version: u64,
@@ -66,7 +66,6 @@ struct Pools {
 }
 
 struct Tls {
-    certificates: TlsCertificates,
     insecure: bool,
     /// The name that the certificate must hold, if it is not the host's.
     name: Option<String>,
@@ -81,18 +80,7 @@ pub struct Pooled {
 
 impl Pool {
     pub(super) fn new(spec: &Spec, size: usize) -> Result<Self, LayerError> {
-        let tls = spec.tls.as_ref().map(|tls| Tls {
-            certificates: TlsCertificates {
-                client_tls: tls
-                    .options
-                    .client
-                    .clone()
-                    .map(|(chain, key)| ClientTlsConfig { client_cert: chain, client_key: key }),
-                root_cert: tls.options.roots.clone(),
-            },
-            insecure: tls.insecure,
-            name: tls.server_name.clone(),
-        });
+        let tls = spec.tls.as_ref().map(|tls| Tls { insecure: tls.insecure, name: tls.server_name.clone() });
         let to = spec.resolve(&TlsOptions::default())?;
         Ok(Self(Arc::new(Inner {
             to,
@@ -183,9 +171,15 @@ impl Login {
             .into_connection_info()?
             .set_redis_settings(settings)
             .set_tcp_settings(TcpSettings::default().set_nodelay(true));
-        if let Some(tls) = &self.tls {
+        if self.tls.is_some() {
+            let TlsOptions { roots, client } = &*self.account.certificates();
+            let own = |(chain, key): &(Vec<u8>, Vec<u8>)| ClientTlsConfig {
+                client_cert: chain.clone(),
+                client_key: key.clone(),
+            };
+            let certificates = TlsCertificates { client_tls: client.as_ref().map(own), root_cert: roots.clone() };
             // Nothing else makes the parameters of TLS.
-            info = Client::build_with_tls(info, tls.certificates.clone())?.get_connection_info().clone();
+            info = Client::build_with_tls(info, certificates)?.get_connection_info().clone();
         }
         Manager::new_with_config(info, config)
     }
