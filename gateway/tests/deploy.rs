@@ -275,63 +275,146 @@ fn sysctl_lines_are_settings_of_this_kernel_with_a_reason() {
 
 // ---- Kubernetes ----
 
-/// What the overlays make, by overlay, kind and name.
-fn rendered() -> serde_json::Value {
-    let script = root().join("gateway/tests/deploy/kubernetes.py");
-    let out =
-        Command::new(testkit::python::python()).arg(script).arg(root().join("deploy/kubernetes")).output().unwrap();
+/// What a script of `deploy/` makes of these directories: lists of objects, by name.
+fn rendered(script: &str, directories: &[&str]) -> serde_json::Value {
+    let mut command = Command::new(testkit::python::python());
+    command.arg(root().join("gateway/tests/deploy").join(script));
+    let out = command.args(directories.iter().map(|directory| root().join(directory))).output().unwrap();
     assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
     serde_json::from_slice(&out.stdout).unwrap()
 }
 
+fn of<'a>(objects: &'a serde_json::Value, kind: &str) -> Option<&'a serde_json::Value> {
+    objects.as_array().unwrap().iter().find(|object| object["kind"] == kind)
+}
+
+/// That a Deployment fits what nodes do, and locks them up.
+fn runs_nodes_well(name: &str, objects: &serde_json::Value) {
+    let pod = &of(objects, "Deployment").unwrap()["spec"]["template"]["spec"];
+    let node = &pod["containers"][0];
+    let variables = node["env"].as_array().unwrap();
+    let value = |setting: &str| -> u64 {
+        let variable = setting.replace('.', "__").to_uppercase();
+        let said = variables.iter().find(|it| it["name"] == format!("GATEWAY_{variable}"));
+        said.map_or_else(|| default(setting), |said| said["value"].as_str().unwrap().parse().unwrap())
+    };
+    let delay = value("drain.delay_seconds");
+    let leaving = delay + value("drain.window_seconds") + 10;
+    let seconds: u64 = node["lifecycle"]["preStop"]["exec"]["command"][1].as_str().unwrap().parse().unwrap();
+    assert!(pod["terminationGracePeriodSeconds"].as_u64().unwrap() >= seconds + leaving, "{name}");
+    let ports: Vec<u64> =
+        node["ports"].as_array().unwrap().iter().map(|port| port["containerPort"].as_u64().unwrap()).collect();
+    assert_eq!(ports, [default("listen"), default("internal-listen")], "{name}");
+    // The node gives up waiting for its servers by itself before it is killed for that.
+    let startup = &node["startupProbe"];
+    assert!(startup["periodSeconds"].as_u64().unwrap() * startup["failureThreshold"].as_u64().unwrap() > 30);
+    assert_eq!(node["readinessProbe"]["httpGet"]["path"], "/readyz");
+    // A node that leaves is out of the way before it closes its listener.
+    let readiness = &node["readinessProbe"];
+    let noticed = readiness["periodSeconds"].as_u64().unwrap() * readiness["failureThreshold"].as_u64().unwrap();
+    assert!(noticed <= seconds + delay, "{name}");
+    assert_eq!(node["livenessProbe"]["httpGet"]["path"], "/healthz");
+    let migrations = pod["initContainers"].as_array();
+    for container in std::iter::once(node).chain(migrations.into_iter().flatten()) {
+        let locked = &container["securityContext"];
+        assert_eq!(locked["readOnlyRootFilesystem"], true, "{name}");
+        assert_eq!(locked["allowPrivilegeEscalation"], false, "{name}");
+        assert_eq!(locked["capabilities"]["drop"][0], "ALL", "{name}");
+        for variable in container["env"].as_array().unwrap() {
+            let variable = variable["name"].as_str().unwrap();
+            assert!(is_setting(variable), "{name}: {variable} is no setting");
+        }
+    }
+    // A Service that is called like a setting is none.
+    assert_eq!(pod["enableServiceLinks"], false, "{name}");
+    assert_eq!(pod["securityContext"]["runAsNonRoot"], true, "{name}");
+    // The user that the image makes.
+    let user = pod["securityContext"]["runAsUser"].as_u64().unwrap();
+    assert!(read("deploy/Dockerfile").contains(&format!("--uid {user} ")), "{name}");
+}
+
+/// That there are more nodes quickly and fewer slowly, one at a time, and that not everybody may come.
+fn is_kept_well(name: &str, objects: &serde_json::Value) {
+    let spec = |kind: &str| &of(objects, kind).unwrap_or_else(|| panic!("{name} has no {kind}"))["spec"];
+    let scaler = spec("HorizontalPodAutoscaler");
+    assert!(scaler["minReplicas"].as_u64() <= scaler["maxReplicas"].as_u64(), "{name}");
+    assert!(scaler["behavior"]["scaleDown"]["stabilizationWindowSeconds"].as_u64() >= Some(300), "{name}");
+    assert_eq!(spec("PodDisruptionBudget")["maxUnavailable"], 1, "{name}");
+    let allowed = spec("NetworkPolicy")["ingress"].to_string();
+    assert!(allowed.contains("internal") && allowed.contains("public"), "{name}");
+}
+
+const SAME: [&str; 4] = ["base", "small", "production", "io-uring"];
+
 #[test]
 fn kubernetes_takes_what_the_overlays_make_and_the_numbers_are_the_nodes() {
-    let rendered = rendered();
-    let overlays = rendered.as_object().unwrap();
-    assert!(["base", "small", "production", "io-uring"].iter().all(|name| overlays.contains_key(*name)));
-    for (overlay, objects) in overlays {
-        let of = |kind: &str| {
-            objects.as_array().unwrap().iter().find(|object| object["kind"] == kind).unwrap_or_else(|| panic!("{kind}"))
-        };
-        let pod = &of("Deployment")["spec"]["template"]["spec"];
-        let node = &pod["containers"][0];
-        let seconds: u64 = node["lifecycle"]["preStop"]["exec"]["command"][1].as_str().unwrap().parse().unwrap();
-        assert!(pod["terminationGracePeriodSeconds"].as_u64().unwrap() >= seconds + leaving(), "{overlay}");
-        let ports: Vec<u64> =
-            node["ports"].as_array().unwrap().iter().map(|port| port["containerPort"].as_u64().unwrap()).collect();
-        assert_eq!(ports, [default("listen"), default("internal-listen")], "{overlay}");
-        // The node gives up waiting for its servers by itself before it is killed for that.
-        let startup = &node["startupProbe"];
-        assert!(startup["periodSeconds"].as_u64().unwrap() * startup["failureThreshold"].as_u64().unwrap() > 30);
-        assert_eq!(node["readinessProbe"]["httpGet"]["path"], "/readyz");
-        // A node that leaves is out of the way before it closes its listener.
-        let readiness = &node["readinessProbe"];
-        let noticed = readiness["periodSeconds"].as_u64().unwrap() * readiness["failureThreshold"].as_u64().unwrap();
-        assert!(noticed <= seconds + default("drain.delay_seconds"), "{overlay}");
-        assert_eq!(node["livenessProbe"]["httpGet"]["path"], "/healthz");
-        for container in [node, &pod["initContainers"][0]] {
-            let locked = &container["securityContext"];
-            assert_eq!(locked["readOnlyRootFilesystem"], true, "{overlay}");
-            assert_eq!(locked["allowPrivilegeEscalation"], false, "{overlay}");
-            assert_eq!(locked["capabilities"]["drop"][0], "ALL", "{overlay}");
-            for variable in container["env"].as_array().unwrap() {
-                let name = variable["name"].as_str().unwrap();
-                assert!(is_setting(name), "{overlay}: {name} is no setting");
-            }
-        }
-        assert_eq!(pod["securityContext"]["runAsNonRoot"], true, "{overlay}");
-        // The user that the image makes.
-        let user = pod["securityContext"]["runAsUser"].as_u64().unwrap();
-        assert!(read("deploy/Dockerfile").contains(&format!("--uid {user} ")), "{overlay}");
-        let scaler = &of("HorizontalPodAutoscaler")["spec"];
-        assert!(scaler["minReplicas"].as_u64() <= scaler["maxReplicas"].as_u64(), "{overlay}");
-        assert!(scaler["behavior"]["scaleDown"]["stabilizationWindowSeconds"].as_u64() >= Some(300), "{overlay}");
-        assert_eq!(of("PodDisruptionBudget")["spec"]["maxUnavailable"], 1, "{overlay}");
-        let allowed = of("NetworkPolicy")["spec"]["ingress"].to_string();
-        assert!(allowed.contains("internal") && allowed.contains("public"), "{overlay}");
+    let rendered = rendered("kubernetes.py", &["deploy/kubernetes"]);
+    for name in SAME {
+        runs_nodes_well(name, &rendered[name]);
+        is_kept_well(name, &rendered[name]);
     }
-    let monitor = overlays["production"].as_array().unwrap().iter().find(|object| object["kind"] == "ServiceMonitor");
-    assert_eq!(monitor.unwrap()["spec"]["endpoints"][0]["path"], "/metrics");
-    let metrics = overlays["production"].to_string();
+    let monitor = of(&rendered["production"], "ServiceMonitor").unwrap();
+    assert_eq!(monitor["spec"]["endpoints"][0]["path"], "/metrics");
+    let metrics = rendered["production"].to_string();
     assert!(metrics.contains("gateway_connections") && read("docs/metrics.md").contains("`gateway_connections`"));
+}
+
+#[test]
+fn helm_makes_what_the_overlays_make_and_takes_no_value_that_means_nothing() {
+    let chart = "deploy/helm/channel-gateway";
+    let rendered = rendered("helm.py", &[chart, "deploy/kubernetes"]);
+    for name in SAME {
+        runs_nodes_well(name, &rendered[name]);
+        is_kept_well(name, &rendered[name]);
+    }
+    // What the values say by themselves is what the node would do.
+    let values = read(&format!("{chart}/values.yaml"));
+    assert_eq!(number(&values, "  delaySeconds: "), default("drain.delay_seconds"));
+    assert_eq!(number(&values, "  windowSeconds: "), default("drain.window_seconds"));
+    assert!(read(&format!("{chart}/Chart.yaml")).contains(&format!("appVersion: \"{}\"", env!("CARGO_PKG_VERSION"))));
+
+    let everything = &rendered["everything"];
+    runs_nodes_well("everything", everything);
+    let kinds = ["HorizontalPodAutoscaler", "PodDisruptionBudget", "NetworkPolicy"];
+    assert!(kinds.iter().all(|kind| of(everything, kind).is_none()), "they are switched off");
+    let deployment = of(everything, "Deployment").unwrap();
+    assert_eq!((&deployment["metadata"]["name"], &deployment["spec"]["replicas"]), (&"sockets".into(), &4.into()));
+    let pod = &deployment["spec"]["template"]["spec"];
+    assert_eq!(pod["terminationGracePeriodSeconds"], 8 + 10 + 60 + 10);
+    assert!(pod["initContainers"].is_null());
+    let variables = pod["containers"][0]["env"].to_string();
+    for said in [
+        r#"{"name":"GATEWAY_OTLP_SAMPLE_RATIO","value":"0.05"}"#,
+        r#"{"name":"GATEWAY_LIMITS__OUTBOX_BYTES","value":"10485760"}"#,
+        r#"{"name":"GATEWAY_STRICT_ENV","value":"true"}"#,
+        r#"{"name":"GATEWAY_DJANGO_SECRET_KEY_FILE","value":"/run/secrets/gateway/key.txt"}"#,
+        r#"{"name":"GATEWAY_CONFIG","value":"/etc/channel-gateway/gateway.toml"}"#,
+    ] {
+        assert!(variables.contains(said), "{said}: {variables}");
+    }
+    assert!(!variables.contains("REDIS_URL"), "null takes one out: {variables}");
+    let file = of(everything, "ConfigMap").unwrap();
+    assert!(file["data"]["gateway.toml"].as_str().unwrap().starts_with("[[bridge]]\n"));
+
+    // Secrets stand in files, and what the chart says is said once.
+    let schema: serde_json::Value = serde_json::from_str(&read(&format!("{chart}/values.schema.json"))).unwrap();
+    let refused = schema["properties"]["settings"]["properties"].as_object().unwrap();
+    assert!(refused.values().all(|value| value == false));
+    let secrets = gateway::config::SETTINGS.iter().filter(|setting| setting.secret).map(|it| it.environment());
+    let own = variables_of_the_chart(&rendered["base"], everything);
+    let expected: BTreeSet<String> = secrets.chain(own).collect();
+    assert_eq!(refused.keys().cloned().collect::<BTreeSet<_>>(), expected);
+}
+
+/// Settings that the chart gives each node, or the image, whatever the values are.
+fn variables_of_the_chart(base: &serde_json::Value, everything: &serde_json::Value) -> BTreeSet<String> {
+    let of_pod = |objects: &serde_json::Value| -> BTreeSet<String> {
+        let node = &of(objects, "Deployment").unwrap()["spec"]["template"]["spec"]["containers"][0];
+        node["env"].as_array().unwrap().iter().map(|it| it["name"].as_str().unwrap().to_owned()).collect()
+    };
+    let of_values = |name: &String| name.ends_with("_FILE") || name == "GATEWAY_LOG_FORMAT";
+    let mut own: BTreeSet<String> = of_pod(base).into_iter().filter(|name| !of_values(name)).collect();
+    own.extend(of_pod(everything).contains("GATEWAY_CONFIG").then(|| "GATEWAY_CONFIG".to_owned()));
+    own.extend(["GATEWAY_LISTEN", "GATEWAY_INTERNAL_LISTEN"].map(str::to_owned));
+    own
 }

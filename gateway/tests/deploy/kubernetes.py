@@ -1,7 +1,7 @@
 """Renders the overlays of deploy/kubernetes, holds each object against Kubernetes' schema, and prints all as JSON.
 
 Knows of Kustomize what the files use: resources, components, JSON patches, images, namespace. Where `kubectl` is there it must render the
-same.
+same. A copy beside this Python goes before one on the path.
 """
 
 import copy
@@ -75,25 +75,42 @@ def build(directory, objects=None):
 
 
 def by_name(objects):
-    return {(one["kind"], one["metadata"]["name"]): one for one in objects}
+    found = {(one["kind"], one["metadata"]["name"]): one for one in objects}
+    assert len(found) == len(objects), "two have one name"
+    return found
+
+
+def validate(objects):
+    for one in objects:
+        if one["kind"] not in FOREIGN:
+            for version in VERSIONS:
+                kubernetes_validate.validate(one, version, strict=True)
+
+
+def program(name):
+    """Where it is; none, if it is not here."""
+    beside = Path(sys.executable).parent / name
+    return str(beside) if beside.exists() else shutil.which(name)
+
+
+def render(root):
+    rendered = {directory.name: build(directory) for directory in [root / "base", *sorted((root / "overlays").iterdir())]}
+    # A component that no overlay uses is rendered too.
+    rendered["io-uring"] = build(root / "components" / "io-uring", build(root / "base"))
+    return rendered
 
 
 def main():
     root = Path(sys.argv[1])
-    rendered = {}
-    directories = [root / "base", *sorted((root / "overlays").iterdir())]
-    for directory in directories:
-        objects = build(directory)
-        for one in objects:
-            if one["kind"] in FOREIGN:
-                continue
-            for version in VERSIONS:
-                kubernetes_validate.validate(one, version, strict=True)
-        if shutil.which("kubectl"):
-            out = subprocess.run(["kubectl", "kustomize", directory], capture_output=True, text=True, check=True).stdout
-            theirs = by_name(yaml.safe_load_all(out))
+    rendered = render(root)
+    kubectl = program("kubectl")
+    for name, objects in rendered.items():
+        validate(objects)
+        directory = root / "base" if name == "base" else root / "overlays" / name
+        if kubectl and directory.exists():
+            out = subprocess.run([kubectl, "kustomize", directory], capture_output=True, text=True, check=True).stdout
+            theirs = by_name(list(yaml.safe_load_all(out)))
             assert theirs == by_name(objects), f"kubectl renders {directory} differently"
-        rendered[directory.name] = objects
     # That the schemas are strict.
     try:
         misspelt = patched(rendered["base"][0], [{"op": "add", "path": "/spec/template/spec/terminationSeconds", "value": 1}])
@@ -101,13 +118,8 @@ def main():
         sys.exit("a misspelt field was taken")
     except kubernetes_validate.ValidationError:
         pass
-    # A component that no overlay uses is rendered too.
-    with_ring = build(root / "components" / "io-uring", build(root / "base"))
-    for version in VERSIONS:
-        for one in with_ring:
-            kubernetes_validate.validate(one, version, strict=True)
-    rendered["io-uring"] = with_ring
     json.dump(rendered, sys.stdout)
 
 
-main()
+if __name__ == "__main__":
+    main()
