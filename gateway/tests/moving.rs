@@ -3,18 +3,22 @@
 
 mod common;
 
+use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
 use std::process::Stdio;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use common::{Client, Door, NodeProcess, TestNode, eventually};
 use persistence::{Append, Range, Seen, Store, StoreOptions, Stream};
 use serde_json::{Value, json};
 use testkit::mariadb::MariaDb;
-use testkit::postgres::Postgres;
+use testkit::postgres::{Postgres, newer_programs};
 use testkit::redis::RedisServer;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::sync::Mutex;
+use tokio::task::JoinSet;
 
 /// For what a slow machine has much to do for.
 const LONG: Duration = Duration::from_secs(120);
@@ -388,7 +392,7 @@ async fn run(program: &Path, arguments: &[&str], input: &[u8]) -> Vec<u8> {
     output.stdout
 }
 
-/// The dump of one server restored on another, which is what a new major version asks for too.
+/// The dump of one server restored on another.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_dump_of_postgres_made_while_people_talk_is_restored_on_another_server() {
     let (old, new) = (Postgres::shared(), Postgres::start());
@@ -403,6 +407,140 @@ async fn a_dump_of_postgres_made_while_people_talk_is_restored_on_another_server
         run(&new.program("pg_restore"), &arguments, &kept.lock().await).await;
     };
     restored(dump, restore, &database, &fresh).await;
+}
+
+// ---- A new major version of PostgreSQL ----
+
+/// Says one thing after the other until its node leaves: what was acknowledged, where it was last, and what it was about
+/// to say then.
+async fn talk(mut client: Client, user: &'static str, all: Arc<AtomicUsize>) -> (Vec<Value>, Value, String) {
+    let (mut acks, mut last) = (Vec::new(), Value::Null);
+    loop {
+        let id = format!("{user} {}", acks.len());
+        let said = json!({"cate": "chat", "group_name": "lobby", "message": id, "client_id": id});
+        client.try_send_text(&said.to_string()).await;
+        loop {
+            match client.hear().await {
+                common::Heard::Frame(frame) if frame["type"] == "ack" => {
+                    acks.push(frame);
+                    all.fetch_add(1, Ordering::Relaxed);
+                    break;
+                }
+                common::Heard::Frame(frame) if frame["type"] == "chat" => last = place(&frame),
+                common::Heard::Frame(_) => {}
+                common::Heard::Closed(..) | common::Heard::Gone => return (acks, last, id),
+            }
+        }
+    }
+}
+
+/// While people talk all nodes are stopped, the database is moved by `move_it`, which returns its new URL, and the nodes
+/// are started with that. Nothing acknowledged is lost, whoever comes back goes on from their place, and what was being
+/// said when the nodes stopped is stored once.
+async fn moved_to_a_new_version(database: &str, move_it: impl AsyncFnOnce() -> String) {
+    let redis = RedisServer::start();
+    let redis_url = redis.url();
+    let start = |database: &str| NodeProcess::start(&keys(&redis_url, database, &[]));
+    let nodes = [start(database), start(database)];
+    let mut bob = nodes[0].door.v1("/ws/chat/lobby/", "bob").await;
+    nodes[1].door.api("PUT", "/api/rooms/lobby/members/bob", None).await;
+    let envelope =
+        json!({"type": "notification", "to": "user:bob", "data": {"message": "before", "from_user": "shop"}});
+    assert_eq!(nodes[1].door.api("POST", "/api/events", Some(envelope)).await.0, 200);
+    let notified = bob.until(|frame| frame["type"] == "notification").await;
+    drop(bob);
+    let all = Arc::new(AtomicUsize::new(0));
+    let mut talking = JoinSet::new();
+    for (at, user) in ["ann", "carol", "dave", "eve"].into_iter().enumerate() {
+        let mut client = nodes[at % 2].door.v1("/ws/chat/lobby/", user).await;
+        client.patience = LONG;
+        let talk = talk(client, user, Arc::clone(&all));
+        talking.spawn(async move { (user, talk.await) });
+    }
+    eventually("they talk", async || all.load(Ordering::Relaxed) > 200).await;
+    let before = all.load(Ordering::Relaxed);
+    for mut node in nodes {
+        node.process.signal("TERM");
+        assert_eq!(node.process.exit_code(), 0, "{}", node.log());
+    }
+    // Services go on publishing: it waits for a node.
+    published(&redis, 0..5);
+    let database = move_it().await;
+    let nodes = [start(&database), start(&database)];
+
+    let kept = nodes[0].door.api("GET", "/api/rooms/lobby", None).await.1["seq"].as_u64().unwrap();
+    let mut acknowledged = BTreeMap::new();
+    let mut back = Vec::new();
+    for (at, (user, (acks, last, unsaid))) in talking.join_all().await.into_iter().enumerate() {
+        for (number, ack) in acks.iter().enumerate() {
+            let said = (ack["id"].clone(), format!("{user} {number}"));
+            assert!(acknowledged.insert(ack["seq"].as_u64().unwrap(), said).is_none());
+        }
+        let (client, seqs, went_on) = comes_back(nodes[at % 2].door, user, &last).await;
+        let next = last["seq"].as_u64().unwrap() + 1;
+        assert!(went_on && seqs.iter().copied().eq(next..next + seqs.len() as u64), "{user}: {last}, {seqs:?}");
+        assert!(next + seqs.len() as u64 > kept, "{user}: {last}, {seqs:?} of {kept}");
+        back.push((client, unsaid));
+    }
+    assert!(acknowledged.len() > before.max(200) - 1, "{} of {before}", acknowledged.len());
+    // What each of them was about to say may have been stored without an ack, and is said again.
+    for (client, unsaid) in &mut back {
+        client.say_acked("lobby", unsaid, unsaid).await;
+    }
+    eventually("what waited in the stream is stored", async || redis.cli(&["XLEN", "gateway:events"]).trim() == "0")
+        .await;
+    let (stored, mut texts) = (store(&database).await, HashSet::new());
+    let rows = stored.messages("lobby", Range::After(0), 100_000).await.unwrap();
+    for (number, row) in rows.iter().enumerate() {
+        assert_eq!(row.seq, number as u64 + 1, "no hole");
+        assert!(row.message == "entry" || texts.insert(row.message.clone()), "{} is there twice", row.message);
+        if let Some((id, text)) = acknowledged.remove(&row.seq) {
+            assert_eq!((row.id.to_string(), &*row.message), (id.as_str().unwrap().to_owned(), text.as_str()));
+        }
+    }
+    assert!(acknowledged.is_empty(), "acknowledged and lost: {acknowledged:?}");
+    assert_eq!(rows.iter().filter(|row| row.message == "entry").count(), 5);
+    assert!(back.iter().all(|(_, unsaid)| texts.contains(unsaid)));
+    // The inbox has its place, too, and both nodes go on.
+    let mut bob = nodes[1].door.v1("/ws/notifications/", "bob").await;
+    bob.send(json!({"cate": "resume", "rooms": {}, "notifications": place(&notified)})).await;
+    assert_eq!(bob.until(|frame| frame["type"] == "resumed").await["notifications"], true);
+    let envelope = json!({"type": "notification", "to": "user:bob", "data": {"message": "after", "from_user": "shop"}});
+    assert_eq!(nodes[0].door.api("POST", "/api/events", Some(envelope)).await.0, 200);
+    assert_eq!(bob.until(|frame| frame["type"] == "notification").await["seq"], notified["seq"].as_u64().unwrap() + 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_major_version_of_postgres_by_dump_and_restore_loses_nothing() {
+    if std::env::var_os("GATEWAY_LONG").is_none() {
+        return;
+    }
+    let (old, new) = (Postgres::start(), Postgres::start_of(newer_programs()));
+    assert!(new.major() > old.major(), "{} and {}", old.major(), new.major());
+    let database = old.fresh_database();
+    let move_it = async || {
+        let dump = run(&new.program("pg_dump"), &["--no-owner", "--format=custom", "-d", &database], &[]).await;
+        let fresh = new.fresh_database();
+        run(&new.program("pg_restore"), &["--no-owner", "--exit-on-error", "-d", &fresh], &dump).await;
+        fresh
+    };
+    moved_to_a_new_version(&database, move_it).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_major_version_of_postgres_by_pg_upgrade_loses_nothing() {
+    if std::env::var_os("GATEWAY_LONG").is_none() {
+        return;
+    }
+    let mut server = Postgres::start();
+    let (database, before) = (server.fresh_database(), server.major());
+    let same = database.clone();
+    let move_it = async || {
+        server.upgrade(newer_programs());
+        assert!(server.major() > before);
+        same
+    };
+    moved_to_a_new_version(&database, move_it).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

