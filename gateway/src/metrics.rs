@@ -141,7 +141,7 @@ const FRAMES_BAD: &[&str] = &[
     "user_not_found",
 ];
 const EVENTS_DROPPED: &[&str] =
-    &["disputed", "held_full", "incomplete", "no_channel", "old", "queue_full", "rendering", "twin"];
+    &["disputed", "duplicate", "held_full", "incomplete", "no_channel", "old", "queue_full", "rendering"];
 const EVENTS_FORGED: &[&str] = &["repeated", "stale", "unknown_key", "unsealed", "wrong"];
 const OPERATIONS: &[&str] = &[
     "admit",

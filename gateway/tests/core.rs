@@ -158,7 +158,7 @@ async fn a_socket_that_django_puts_into_a_group_it_hears_anyway_hears_it_once() 
     django.send(&twin, &event("alone"));
     assert_eq!(socket.hears().await, "alone");
     socket.hears_nothing_before_own("lobby").await;
-    assert!(node.metric("gateway_layer_events_dropped_total{reason=\"twin\"}").await >= 1.0);
+    assert!(node.metric("gateway_layer_events_dropped_total{reason=\"duplicate\"}").await >= 1.0);
 }
 
 /// R20: the type of an event picks a handler out of a table, and nothing else; what a browser sends

@@ -181,7 +181,7 @@ async fn a_stored_event_counts_once_and_in_its_own_stream() {
         to_socket(&stored).await;
         to_socket(&chat("forged", stored.get("epoch").unwrap().as_i64().unwrap(), 3, "x")).await;
         hears(&mut alice, "forged", None).await;
-        assert_eq!(node.metric("gateway_layer_events_dropped_total{reason=\"twin\"}").await, 1.0, "{layer}");
+        assert_eq!(node.metric("gateway_layer_events_dropped_total{reason=\"duplicate\"}").await, 1.0, "{layer}");
         alice.say("lobby", "three").await;
         hears(&mut alice, "three", Some(3)).await;
     }

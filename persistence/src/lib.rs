@@ -55,6 +55,7 @@
 mod append;
 #[cfg(unix)]
 mod bell;
+mod changes;
 mod clock;
 mod db;
 mod entity;
@@ -77,7 +78,6 @@ mod retention;
 mod rights;
 mod rooms;
 mod row;
-mod said;
 mod schema;
 mod secrets;
 mod site;
@@ -96,8 +96,8 @@ pub use site::{Site, SiteMoment, SiteRows, SiteSession, SiteTables, SiteUser};
 pub use snapshot::Snapshot;
 pub use store::Store;
 pub use types::{
-    After, Append, AppendError, Appended, Backend, Change, Changed, Deleted, Head, Held, Import, Imported, Key,
-    MAX_DATA_BYTES, MAX_DISPLAY_NAME_CHARS, MAX_EVENT_ID_BYTES, MAX_MESSAGE_BYTES, MAX_NAME_CHARS, Membership, Message,
-    Page, Range, Refused, Retention, Room, Said, Says, Seen, Stream,
+    After, Append, AppendError, Appended, Backend, Change, ChangeKind, ChangeTime, Changed, Deleted, Head, Held,
+    Import, Imported, Key, MAX_DATA_BYTES, MAX_DISPLAY_NAME_CHARS, MAX_EVENT_ID_BYTES, MAX_MESSAGE_BYTES,
+    MAX_NAME_CHARS, Membership, Message, Page, Range, Refused, Retention, Room, Seen, Stream,
 };
 pub use values::is_valid_name;

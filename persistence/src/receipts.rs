@@ -43,8 +43,8 @@ impl Identity {
 
 impl Identity {
     /// Of an event that says something of a room; known where messages to the room are.
-    pub(crate) fn of_change(source: &str, id: &str, room: &str, said: &[&str]) -> Self {
-        let content = ["change"].into_iter().chain(said.iter().copied());
+    pub(crate) fn of_change(source: &str, id: &str, room: &str, words: &[&str]) -> Self {
+        let content = ["change"].into_iter().chain(words.iter().copied());
         Self { key: digest(["event", source, id, Kind::Room.tables().word, room]), content: digest(content) }
     }
 }

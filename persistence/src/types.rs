@@ -293,22 +293,22 @@ pub struct Membership {
     pub create_room: bool,
 }
 
-/// Something said of a room, to be done once and in its place.
+/// A change of a room, to be made once and in its place.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Change {
     /// Name of the room.
     pub room: String,
-    /// What is said.
-    pub says: Says,
+    /// How the room changes.
+    pub kind: ChangeKind,
     /// When it was said.
-    pub said: Said,
+    pub time: ChangeTime,
     /// What makes a repeat of it recognisable; `None` does it every time.
     pub key: Option<Key>,
 }
 
-/// What is said of a room.
+/// How a room changes.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Says {
+pub enum ChangeKind {
     /// These users are members.
     Joins(Vec<String>),
     /// These users are none.
@@ -317,10 +317,10 @@ pub enum Says {
     Is(Option<String>),
 }
 
-/// When something was said. Of two things said of one member, or of one room's name, the later one counts, whichever is
+/// When a change was said. Of two changes of one member, or of one room's name, the later one counts, whichever is
 /// stored first. Both are milliseconds since 1970 by the clock of the stream of events, as in the ids of its entries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Said {
+pub enum ChangeTime {
     /// With an entry of the stream: the two numbers of its id.
     At(u64, u64),
     /// Just now: it is later than all that is known.
@@ -351,7 +351,7 @@ pub struct Retention {
     pub messages_per_room: Option<u64>,
     /// Delete notifications older than this.
     pub notifications_before: Option<OffsetDateTime>,
-    /// Delete the receipts of keys older than this, and what was said of members; at least 7 days are promised.
+    /// Delete the receipts of keys older than this, and changes of members; at least 7 days are promised.
     pub receipts_before: Option<OffsetDateTime>,
 }
 
@@ -362,7 +362,7 @@ pub struct Deleted {
     pub messages: u64,
     /// Notifications.
     pub notifications: u64,
-    /// Receipts of keys, and what was said of members.
+    /// Receipts of keys, and changes of members.
     pub receipts: u64,
 }
 

@@ -79,9 +79,9 @@ impl fmt::Debug for Question {
     }
 }
 
-/// What Django said.
+/// What Django answered.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Said {
+pub(crate) enum Reply {
     User(Arc<Named>),
     /// Nobody is logged in: `{"user":null}`.
     Nobody,
@@ -89,7 +89,7 @@ pub(crate) enum Said {
     Forbidden,
 }
 
-type Outcome = Result<Said, Failed>;
+type Outcome = Result<Reply, Failed>;
 
 /// Why there is no answer, as a word for the log and the metric.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -115,7 +115,7 @@ pub(crate) struct AskDjango {
 
 #[derive(Default)]
 struct Known {
-    said: HashMap<Fingerprint, (Said, Instant)>,
+    replies: HashMap<Fingerprint, (Reply, Instant)>,
     bytes: usize,
     asking: HashMap<Fingerprint, WeakShared<BoxFuture<'static, Outcome>>>,
 }
@@ -270,8 +270,8 @@ impl AskDjango {
         let fingerprint = question.fingerprint();
         let asking = {
             let known = &mut *self.known.lock();
-            if let Some(said) = known.get(&fingerprint, Instant::now()) {
-                return Ok(said);
+            if let Some(reply) = known.get(&fingerprint, Instant::now()) {
+                return Ok(reply);
             }
             match known.asking.get(&fingerprint).and_then(WeakShared::upgrade) {
                 Some(asking) => asking,
@@ -292,8 +292,8 @@ impl AskDjango {
         };
         let known = &mut *self.known.lock();
         known.asking.remove(&fingerprint);
-        if let Ok(said) = &outcome {
-            known.add(fingerprint, said.clone(), Instant::now());
+        if let Ok(reply) = &outcome {
+            known.add(fingerprint, reply.clone(), Instant::now());
         }
         outcome
     }
@@ -308,28 +308,28 @@ impl AskDjango {
             });
         self.health.note_part(NAME, outcome.is_ok(), false);
         let result = match &outcome {
-            Ok(Said::User(_)) => "user",
-            Ok(Said::Nobody) => "nobody",
-            Ok(Said::Unauthorized) => "unauthorized",
-            Ok(Said::Forbidden) => "forbidden",
+            Ok(Reply::User(_)) => "user",
+            Ok(Reply::Nobody) => "nobody",
+            Ok(Reply::Unauthorized) => "unauthorized",
+            Ok(Reply::Forbidden) => "forbidden",
             Err(_) => "failed",
         };
         self.health.metrics.django_asked.get_or_create(&ByResult { result }).inc();
         outcome
     }
 
-    async fn exchange(&self, question: &Question) -> Result<Said, Silence> {
+    async fn exchange(&self, question: &Question) -> Result<Reply, Silence> {
         let headers = question.headers(self.secret.read().as_ref());
         let url = self.url.read().clone();
         let answer = self.http.get(url).headers(headers).send().await.map_err(BodyError::from)?;
         match answer.status() {
             StatusCode::OK => {}
-            StatusCode::UNAUTHORIZED => return Ok(Said::Unauthorized),
-            StatusCode::FORBIDDEN => return Ok(Said::Forbidden),
+            StatusCode::UNAUTHORIZED => return Ok(Reply::Unauthorized),
+            StatusCode::FORBIDDEN => return Ok(Reply::Forbidden),
             status => return Err(Silence::Status { status, to: http_client::redirected_to(answer.headers()) }),
         }
         let body = http_client::body(answer, MAX_ANSWER).await?;
-        said(&body).map_err(Silence::Malformed)
+        reply(&body).map_err(Silence::Malformed)
     }
 
     /// Asks now and then, while Django does not answer, whether it does; runs until the node stops.
@@ -382,12 +382,12 @@ impl Silence {
 }
 
 /// Reads `{"user":{"id","username"},"rooms":[…]?,"expires_at"?}`.
-fn said(body: &[u8]) -> Result<Said, &'static str> {
+fn reply(body: &[u8]) -> Result<Reply, &'static str> {
     let answer: Value = crate::json::read(body).map_err(|_| "it is no JSON")?;
     let answer = answer.as_object().ok_or("it is no object")?;
     let user = match answer.get("user") {
         None => return Err("user is missing"),
-        Some(Value::Null) => return Ok(Said::Nobody),
+        Some(Value::Null) => return Ok(Reply::Nobody),
         Some(user) => user.as_object().ok_or("user is no object")?,
     };
     let id =
@@ -408,27 +408,27 @@ fn said(body: &[u8]) -> Result<Said, &'static str> {
         }
         Some(_) => return Err("expires_at is no text"),
     };
-    Ok(Said::User(Arc::new(Named { id: id.into(), username: username.into(), rooms, expires_at })))
+    Ok(Reply::User(Arc::new(Named { id: id.into(), username: username.into(), rooms, expires_at })))
 }
 
 impl Known {
-    fn get(&self, fingerprint: &Fingerprint, now: Instant) -> Option<Said> {
-        let (said, at) = self.said.get(fingerprint)?;
-        (now.duration_since(*at) < REMEMBERED).then(|| said.clone())
+    fn get(&self, fingerprint: &Fingerprint, now: Instant) -> Option<Reply> {
+        let (reply, at) = self.replies.get(fingerprint)?;
+        (now.duration_since(*at) < REMEMBERED).then(|| reply.clone())
     }
 
-    fn add(&mut self, fingerprint: Fingerprint, said: Said, now: Instant) {
-        let cost = cost(&said);
+    fn add(&mut self, fingerprint: Fingerprint, reply: Reply, now: Instant) {
+        let cost = cost(&reply);
         if self.bytes + cost > REMEMBERED_BYTES {
-            self.said.retain(|_, (_, at)| now.duration_since(*at) < REMEMBERED);
-            self.bytes = self.said.values().map(|(said, _)| self::cost(said)).sum();
+            self.replies.retain(|_, (_, at)| now.duration_since(*at) < REMEMBERED);
+            self.bytes = self.replies.values().map(|(reply, _)| self::cost(reply)).sum();
             if self.bytes + cost > REMEMBERED_BYTES {
-                self.said = HashMap::new();
+                self.replies = HashMap::new();
                 self.bytes = 0;
             }
         }
         self.bytes += cost;
-        if let Some((before, _)) = self.said.insert(fingerprint, (said, now)) {
+        if let Some((before, _)) = self.replies.insert(fingerprint, (reply, now)) {
             self.bytes -= self::cost(&before);
         }
     }
@@ -444,8 +444,8 @@ impl Known {
     }
 }
 
-fn cost(said: &Said) -> usize {
-    let Said::User(named) = said else { return ANSWER_COST };
+fn cost(reply: &Reply) -> usize {
+    let Reply::User(named) = reply else { return ANSWER_COST };
     let rooms: usize = named.rooms.iter().map(|room| size_of::<String>() + room.len()).sum();
     ANSWER_COST + named.id.len() + named.username.len() + rooms
 }
@@ -462,8 +462,8 @@ mod tests {
 
     #[test]
     fn an_answer_is_read_strictly_and_what_it_does_not_need_is_ignored() {
-        let user = |json: &str| match said(json.as_bytes()) {
-            Ok(Said::User(named)) => {
+        let user = |json: &str| match reply(json.as_bytes()) {
+            Ok(Reply::User(named)) => {
                 (named.id.to_string(), named.username.to_string(), named.rooms.len(), named.expires_at)
             }
             other => panic!("{json}: {other:?}"),
@@ -477,7 +477,7 @@ mod tests {
             ("u-7".into(), "a".into(), 2, Some(1_893_456_000))
         );
         assert_eq!(user(r#"{"user":{"id":7.0,"username":"a"},"rooms":null,"expires_at":null}"#).0, "7");
-        assert_eq!(said(br#"{"user":null}"#), Ok(Said::Nobody));
+        assert_eq!(reply(br#"{"user":null}"#), Ok(Reply::Nobody));
         for wrong in [
             "<html>",
             "[]",
@@ -494,7 +494,7 @@ mod tests {
             r#"{"user":{"id":7,"username":"a"},"expires_at":"tomorrow"}"#,
             r#"{"user":{"id":7,"username":"a"},"expires_at":1893456000}"#,
         ] {
-            assert!(said(wrong.as_bytes()).is_err(), "{wrong}");
+            assert!(reply(wrong.as_bytes()).is_err(), "{wrong}");
         }
     }
 
@@ -502,13 +502,13 @@ mod tests {
     fn what_is_remembered_has_a_bound_and_a_time() {
         let (mut known, now) = (Known::default(), Instant::now());
         let named = Named { id: "1".into(), username: "a".into(), rooms: vec!["r".repeat(100); 600], expires_at: None };
-        let said = Said::User(Arc::new(named));
+        let reply = Reply::User(Arc::new(named));
         for number in 0..1000_u32 {
-            known.add(Sha256::digest(number.to_be_bytes()).into(), said.clone(), now);
+            known.add(Sha256::digest(number.to_be_bytes()).into(), reply.clone(), now);
             assert!(known.bytes <= REMEMBERED_BYTES);
         }
         let last: Fingerprint = Sha256::digest(999_u32.to_be_bytes()).into();
-        assert_eq!(known.get(&last, now), Some(said));
+        assert_eq!(known.get(&last, now), Some(reply));
         assert_eq!(known.get(&last, now + REMEMBERED), None);
     }
 

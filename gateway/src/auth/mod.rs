@@ -16,7 +16,7 @@ use http::header::{AUTHORIZATION, ORIGIN};
 pub(crate) use ask::AskDjango;
 pub(crate) use jwks::{Jwks, NAME as JWKS};
 
-use crate::auth::ask::{Named, Question, Said};
+use crate::auth::ask::{Named, Question, Reply};
 use crate::auth::django::{Away, Django, NoSession, Person, SiteProof, UNREADABLE};
 use crate::clock::Clock;
 use crate::config::{Anonymous, UserName};
@@ -217,15 +217,15 @@ impl SignIn {
     async fn by_django(&self, question: Question) -> Result<Option<SignedIn>, NotSignedIn> {
         let Some(ask) = &self.ask else { return Ok(None) };
         match ask.ask(&question).await {
-            Ok(Said::User(named)) => {
+            Ok(Reply::User(named)) => {
                 let user = self.user_named_by_django(&named)?;
                 // Asked again it is no part of this handshake.
                 let proof = user.expires_at.is_none().then(|| Proof::Asked(Box::new(question.without_trace())));
                 Ok(Some(SignedIn { user, proof, ends: None }))
             }
-            Ok(Said::Nobody) => Ok(None),
-            Ok(Said::Unauthorized) => Err(NotSignedIn::Nobody("django_unauthorized")),
-            Ok(Said::Forbidden) => Err(NotSignedIn::Forbidden("django_forbidden")),
+            Ok(Reply::Nobody) => Ok(None),
+            Ok(Reply::Unauthorized) => Err(NotSignedIn::Nobody("django_unauthorized")),
+            Ok(Reply::Forbidden) => Err(NotSignedIn::Forbidden("django_forbidden")),
             Err(failed) => Err(NotSignedIn::Unavailable(failed.0)),
         }
     }

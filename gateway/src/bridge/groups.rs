@@ -126,7 +126,7 @@ impl Link {
         }
         // Once for all sockets that the worker has.
         let Ok(bytes) = event.to_msgpack() else {
-            self.metrics().drop_one("unreadable_event");
+            self.tell_dropped("unreadable_event", "an event cannot be written for a worker, and is dropped");
             return true;
         };
         if bytes.len() > super::MAX_MESSAGE {

@@ -447,11 +447,7 @@ impl Link {
                 let text = String::from_utf8_lossy(text);
                 match *outcome {
                     RAISED => seat.client().failed(&text),
-                    CANCELLED => tracing::warn!(
-                        worker = self.worker,
-                        path = self.bridge.path(),
-                        "a consumer had not returned 10 s after its disconnect and was cancelled"
-                    ),
+                    CANCELLED => seat.client().cancelled(&self.worker),
                     _ => {}
                 }
                 if self.is_draining() && *outcome != RAISED && seat.is_open() && !seat.is_detached() {

@@ -24,9 +24,9 @@ pub(super) struct Unreadable;
 
 /// Reads the one value that the bytes are.
 pub(super) fn read(bytes: &[u8]) -> Result<Value<'_>, Unreadable> {
-    let mut reader = Reader { rest: bytes };
-    let value = reader.value(MAX_DEPTH)?;
-    if reader.rest.is_empty() { Ok(value) } else { Err(Unreadable) }
+    let mut decoder = Decoder { rest: bytes };
+    let value = decoder.value(MAX_DEPTH)?;
+    if decoder.rest.is_empty() { Ok(value) } else { Err(Unreadable) }
 }
 
 impl<'a> Value<'a> {
@@ -75,11 +75,11 @@ impl<'a> Value<'a> {
     }
 }
 
-struct Reader<'a> {
+struct Decoder<'a> {
     rest: &'a [u8],
 }
 
-impl<'a> Reader<'a> {
+impl<'a> Decoder<'a> {
     fn take(&mut self, count: usize) -> Result<&'a [u8], Unreadable> {
         let (taken, rest) = self.rest.split_at_checked(count).ok_or(Unreadable)?;
         self.rest = rest;

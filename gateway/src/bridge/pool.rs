@@ -230,7 +230,7 @@ impl Bridges {
 /// What a look at the links says.
 enum Choice {
     /// This one; one of its handshakes is taken.
-    Place(Arc<Link>),
+    Free(Arc<Link>),
     /// All have as many handshakes as they may.
     Busy,
     /// There is none, or all are full.
@@ -394,7 +394,7 @@ impl Bridge {
         });
         let mut tried = Vec::new();
         loop {
-            let link = self.place(&tried, deadline).await?;
+            let link = self.free_worker(&tried, deadline).await?;
             let seated = link.open(body, Arc::clone(&client));
             match timeout_at(deadline, seated.answer()).await {
                 Ok(Answer::Accept(accept)) => return Ok((seated, accept)),
@@ -410,16 +410,16 @@ impl Bridge {
     }
 
     /// A worker with a place for one more handshake. Who waits for that waits in line.
-    async fn place(&self, tried: &[Arc<Link>], deadline: Instant) -> Result<Arc<Link>, Refused> {
+    async fn free_worker(&self, tried: &[Arc<Link>], deadline: Instant) -> Result<Arc<Link>, Refused> {
         if let Ok(_turn) = self.turn.try_lock()
-            && let Choice::Place(link) = self.choose(tried)
+            && let Choice::Free(link) = self.choose(tried)
         {
             return Ok(link);
         }
         let Ok(_turn) = timeout_at(deadline, self.turn.lock()).await else { return Err(Refused::Busy) };
         loop {
             let (until, refused) = match self.choose(tried) {
-                Choice::Place(link) => return Ok(link),
+                Choice::Free(link) => return Ok(link),
                 Choice::Busy => (deadline, Refused::Busy),
                 // One that leaves will have a successor; one that is full has none.
                 Choice::Nobody if tried.iter().all(|link| link.is_draining()) => {
@@ -459,7 +459,7 @@ impl Bridge {
         };
         // Only here it grows, and the links are locked.
         link.opening.fetch_add(1, Ordering::Relaxed);
-        Choice::Place(Arc::clone(link))
+        Choice::Free(Arc::clone(link))
     }
 
     /// Something about the links has changed: who waits for a place looks again.

@@ -67,6 +67,9 @@ pub(crate) trait Client: Send + Sync {
     /// What the worker says of an application that failed.
     fn failed(&self, why: &str);
 
+    /// The application had not returned some time after its disconnect, and the worker ended it.
+    fn cancelled(&self, worker: &str);
+
     /// The application has waited for it for too long.
     fn too_slow(&self);
 
@@ -123,7 +126,7 @@ pub(crate) struct Seat {
     pub(super) sid: u64,
     link: Arc<Link>,
     client: Arc<dyn Client>,
-    state: Mutex<State>,
+    state: Mutex<SeatState>,
     /// The socket's task, which waits for the answer or for credit.
     waker: AtomicWaker,
     /// Who waits for its end.
@@ -131,7 +134,7 @@ pub(crate) struct Seat {
 }
 
 #[derive(Default)]
-struct State {
+struct SeatState {
     /// The answer is there, or nobody waits for it any more.
     is_answered: bool,
     is_open: bool,
@@ -156,7 +159,7 @@ struct State {
 
 impl Seat {
     pub(super) fn new(sid: u64, link: Arc<Link>, client: Arc<dyn Client>) -> Self {
-        let state = Mutex::new(State { has_slot: true, ..State::default() });
+        let state = Mutex::new(SeatState { has_slot: true, ..SeatState::default() });
         Self { sid, link, client, state, waker: AtomicWaker::new(), ending: AtomicWaker::new() }
     }
 
@@ -223,7 +226,7 @@ impl Seat {
         true
     }
 
-    fn free_slot(&self, state: &mut State) {
+    fn free_slot(&self, state: &mut SeatState) {
         if std::mem::take(&mut state.has_slot) {
             self.link.free_slot();
         }

@@ -65,13 +65,13 @@ pub(crate) fn table() -> Arc<Table> {
 }
 
 /// A socket, as its link knows it.
-pub(crate) struct Place {
+pub(crate) struct LinkedSocket {
     me: Weak<Self>,
     socket: Arc<Socket>,
     node: Arc<Node>,
     bridge: Arc<Bridge>,
     groups: Arc<Groups>,
-    chair: Mutex<Chair>,
+    current: Mutex<CurrentSeat>,
     /// It has another seat, or will have none.
     swapped: Notify,
     /// It goes on with another worker just now.
@@ -85,14 +85,14 @@ pub(crate) struct Place {
 
 /// Where a socket sits.
 #[derive(Default)]
-struct Chair {
+struct CurrentSeat {
     seated: Option<Arc<Seated>>,
     /// By what it is opened again; kept for those that may be.
     opening: Vec<u8>,
     has_ended: bool,
 }
 
-impl Place {
+impl LinkedSocket {
     pub(crate) fn new(socket: Arc<Socket>, node: Arc<Node>, bridge: Arc<Bridge>) -> Arc<Self> {
         let groups = Arc::new(Groups { socket: Arc::downgrade(&socket), ..Groups::default() });
         socket.hear_with(Arc::clone(&groups) as Arc<dyn Ear>);
@@ -102,7 +102,7 @@ impl Place {
             node,
             bridge,
             groups,
-            chair: Mutex::default(),
+            current: Mutex::default(),
             swapped: Notify::new(),
             is_moving: AtomicBool::new(false),
             moves: AtomicU64::new(0),
@@ -112,7 +112,7 @@ impl Place {
     }
 
     fn seated(&self) -> Option<Arc<Seated>> {
-        self.chair.lock().seated.clone()
+        self.current.lock().seated.clone()
     }
 
     /// Goes on with another worker, or has the client come back.
@@ -144,8 +144,8 @@ impl Place {
     /// How long the application was silent; none if nobody goes on.
     async fn move_on(self: &Arc<Self>) -> Option<Duration> {
         let (old, opening) = {
-            let chair = self.chair.lock();
-            (chair.seated.clone()?, chair.opening.clone())
+            let current = self.current.lock();
+            (current.seated.clone()?, current.opening.clone())
         };
         let seat = old.seat();
         // The old one serves it until a new one can.
@@ -170,11 +170,11 @@ impl Place {
             .ok()?,
         );
         {
-            let mut chair = self.chair.lock();
-            if chair.has_ended {
+            let mut current = self.current.lock();
+            if current.has_ended {
                 return None;
             }
-            chair.seated = Some(Arc::clone(&new));
+            current.seated = Some(Arc::clone(&new));
         }
         let was_whole = self.groups.let_go(new.seat());
         self.swapped.notify_waiters();
@@ -183,11 +183,11 @@ impl Place {
 }
 
 /// Leaves a socket's groups when it is dropped: the socket has ended, or has never come to be.
-pub(crate) struct Leaves(Arc<Place>);
+pub(crate) struct Leaves(Arc<LinkedSocket>);
 
 impl Leaves {
-    pub(crate) fn of(place: &Arc<Place>) -> Self {
-        Self(Arc::clone(place))
+    pub(crate) fn of(linked: &Arc<LinkedSocket>) -> Self {
+        Self(Arc::clone(linked))
     }
 }
 
@@ -199,11 +199,11 @@ impl Drop for Leaves {
             std::mem::take(&mut state.joined)
         };
         joined.iter().for_each(|group| self.0.node.hub.unlisten(&self.0.socket, group));
-        // The seat keeps the place.
-        let mut chair = self.0.chair.lock();
-        chair.has_ended = true;
-        let seated = chair.seated.take();
-        drop(chair);
+        // The seat keeps this alive.
+        let mut current = self.0.current.lock();
+        current.has_ended = true;
+        let seated = current.seated.take();
+        drop(current);
         drop(seated);
     }
 }
@@ -349,7 +349,7 @@ async fn join(node: Arc<Node>, socket: Arc<Socket>, groups: Arc<Groups>, group: 
     }
 }
 
-impl Client for Place {
+impl Client for LinkedSocket {
     fn queue(&self, message: Message<'_>) -> Queued {
         let frame = match message {
             Message::Text(text) => WireFrame::text(text),
@@ -458,6 +458,13 @@ impl Client for Place {
         tracing::warn!(channel = %self.socket.channel_name, user = ?self.socket.user, "the application failed on {:?}: {why}", self.socket.path);
     }
 
+    fn cancelled(&self, worker: &str) {
+        tracing::warn!(
+            channel = %self.socket.channel_name, user = ?self.socket.user, worker, path = self.bridge.path(),
+            "a consumer had not returned 10 s after its disconnect and was cancelled"
+        );
+    }
+
     fn too_slow(&self) {
         self.node.metrics.outbox_full.inc();
         self.socket.close(CloseReason::SlowConsumer);
@@ -471,7 +478,7 @@ impl Client for Place {
 
 /// See the [module](self).
 pub(crate) struct Bridged {
-    place: Arc<Place>,
+    linked: Arc<LinkedSocket>,
     worker: String,
     _leaves: Leaves,
     bridge: Arc<Bridge>,
@@ -480,29 +487,35 @@ pub(crate) struct Bridged {
 
 impl Bridged {
     /// Of a socket that its application has accepted; by `opening` it is opened again.
-    pub(crate) fn new(place: Arc<Place>, leaves: Leaves, seated: Seated, opening: Vec<u8>, terms: Terms) -> Self {
+    pub(crate) fn new(
+        linked: Arc<LinkedSocket>,
+        leaves: Leaves,
+        seated: Seated,
+        opening: Vec<u8>,
+        terms: Terms,
+    ) -> Self {
         // The socket must not keep the seat, which keeps the socket.
-        let groups = Arc::downgrade(&place.groups);
-        place.socket.when_caught_up(move || {
+        let groups = Arc::downgrade(&linked.groups);
+        linked.socket.when_caught_up(move || {
             let seat = groups.upgrade().and_then(|groups| groups.hearing.lock().seat.upgrade());
             if let Some(seat) = seat {
                 seat.resume();
             }
         });
-        let (bridge, worker, seated) = (Arc::clone(&place.bridge), seated.worker().to_owned(), Arc::new(seated));
+        let (bridge, worker, seated) = (Arc::clone(&linked.bridge), seated.worker().to_owned(), Arc::new(seated));
         {
-            let mut chair = place.chair.lock();
-            chair.seated = Some(Arc::clone(&seated));
-            if place.reattaches.load(Ordering::Relaxed) {
-                chair.opening = opening;
+            let mut current = linked.current.lock();
+            current.seated = Some(Arc::clone(&seated));
+            if linked.reattaches.load(Ordering::Relaxed) {
+                current.opening = opening;
             }
         }
-        if seated.seat().is_lost() && place.reattaches.load(Ordering::Relaxed) {
+        if seated.seat().is_lost() && linked.reattaches.load(Ordering::Relaxed) {
             // While it was accepted.
-            place.reattach();
+            linked.reattach();
         }
         bridge.opened();
-        Self { place, worker, _leaves: leaves, bridge, terms }
+        Self { linked, worker, _leaves: leaves, bridge, terms }
     }
 }
 
@@ -537,9 +550,9 @@ impl AnyConsumer for Bridged {
             };
             let limits = &ctx.node().config.limits;
             loop {
-                let mut swapped = pin!(self.place.swapped.notified());
+                let mut swapped = pin!(self.linked.swapped.notified());
                 swapped.as_mut().enable();
-                let Some(seated) = self.place.seated() else { return Ok(()) };
+                let Some(seated) = self.linked.seated() else { return Ok(()) };
                 let mut sending = pin!(seated.send(message, is_over));
                 // Most go at once.
                 let mut sent = sending.as_mut().now_or_never();
@@ -584,14 +597,14 @@ impl AnyConsumer for Bridged {
 
     fn ending(&mut self, code: u16, reason: &str) {
         let seated = {
-            let mut chair = self.place.chair.lock();
-            chair.has_ended = true;
-            chair.seated.clone()
+            let mut current = self.linked.current.lock();
+            current.has_ended = true;
+            current.seated.clone()
         };
         if let Some(seated) = seated {
             seated.closed(code, reason);
         }
-        let by_app = self.place.is_closed_by_app.load(Ordering::Relaxed);
+        let by_app = self.linked.is_closed_by_app.load(Ordering::Relaxed);
         self.bridge.closed(if by_app { None } else { Some(code) });
     }
 

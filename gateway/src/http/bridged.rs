@@ -19,7 +19,7 @@ use crate::auth::recheck::Recheck;
 use crate::auth::{NotSignedIn, SignedIn};
 use crate::bridge::{self, Accept, Bridge, Client, Deny, Headers, MAX_MESSAGE, Refused};
 use crate::clock::NEVER;
-use crate::consumers::bridged::{Bridged, Leaves, Place, SLACK, table};
+use crate::consumers::bridged::{Bridged, Leaves, LinkedSocket, SLACK, table};
 use crate::consumers::connection::Handshake;
 use crate::consumers::framework::{Context, Refusal, Terms};
 use crate::http::answers::{Answer, plain};
@@ -118,8 +118,8 @@ impl Visit {
         if let Some(group) = user.as_ref().and_then(|user| node.names.user(&user.name).ok()) {
             let _ = tokio::time::timeout(JOIN_TIME, ctx.group_add(&group)).await;
         }
-        let place = Place::new(Arc::clone(&socket), Arc::clone(node), Arc::clone(bridge));
-        let leaves = Leaves::of(&place);
+        let linked = LinkedSocket::new(Arc::clone(&socket), Arc::clone(node), Arc::clone(bridge));
+        let leaves = Leaves::of(&linked);
         let user = user.as_ref().map(|user| (&*user.name, user.id.as_deref()));
         self.note_socket(&socket);
         let mut span = self.part("bridge", SpanKind::Client);
@@ -127,7 +127,7 @@ impl Visit {
         let traceparent = span.traceparent();
         let scope = self.scope(&subprotocols, socket.channel_name.as_str(), user, traceparent.as_deref());
         let of = || Of { about: Some(Arc::clone(&socket) as Arc<dyn About>), trace: self.trace_id() };
-        let opening = bridge.open(&scope, Arc::clone(&place) as Arc<dyn Client>, self.deadline());
+        let opening = bridge.open(&scope, Arc::clone(&linked) as Arc<dyn Client>, self.deadline());
         let opened = tokio::select! {
             opened = lines::of(of(), opening) => Some(opened),
             // Dropped, it tells the application 1006.
@@ -145,7 +145,7 @@ impl Visit {
                         is_metered: false,
                         last_words: bridge.settings.slow,
                     };
-                    let consumer = Bridged::new(place, leaves, seated, opening, terms);
+                    let consumer = Bridged::new(linked, leaves, seated, opening, terms);
                     node.tasks.spawn(lines::of(of(), Handshake::accepted(Box::new(consumer), ctx).serve(upgrade)));
                     return answer;
                 }

@@ -77,7 +77,7 @@ impl Hub {
             Work::Duplicate(Duplicate { group, channel, event }) => {
                 // Decided here, where the group's own event is delivered, so that it is sent once.
                 if self.hears(&group, &channel) {
-                    self.dropped("twin").inc();
+                    self.dropped("duplicate").inc();
                 } else {
                     self.deliver_to_channel(&channel, event, keys, turn);
                 }
@@ -263,7 +263,7 @@ impl Hub {
         let Some(event) = self.seals.believe(keys, event, target) else { return };
         // A stored message that the socket's own stream brings, in its place there.
         if events::position(&event).is_some() && stream.is_some_and(|group| self.has(&socket, &group)) {
-            self.dropped("twin").inc();
+            self.dropped("duplicate").inc();
             return;
         }
         let event = self.dated(event);

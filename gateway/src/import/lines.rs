@@ -72,7 +72,7 @@ struct Notification {
 
 /// What has become of it there.
 #[derive(Default)]
-struct State {
+struct Marks {
     seen: bool,
     redacted: bool,
 }
@@ -125,16 +125,16 @@ fn line_of(raw: Raw, data_bytes: usize) -> Result<Line, String> {
                 return Err("what is redacted has neither text nor data".to_owned());
             }
             let content = Content { from_user, message, date, data };
-            let state = State { redacted, ..State::default() };
-            message_of(Stream::Room(room), content, state, [source, text_of(id)?], data_bytes)
+            let marks = Marks { redacted, ..Marks::default() };
+            message_of(Stream::Room(room), content, marks, [source, text_of(id)?], data_bytes)
         }
         Raw { room: None, display_name: None, members: None, chat: None, notification: Some(it), source, id } => {
             let Notification { user, from_user, message, date, seen, data } = it;
             names::check_user(&user).map_err(|rule| format!("notification.user: {rule}"))?;
             let content = Content { from_user, message, date, data };
             let identity = [source, text_of(id)?];
-            let state = State { seen: seen == Some(true), ..State::default() };
-            message_of(Stream::Inbox(user), content, state, identity, data_bytes)
+            let marks = Marks { seen: seen == Some(true), ..Marks::default() };
+            message_of(Stream::Inbox(user), content, marks, identity, data_bytes)
         }
         _ => Err("it must have one of room, chat and notification".to_owned()),
     }
@@ -153,7 +153,7 @@ fn text_of(id: Option<Value>) -> Result<Option<String>, String> {
 fn message_of(
     stream: Stream,
     content: Content,
-    state: State,
+    marks: Marks,
     identity: [Option<String>; 2],
     data_bytes: usize,
 ) -> Result<Line, String> {
@@ -184,7 +184,7 @@ fn message_of(
         create_inbox: true,
         origin: Some((source, id)),
     };
-    let State { seen, redacted } = state;
+    let Marks { seen, redacted } = marks;
     Ok(Line::Message(Import { append, date, seen, redacted }))
 }
 

@@ -1,10 +1,10 @@
-//! What is said of rooms and members, from every door: stored in its place among the other words, then told to open sockets.
+//! Changes of rooms and members, from every door. Each is stored in its place among the others, then told to open sockets.
 
 use std::time::Duration;
 
 use channel_layer::{Event, GroupName, NameError};
 use futures_util::StreamExt;
-use persistence::{AppendError, Change, Changed, Said, Says, StoreError};
+use persistence::{AppendError, Change, ChangeKind, ChangeTime, Changed, StoreError};
 use uuid::Uuid;
 
 use crate::events;
@@ -18,11 +18,11 @@ const AT_ONCE: usize = 64;
 const CLOCK_TIME: Duration = Duration::from_millis(500);
 
 /// Now, as the ids of the stream's entries have it.
-pub(crate) async fn now(node: &Node) -> Said {
+pub(crate) async fn now(node: &Node) -> ChangeTime {
     let asked = async { node.redis.as_ref()?.time().await.ok() };
     let time = tokio::time::timeout(CLOCK_TIME, asked).await.ok().flatten();
     let time = time.unwrap_or_else(|| node.clock.database());
-    Said::Now(u64::try_from(time.unix_timestamp_nanos() / 1_000_000).unwrap_or(0))
+    ChangeTime::Now(u64::try_from(time.unix_timestamp_nanos() / 1_000_000).unwrap_or(0))
 }
 
 /// Does what a change says, and tells those whom it concerns, also when it was done before: who did it may not have
@@ -34,7 +34,7 @@ pub(crate) async fn make(node: &Node, change: &Change) -> Result<Result<Changed,
         node.metrics.time_store("change", node.store.change(change)).await?
     };
     if let Ok(changed) = &changed {
-        let how = if matches!(change.says, Says::Joins(_)) { "added" } else { "removed" };
+        let how = if matches!(change.kind, ChangeKind::Joins(_)) { "added" } else { "removed" };
         let told = changed.counts.iter().map(|user| tell_user(node, user, how, &change.room));
         let told: Vec<_> = told.collect();
         futures_util::stream::iter(told).buffer_unordered(AT_ONCE).collect::<()>().await;

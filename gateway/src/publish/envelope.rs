@@ -7,7 +7,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use channel_layer::{Event, GroupName};
-use persistence::{Append, AppendError, Appended, Change, Changed, Key, Said, Says, StoreError, Stream};
+use persistence::{Append, AppendError, Appended, Change, ChangeKind, ChangeTime, Changed, Key, StoreError, Stream};
 use serde::de::{Error as _, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
@@ -65,8 +65,8 @@ pub(crate) struct Delivery {
     id: Arc<str>,
     expires_at: Option<OffsetDateTime>,
     to: Vec<String>,
-    /// When it was said, where that counts.
-    said: Said,
+    /// When it was said: only a change of a room needs it.
+    time: ChangeTime,
     /// As the publisher gave it, if it can be one.
     traceparent: Trace,
 }
@@ -81,7 +81,7 @@ enum Meaning {
     /// Passed on to who is connected, and not stored.
     Live(Event),
     /// Done to each room.
-    Change(Says),
+    Change(ChangeKind),
     /// It was too late already.
     Nothing,
 }
@@ -236,7 +236,7 @@ impl Envelope<'_> {
         let meaning =
             if is_late { Meaning::Nothing } else { meaning(&self.r#type, self.data, &source, &id, data_bytes)? };
         let traceparent = self.traceparent.filter(|trace| is_traceparent(trace)).map(Into::into);
-        Ok(Delivery { meaning, source, id, expires_at, to: self.to.0, said: Said::Now(0), traceparent })
+        Ok(Delivery { meaning, source, id, expires_at, to: self.to.0, time: ChangeTime::Now(0), traceparent })
     }
 }
 
@@ -275,7 +275,7 @@ fn meaning(kind: &str, data: &RawValue, source: &Arc<str>, id: &str, data_bytes:
             if [source, id].iter().any(|text| text.contains('\0')) {
                 return Err(unusable("malformed", "NUL cannot be stored"));
             }
-            return says(kind, &data).map(Meaning::Change);
+            return change_kind(kind, &data).map(Meaning::Change);
         }
         _ => {}
     }
@@ -336,8 +336,8 @@ fn frame(text: Option<&RawValue>) -> Result<Event, Unusable> {
     }
 }
 
-/// What an envelope says of rooms.
-fn says(kind: &str, data: &Data) -> Result<Says, Unusable> {
+/// How an envelope changes a room.
+fn change_kind(kind: &str, data: &Data) -> Result<ChangeKind, Unusable> {
     let malformed = |detail: &str| unusable("malformed", detail);
     if kind == "room.put" {
         let given = data.display_name.as_ref().filter(|name| name.get() != "null");
@@ -345,8 +345,8 @@ fn says(kind: &str, data: &Data) -> Result<Says, Unusable> {
         let most = persistence::MAX_DISPLAY_NAME_CHARS;
         let good = |name: &String| (1..=most).contains(&name.chars().count()) && !name.contains('\0');
         return match (given, name) {
-            (None, _) => Ok(Says::Is(None)),
-            (Some(_), Some(name)) if good(&name) => Ok(Says::Is(Some(name))),
+            (None, _) => Ok(ChangeKind::Is(None)),
+            (Some(_), Some(name)) if good(&name) => Ok(ChangeKind::Is(Some(name))),
             _ => Err(malformed("data.display_name must be text of 1 to 255 characters, without NUL")),
         };
     }
@@ -359,7 +359,7 @@ fn says(kind: &str, data: &Data) -> Result<Says, Unusable> {
     if let Some((user, rule)) = users.iter().find_map(|user| Some((user, names::check_user(user).err()?))) {
         return Err(malformed(&format!("data.users has {user:?}: {rule}")));
     }
-    Ok(if kind == "member.add" { Says::Joins(users) } else { Says::Leaves(users) })
+    Ok(if kind == "member.add" { ChangeKind::Joins(users) } else { ChangeKind::Leaves(users) })
 }
 
 impl Delivery {
@@ -372,11 +372,11 @@ impl Delivery {
     pub(crate) fn bytes_each(&self) -> usize {
         match &self.meaning {
             Meaning::Store { message, data, .. } => message.len() + data.as_ref().map_or(0, |data| data.len()) + ITEM,
-            Meaning::Change(Says::Joins(users) | Says::Leaves(users)) => {
+            Meaning::Change(ChangeKind::Joins(users) | ChangeKind::Leaves(users)) => {
                 users.iter().map(|user| user.len() + NAME).sum::<usize>() + ITEM
             }
             Meaning::Live(event) => event.weight() + ITEM,
-            Meaning::Change(Says::Is(_)) | Meaning::Nothing => ITEM,
+            Meaning::Change(ChangeKind::Is(_)) | Meaning::Nothing => ITEM,
         }
     }
 
@@ -395,17 +395,17 @@ impl Delivery {
         }
     }
 
-    /// What it says of rooms and members, if it does.
-    pub(crate) fn says(&self) -> Option<&Says> {
+    /// The change of a room or its members, if it is one.
+    pub(crate) fn change(&self) -> Option<&ChangeKind> {
         match &self.meaning {
-            Meaning::Change(says) => Some(says),
+            Meaning::Change(kind) => Some(kind),
             _ => None,
         }
     }
 
     /// Notes when it was said.
-    pub(crate) fn set_said(&mut self, said: Said) {
-        self.said = said;
+    pub(crate) fn set_time(&mut self, time: ChangeTime) {
+        self.time = time;
     }
 
     /// Source and id.
@@ -450,9 +450,9 @@ impl Delivery {
                 };
                 What::Live(group.map_err(|_| unusable("malformed", "no group of that name"))?, event)
             }
-            Meaning::Change(says) => {
+            Meaning::Change(kind) => {
                 let room = room_of(&to).unwrap_or_default().to_owned();
-                What::Change(Box::new(Change { room, says: says.clone(), said: self.said, key: Some(key()) }))
+                What::Change(Box::new(Change { room, kind: kind.clone(), time: self.time, key: Some(key()) }))
             }
             Meaning::Store { from_user, message, data } => {
                 let stream = match recipient {

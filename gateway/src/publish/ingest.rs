@@ -17,7 +17,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use futures_util::future::{join, join_all};
-use persistence::Said;
+use persistence::ChangeTime;
 use redis::{self, Cmd};
 use serde_json::value::RawValue;
 use time::OffsetDateTime;
@@ -596,7 +596,7 @@ impl Ingest {
         let data_bytes = self.node.config.limits.data_bytes;
         let mut delivery = delivery(entry, self.node.clock.database(), data_bytes).map_err(Failed::Unusable)?;
         let (ms, seq) = numbers(&entry.id);
-        delivery.set_said(Said::At(ms, seq));
+        delivery.set_time(ChangeTime::At(ms, seq));
         let [source, id] = delivery.identity();
         tracing::debug!(entry = entry.id, id, source, to = ?delivery.names(), "an entry of the stream is worked on");
         let all = match &progress.only {

@@ -6,9 +6,9 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::timeout;
 use tokio_tungstenite::tungstenite::Message;
 
-use super::common::eventually;
-use super::worker::{BINARY, CLOSE, CLOSED, DRAIN, PAUSE, RESUME, TEXT, WAITING, drain};
-use super::{PATIENCE, Site};
+use super::common::{NodeProcess, eventually};
+use super::worker::{BINARY, CLOSE, CLOSED, DRAIN, PAUSE, RESUME, SECRET, TEXT, WAITING, Worker, drain};
+use super::{Guest, PATIENCE, Site};
 
 #[tokio::test]
 async fn a_client_that_floods_is_not_read_beyond_what_the_application_takes() {
@@ -316,4 +316,31 @@ async fn pings_and_dead_clients_are_the_nodes() {
     let mut rest = Vec::new();
     let _ = timeout(PATIENCE, guest.tcp().read_to_end(&mut rest)).await;
     assert!(rest.contains(&0x89), "it was asked by pings");
+}
+
+/// An operator finds the socket by its channel, and its worker.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_log_names_the_socket_whose_application_failed_or_did_not_return() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("worker-1.sock");
+    let worker = Worker::at(&file);
+    let workers = format!("unix:{}", file.display());
+    let node =
+        NodeProcess::start(&[("bridge.path", "/ws/orders/"), ("bridge.workers", &workers), ("bridge.secret", SECRET)]);
+    let mut link = worker.link().await;
+    for (outcome, what) in [(1, "the application failed"), (2, "was cancelled")] {
+        let opens = async {
+            let (sid, _) = link.open().await;
+            link.accept(sid).await;
+            sid
+        };
+        let (guest, sid) = tokio::join!(Guest::connect(node.door, "/ws/orders/", &[]), opens);
+        link.end(sid, outcome, "ValueError").await;
+        guest.unwrap().closed().await;
+        link.expect(CLOSED).await;
+        eventually(what, async || {
+            node.log().lines().any(|line| ["WARN", what, "channel=specific."].iter().all(|part| line.contains(part)))
+        })
+        .await;
+    }
 }

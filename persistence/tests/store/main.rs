@@ -5,6 +5,7 @@
 mod common;
 
 mod append;
+mod changes;
 mod concurrency;
 mod faults;
 mod identity;
@@ -16,7 +17,6 @@ mod notifications;
 mod redact;
 mod retention;
 mod rooms;
-mod said;
 mod schema;
 mod secrets;
 mod site;

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use futures_util::StreamExt;
 use http::{HeaderMap, StatusCode};
-use persistence::{AppendError, Appended, Refused, Says};
+use persistence::{AppendError, Appended, ChangeKind, Refused};
 use serde::de::{Error as _, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use serde_json::error::Category;
@@ -91,9 +91,9 @@ pub(super) async fn publish(call: &Call, node: &Arc<Node>) -> Result<String, Pro
     // Of a trace that is not kept here, as it came.
     let trace: Trace = call.span.traceparent().or_else(given);
     published.deliveries.iter_mut().for_each(|delivery| delivery.set_traceparent(&trace));
-    if published.deliveries.iter().any(|delivery| delivery.says().is_some()) {
+    if published.deliveries.iter().any(|delivery| delivery.change().is_some()) {
         let now = changes::now(node).await;
-        published.deliveries.iter_mut().for_each(|delivery| delivery.set_said(now));
+        published.deliveries.iter_mut().for_each(|delivery| delivery.set_time(now));
     }
     let _share = share(node, &node.publishing, published.bytes()).await?;
     check(node, &published).await?;
@@ -218,15 +218,15 @@ async fn check(node: &Node, published: &Published) -> Result<(), Problem> {
     let mut made: HashSet<&str> = HashSet::new();
     let mut contents: HashMap<[u8; 32], [u8; 32]> = HashMap::new();
     for (place, delivery) in published.placed() {
-        let content = match (delivery.content(), delivery.says()) {
+        let content = match (delivery.content(), delivery.change()) {
             (Some(content), _) => digest(content),
-            (None, Some(says)) => digest([&format!("{says:?}")]),
+            (None, Some(change)) => digest([&format!("{change:?}")]),
             (None, None) => continue,
         };
         let [source, id] = delivery.identity();
         for to in delivery.names() {
             if let Some(room) = envelope::room_of(to) {
-                if matches!(delivery.says(), Some(Says::Is(_))) {
+                if matches!(delivery.change(), Some(ChangeKind::Is(_))) {
                     made.insert(room);
                 } else if !made.contains(room) {
                     rooms.entry(room).or_insert(place);

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use http::StatusCode;
-use persistence::{AppendError, Change, Changed, Room, Says};
+use persistence::{AppendError, Change, ChangeKind, Changed, Room};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use uuid::Uuid;
@@ -53,7 +53,7 @@ pub(super) async fn create(call: &Call, node: &Node, room: &str) -> ApiResult {
     let Wanted { display_name } = if call.body.is_empty() { Wanted::default() } else { call.body()? };
     let room = match display_name {
         None => node.store.create_room(room, None).await?,
-        Some(name) => change(node, room, Says::Is(Some(name))).await?.map_err(Problem::from)?.room,
+        Some(name) => change(node, room, ChangeKind::Is(Some(name))).await?.map_err(Problem::from)?.room,
     };
     Ok(head(&room))
 }
@@ -68,12 +68,12 @@ pub(super) async fn delete(node: &Node, room: &str) -> ApiResult {
 }
 
 pub(super) async fn add_member(node: &Node, room: &str, user: &str) -> ApiResult {
-    change(node, room, Says::Joins(vec![user.to_owned()])).await?.map_err(Problem::from)?;
+    change(node, room, ChangeKind::Joins(vec![user.to_owned()])).await?.map_err(Problem::from)?;
     Ok(json!({"room": room, "user": user, "member": true}))
 }
 
 pub(super) async fn remove_member(node: &Node, room: &str, user: &str) -> ApiResult {
-    let removed = match change(node, room, Says::Leaves(vec![user.to_owned()])).await? {
+    let removed = match change(node, room, ChangeKind::Leaves(vec![user.to_owned()])).await? {
         Ok(changed) => changed.moved > 0,
         Err(_) => {
             // Told in any case: the room may have come from the user's token.
@@ -84,9 +84,9 @@ pub(super) async fn remove_member(node: &Node, room: &str, user: &str) -> ApiRes
     Ok(json!({"room": room, "user": user, "member": false, "removed": removed}))
 }
 
-/// Does what is said now.
-async fn change(node: &Node, room: &str, says: Says) -> Result<Result<Changed, AppendError>, Problem> {
-    let change = Change { room: room.to_owned(), says, said: changes::now(node).await, key: None };
+/// Makes a change that is of now.
+async fn change(node: &Node, room: &str, kind: ChangeKind) -> Result<Result<Changed, AppendError>, Problem> {
+    let change = Change { room: room.to_owned(), kind, time: changes::now(node).await, key: None };
     Ok(changes::make(node, &change).await?)
 }
 

@@ -1,6 +1,6 @@
 //! Users: where they are connected, and their inboxes.
 
-use persistence::{Change, Says, Seen};
+use persistence::{Change, ChangeKind, Seen};
 use serde::Deserialize;
 use serde_json::json;
 use uuid::Uuid;
@@ -70,8 +70,8 @@ pub(super) async fn erase(call: &Call, node: &Node, user: &str) -> ApiResult {
     let users = [user.to_owned()];
     let memberships = node.store.rooms_of(&users).await?.remove(user).unwrap_or_default();
     for room in &memberships {
-        let says = Says::Leaves(users.to_vec());
-        let change = Change { room: room.name.clone(), says, said: changes::now(node).await, key: None };
+        let kind = ChangeKind::Leaves(users.to_vec());
+        let change = Change { room: room.name.clone(), kind, time: changes::now(node).await, key: None };
         // A room that was deleted meanwhile has no members.
         let _ = changes::make(node, &change).await?;
     }

@@ -1,11 +1,12 @@
-//! What is said of a room's members and of its name: done once, and the later word counts whichever is stored first.
+//! Changes of a room's members and of its name. Each is made once, and the later one counts, whichever is stored first.
 //!
-//! A word has a place: the id of its entry in the stream of events, or, for who says it directly, the time by the same
-//! clock, and later than all that is known. Words are kept as long as receipts. The one with the last place says how it is;
-//! so an entry that comes late, because a dead node had taken it, changes nothing that was said after it.
+//! A change is kept as a word on each member that it names; the words on the room's own name are on nobody. A word has a
+//! place: the id of its entry in the stream of events. A change that comes directly has the time by the same clock, and is
+//! later than all known words. Words are kept as long as receipts. The word with the last place counts. An entry that comes
+//! late, because a dead node had taken it, therefore changes nothing that was changed after it.
 //!
-//! One identity said again is one word, at the first of its places. It may be met there last: then what had been said
-//! between the two counts after all, which is why the words before the last are kept too.
+//! An identity that comes again is the same word, at the first of its places. It may be met there last. Then the words
+//! between the two places count after all, which is why the words before the last are kept too.
 //!
 //! All of this happens under the lock of the room's head.
 
@@ -18,7 +19,7 @@ use sea_orm::{
 use uuid::Uuid;
 
 use crate::{
-    AppendError, Change, Changed, Key, Room, Said, Says, Store, StoreError, clock,
+    AppendError, Change, ChangeKind, ChangeTime, Changed, Key, Room, Store, StoreError, clock,
     db::{Transaction, dated_rows, rows},
     entity::{memberships, room_words, rooms},
     error::Fault,
@@ -29,7 +30,7 @@ use crate::{
     values::{MAX_LIST, builder, check_name, date, distinct, padded, signed},
 };
 
-/// Who the words on a room's own name are of: nobody has this name.
+/// The member of the words on a room's own name: nobody has this name.
 const NAME: &str = "";
 
 /// A place among words.
@@ -68,22 +69,22 @@ struct Settled {
     counts: bool,
 }
 
-/// Says a word beside those that are known of a member.
-fn settle(known: &[&Word], mut word: Word, said: Said, repeated: bool) -> Settled {
+/// Adds a word to those that are known on a member.
+fn settle(known: &[&Word], mut word: Word, time: ChangeTime, repeated: bool) -> Settled {
     let last = |words: &mut dyn Iterator<Item = &Word>| words.max_by(|a, b| a.order().cmp(&b.order())).cloned();
     let before = last(&mut known.iter().copied());
     let earlier = known.iter().find(|known| known.key_hash == word.key_hash);
     let nothing = |counts| Settled { write: None, turn: None, counts };
     let is_ours = |last: &Option<Word>| last.as_ref().is_some_and(|last| last.key_hash == word.key_hash);
-    (word.said_ms, word.said_seq) = match said {
-        Said::At(ms, seq) => (signed(ms), signed(seq)),
+    (word.said_ms, word.said_seq) = match time {
+        ChangeTime::At(ms, seq) => (signed(ms), signed(seq)),
         // What came within the same millisecond came before it.
-        Said::Now(ms) => (signed(ms), i64::MAX).max(before.as_ref().map_or((0, 0), |last| next(last.place()))),
+        ChangeTime::Now(ms) => (signed(ms), i64::MAX).max(before.as_ref().map_or((0, 0), |last| next(last.place()))),
     };
     match earlier {
         // Something later has made it forgotten, or it is no word of that kind.
         None if repeated => return nothing(false),
-        Some(earlier) if matches!(said, Said::Now(_)) || earlier.place() <= word.place() => {
+        Some(earlier) if matches!(time, ChangeTime::Now(_)) || earlier.place() <= word.place() => {
             return nothing(is_ours(&before));
         }
         _ => {}
@@ -104,8 +105,8 @@ fn next((ms, seq): Place) -> Place {
 }
 
 impl Store {
-    /// Does what a change says, once by its key, unless something later is known already. The room of a change of
-    /// members must be there; one that says that there is a room makes it.
+    /// Makes a change, once by its key, unless a later one is known already. The room of a change of
+    /// members must be there; a change that says that there is a room makes it.
     ///
     /// It is a transaction of some eight statements, whatever the number of members up to 1,000, and locks the room as
     /// storing a message does.
@@ -114,7 +115,7 @@ impl Store {
         if let Err(invalid) = check(change) {
             return Ok(Err(invalid));
         }
-        if let Says::Joins(users) | Says::Leaves(users) = &change.says {
+        if let ChangeKind::Joins(users) | ChangeKind::Leaves(users) = &change.kind {
             for user in users {
                 check_name("user name", user)?;
             }
@@ -122,7 +123,7 @@ impl Store {
                 return Ok(Err(AppendError::RoomNotFound));
             }
         }
-        if let Says::Joins(users) = &change.says {
+        if let ChangeKind::Joins(users) = &change.kind {
             for users in users.chunks(MAX_LIST) {
                 self.see_users(users).await?;
             }
@@ -134,7 +135,7 @@ impl Store {
         let transaction = self.db.begin().await?;
         let mut found = self.lock_room(&transaction, &change.room).await?;
         let is_new = found.is_none();
-        if is_new && matches!(change.says, Says::Is(_)) {
+        if is_new && matches!(change.kind, ChangeKind::Is(_)) {
             self.insert_heads(&transaction.inner, Kind::Room, &[&change.room]).await?;
             found = self.lock_room(&transaction, &change.room).await?;
         }
@@ -156,13 +157,13 @@ impl Store {
             let (room, date) = (Room::from(room), date(now));
             return Ok(Ok(Changed { room, repeated, counts: Vec::new(), moved: 0, date }));
         }
-        let said = self.say(&transaction, &room, change, key, repeated, now).await?;
-        if let Some(name) = said.name {
+        let outcome = self.apply(&transaction, &room, change, key, repeated, now).await?;
+        if let Some(name) = outcome.name {
             room.display_name = Some(name);
         }
         transaction.commit().await?;
         let (room, date) = (Room::from(room), date(now));
-        Ok(Ok(Changed { room, repeated, counts: said.counts, moved: said.moved, date }))
+        Ok(Ok(Changed { room, repeated, counts: outcome.counts, moved: outcome.moved, date }))
     }
 
     async fn lock_room(&self, transaction: &Transaction<'_>, room: &str) -> Result<Option<(HeadRow, i64)>, Fault> {
@@ -172,7 +173,7 @@ impl Store {
     }
 
     /// Writes the words of a change, and does what has come to count by them.
-    async fn say(
+    async fn apply(
         &self,
         transaction: &Transaction<'_>,
         room: &HeadRow,
@@ -181,12 +182,12 @@ impl Store {
         repeated: bool,
         now: i64,
     ) -> Result<Outcome, Fault> {
-        let (users, display_name) = match &change.says {
-            Says::Joins(users) | Says::Leaves(users) => (distinct(users.iter().map(String::as_str)), None),
-            Says::Is(None) => (Vec::new(), None),
-            Says::Is(Some(name)) => (vec![NAME], Some(name.clone())),
+        let (users, display_name) = match &change.kind {
+            ChangeKind::Joins(users) | ChangeKind::Leaves(users) => (distinct(users.iter().map(String::as_str)), None),
+            ChangeKind::Is(None) => (Vec::new(), None),
+            ChangeKind::Is(Some(name)) => (vec![NAME], Some(name.clone())),
         };
-        let mut said = Outcome::default();
+        let mut outcome = Outcome::default();
         for users in users.chunks(MAX_LIST) {
             let known = self.words(transaction, room.id, users).await?;
             let mut of: HashMap<&str, Vec<&Word>> = HashMap::new();
@@ -200,30 +201,30 @@ impl Store {
                     key_hash: key.to_vec(),
                     said_ms: 0,
                     said_seq: 0,
-                    joins: matches!(change.says, Says::Joins(_)),
+                    joins: matches!(change.kind, ChangeKind::Joins(_)),
                     display_name: display_name.clone(),
                 };
-                let settled = settle(of.get(user).map_or(&[][..], Vec::as_slice), word, change.said, repeated);
+                let settled = settle(of.get(user).map_or(&[][..], Vec::as_slice), word, change.time, repeated);
                 match settled.turn {
-                    Some(turn) if *user == NAME => said.name = turn.display_name,
+                    Some(turn) if *user == NAME => outcome.name = turn.display_name,
                     Some(turn) if turn.joins => joins.push(*user),
                     Some(_) => leaves.push(*user),
                     None => {}
                 }
                 if settled.counts && *user != NAME {
-                    said.counts.push((*user).to_owned());
+                    outcome.counts.push((*user).to_owned());
                 }
                 write.extend(settled.write);
             }
-            // What is said now is later than the others, and stays so.
-            if matches!(change.said, Said::Now(_)) && !known.is_empty() && !write.is_empty() {
+            // A change of now is later than the others, and stays so.
+            if matches!(change.time, ChangeTime::Now(_)) && !known.is_empty() && !write.is_empty() {
                 forget(transaction, room.id, users).await?;
             }
             write_words(transaction, room.id, &write, now).await?;
-            said.moved += self.insert_members(transaction, room.id, &joins).await?;
-            said.moved += delete_members(transaction, room.id, &leaves).await?;
+            outcome.moved += self.insert_members(transaction, room.id, &joins).await?;
+            outcome.moved += delete_members(transaction, room.id, &leaves).await?;
         }
-        if let Some(name) = &said.name {
+        if let Some(name) = &outcome.name {
             let update = Query::update()
                 .table(rooms::Entity)
                 .value(rooms::Column::DisplayName, name)
@@ -231,7 +232,7 @@ impl Store {
                 .to_owned();
             transaction.inner.execute(&update).await?;
         }
-        Ok(said)
+        Ok(outcome)
     }
 
     async fn words(&self, transaction: &Transaction<'_>, room: Uuid, users: &[&str]) -> Result<Vec<Word>, Fault> {
@@ -326,7 +327,7 @@ async fn write_words(transaction: &Transaction<'_>, room: Uuid, words: &[Word], 
 }
 
 fn check(change: &Change) -> Result<(), AppendError> {
-    if let Says::Is(Some(name)) = &change.says
+    if let ChangeKind::Is(Some(name)) = &change.kind
         && (name.contains('\0') || name.is_empty() || name.chars().count() > MAX_DISPLAY_NAME_CHARS)
     {
         return Err(AppendError::Invalid("display name: 1 to 255 characters"));
@@ -341,12 +342,12 @@ fn check(change: &Change) -> Result<(), AppendError> {
 
 fn identity(change: &Change) -> Option<Identity> {
     let Key::Event { source, id } = change.key.as_ref()? else { return None };
-    let said: Vec<&str> = match &change.says {
-        Says::Joins(users) => std::iter::once("joins").chain(users.iter().map(String::as_str)).collect(),
-        Says::Leaves(users) => std::iter::once("leaves").chain(users.iter().map(String::as_str)).collect(),
-        Says::Is(name) => std::iter::once("is").chain(name.as_deref()).collect(),
+    let words: Vec<&str> = match &change.kind {
+        ChangeKind::Joins(users) => std::iter::once("joins").chain(users.iter().map(String::as_str)).collect(),
+        ChangeKind::Leaves(users) => std::iter::once("leaves").chain(users.iter().map(String::as_str)).collect(),
+        ChangeKind::Is(name) => std::iter::once("is").chain(name.as_deref()).collect(),
     };
-    Some(Identity::of_change(source, id, &change.room, &said))
+    Some(Identity::of_change(source, id, &change.room, &words))
 }
 
 /// For who gives no key: like no other.
@@ -374,11 +375,11 @@ mod tests {
     }
 
     impl Table {
-        fn say(&mut self, key: u8, joins: bool, said: Said) -> Settled {
+        fn apply(&mut self, key: u8, joins: bool, time: ChangeTime) -> Settled {
             let repeated = self.claimed.contains(&key);
             self.claimed.push(key);
-            let settled = settle(&self.words.iter().collect::<Vec<_>>(), word(key, joins), said, repeated);
-            if matches!(said, Said::Now(_)) && settled.write.is_some() {
+            let settled = settle(&self.words.iter().collect::<Vec<_>>(), word(key, joins), time, repeated);
+            if matches!(time, ChangeTime::Now(_)) && settled.write.is_some() {
                 self.words.clear();
             }
             if let Some(write) = settled.write.clone() {
@@ -393,27 +394,27 @@ mod tests {
     }
 
     #[test]
-    fn the_later_word_counts_and_what_is_said_now_is_the_last() {
+    fn the_later_word_counts_and_a_change_of_now_is_the_last() {
         let mut table = Table::default();
-        assert!(table.say(1, false, Said::At(20, 0)).counts && !table.is_member);
-        assert!(!table.say(2, true, Said::At(10, 0)).counts && !table.is_member);
-        assert!(table.say(3, true, Said::At(20, 1)).counts && table.is_member);
+        assert!(table.apply(1, false, ChangeTime::At(20, 0)).counts && !table.is_member);
+        assert!(!table.apply(2, true, ChangeTime::At(10, 0)).counts && !table.is_member);
+        assert!(table.apply(3, true, ChangeTime::At(20, 1)).counts && table.is_member);
         // By a clock that is behind.
-        assert!(table.say(4, false, Said::Now(5)).counts && !table.is_member);
+        assert!(table.apply(4, false, ChangeTime::Now(5)).counts && !table.is_member);
         assert_eq!((table.words.len(), table.words[0].place()), (1, (20, 2)));
-        assert!(!table.say(3, true, Said::At(30, 0)).counts && !table.is_member, "a repeat");
-        assert!(table.say(6, true, Said::At(40, 0)).counts && table.is_member);
-        assert!(table.say(6, true, Said::At(40, 0)).counts, "taken up again, it is told again");
+        assert!(!table.apply(3, true, ChangeTime::At(30, 0)).counts && !table.is_member, "a repeat");
+        assert!(table.apply(6, true, ChangeTime::At(40, 0)).counts && table.is_member);
+        assert!(table.apply(6, true, ChangeTime::At(40, 0)).counts, "taken up again, it is told again");
     }
 
     #[test]
     fn a_repeat_that_was_met_first_is_put_in_its_place() {
         let mut table = Table::default();
         // Written: joins, leaves, joins again by the same identity, which changes nothing.
-        table.say(1, true, Said::At(12, 0));
+        table.apply(1, true, ChangeTime::At(12, 0));
         assert!(table.is_member);
-        assert!(!table.say(2, false, Said::At(11, 0)).counts && table.is_member);
-        assert!(!table.say(1, true, Said::At(10, 0)).counts && !table.is_member);
+        assert!(!table.apply(2, false, ChangeTime::At(11, 0)).counts && table.is_member);
+        assert!(!table.apply(1, true, ChangeTime::At(10, 0)).counts && !table.is_member);
     }
 
     proptest! {
@@ -433,7 +434,7 @@ mod tests {
             let mut table = Table::default();
             for at in order.iter().chain(&order) {
                 let (key, joins) = entries[*at];
-                table.say(key, joins, Said::At(7, *at as u64));
+                table.apply(key, joins, ChangeTime::At(7, *at as u64));
             }
             let mut seen = Vec::new();
             let mut expected = false;
