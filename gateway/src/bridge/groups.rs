@@ -21,7 +21,8 @@ use super::seat::Seat;
 use super::wire::{self, Frame, kind};
 use crate::seldom::SeldomOfKind;
 
-/// Bytes of events, also of those to be rendered, that wait to be written to one worker. A socket for which there is no room is closed.
+/// Bytes of events, also of those to be rendered, that wait to be written to one worker. A socket for which there is no
+/// room is closed.
 const EVENTS: usize = 16 << 20;
 
 /// Sockets listed in one frame.
