@@ -224,14 +224,17 @@ async fn renew_certificates(layer: &str) {
     trust_database(&postgres);
     let database = format!("{}?sslmode=verify-full&sslrootcert={}", postgres.fresh_database(), file("database.pem"));
     let name = database.split('?').next().unwrap().rsplit('/').next().unwrap().to_owned();
-    let node = NodeProcess::start(&[
-        ("layer", layer),
-        ("redis-url", &tls.url()),
-        ("redis-ca", &ca),
-        ("redis-client-certificate", &certificate),
-        ("redis-client-key", &key),
-        ("database-url", &database),
-    ]);
+    let start = || {
+        NodeProcess::start(&[
+            ("layer", layer),
+            ("redis-url", &tls.url()),
+            ("redis-ca", &ca),
+            ("redis-client-certificate", &certificate),
+            ("redis-client-key", &key),
+            ("database-url", &database),
+        ])
+    };
+    let node = start();
     let reread = async |times: usize| {
         hangup(&node);
         eventually("they are read again", async || node.log().matches("the settings were read again").count() == times)
@@ -262,14 +265,7 @@ async fn renew_certificates(layer: &str) {
                      WHERE application_name = 'gateway'";
     assert_eq!(postgres.sql(&name, encrypted).trim(), "t");
     // Over Redis, from another node with the new ones.
-    let other = NodeProcess::start(&[
-        ("layer", layer),
-        ("redis-url", &tls.url()),
-        ("redis-ca", &ca),
-        ("redis-client-certificate", &certificate),
-        ("redis-client-key", &key),
-        ("database-url", &database),
-    ]);
+    let other = start();
     let mut bob = enter(other.door, &token("bob")).await.unwrap();
     bob.say_acked("lobby", "from bob", "1").await;
     alice.until(|frame| frame["message"] == "from bob").await;
