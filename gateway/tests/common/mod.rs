@@ -471,12 +471,13 @@ pub fn ready(internal: SocketAddr) -> bool {
     answer.starts_with("HTTP/1.1 200")
 }
 
-/// Waits until something holds.
+/// Waits until something holds. The node's own times, such as the 15 to 20 seconds after which a node of the core layer
+/// believes that another is dead, are well within the limit.
 pub async fn eventually<F: Future<Output = bool>>(what: &str, check: impl Fn() -> F) {
-    eventually_within(PATIENCE * 2, what, check).await;
+    eventually_within(Duration::from_secs(60), what, check).await;
 }
 
-/// The same for what takes longer.
+/// The same with a limit of its own.
 pub async fn eventually_within<F: Future<Output = bool>>(limit: Duration, what: &str, check: impl Fn() -> F) {
     let deadline = tokio::time::Instant::now() + limit;
     while !check().await {
