@@ -168,7 +168,9 @@ fn is_setting(variable: &str) -> bool {
 #[test]
 fn supervisors_wait_for_the_drain_and_name_settings_that_exist() {
     let compose = read("docker-compose.yml");
-    assert!(number(&compose, "stop_grace_period: ") >= leaving());
+    let grace = number(&compose, "stop_grace_period: ");
+    assert!(grace >= leaving());
+    assert_eq!(number(&compose, "GATEWAY_DRAIN__GRACE_SECONDS: "), grace);
     let unit = read("deploy/systemd/channel-gateway.service");
     assert!(number(&unit, "TimeoutStopSec=") >= leaving());
     // The node waits 30 s for its servers.
@@ -301,7 +303,9 @@ fn runs_nodes_well(name: &str, objects: &serde_json::Value) {
     let delay = value("drain.delay_seconds");
     let leaving = delay + value("drain.window_seconds") + 10;
     let seconds: u64 = node["lifecycle"]["preStop"]["exec"]["command"][1].as_str().unwrap().parse().unwrap();
-    assert!(pod["terminationGracePeriodSeconds"].as_u64().unwrap() >= seconds + leaving, "{name}");
+    let grace = pod["terminationGracePeriodSeconds"].as_u64().unwrap();
+    assert!(grace >= seconds + leaving, "{name}");
+    assert_eq!(value("drain.grace_seconds"), grace - seconds, "{name}");
     let ports: Vec<u64> =
         node["ports"].as_array().unwrap().iter().map(|port| port["containerPort"].as_u64().unwrap()).collect();
     assert_eq!(ports, [default("listen"), default("internal-listen")], "{name}");

@@ -193,6 +193,22 @@ pub struct Drain {
     pub window: Duration,
     /// Sockets that the other nodes can take in a second; 0 is no limit of theirs, and takes the whole window.
     pub reconnects_per_second: u32,
+    /// Between SIGTERM and the kill by what runs the node; zero where it is not known.
+    pub grace: Duration,
+}
+
+impl Drain {
+    /// Says so if the node is killed while it may still drain.
+    pub fn warning(&self) -> Option<String> {
+        let longest = self.delay + self.window;
+        (!self.grace.is_zero() && self.grace < longest).then(|| {
+            format!(
+                "this node is killed {:?} after it was asked to stop (drain.grace_seconds), and may drain for {longest:?}: \
+                 let what runs it wait longer, or lower drain.delay_seconds or drain.window_seconds",
+                self.grace
+            )
+        })
+    }
 }
 
 /// How long stored things are kept; 0 keeps.
@@ -497,6 +513,7 @@ impl Reading<'_> {
             delay: seconds(self, "drain.delay_seconds"),
             window: seconds(self, "drain.window_seconds"),
             reconnects_per_second: self.number("drain.reconnects_per_second"),
+            grace: seconds(self, "drain.grace_seconds"),
         };
         let retention = Retention {
             messages_days: self.number("retention.messages_days"),
@@ -776,7 +793,7 @@ mod tests {
         assert_eq!(config.database_url.expose_secret(), "sqlite://gateway.db?mode=rwc");
         assert_eq!(config.limits, Limits::default());
         let (delay, window) = (Duration::from_secs(5), Duration::from_secs(20));
-        assert_eq!(config.drain, Drain { delay, window, reconnects_per_second: 500 });
+        assert_eq!(config.drain, Drain { delay, window, reconnects_per_second: 500, grace: Duration::ZERO });
         assert_eq!(config.retention, Retention::default());
         assert_eq!(config.room_policy, RoomPolicy::Members);
         assert!(config.check_serve().unwrap_err().to_string().contains("--jwt-secret"));
@@ -893,6 +910,18 @@ mod tests {
         }
         let env = |name: &str| (name == "GATEWAY_API_KEY").then(|| "canary".to_owned());
         assert!(warnings(&collect(&Default::default(), &env, None).unwrap()).is_empty());
+    }
+
+    #[test]
+    fn n3_a_grace_period_shorter_than_the_drain_is_warned_of() {
+        let warning = |lines: &str| config(&[], &[], &format!("[drain]\n{lines}")).unwrap().drain.warning();
+        for enough in ["", "grace_seconds = 25", "grace_seconds = 8\ndelay_seconds = 3\nwindow_seconds = 5"] {
+            assert_eq!(warning(enough), None, "{enough}");
+        }
+        for short in ["grace_seconds = 24.9", "grace_seconds = 30\nwindow_seconds = 26", "grace_seconds = 1"] {
+            assert!(warning(short).is_some_and(|warning| warning.contains("drain.grace_seconds")), "{short}");
+        }
+        assert!(config(&[], &[], "[drain]\ngrace_seconds = -1").is_err());
     }
 
     #[test]

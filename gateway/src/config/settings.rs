@@ -367,6 +367,11 @@ pub const SETTINGS: &[Setting] = &[
         "Sockets that the nodes which stay can take per second, more where there are many; 0: always the whole window",
     ),
     text(
+        "drain.grace_seconds",
+        Some("0"),
+        "Seconds between SIGTERM and the kill by what runs the node: stop_grace_period, or terminationGracePeriodSeconds less preStop. A drain that may take longer is warned of; 0: not known. systemd is told by the node and needs none",
+    ),
+    text(
         "retention.messages_days",
         Some("0"),
         "Days after which chat messages are deleted; 0 keeps them. The newest of a room always stays",

@@ -109,7 +109,8 @@ async fn command(matches: &clap::ArgMatches, routes: Router) -> ExitCode {
         "export" => take_out(&config, arguments).await,
         "check-config" => match config.check_serve() {
             Ok(()) => {
-                config::warnings(&collected).iter().for_each(|warning| say(&format!("warning: {warning}")));
+                let warnings = config::warnings(&collected).into_iter().chain(config.drain.warning());
+                warnings.for_each(|warning| say(&format!("warning: {warning}")));
                 check_config(&config, arguments.get_flag("live")).await
             }
             Err(errors) => return wrong_settings(&errors),
@@ -135,6 +136,7 @@ async fn serve(
     let systemd = Systemd::from_env();
     let mut beat = pin!(systemd.beat());
     config::warnings(&collected).iter().for_each(|warning| tracing::warn!("{warning}"));
+    config.drain.warning().iter().for_each(|warning| tracing::warn!("{warning}"));
     let dev = config.dev;
     let users = tokio::select! {
         users = check_users(&config) => users,
@@ -230,6 +232,7 @@ fn reload(node: &RunningNode, collected: &mut Collected, arguments: &clap::ArgMa
         return;
     }
     log.set_level(config.log_level.as_deref());
+    config.drain.warning().iter().for_each(|warning| tracing::warn!("{warning}"));
     tracing::info!(changed = changed.join(", "), "the settings were read again");
     for setting in fixed {
         tracing::warn!(setting, "another value of this setting needs a restart");

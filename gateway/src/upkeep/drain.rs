@@ -72,6 +72,7 @@ mod tests {
             delay: Duration::ZERO,
             window: Duration::from_secs(window),
             reconnects_per_second,
+            grace: Duration::ZERO,
         };
         for (window, rate, sockets, milliseconds) in [
             (20, 500, 0, 100),

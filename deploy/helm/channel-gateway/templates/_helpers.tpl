@@ -42,6 +42,7 @@ env:
   {{- end }}
   - {name: GATEWAY_DRAIN__DELAY_SECONDS, value: {{ .Values.drain.delaySeconds | int64 | quote }}}
   - {name: GATEWAY_DRAIN__WINDOW_SECONDS, value: {{ .Values.drain.windowSeconds | int64 | quote }}}
+  - {name: GATEWAY_DRAIN__GRACE_SECONDS, value: {{ add .Values.drain.delaySeconds .Values.drain.windowSeconds 10 | quote }}}
   {{- if .Values.config }}
   - {name: GATEWAY_CONFIG, value: /etc/channel-gateway/gateway.toml}
   {{- end }}
