@@ -383,6 +383,31 @@ async fn a_redis_without_memory_loses_no_dead_letter() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_redis_without_memory_is_read_and_relieved_of_its_events() {
+    let redis = RedisServer::start();
+    let mut node = NodeProcess::start(&[("redis-url", &redis.url())]);
+    event(&redis, "first", "user:alice", "the group is there");
+    is_empty(&redis).await;
+    let full = |is_full: bool| {
+        redis.cli(&["CONFIG", "SET", "maxmemory", if is_full { "1" } else { "0" }]);
+    };
+    node.process.pause();
+    event(&redis, "second", "user:alice", "written while there was memory");
+    full(true);
+    node.process.resume();
+    is_empty(&redis).await;
+    node.process.pause();
+    full(false);
+    event(&redis, "third", "user:alice", "read on another connection");
+    full(true);
+    redis.cli(&["CLIENT", "KILL", "TYPE", "normal"]);
+    node.process.resume();
+    is_empty(&redis).await;
+    assert_eq!(redis.cli(&["XPENDING", "gateway:events", "gateway"]).split_whitespace().next(), Some("0"));
+    assert_eq!(unseen(node.door, "alice").await, 3);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_entry_that_the_database_refuses_stays_and_those_behind_it_go_on() {
     let redis = RedisServer::start();
     let (node, directory) = node_on_disk(&[("redis-url", &redis.url())]);

@@ -105,11 +105,6 @@ async fn commands(server: &Server, config: &Config, found: &mut Findings) -> Res
     for words in [&["XACK", &stream, GROUP, id][..], &["XDEL", &stream, id]] {
         attempt(&mut redis, &cmd(words), found).await;
     }
-    let mut transaction = redis::pipe();
-    transaction.atomic().cmd("XLEN").arg(&stream);
-    if let Err(error) = transaction.query_async::<Value>(&mut redis).await {
-        refusal("MULTI and EXEC", &error, found);
-    }
     let script = cmd(&["EVAL", "return 1", "1", &stream]);
     if script.query_async::<Value>(&mut redis).await.is_err() {
         found.warn(
