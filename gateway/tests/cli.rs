@@ -18,6 +18,8 @@ async fn gateway(arguments: &[&str], env: &[(&str, &str)]) -> Output {
     let directory = tempfile::tempdir().unwrap();
     let output = tokio::process::Command::new(env!("CARGO_BIN_EXE_gateway"))
         .args(arguments)
+        // The tests' own, which a node would take for a misspelt setting.
+        .env_remove("GATEWAY_LONG")
         .envs(env.iter().copied())
         .current_dir(directory.path())
         .output()

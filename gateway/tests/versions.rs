@@ -8,6 +8,7 @@ mod common;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use common::{Client, Door, NodeProcess, eventually, token};
@@ -27,8 +28,13 @@ fn run(command: &mut Command, why: &str) {
     assert!(done.status.success(), "{why}: {command:?}: {printed}");
 }
 
-/// The binary of the older version.
-fn older() -> PathBuf {
+/// The binary of the older version, which the first that asks builds for all.
+fn older() -> &'static Path {
+    static BINARY: OnceLock<PathBuf> = OnceLock::new();
+    BINARY.get_or_init(build_older)
+}
+
+fn build_older() -> PathBuf {
     if let Some(binary) = std::env::var_os("GATEWAY_OLDER") {
         return binary.into();
     }
@@ -143,7 +149,7 @@ async fn side_by_side(layer: &str) {
         ("layer", layer),
         ("limits.frames_per_second", "0"),
     ];
-    let older = [start_older(&binary, &own), start_older(&binary, &own)];
+    let older = [start_older(binary, &own), start_older(binary, &own)];
 
     // Before the update.
     let mut alice = v1(older[0].door, "/ws/chat/lobby/", "alice").await;
@@ -311,7 +317,7 @@ async fn side_by_side(layer: &str) {
     assert_eq!((first.process.exit_code(), second.process.exit_code()), (0, 0), "{}", first.log());
 
     // And cannot come back: their schema is behind.
-    let mut gone = NodeProcess::spawn_by(instead(&binary), private_dir("gateway"), &own);
+    let mut gone = NodeProcess::spawn_by(instead(binary), private_dir("gateway"), &own);
     assert_eq!(gone.process.exit_code(), 1);
     assert!(gone.log().contains("newer"), "{}", gone.log());
 }
