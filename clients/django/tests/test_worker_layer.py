@@ -22,6 +22,7 @@ from .bridge import SECRET
 from .clients import DirectClient, says_json, until
 from .group_consumers import Counted, Lingers
 from .group_node import GroupNode
+from .run import free_port
 from .test_worker_consumers import Direct, WithWorker
 
 LAYERS = {
@@ -47,11 +48,11 @@ class WorkerLayerTests(WithWorker, TransactionTestCase):
         super().setUp()
         Counted.runs.clear()
 
-    async def serve(self, application=None, **_):
+    async def serve(self, application=None, about=ABOUT, **_):
         directory = self.stack.enter_context(tempfile.TemporaryDirectory(prefix="gateway-worker-"))
         address = f"unix:{directory}/w.sock"
         worker = await self.start_worker(application or group_consumers.application(), address)
-        self.node = await GroupNode(ABOUT).dial(address)
+        self.node = await GroupNode(about).dial(address)
         self.stack.callback(self.node.close)
         await until(lambda: isinstance(get_channel_layer(), GatewayLayer))
         return Direct(worker, self.node)
@@ -161,6 +162,21 @@ class WorkerLayerTests(WithWorker, TransactionTestCase):
         for count in (1, 2):
             self.assertEqual(await says_json(client, {"do": "whisper", "text": "x"}), {"whispered": "x"})
             self.assertEqual(server.worker.counts["layer"], count)
+
+    async def test_what_is_sent_to_a_group_outside_of_a_consumer_raises_while_redis_is_away(self):
+        away = f"redis://127.0.0.1:{free_port()}"
+        layers = {"default": {**LAYERS["default"], "CONFIG": {"hosts": [away], "prefix": "site"}}}
+        with override_settings(CHANNEL_LAYERS=layers):
+            await self.serve(about={**ABOUT, "hosts": [place(away)]})
+            layer, event = get_channel_layer(), {"type": "chat.message", "message": "x"}
+            with self.assertRaises(RedisIsAway):
+                await layer.group_send("chat_lobby", event)
+            with self.assertRaises(RedisIsAway):
+                await asyncio.to_thread(async_to_sync(layer.group_send), "chat_lobby", event)
+            # A consumer's goes to the node, and its socket outlives whatever becomes of it there.
+            (client,) = await self.room("/ws/tutorial/lobby/", 1)
+            await client.say(json.dumps({"message": "still here"}))
+            self.assertEqual(json.loads(await client.hears()), {"message": "still here"})
 
     async def test_a_refused_group_raises(self):
         server = await self.serve()

@@ -195,7 +195,11 @@ class GatewayLayer:
             await self._in_loop(self._leave_there(mailbox, group))
 
     async def group_send(self, group: str, message: Mapping[str, Any]) -> None:
-        """Sends to a group, behind what the calling instance has sent to its client."""
+        """Sends to a group, behind what the calling instance has sent to its client.
+
+        Outside of a consumer there is no such order to keep: the site's own layer sends it, and raises while Redis is
+        away.
+        """
         self._check_group(group)
         event = self._pack(message)
         if asyncio.get_running_loop() is self._server.loop:
@@ -281,7 +285,8 @@ class GatewayLayer:
         return self._server.any_link(), 0
 
     async def _publish(self, group: str, event: bytes, message: Mapping[str, Any]) -> None:
-        link, sid = self._way()
+        # The node takes what it cannot send, too: what is no consumer's would never hear of it.
+        link, sid = self._way() if current.get() is not None else (None, 0)
         if link is None:
             await self.inner.group_send(group, message)
         else:
