@@ -73,18 +73,31 @@ fn uses(code: &str, path: &str, depth: usize, used: &mut BTreeSet<String>) {
     // Tests stand at the end and may use anything.
     let code = code.split("\n#[cfg(test)]\nmod ").next().unwrap();
     let code: String = code.lines().filter(|line| !line.trim_start().starts_with("//")).collect::<Vec<_>>().join("\n");
+    let inner: Vec<&str> = path.split("::").skip(1).collect();
     let out = "super::".repeat(depth + 1);
-    for prefix in [format!("{path}::"), out] {
+    for (prefix, inner) in [("crate::", inner.as_slice()), (out.as_str(), [].as_slice())] {
         let mut rest = code.as_str();
-        while let Some(at) = rest.find(&prefix) {
+        while let Some(at) = rest.find(prefix) {
             let before = rest[..at].chars().next_back();
             rest = &rest[at + prefix.len()..];
             if before.is_some_and(|c| c.is_alphanumeric() || c == '_' || c == ':') {
                 continue;
             }
-            match rest.strip_prefix('{') {
-                Some(list) => used.extend(heads(list)),
-                None => used.extend(word(rest)),
+            behind(rest, inner, used);
+        }
+    }
+}
+
+/// Notes the words behind a path, which may be within lists: the `a` of `path::a`, of `path::{a, …}`, of `{path::a, …}`.
+fn behind(code: &str, path: &[&str], used: &mut BTreeSet<String>) {
+    if let Some(list) = code.strip_prefix('{') {
+        return items(list).into_iter().for_each(|item| behind(item, path, used));
+    }
+    match path {
+        [] => used.extend(word(code)),
+        [first, path @ ..] => {
+            if let Some(code) = code.strip_prefix(first).and_then(|code| code.strip_prefix("::")) {
+                behind(code, path, used);
             }
         }
     }
@@ -95,9 +108,9 @@ fn word(code: &str) -> Option<String> {
     (end > 0).then(|| code[..end].to_owned())
 }
 
-/// The first words of the items of a list in braces.
-fn heads(list: &str) -> Vec<String> {
-    let (mut depth, mut begins, mut heads) = (0, true, Vec::new());
+/// Where the items of a list in braces begin.
+fn items(list: &str) -> Vec<&str> {
+    let (mut depth, mut begins, mut items) = (0, true, Vec::new());
     for (at, c) in list.char_indices() {
         match c {
             '{' => depth += 1,
@@ -106,13 +119,13 @@ fn heads(list: &str) -> Vec<String> {
             ',' if depth == 0 => begins = true,
             _ if c.is_whitespace() => {}
             _ if begins => {
-                heads.extend(word(&list[at..]));
+                items.push(&list[at..]);
                 begins = false;
             }
             _ => {}
         }
     }
-    heads
+    items
 }
 
 /// The parts that lead back to themselves.
@@ -173,4 +186,8 @@ fn arrows_are_read_however_they_are_written() {
                 other_crate::k(super::l::m(), super::super::n::o) }\n\n#[cfg(test)]\nmod tests { use crate::p; }";
     uses(code, "crate", 1, &mut used);
     assert_eq!(used.into_iter().collect::<Vec<_>>(), ["a", "d", "f", "g", "i", "n"]);
+    let mut used = BTreeSet::new();
+    let code = "use crate::{\n    Other, inner::{a::b, c}, other::{inner::d},\n};\nuse crate::inner::e;\nuse crate::f;";
+    uses(code, "crate::inner", 1, &mut used);
+    assert_eq!(used.into_iter().collect::<Vec<_>>(), ["a", "c", "e"]);
 }

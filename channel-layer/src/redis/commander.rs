@@ -19,10 +19,12 @@ use tokio::{
 };
 
 use super::{
+    access::is_no_primary,
     answer::{Answer, command, size, text_of},
     backoff::Backoff,
-    connection::{Connection, Target, is_no_primary, poll_quietly},
+    connection::{Connection, poll_quietly},
     refusal::{ErrorClass, is_failover_error},
+    topology::Target,
     trust::Trust,
 };
 use crate::{BoxError, LayerError};

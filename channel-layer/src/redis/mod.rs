@@ -3,8 +3,9 @@
 //! The protocol is that of the crate `redis`, on its multiplexed connections, for commands, subscriptions and pops that
 //! wait. They are supervised here: the crate's managed connections make callers wait out a whole outage, its pub/sub
 //! connection has an unbounded queue; here a publish fails at once while Redis is away, and who reads slowly slows
-//! Redis down. `connection.rs` and `pubsub/subscriber/subscription.rs` say what that takes.
+//! Redis down. `access.rs`, `connection.rs` and `pubsub/subscriber/subscription.rs` say what that takes.
 
+mod access;
 mod answer;
 mod backoff;
 mod bounded;

@@ -14,8 +14,8 @@ use tokio::{
 use self::cluster::ClusterCommands;
 use super::{
     commander::{Commander, Ending, Failure, Heard, Pending, Refusal, ending},
-    connection::{Connection, Target},
-    topology::Topology,
+    connection::Connection,
+    topology::{Target, Topology},
 };
 use crate::BoxError;
 

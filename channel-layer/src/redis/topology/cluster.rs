@@ -20,12 +20,13 @@ use tokio::{
 use super::{
     race::{Found, race},
     slots::{self, Node},
+    target::Target,
 };
 use crate::{
     BoxError,
     redis::{
+        access::{Access, Address},
         answer::{Answer, command, text_of},
-        connection::{Access, Address, Target},
         refusal::{Failed, Refused},
         trust::Server,
     },

@@ -2,11 +2,11 @@
 
 use std::{fmt, path::Path, str::FromStr, sync::Arc};
 
-use super::{cluster::Cluster, connector::Connector, pool::Pool, sentinel::Sentinels, url};
+use super::{cluster::Cluster, connector::Connector, pool::Pool, sentinel::Sentinels, target::Target, url};
 use crate::{
     LayerError,
     redis::{
-        connection::{self, Access, Account, Address, Login, Target},
+        access::{self, Access, Account, Address, Login},
         tls::TlsOptions,
         trust::Server,
     },
@@ -348,9 +348,8 @@ impl Spec {
 
     /// How connections to the servers themselves are made; `options` where the host says nothing.
     fn access(&self, login: &Arc<Login>, options: &TlsOptions) -> Result<Arc<Access>, LayerError> {
-        let tls = |tls: &Tls| {
-            connection::Tls::new(login.certificates(), options.clone(), tls.insecure, tls.server_name.clone())
-        };
+        let tls =
+            |tls: &Tls| access::Tls::new(login.certificates(), options.clone(), tls.insecure, tls.server_name.clone());
         let tls = self.tls.as_ref().map(tls).transpose()?;
         Ok(Arc::new(Access { login: Arc::clone(login), tls }))
     }

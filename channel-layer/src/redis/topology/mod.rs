@@ -7,6 +7,7 @@ mod pool;
 mod race;
 mod sentinel;
 mod slots;
+mod target;
 mod url;
 
 use std::sync::Arc;
@@ -16,15 +17,15 @@ use futures_util::future::try_join_all;
 use self::host::Resolved;
 pub(super) use self::{
     cluster::Cluster,
-    sentinel::Sentinels,
     slots::{Node, Redirection},
+    target::Target,
 };
 pub use self::{
     connector::Connector,
     host::Host,
     pool::{Pool, Pooled},
 };
-use super::{connection::Target, tls::TlsOptions};
+use super::tls::TlsOptions;
 use crate::{BoxError, LayerError};
 
 /// What a layer's hosts are together.

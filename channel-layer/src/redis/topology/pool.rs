@@ -20,11 +20,12 @@ use redis::{
 use super::{
     Cluster, cluster,
     host::{Resolved, Spec},
+    target::Target,
 };
 use crate::{
     LayerError,
     redis::{
-        connection::{self, Address, OPENING, Target},
+        access::{self, Address, OPENING},
         tls::TlsOptions,
     },
     shard::slot,
@@ -54,7 +55,7 @@ struct Inner {
 
 /// What a server has to be told.
 struct Login {
-    account: Arc<connection::Login>,
+    account: Arc<access::Login>,
     tls: Option<Tls>,
 }
 

@@ -7,7 +7,7 @@ use tokio::{
     time::{Instant, timeout, timeout_at},
 };
 
-use crate::{BoxError, redis::connection::OPENING};
+use crate::{BoxError, redis::access::OPENING};
 
 /// How long one may be silent before the next is asked as well.
 const HEAD_START: Duration = Duration::from_millis(250);

@@ -23,8 +23,8 @@ use super::race::{Found, race};
 use crate::{
     BoxError,
     redis::{
+        access::{Access, Address},
         answer::{command, text_of},
-        connection::{Access, Address},
         refusal::{Failed, Refused},
     },
 };

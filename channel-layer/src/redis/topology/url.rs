@@ -7,7 +7,7 @@ use percent_encoding::percent_decode_str;
 use url::Url;
 
 use super::host::{Kind, Spec, Tls};
-use crate::redis::connection::Address;
+use crate::redis::access::Address;
 
 const REDIS_PORT: u16 = 6379;
 const SENTINEL_PORT: u16 = 26379;

@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     BoxError,
-    redis::{backoff::Backoff, connection::Target, trust::Trust},
+    redis::{backoff::Backoff, topology::Target, trust::Trust},
 };
 
 /// How long the connection may be silent before a PING asks whether anybody is there.

@@ -40,7 +40,10 @@ use crate::{
     ChannelName, GroupName, LayerError, RelaySink,
     codec::Codec,
     name,
-    redis::{connection::Target, inbox::Inbox, topology::Topology},
+    redis::{
+        inbox::Inbox,
+        topology::{Target, Topology},
+    },
     stats::Counters,
 };
 

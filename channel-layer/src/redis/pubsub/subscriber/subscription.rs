@@ -22,8 +22,9 @@ use super::registry::Topic;
 use crate::{
     BoxError,
     redis::{
+        access::OPENING,
         bounded::Bounded,
-        connection::{ANSWER, OPENING, Stream},
+        connection::{ANSWER, Stream},
     },
 };
 
