@@ -8,7 +8,7 @@
 mod import;
 mod plan;
 mod postgres;
-pub(crate) mod sqlite;
+mod sqlite;
 mod together;
 mod write;
 

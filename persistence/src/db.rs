@@ -33,7 +33,8 @@ use crate::{
     error::{Fault, connect_error, query_error},
     kept::{AppendConnections, PoolUse},
     known::KnownHeads,
-    options::{Pools, Target},
+    options::Target,
+    pools::Pools,
     unnamed::{Inner, Pooled},
 };
 
@@ -132,7 +133,7 @@ impl Db {
         let new = Target::parse(url)?;
         let is_same = self.target().is_same_place(&new);
         if is_same {
-            new.put_on(&self.pools().1);
+            self.pools().1.connect_as(&new);
         }
         // Nobody signs in to a file, and how a site's is opened is not in its URL.
         if is_same && self.backend != Backend::Sqlite {

@@ -10,7 +10,7 @@ use std::{
 
 use sea_orm::sqlx::{self, Database, Pool, Postgres, Sqlite, pool::PoolConnection};
 
-use crate::options::{PING_AFTER_IDLE, Trust};
+use crate::trust::{PING_AFTER_IDLE, Trust};
 
 /// After so many uses a connection goes back all the same, as the pool knows when it is too old.
 const USES: usize = 1024;

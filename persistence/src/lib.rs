@@ -53,6 +53,7 @@
 //! ```
 
 mod append;
+mod append_view;
 #[cfg(unix)]
 mod bell;
 mod changes;
@@ -71,6 +72,7 @@ mod messages;
 mod migration;
 mod notifications;
 mod options;
+mod pools;
 mod private;
 mod receipts;
 mod redact;
@@ -83,6 +85,7 @@ mod secrets;
 mod site;
 mod snapshot;
 mod store;
+mod trust;
 mod types;
 mod unnamed;
 mod values;
