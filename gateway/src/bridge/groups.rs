@@ -16,14 +16,14 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::time::{sleep, timeout};
 
-use super::link::{Link, LinkError};
+use super::link::{Link, LinkError, Takes};
 use super::seat::Seat;
 use super::wire::{self, Frame, kind};
 use crate::seldom::SeldomOfKind;
 
 /// Bytes of events, also of those to be rendered, that wait to be written to one worker. A socket for which there is no
 /// room is closed.
-const EVENTS: usize = 16 << 20;
+pub(super) const EVENTS: usize = 16 << 20;
 
 /// Sockets listed in one frame.
 const LISTED: usize = 4096;
@@ -381,22 +381,6 @@ impl Link {
         asked.values_mut().filter_map(super::class::Render::take).for_each(|render| render.again(Some(self)));
     }
 
-    /// Queues a frame of the link's that holds an event. `false` if there is no room for it, or the link is over.
-    fn queue_as_event(&self, kind: u8, body: &[&[u8]]) -> bool {
-        let mut out = self.out.lock();
-        let out = &mut *out;
-        if out.is_over || out.event_bytes > EVENTS {
-            return false;
-        }
-        let start = out.bytes.len();
-        wire::put(&mut out.bytes, kind, 0, body);
-        out.event_bytes += out.bytes.len() - start;
-        if start == 0 {
-            self.out_ready.notify_one();
-        }
-        true
-    }
-
     /// Asks the worker for a rendering. It comes back if the link is over, or cannot take it.
     pub(super) fn render(
         &self,
@@ -417,8 +401,8 @@ impl Link {
             request
         };
         let length = (class.len() as u16).to_le_bytes();
-        let queued = self.queue_as_event(kind::RENDER, &[&request.to_le_bytes(), &length, class.as_bytes(), &bytes]);
-        if queued {
+        let body: [&[u8]; 4] = [&request.to_le_bytes(), &length, class.as_bytes(), &bytes];
+        if self.put(kind::RENDER, 0, &body, Takes::Event) {
             return Ok(());
         }
         match self.groups.renders.lock().asked.remove(&request) {

@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::dial::{Reader, Writer};
 use super::discovery::Address;
-use super::groups::{Groups, LastEvent};
+use super::groups::{EVENTS, Groups, LastEvent};
 use super::metrics::BridgeMetrics;
 use super::pool::Bridge;
 use super::seat::{Accept, Answer, CANCELLED, Client, Deny, Queued, RAISED, Seat, Seated};
@@ -135,6 +135,16 @@ pub(super) struct Out {
 /// Room for a message.
 pub(super) struct Room(u32);
 
+/// What a frame takes while it waits to be written.
+pub(super) enum Takes {
+    /// Nothing that is counted.
+    Nothing,
+    /// Room of a client's message.
+    Room(Room),
+    /// Room of events, by its length.
+    Event,
+}
+
 impl Link {
     pub(super) fn new(bridge: Arc<Bridge>, address: Address, welcome: wire::Welcome) -> Self {
         let own = bridge.settings.max_opening;
@@ -243,7 +253,7 @@ impl Link {
 
     /// Queues a control frame. `false` when the link is over.
     pub(super) fn queue(&self, kind: u8, sid: u64, body: &[&[u8]]) -> bool {
-        self.put(kind, sid, body, 0)
+        self.put(kind, sid, body, Takes::Nothing)
     }
 
     /// Waits until a message of so many bytes may be queued. `None` when the link is over.
@@ -262,19 +272,24 @@ impl Link {
 
     /// Queues a message of a client's.
     pub(super) fn queue_message(&self, kind: u8, sid: u64, message: &[u8], room: Room) {
-        self.put(kind, sid, &[message], room.0 as usize);
+        self.put(kind, sid, &[message], Takes::Room(room));
     }
 
-    fn put(&self, kind: u8, sid: u64, body: &[&[u8]], room: usize) -> bool {
+    /// Queues a frame. `false` when the link is over, or has no room for one more event.
+    pub(super) fn put(&self, kind: u8, sid: u64, body: &[&[u8]], takes: Takes) -> bool {
         let mut out = self.out.lock();
-        if out.is_over {
+        if out.is_over || (matches!(takes, Takes::Event) && out.event_bytes > EVENTS) {
             return false;
         }
-        let was_empty = out.bytes.is_empty();
+        let start = out.bytes.len();
         wire::put(&mut out.bytes, kind, sid, body);
-        out.room += room;
+        match takes {
+            Takes::Nothing => {}
+            Takes::Room(room) => out.room += room.0 as usize,
+            Takes::Event => out.event_bytes += out.bytes.len() - start,
+        }
         drop(out);
-        if was_empty {
+        if start == 0 {
             self.out_ready.notify_one();
         }
         true
