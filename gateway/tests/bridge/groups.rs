@@ -4,6 +4,7 @@
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
+use channel_layer::{ChannelLayer, Event, GroupName, RedisCoreLayer, RedisPubSubLayer};
 use futures_util::future::select_all;
 use testkit::redis::RedisServer;
 use tokio::time::{interval, timeout};
@@ -338,6 +339,45 @@ async fn what_waits_to_be_rendered_by_a_worker_that_reads_nothing_is_bounded() {
     }
     // 16 MiB, and as much at most that was on its way already.
     assert!((16..36).contains(&asked), "{asked}");
+}
+
+#[tokio::test]
+async fn an_event_that_is_too_large_for_a_link_is_dropped_and_counted_for_each_socket_shared_handler_or_not() {
+    for layer in BOTH {
+        let redis = RedisServer::start();
+        let (site, _worker, mut link) = Site::with_groups(&[("redis-url", &redis.url()), ("layer", layer)]).await;
+        let (_one, mut first) = shares(&site, &mut link).await;
+        let (_two, mut second) = shares(&site, &mut link).await;
+        let (own, _third) = member(&site, &mut link, "room").await;
+        // Another program of the site: no worker could send it.
+        let program: Box<dyn ChannelLayer> = match layer {
+            "core" => Box::new(RedisCoreLayer::connect(&redis.url()).await.unwrap()),
+            _ => Box::new(RedisPubSubLayer::connect(&redis.url()).await.unwrap()),
+        };
+        let room = GroupName::parse("room").unwrap();
+        let said = |text: &str| Event::new("said").with("text", text);
+        program.group_send(&room, &said(&"x".repeat(17 << 20))).await.unwrap();
+        eventually("it is dropped for each socket", || async {
+            site.metric("gateway_bridge_dropped_total{reason=\"large_event\"}").await == 3.0
+        })
+        .await;
+        // The link lives, and what comes next is heard, by either kind of handler.
+        program.group_send(&room, &said("small")).await.unwrap();
+        let (mut request, mut heard) = (None, false);
+        while request.is_none() || !heard {
+            let frame = link.next().await;
+            assert!(frame.body.len() < 100, "{layer}: {} bytes in a frame of kind {}", frame.body.len(), frame.kind);
+            match frame.kind {
+                RENDER => request = Some(u64::from_le_bytes(frame.body[..8].try_into().unwrap())),
+                EVENT => heard = frame.body.ends_with(&own.to_le_bytes()),
+                other => panic!("{layer}: a frame of kind {other}"),
+            }
+        }
+        link.rendered(request.unwrap(), &["small"]).await;
+        for guest in [&mut first, &mut second] {
+            assert_eq!(guest.text().await, "small", "{layer}");
+        }
+    }
 }
 
 #[tokio::test]
