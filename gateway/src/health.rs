@@ -219,7 +219,7 @@ impl Health {
 
     /// Notes how far a clock is ahead. The log hears when it begins to differ and when that is over.
     pub(crate) fn note_clock(&self, of: &'static str, skew: Skew) {
-        self.metrics.clock_skew.get_or_create(&ByOf { of }).set(skew.seconds);
+        self.metrics.clock_skew_seconds.get_or_create(&ByOf { of }).set(skew.seconds);
         let clocks = &mut *self.clocks.lock();
         clocks.skews.insert(of, skew);
         let now = apart(&clocks.skews);

@@ -173,5 +173,5 @@ fn count(node: &Node, result: &'static str, times: u64) {
 
 fn note_oldest(metrics: &Metrics, clock: &Clock, due: Option<u64>) {
     let late = due.map_or(0, |due| clock.millis().saturating_sub(due));
-    metrics.recheck_oldest.set(late as f64 / 1000.0);
+    metrics.sign_ins_recheck_oldest_seconds.set(late as f64 / 1000.0);
 }

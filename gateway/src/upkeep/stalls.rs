@@ -42,7 +42,7 @@ async fn timer(metrics: Arc<Metrics>, first: Duration) {
     loop {
         sleep_until(due).await;
         let now = TimerInstant::now();
-        metrics.event_loop_lag.observe(now.saturating_duration_since(due).as_secs_f64());
+        metrics.event_loop_lag_seconds.observe(now.saturating_duration_since(due).as_secs_f64());
         due = now + TIMER;
     }
 }
