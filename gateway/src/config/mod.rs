@@ -1,87 +1,36 @@
 //! Every setting of a node: flag over environment over TOML file over default.
 //!
-//! `settings.rs` is the table of them; this module turns the collected texts into types and reports
-//! every mistake at once.
+//! `settings.rs` is the table of them, `collect.rs` finds their texts, `reading.rs` turns these into types and reports
+//! every mistake at once. `changes.rs` says what a running node takes over.
 
 mod bridge;
+mod changes;
 mod collect;
 mod django;
 mod layer;
 mod observed;
+mod reading;
 mod settings;
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use channel_layer::Host;
 use ipnet::IpNet;
-use persistence::Store;
-use secrecy::{ExposeSecret, SecretString};
+use secrecy::SecretString;
 
+use self::reading::Reading;
 use crate::bridge::{Auth as BridgeAuth, Settings as BridgeSettings};
 use crate::origin::Origins;
-use crate::proxies;
 use crate::tokens::{JwksSource, JwtAuth, Key};
 use crate::traces;
 
+pub use changes::{CHANGEABLE, is_changeable};
 pub use collect::{Collected, Source, collect, warnings};
 pub use django::{DjangoConfig, SessionEngine};
 pub use layer::{LayerConfig, LayerKind};
 pub use observed::ApiKey;
 pub use settings::{SETTINGS, Setting};
-
-/// The settings that change when a running node reads them again. Those of a section are named by it.
-pub const CHANGEABLE: &[&str] = &[
-    "jwt-secret",
-    "jwt-public-key",
-    "jwks",
-    "jwt-leeway",
-    "jwt-user-claim",
-    "jwt-audience",
-    "jwt-issuer",
-    "api-key",
-    "auth-url",
-    "auth-secret",
-    "django-secret-key",
-    "allowed-origins",
-    "trusted-proxies",
-    "room-policy",
-    "client-notifications",
-    "otlp-headers",
-    "redis-url",
-    "redis-ca",
-    "redis-client-certificate",
-    "redis-client-key",
-    "layer-encryption-keys",
-    "database-url",
-    "django.database_url",
-    "django.cache_url",
-    "log-level",
-    "bridge.secret",
-    "bridge.certificates",
-    "limits.",
-    "drain.",
-    "retention.",
-];
-
-/// Those of these sections that do not.
-const FIXED: &[&str] = &[
-    "limits.resumes_at_once",
-    "limits.recent_bytes",
-    "limits.write_queue_bytes",
-    "limits.publish_bytes",
-    "limits.memory_bytes",
-];
-
-/// Whether a running node can take over another value of this setting, at least some; see [`Config::takes`].
-pub fn is_changeable(setting: &str) -> bool {
-    let is_changeable = |changeable: &&str| match changeable.strip_suffix('.') {
-        Some(_) => setting.starts_with(*changeable),
-        None => setting == *changeable,
-    };
-    CHANGEABLE.iter().any(is_changeable) && !FIXED.contains(&setting)
-}
 
 /// All mistakes in the settings, one line each.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -294,115 +243,6 @@ impl Config {
         }
     }
 
-    /// These settings, with what is [changeable](is_changeable) of others.
-    pub(crate) fn with_changes_of(&self, new: &Self) -> Self {
-        let Limits { resumes_at_once, recent_bytes, write_queue_bytes, publish_bytes, memory_bytes, .. } = self.limits;
-        let new = new.clone();
-        let mut bridges = self.bridges.clone();
-        for (bridge, new) in bridges.iter_mut().zip(&new.bridges).filter(|(bridge, new)| bridge.path == new.path) {
-            bridge.secret = new.secret.clone();
-            if bridge.tls.is_some() == new.tls.is_some() {
-                bridge.tls = new.tls.clone();
-            }
-        }
-        let traces = match (self.traces.clone(), &new.traces) {
-            (Some(own), Some(new)) => Some(traces::Settings { headers: new.headers.clone(), ..own }),
-            (own, _) => own,
-        };
-        let same = self.takes(&new, "database-url");
-        let database_url = if same { new.database_url.clone() } else { self.database_url.clone() };
-        let mut layer = self.layer.clone();
-        if self.takes(&new, "layer-encryption-keys") {
-            layer.encryption_keys = new.layer.encryption_keys.clone();
-        }
-        let mut django = self.django.clone();
-        if self.takes(&new, "django.database_url") {
-            django.database_url = new.django.database_url.clone();
-        }
-        // Whether sessions are read at all is for the next start.
-        if django.secret_keys.is_empty() == new.django.secret_keys.is_empty() {
-            django.secret_keys = new.django.secret_keys;
-        }
-        Self {
-            bridges,
-            traces,
-            django,
-            layer,
-            database_url,
-            auth_url: if self.auth_url.is_some() { new.auth_url.or(self.auth_url.clone()) } else { None },
-            auth_secret: new.auth_secret,
-            jwks: new.jwks,
-            jwt_secrets: new.jwt_secrets,
-            jwt_public_keys: new.jwt_public_keys,
-            jwt_leeway: new.jwt_leeway,
-            jwt_user_claim: new.jwt_user_claim,
-            jwt_audience: new.jwt_audience,
-            jwt_issuer: new.jwt_issuer,
-            api_keys: new.api_keys,
-            allowed_origins: new.allowed_origins,
-            trusted_proxies: new.trusted_proxies,
-            room_policy: new.room_policy,
-            client_notifications: new.client_notifications,
-            log_level: new.log_level,
-            limits: Limits {
-                resumes_at_once,
-                recent_bytes,
-                write_queue_bytes,
-                publish_bytes,
-                memory_bytes,
-                ..new.limits
-            },
-            drain: new.drain,
-            retention: new.retention,
-            ..self.clone()
-        }
-    }
-
-    /// Whether a running node of these settings takes over what the new ones say of this: of servers only who signs in,
-    /// and whether something is used at all is for the next start.
-    pub fn takes(&self, new: &Self, setting: &str) -> bool {
-        let same_hosts = |own: &[Host], new: &[Host]| {
-            own.len() == new.len() && own.iter().zip(new).all(|(own, new)| own.is_same_place(new))
-        };
-        let same_database =
-            |own: &SecretString, new: &SecretString| Store::is_same_place(own.expose_secret(), new.expose_secret());
-        match setting {
-            "redis-url" | "redis-ca" | "redis-client-certificate" | "redis-client-key" => {
-                same_hosts(&self.layer.hosts, &new.layer.hosts)
-            }
-            "bridge.certificates" => {
-                let tls = |config: &Self| -> Vec<bool> { config.bridges.iter().map(|it| it.tls.is_some()).collect() };
-                tls(self) == tls(new)
-            }
-            "django.cache_url" => same_hosts(self.django.cache.as_slice(), new.django.cache.as_slice()),
-            "database-url" => same_database(&self.database_url, &new.database_url),
-            "django.database_url" => match (&self.django.database_url, &new.django.database_url) {
-                (Some(own), Some(new)) => same_database(own, new),
-                _ => false,
-            },
-            "layer-encryption-keys" => self.layer.encryption_keys.is_empty() == new.layer.encryption_keys.is_empty(),
-            "django-secret-key" => self.django.secret_keys.is_empty() == new.django.secret_keys.is_empty(),
-            "auth-url" => self.auth_url.is_some() == new.auth_url.is_some(),
-            "otlp-headers" => self.traces.is_some() || new.traces.is_none(),
-            _ => is_changeable(setting),
-        }
-    }
-
-    /// Whose files with certificates hold others than those that are used, of those that can be taken over. They have
-    /// the same names as a rule: whoever renews them writes in their place.
-    pub(crate) fn renewed_certificates(&self, new: &Self) -> Vec<&'static str> {
-        let renewed = |own: &[Host], new: &[Host]| own.iter().zip(new).any(|(own, new)| !own.has_certificates_of(new));
-        let renewed_link = |(own, new): (&BridgeSettings, &BridgeSettings)| matches!((&own.tls, &new.tls), (Some(own), Some(new)) if !own.is_like(new));
-        let (own_cache, new_cache) = (self.django.cache.as_slice(), new.django.cache.as_slice());
-        let all = [
-            ("redis-url", renewed(&self.layer.hosts, &new.layer.hosts)),
-            ("django.cache_url", renewed(own_cache, new_cache)),
-            ("bridge.certificates", self.bridges.iter().zip(&new.bridges).any(renewed_link)),
-        ];
-        let taken = all.into_iter().filter(|(setting, renewed)| *renewed && self.takes(new, setting));
-        taken.map(|(setting, _)| setting).collect()
-    }
-
     /// Whether this is a proxy of ours.
     pub(crate) fn trusts(&self, address: IpAddr) -> bool {
         let address = address.to_canonical();
@@ -461,320 +301,10 @@ impl Config {
     }
 }
 
-/// Reads typed values, notes mistakes and goes on.
-struct Reading<'a> {
-    collected: &'a Collected,
-    errors: Vec<String>,
-}
-
-impl Reading<'_> {
-    fn read(&mut self) -> Option<Config> {
-        let dev = self.flag("dev");
-        let layer = self.layer();
-        let user_group = self.text("user-group");
-        if let Err(why) = crate::names::check_template(&user_group, layer.raw_group_names) {
-            self.errors.push(format!("user-group: {why}"));
-        }
-        let namespace = self.text("namespace");
-        if namespace.is_empty() || namespace.contains(|c: char| !c.is_ascii_alphanumeric() && c != '-' && c != '_') {
-            self.errors.push("namespace: letters, digits, - and _ only".to_owned());
-        }
-        let jwt_secrets = self.secrets("jwt-secret");
-        if jwt_secrets.iter().any(|secret| secret.expose_secret().len() < 16) {
-            self.errors.push("jwt-secret: a secret must have at least 16 bytes".to_owned());
-        }
-        let seconds = |reader: &mut Self, key: &str| {
-            let value: f64 = reader.number(key);
-            Duration::try_from_secs_f64(value)
-                .unwrap_or_else(|_| reader.wrong(key, "must be a number of seconds, 0 or more", Duration::ZERO))
-        };
-        let limits = Limits {
-            connections: self.number("limits.connections"),
-            connections_per_user: self.number("limits.connections_per_user"),
-            connections_per_address: self.number("limits.connections_per_address"),
-            frame_bytes: self.number("limits.frame_bytes"),
-            data_bytes: self.data_bytes(),
-            outbox_bytes: self.number("limits.outbox_bytes"),
-            frames_per_second: self.number("limits.frames_per_second"),
-            frames_burst: self.number("limits.frames_burst"),
-            rooms_per_user: self.number("limits.rooms_per_user"),
-            resume_frames: self.number("limits.resume_frames"),
-            resumes_at_once: self.at_once("limits.resumes_at_once"),
-            recent_bytes: self.number("limits.recent_bytes"),
-            handshakes_per_second: self.number("limits.handshakes_per_second"),
-            write_queue_bytes: self.number("limits.write_queue_bytes"),
-            publish_bytes: self.publish_bytes(),
-            memory_bytes: self.number("limits.memory_bytes"),
-            handshake: seconds(self, "limits.handshake_seconds"),
-            ping: seconds(self, "limits.ping_seconds"),
-            pong: seconds(self, "limits.pong_seconds"),
-        };
-        let drain = Drain {
-            delay: seconds(self, "drain.delay_seconds"),
-            window: seconds(self, "drain.window_seconds"),
-            reconnects_per_second: self.number("drain.reconnects_per_second"),
-            grace: seconds(self, "drain.grace_seconds"),
-        };
-        let retention = Retention {
-            messages_days: self.number("retention.messages_days"),
-            messages_per_room: self.number("retention.messages_per_room"),
-            notifications_days: self.number("retention.notifications_days"),
-            interval: seconds(self, "retention.interval_seconds"),
-        };
-        let room_policy = match self.collected.get("room-policy") {
-            None if dev => RoomPolicy::Open,
-            None | Some("members") => RoomPolicy::Members,
-            Some("open") => RoomPolicy::Open,
-            Some(_) => self.wrong("room-policy", "must be members or open", RoomPolicy::Members),
-        };
-        let client_notifications = match self.collected.get("client-notifications") {
-            None | Some("any") => ClientNotifications::Any,
-            Some("shared-room") => ClientNotifications::SharedRoom,
-            Some("off") => ClientNotifications::Off,
-            Some(_) => self.wrong("client-notifications", "must be any, shared-room or off", ClientNotifications::Off),
-        };
-        let database_url = self.secret("database-url").unwrap_or_default();
-        let scheme = database_url.expose_secret().split(':').next().unwrap_or_default().to_owned();
-        if !["sqlite", "postgres", "postgresql", "mysql", "mariadb"].contains(&scheme.as_str()) {
-            self.errors.push("database-url: must begin with sqlite:, postgres:// or mysql://".to_owned());
-        }
-        Some(Config {
-            listen: self.address("listen")?,
-            internal_listen: self.address("internal-listen")?,
-            layer,
-            namespace,
-            user_group,
-            database_url,
-            database_connections: self.number("database-connections"),
-            database_wait: self.some_time("database-wait-seconds"),
-            database_statement: self.some_time("database-statement-seconds"),
-            jwt_secrets,
-            jwt_public_keys: self.public_keys(),
-            jwks: self.jwks(),
-            jwt_leeway: self.number("jwt-leeway"),
-            jwt_user_claim: self.claim("jwt-user-claim").unwrap_or_else(|| "sub".to_owned()),
-            jwt_user_id_claim: self.claim("jwt-user-id-claim"),
-            jwt_audience: self.list("jwt-audience"),
-            jwt_issuer: self.set("jwt-issuer"),
-            user_name: match self.text("user-name").as_str() {
-                "username" | "" => UserName::Username,
-                "id" => UserName::Id,
-                _ => self.wrong("user-name", "must be username or id", UserName::Username),
-            },
-            anonymous: match self.text("anonymous").as_str() {
-                "off" | "" => Anonymous::Off,
-                "listen" => Anonymous::Listen,
-                "talk" => Anonymous::Talk,
-                _ => self.wrong("anonymous", "must be off, listen or talk", Anonymous::Off),
-            },
-            auth_url: self.auth_url(),
-            auth_secret: self.auth_secret(),
-            auth_time: self.some_time("auth-seconds"),
-            auth_at_once: self.at_once("auth-at-once"),
-            django: self.django(),
-            api_keys: self.api_keys(),
-            allowed_origins: self.origins(),
-            trusted_proxies: self.networks("trusted-proxies"),
-            room_policy,
-            client_notifications,
-            dev,
-            io_uring: !self.flag("no-io-uring"),
-            node_id: self.collected.get("node-id").map_or_else(random_node_id, str::to_owned),
-            traces: self.traces(),
-            log_json: match self.text("log-format").as_str() {
-                "text" => false,
-                "json" => true,
-                _ => self.wrong("log-format", "must be text or json", false),
-            },
-            log_level: self.log_level(),
-            limits,
-            drain,
-            retention,
-            bridges: self.bridges(),
-        })
-    }
-
-    fn log_level(&mut self) -> Option<String> {
-        let level = self.collected.get("log-level")?.to_owned();
-        let is_word = level.chars().all(|character| character.is_ascii_alphabetic());
-        let is_known = is_word
-            && ["off", "error", "warn", "info", "debug", "trace"].contains(&level.to_ascii_lowercase().as_str());
-        if is_known || (!is_word && tracing_subscriber::EnvFilter::try_new(&level).is_ok()) {
-            return Some(level);
-        }
-        self.wrong("log-level", "must be error, warn, info, debug or trace, or directives as RUST_LOG has them", None)
-    }
-
-    fn wrong<T>(&mut self, key: &str, what: &str, fallback: T) -> T {
-        self.errors.push(format!("{key}: {what}"));
-        fallback
-    }
-
-    fn text(&mut self, key: &str) -> String {
-        self.collected.get(key).unwrap_or_default().to_owned()
-    }
-
-    /// An empty value is an unset one.
-    fn set(&mut self, key: &str) -> Option<String> {
-        self.collected.get(key).filter(|text| !text.trim().is_empty()).map(str::to_owned)
-    }
-
-    /// The name of a claim that can hold a name.
-    fn claim(&mut self, key: &str) -> Option<String> {
-        let claim = self.set(key)?;
-        if claim.trim() != claim || claim.contains(|c: char| c.is_control() || c == ',') {
-            return self.wrong(key, &format!("{claim:?} is not the name of a claim"), None);
-        }
-        if ["exp", "nbf", "iat", "iss", "aud", "rooms", "token_type"].contains(&claim.as_str()) {
-            return self.wrong(key, &format!("the claim {claim} says something else than who somebody is"), None);
-        }
-        Some(claim)
-    }
-
-    fn public_keys(&mut self) -> Vec<Key> {
-        let Some(text) = self.set("jwt-public-key") else { return Vec::new() };
-        match Key::all_of_pem(&text) {
-            Ok(keys) => keys,
-            Err(why) => self.wrong("jwt-public-key", &why, Vec::new()),
-        }
-    }
-
-    fn jwks(&mut self) -> Option<JwksSource> {
-        let text = self.set("jwks")?;
-        match JwksSource::parse(&text) {
-            Ok(source) => Some(source),
-            Err(why) => self.wrong("jwks", why, None),
-        }
-    }
-
-    fn auth_url(&mut self) -> Option<reqwest::Url> {
-        let text = self.set("auth-url")?;
-        let url =
-            reqwest::Url::parse(&text).ok().filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host());
-        let Some(url) = url else {
-            return self.wrong("auth-url", "must be a URL that begins with http:// or https://", None);
-        };
-        if !url.username().is_empty() || url.password().is_some() {
-            let what =
-                "must hold no user and no password: Django would get them in place of the visitor's; use auth-secret";
-            return self.wrong("auth-url", what, None);
-        }
-        Some(url)
-    }
-
-    fn auth_secret(&mut self) -> Option<SecretString> {
-        let secret = self.secret("auth-secret")?;
-        if secret.expose_secret().len() < 16 {
-            return self.wrong("auth-secret", "must have at least 16 bytes", None);
-        }
-        if http::HeaderValue::from_str(secret.expose_secret()).is_err() {
-            return self.wrong("auth-secret", "has characters that no header can carry", None);
-        }
-        Some(secret)
-    }
-
-    fn origins(&mut self) -> Origins {
-        let list = self.list("allowed-origins");
-        Origins::parse(&list).unwrap_or_else(|wrong| {
-            self.errors.extend(wrong.into_iter().map(|wrong| format!("allowed-origins: {wrong}")));
-            Origins::default()
-        })
-    }
-
-    fn flag(&mut self, key: &str) -> bool {
-        match self.collected.get(key).map(str::to_ascii_lowercase).as_deref() {
-            None | Some("" | "0" | "false" | "no" | "off") => false,
-            Some("1" | "true" | "yes" | "on") => true,
-            Some(_) => self.wrong(key, "must be true or false", false),
-        }
-    }
-
-    /// A time that must be some: what is given up at once is never had.
-    fn some_time(&mut self, key: &str) -> Duration {
-        const LEAST: Duration = Duration::from_millis(100);
-        let seconds: f64 = self.number(key);
-        let time = Duration::try_from_secs_f64(seconds).ok().filter(|time| *time >= LEAST);
-        time.unwrap_or_else(|| self.wrong(key, "must be a number of seconds, at least 0.1", LEAST))
-    }
-
-    /// A number of things that happen at the same time, of which there must be one.
-    fn at_once(&mut self, key: &str) -> usize {
-        const MOST: usize = 65_536;
-        match self.number(key) {
-            number if (1..=MOST).contains(&number) => number,
-            _ => self.wrong(key, "must be a number from 1 to 65536", 1),
-        }
-    }
-
-    /// Less than an envelope may have would let nothing large through.
-    fn publish_bytes(&mut self) -> u32 {
-        const LEAST: u32 = 4 << 20;
-        match self.number("limits.publish_bytes") {
-            bytes if bytes >= LEAST => bytes,
-            _ => self.wrong("limits.publish_bytes", "must be at least 4194304", LEAST),
-        }
-    }
-
-    fn number<T: std::str::FromStr + Default>(&mut self, key: &str) -> T {
-        match self.text(key).parse() {
-            Ok(number) => number,
-            Err(_) => self.wrong(key, "must be a number, 0 or more", T::default()),
-        }
-    }
-
-    fn data_bytes(&mut self) -> usize {
-        match self.number("limits.data_bytes") {
-            bytes if bytes <= persistence::MAX_DATA_BYTES => bytes,
-            _ => self.wrong("limits.data_bytes", "at most 1048576", 0),
-        }
-    }
-
-    fn list(&mut self, key: &str) -> Vec<String> {
-        let text = self.text(key);
-        if text.contains('\n') {
-            return text.lines().filter(|entry| !entry.is_empty()).map(str::to_owned).collect();
-        }
-        text.split(',').map(str::trim).filter(|entry| !entry.is_empty()).map(str::to_owned).collect()
-    }
-
-    fn secret(&mut self, key: &str) -> Option<SecretString> {
-        self.collected.get(key).filter(|text| !text.is_empty()).map(SecretString::from)
-    }
-
-    fn secrets(&mut self, key: &str) -> Vec<SecretString> {
-        self.list(key).into_iter().map(SecretString::from).collect()
-    }
-
-    fn address(&mut self, key: &str) -> Option<SocketAddr> {
-        let text = self.text(key);
-        // `localhost:8000` is what people type.
-        let parsed =
-            text.strip_prefix("localhost:").map_or_else(|| text.parse(), |port| format!("127.0.0.1:{port}").parse());
-        match parsed {
-            Ok(address) => Some(address),
-            Err(_) => self.wrong(key, "must be an address and a port, like 127.0.0.1:8000", None),
-        }
-    }
-
-    fn networks(&mut self, key: &str) -> Vec<IpNet> {
-        let list = self.list(key);
-        let network = |entry: &String| {
-            let what = || format!("{entry:?} is no IP address, and no network like 10.0.0.0/8");
-            proxies::network(entry).or_else(|| self.wrong(key, &what(), None))
-        };
-        list.iter().filter_map(network).collect()
-    }
-}
-
-fn random_node_id() -> String {
-    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-    let host = host.trim();
-    let host = if host.is_empty() { "node" } else { host };
-    format!("{host}-{:08x}", rand::random::<u32>())
-}
-
 #[cfg(test)]
 mod tests {
+    use secrecy::ExposeSecret;
+
     use super::*;
 
     pub(super) fn config(flags: &[(&str, &str)], env: &[(&str, &str)], file: &str) -> Result<Config, Vec<String>> {
