@@ -172,7 +172,7 @@ fn primaries(map: &ClusterTopology) -> Vec<Node> {
     map.shards().map(|shard| shard.primary().clone()).collect()
 }
 
-pub(super) fn address(node: &Node) -> Address {
+fn address(node: &Node) -> Address {
     Address::Tcp(node.host().into(), node.port())
 }
 

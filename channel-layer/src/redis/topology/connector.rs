@@ -5,7 +5,7 @@ use std::sync::Arc;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::host::Resolved;
-use crate::{LayerError, shard::slot};
+use crate::LayerError;
 
 /// Opens connections to a [`Host`](crate::Host) for commands of the caller's own, for example to keep
 /// something in the Redis of the layer. Made by [`Host::connector`](crate::Host::connector). Clones share
@@ -28,17 +28,8 @@ impl Connector {
         client_name: &str,
         key: &[u8],
     ) -> Result<impl AsyncRead + AsyncWrite + Unpin + Send + use<>, LayerError> {
-        let opened = match &*self.0 {
-            Resolved::Target(target) => target.stream(client_name).await,
-            Resolved::Cluster(cluster) => {
-                cluster.refresh().await.map_err(LayerError::Unavailable)?;
-                match cluster.node_of(slot(key)) {
-                    Some(node) => cluster.target(&node).stream(client_name).await,
-                    None => Err("no node of the cluster has the key".into()),
-                }
-            }
-        };
-        opened.map_err(LayerError::Unavailable)
+        let opened = async { self.0.target(key).await?.stream(client_name).await };
+        opened.await.map_err(LayerError::Unavailable)
     }
 }
 

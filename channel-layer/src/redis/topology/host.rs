@@ -4,12 +4,13 @@ use std::{fmt, path::Path, str::FromStr, sync::Arc};
 
 use super::{cluster::Cluster, connector::Connector, pool::Pool, sentinel::Sentinels, target::Target, url};
 use crate::{
-    LayerError,
+    BoxError, LayerError,
     redis::{
         access::{self, Access, Account, Address, Login},
         tls::TlsOptions,
         trust::Server,
     },
+    shard::slot,
 };
 
 /// Where one Redis is: a server, a primary that Sentinels watch, or a whole Redis Cluster.
@@ -371,4 +372,18 @@ impl Spec {
 pub(super) enum Resolved {
     Target(Target),
     Cluster(Arc<Cluster>),
+}
+
+impl Resolved {
+    /// How to reach the server; in a cluster the node that has `key`.
+    pub(super) async fn target(&self, key: &[u8]) -> Result<Target, BoxError> {
+        match self {
+            Self::Target(target) => Ok(target.clone()),
+            Self::Cluster(cluster) => {
+                cluster.refresh().await?;
+                let node = cluster.node_of(slot(key)).ok_or("no node of the cluster has the key")?;
+                Ok(cluster.target(&node))
+            }
+        }
+    }
 }

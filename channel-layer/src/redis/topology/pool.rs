@@ -17,18 +17,13 @@ use redis::{
     io::{AsyncDNSResolver, tcp::TcpSettings},
 };
 
-use super::{
-    Cluster, cluster,
-    host::{Resolved, Spec},
-    target::Target,
-};
+use super::host::{Resolved, Spec, Tls};
 use crate::{
     LayerError,
     redis::{
-        access::{self, Address, OPENING},
+        access::{Address, Login, OPENING},
         tls::TlsOptions,
     },
-    shard::slot,
 };
 
 /// How soon a connection that was used before must say that it lives.
@@ -47,16 +42,11 @@ pub struct Pool(Arc<Inner>);
 
 struct Inner {
     to: Resolved,
-    login: Login,
+    login: Arc<Login>,
+    tls: Option<Tls>,
     /// For each server.
     size: usize,
     pools: Mutex<Pools>,
-}
-
-/// What a server has to be told.
-struct Login {
-    account: Arc<access::Login>,
-    tls: Option<Tls>,
 }
 
 /// The pools of an account and certificates as they were at some time.
@@ -64,12 +54,6 @@ struct Login {
 struct Pools {
     version: u64,
     by_address: HashMap<Address, deadpool_redis::Pool>,
-}
-
-struct Tls {
-    insecure: bool,
-    /// The name that the certificate must hold, if it is not the host's.
-    name: Option<String>,
 }
 
 /// A connection of a [`Pool`] for a while; the next one gets it when this is dropped.
@@ -81,14 +65,9 @@ pub struct Pooled {
 
 impl Pool {
     pub(super) fn new(spec: &Spec, size: usize) -> Result<Self, LayerError> {
-        let tls = spec.tls.as_ref().map(|tls| Tls { insecure: tls.insecure, name: tls.server_name.clone() });
         let to = spec.resolve(&TlsOptions::default())?;
-        Ok(Self(Arc::new(Inner {
-            to,
-            login: Login { account: Arc::clone(&spec.login), tls },
-            size,
-            pools: Mutex::default(),
-        })))
+        let (login, tls) = (Arc::clone(&spec.login), spec.tls.clone());
+        Ok(Self(Arc::new(Inner { to, login, tls, size, pools: Mutex::default() })))
     }
 
     /// A connection to the server, to the primary where Sentinels know it, in a cluster to the node that has `key`.
@@ -96,7 +75,8 @@ impl Pool {
     /// Fails with [`LayerError::Unavailable`] and the cause, or with [`LayerError::Timeout`] when all are in use, within
     /// 6 seconds.
     pub async fn get(&self, key: &[u8]) -> Result<Pooled, LayerError> {
-        let address = self.0.to.locate(key).await?;
+        let address = async { self.0.to.target(key).await?.locate().await };
+        let address = address.await.map_err(LayerError::Unavailable)?;
         let connection = self.0.pool(&address)?.get().await.map_err(|error| match error {
             PoolError::Timeout(_) => LayerError::Timeout,
             error => LayerError::Unavailable(format!("{address}: {error}").into()),
@@ -114,7 +94,7 @@ impl std::fmt::Debug for Pool {
 impl Inner {
     fn pool(&self, address: &Address) -> Result<deadpool_redis::Pool, LayerError> {
         let mut pools = self.pools.lock();
-        let version = self.login.account.version();
+        let version = self.login.version();
         if pools.version != version {
             // Their idle connections go; those in use are taken back by nobody.
             *pools = Pools { version, ..Pools::default() };
@@ -124,7 +104,7 @@ impl Inner {
             return Ok(pool.clone());
         }
         let wrong = |error: &dyn std::fmt::Display| LayerError::Config(error.to_string());
-        let manager = self.login.manager(address).map_err(|error| wrong(&error))?;
+        let manager = self.manager(address).map_err(|error| wrong(&error))?;
         let config = PoolConfig {
             max_size: self.size,
             timeouts: Timeouts { wait: Some(ANSWER), create: Some(OPENING), recycle: Some(ALIVE) },
@@ -139,11 +119,9 @@ impl Inner {
         pools.insert(address.clone(), pool.clone());
         Ok(pool)
     }
-}
 
-impl Login {
     fn manager(&self, address: &Address) -> RedisResult<Manager> {
-        let account = self.account.account();
+        let account = self.login.account();
         let mut settings = RedisConnectionInfo::default().set_db(account.database.into());
         if let Some(user) = &account.user {
             settings = settings.set_username(user);
@@ -157,11 +135,11 @@ impl Login {
             (Address::Unix(path), _) => ConnectionAddr::Unix(path.to_path_buf()),
             (Address::Tcp(host, port), None) => ConnectionAddr::Tcp(host.to_string(), *port),
             (Address::Tcp(host, port), Some(tls)) => {
-                if tls.name.is_some() {
+                if tls.server_name.is_some() {
                     config = config.set_dns_resolver(Elsewhere(host.clone()));
                 }
                 ConnectionAddr::TcpTls {
-                    host: tls.name.clone().unwrap_or_else(|| host.to_string()),
+                    host: tls.server_name.clone().unwrap_or_else(|| host.to_string()),
                     port: *port,
                     insecure: tls.insecure,
                     tls_params: None,
@@ -173,7 +151,7 @@ impl Login {
             .set_redis_settings(settings)
             .set_tcp_settings(TcpSettings::default().set_nodelay(true));
         if self.tls.is_some() {
-            let TlsOptions { roots, client } = &*self.account.certificates();
+            let TlsOptions { roots, client } = &*self.login.certificates();
             let own = |(chain, key): &(Vec<u8>, Vec<u8>)| ClientTlsConfig {
                 client_cert: chain.clone(),
                 client_key: key.clone(),
@@ -200,23 +178,6 @@ impl AsyncDNSResolver for Elsewhere {
             Ok(Box::new(found.into_iter()) as Box<dyn Iterator<Item = SocketAddr> + Send>)
         })
     }
-}
-
-impl Resolved {
-    /// Where the server is.
-    async fn locate(&self, key: &[u8]) -> Result<Address, LayerError> {
-        match self {
-            Self::Target(target) => Target::locate(target).await,
-            Self::Cluster(cluster) => node(cluster, key).await,
-        }
-        .map_err(LayerError::Unavailable)
-    }
-}
-
-async fn node(known: &Cluster, key: &[u8]) -> Result<Address, crate::BoxError> {
-    known.refresh().await?;
-    let node = known.node_of(slot(key)).ok_or("no node of the cluster has the key")?;
-    Ok(cluster::address(&node))
 }
 
 impl Pooled {

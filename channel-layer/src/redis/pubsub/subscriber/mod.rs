@@ -25,14 +25,7 @@ use parking_lot::Mutex;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 
 use self::{
-    link::Link,
-    links::Links,
-    map::Mapper,
-    probe::Probe,
-    registry::Registry,
-    route::Router,
-    session::Kind,
-    task::{Parts, Task},
+    link::Link, links::Links, map::Mapper, probe::Probe, registry::Registry, route::Router, session::Kind, task::Task,
 };
 
 use super::{publishers::Publishers, topic};
@@ -132,7 +125,7 @@ impl Subscriber {
             }
         };
         let registry = Registry::new(prefix.to_owned(), directory.clone(), codec, counters.clone());
-        let task = Task::new(Parts {
+        let task = Task {
             links,
             registry,
             mapper,
@@ -143,7 +136,8 @@ impl Subscriber {
             ready: ready_sender,
             orders: receiver,
             relay_gone: relay_gone.clone(),
-        });
+            warned: None,
+        };
         (Self { orders, directory, ready, relay_gone }, task.run())
     }
 

@@ -10,7 +10,7 @@ use std::{
 use redis::PushInfo;
 use tokio::{
     sync::{Notify, mpsc, watch},
-    time::{Instant, Interval, MissedTickBehavior, interval},
+    time::{Instant, MissedTickBehavior, interval},
 };
 
 use super::{
@@ -38,53 +38,20 @@ pub(super) struct Task {
     pub(super) mapper: Option<Mapper>,
     pub(super) prefix: String,
     pub(super) probe_every: Duration,
-    publishers: Arc<Publishers>,
-    counters: Arc<Counters>,
-    pub(super) ready: watch::Sender<bool>,
-    orders: mpsc::Receiver<Order>,
-    relay_gone: Arc<Notify>,
-    tick: Interval,
-    warned: Option<Instant>,
-}
-
-/// What the task is made of.
-pub(super) struct Parts {
-    pub(super) links: Links,
-    pub(super) registry: Registry,
-    pub(super) mapper: Option<Mapper>,
-    pub(super) prefix: String,
-    pub(super) probe_every: Duration,
     pub(super) publishers: Arc<Publishers>,
     pub(super) counters: Arc<Counters>,
     pub(super) ready: watch::Sender<bool>,
     pub(super) orders: mpsc::Receiver<Order>,
     pub(super) relay_gone: Arc<Notify>,
+    /// When undecodable payloads were logged last.
+    pub(super) warned: Option<Instant>,
 }
 
 impl Task {
-    pub(super) fn new(parts: Parts) -> Self {
-        let mut tick = interval(TICK);
-        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let Parts { links, registry, mapper, prefix, probe_every, publishers, counters, ready, orders, relay_gone } =
-            parts;
-        Self {
-            links,
-            registry,
-            mapper,
-            prefix,
-            probe_every,
-            publishers,
-            counters,
-            ready,
-            orders,
-            relay_gone,
-            tick,
-            warned: None,
-        }
-    }
-
     /// Ends when nobody can give orders any more.
     pub(super) async fn run(mut self) {
+        let mut tick = interval(TICK);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 (at, event) = poll_fn(|cx| self.links.poll(cx)) => match event {
@@ -99,7 +66,7 @@ impl Task {
                 },
                 () = poll_fn(|cx| poll_mapper(&mut self.mapper, cx)) => self.look_at_map(),
                 () = self.relay_gone.notified() => self.end_dead_relays(),
-                now = self.tick.tick() => self.tick(now),
+                now = tick.tick() => self.tick(now),
             }
         }
     }
