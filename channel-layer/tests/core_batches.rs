@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 
 use channel_layer::{ChannelLayer, ChannelName, Delivery, Event, GroupName, RedisCoreLayer, RelaySink};
 use testkit::redis::RedisServer;
-use tokio::{sync::mpsc, time::timeout};
+use tokio::{sync::mpsc, task::JoinSet, time::timeout};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -84,6 +84,37 @@ async fn a_batch_goes_on_behind_a_key_that_is_no_queue() {
         assert_eq!(next(&one, &channel).await, n);
     }
     assert_eq!(sender.stats().over_capacity, 10);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn callers_that_wait_at_the_same_time_share_their_commands() {
+    const CALLERS: usize = 16;
+    const CALLS: usize = 50;
+    let redis = RedisServer::start();
+    let (sender, one) = (layer(&redis, 10_000).await, layer(&redis, 10_000).await);
+    let channel = one.new_channel("").await.unwrap();
+    one.group_add(&group("room"), &channel).await.unwrap();
+    redis.cli(&["CONFIG", "RESETSTAT"]);
+    let mut callers = JoinSet::new();
+    for _ in 0..CALLERS {
+        let sender = sender.clone();
+        callers.spawn(async move {
+            for n in 0..CALLS {
+                sender.group_send(&group("room"), &Event::new("test").with("n", n as i64)).await.unwrap();
+            }
+        });
+    }
+    callers.join_all().await;
+    let used = redis.cli(&["INFO", "commandstats"]);
+    let scripts: usize = used
+        .lines()
+        .find_map(|line| line.strip_prefix("cmdstat_eval:calls=")?.split(',').next()?.parse().ok())
+        .unwrap();
+    // One that asks for the members and one that delivers, for all of them.
+    assert!(scripts < 2 * CALLS * 3 / 2, "{scripts} scripts for {CALLS} sends of {CALLERS} callers each");
+    for _ in 0..CALLERS * CALLS {
+        next(&one, &channel).await;
+    }
 }
 
 struct Forward(mpsc::Sender<Delivery>);

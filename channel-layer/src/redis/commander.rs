@@ -23,6 +23,7 @@ use super::{
     answer::{Answer, command, size, text_of},
     backoff::Backoff,
     connection::{Connection, poll_quietly},
+    gather::gather,
     refusal::{ErrorClass, is_failover_error},
     topology::Target,
     trust::Trust,
@@ -395,7 +396,7 @@ impl Worker {
         // Set anew when they have rung, and not for each command: that would take longer than what they are for.
         let (idle, unread) = (sleep(IDLE), sleep(UNREAD));
         tokio::pin!(lost, idle, unread);
-        let mut since = Instant::now();
+        let (mut since, mut crowded) = (Instant::now(), false);
         loop {
             if connection.trust.is_lost() {
                 self.again = batch;
@@ -423,6 +424,8 @@ impl Worker {
                     }
                 }
             }
+            gather(&mut self.jobs, &mut batch, BATCH, crowded).await;
+            crowded = batch.len() > 1;
             let mut jobs = batch.drain(..);
             while jobs.len() > 0 {
                 if let Err(end) = self.exchange(&mut connection, &mut jobs, &mut next, unread.as_mut()).await {
@@ -435,13 +438,8 @@ impl Worker {
             }
             drop(jobs);
             since = Instant::now();
+            crowded |= !self.jobs.is_empty();
             std::mem::swap(&mut batch, &mut next);
-            while batch.len() < BATCH
-                && !batch.is_empty()
-                && let Ok(job) = self.jobs.try_recv()
-            {
-                batch.push(job);
-            }
         }
     }
 

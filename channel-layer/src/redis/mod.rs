@@ -13,6 +13,7 @@ mod commander;
 mod commands;
 mod connection;
 mod core;
+mod gather;
 mod hand_over;
 mod inbox;
 mod pattern;

@@ -29,6 +29,7 @@ use crate::{
     redis::{
         answer::Answer,
         commander::{Failure, Heard, PATIENCE, Pending},
+        gather::gather,
     },
 };
 
@@ -139,10 +140,13 @@ impl Job {
 }
 
 async fn run(shared: Arc<Shared>, shard: usize, mut jobs: mpsc::Receiver<Job>, bytes: Arc<AtomicUsize>) {
-    let mut batch = Vec::with_capacity(BATCH);
+    let (mut batch, mut crowded) = (Vec::with_capacity(BATCH), false);
     while jobs.recv_many(&mut batch, BATCH).await > 0 {
+        gather(&mut jobs, &mut batch, BATCH, crowded).await;
+        crowded = batch.len() > 1;
         bytes.fetch_sub(batch.iter().map(Job::size).sum(), Ordering::Relaxed);
         Round::default().go(&shared, shard, &mut batch).await;
+        crowded |= !jobs.is_empty();
     }
 }
 
