@@ -103,7 +103,7 @@ impl Visit {
             counted_address: (limits.connections_per_address > 0).then(|| addresses::network(client)),
         };
         let outbox_bytes = bridge.settings.outbox_bytes.unwrap_or(limits.outbox_bytes);
-        let socket = Socket::new(identity, table(), outbox_bytes, node.clock.seconds()).with_slack(SLACK);
+        let socket = Socket::new(identity, table(), outbox_bytes, node.clock.seconds()).of_site(SLACK);
         let socket = Arc::new(socket);
         let visitor = self.arrival.visitor.as_deref();
         match node.registry.add(&socket, limits, visitor) {

@@ -434,6 +434,12 @@ mod tests {
     use super::*;
     use crate::socket::Identity;
 
+    #[test]
+    fn a_group_is_small_as_each_user_has_one() {
+        // In an `Arc`, and as large as the allocator makes it: 224 bytes.
+        assert!(size_of::<Group>() + 16 <= 224, "{}", size_of::<Group>());
+    }
+
     fn socket(outbox_limit: usize) -> Arc<Socket> {
         let identity = Identity {
             channel_name: "specific.test!one".parse().unwrap(),

@@ -29,9 +29,12 @@ static LAST_TICKET: AtomicU64 = AtomicU64::new(0);
 /// What frames of the site's consumers count as.
 const BRIDGE: &str = "bridge";
 
-/// The sockets of a group, by class.
+/// The sockets of a group, by class. Boxed, as most groups have none.
 #[derive(Default)]
-pub(super) struct Listeners(Vec<OfClass>);
+pub(super) struct Listeners(Option<Box<Classes>>);
+
+#[derive(Default)]
+struct Classes(Vec<OfClass>);
 
 /// Those of one class; without one, those whose handlers are all own.
 struct OfClass {
@@ -87,12 +90,21 @@ struct Settled {
 impl Listeners {
     fn of(&mut self, class: Option<Arc<dyn Class>>) -> &mut OfClass {
         let id = class.as_ref().map(|class| class.id());
-        let at = self.0.iter().position(|of| of.id() == id).unwrap_or_else(|| {
+        let Classes(classes) = &mut **self.0.get_or_insert_default();
+        let at = classes.iter().position(|of| of.id() == id).unwrap_or_else(|| {
             let (sockets, waiting) = (Vec::with_capacity(1), VecDeque::new());
-            self.0.push(OfClass { class, sockets, waiting, waiting_bytes: 0 });
-            self.0.len() - 1
+            classes.push(OfClass { class, sockets, waiting, waiting_bytes: 0 });
+            classes.len() - 1
         });
-        &mut self.0[at]
+        &mut classes[at]
+    }
+
+    fn classes(&self) -> &[OfClass] {
+        self.0.as_ref().map_or(&[], |classes| &classes.0)
+    }
+
+    fn classes_mut(&mut self) -> &mut [OfClass] {
+        self.0.as_mut().map_or(&mut [], |classes| &mut classes.0)
     }
 
     /// Adds a socket. `false` if it is there already.
@@ -105,13 +117,15 @@ impl Listeners {
     }
 
     pub(super) fn remove(&mut self, socket: &Socket) -> bool {
-        for of in &mut self.0 {
+        let Some(Classes(classes)) = self.0.as_deref_mut() else { return false };
+        for of in &mut *classes {
             if let Some(at) = of.sockets.iter().position(|other| std::ptr::eq(Arc::as_ptr(other), socket)) {
                 of.sockets.swap_remove(at);
                 if of.sockets.len() * 4 < of.sockets.capacity() {
                     of.sockets.shrink_to_fit();
                 }
-                self.0.retain(|of| !of.sockets.is_empty());
+                classes.retain(|of| !of.sockets.is_empty());
+                self.0.take_if(|classes| classes.0.is_empty());
                 return true;
             }
         }
@@ -119,21 +133,21 @@ impl Listeners {
     }
 
     pub(super) fn has(&self, socket: &Socket) -> bool {
-        self.0.iter().any(|of| of.sockets.iter().any(|other| std::ptr::eq(Arc::as_ptr(other), socket)))
+        self.classes().iter().any(|of| of.sockets.iter().any(|other| std::ptr::eq(Arc::as_ptr(other), socket)))
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.0.is_none()
     }
 
     fn sockets(&self) -> impl Iterator<Item = &Arc<Socket>> {
-        self.0.iter().flat_map(|of| &of.sockets)
+        self.classes().iter().flat_map(|of| &of.sockets)
     }
 
     /// Takes an event: hands it on, or lets it wait. Returns who is to be asked for a rendering, and how many were lost.
     fn take(&mut self, event: &Arc<Event>) -> (Vec<Asked>, u64) {
         let (mut asked, mut lost) = (Vec::new(), 0);
-        for of in &mut self.0 {
+        for of in self.classes_mut() {
             let shared = of.class.as_ref().filter(|class| class.shares(event)).map(Arc::clone);
             if shared.is_none() && of.waiting.is_empty() {
                 hear(&of.sockets, event);
@@ -156,7 +170,7 @@ impl Listeners {
 
     /// Notes what became of a rendering. Returns everything that can go on, with the sockets it is for.
     fn settle(&mut self, class: u64, ticket: u64, shown: Shown) -> Option<(&[Arc<Socket>], Vec<Settled>)> {
-        let of = self.0.iter_mut().find(|of| of.id() == Some(class))?;
+        let of = self.classes_mut().iter_mut().find(|of| of.id() == Some(class))?;
         of.waiting.iter_mut().find(|waiting| waiting.ticket == ticket)?.shown = Some(shown);
         let mut settled = Vec::new();
         while let Some(shown) = of.waiting.front().and_then(|first| first.shown.clone()) {
@@ -391,7 +405,7 @@ mod tests {
             access: crate::scope::Access::Full,
             counted_address: None,
         };
-        let socket = Arc::new(Socket::new(identity, Arc::default(), 1000, 0));
+        let socket = Arc::new(Socket::new(identity, Arc::default(), 1000, 0).of_site(0));
         let wants = Arc::new(Wants(AtomicBool::new(true)));
         socket.hear_with(Arc::clone(&wants) as Arc<dyn Ear>);
         (socket, wants)

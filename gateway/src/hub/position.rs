@@ -34,22 +34,63 @@ pub(crate) struct Position {
     seq: u64,
     /// The id at `seq`, by which a client checks its place.
     id: Option<Uuid>,
-    held: BTreeMap<u64, Held>,
+    /// The stream may have another history by now: clients' places are the database's to judge.
+    doubtful: bool,
+    /// The events up to here.
+    recent: Recent,
     /// What may be held, of all streams.
     memory: Arc<Memory>,
+    /// Boxed, as most streams have nothing of it, and each user has one.
+    unsettled: Option<Box<Unsettled>>,
+}
+
+/// What has come out of order, or is for the database to judge.
+#[derive(Debug, Default)]
+struct Unsettled {
+    /// What is behind a hole.
+    held: BTreeMap<u64, Held>,
     /// The first event of another epoch, until the database has said which one is right; without the event itself
     /// where there is no room for it.
     foreign: Option<(i64, u64, Option<Held>)>,
     /// An epoch that the database has said is not, or no more, the stream's.
     refused: Option<i64>,
-    /// Questions to the database that brought nothing.
-    fruitless: u8,
-    /// The events up to here.
-    recent: Recent,
-    /// The stream may have another history by now: clients' places are the database's to judge.
-    doubtful: bool,
     /// Where another message than the one that was delivered has shown itself, and the id of that one.
     disputed: Option<(u64, Uuid)>,
+    /// Questions to the database that brought nothing.
+    fruitless: u8,
+}
+
+impl Unsettled {
+    /// The database has named the stream's epoch. Takes the first event of another one, if its question was about that.
+    fn judge_epoch(&mut self, right: i64, asked: Option<i64>) -> Option<(i64, u64, Option<Held>)> {
+        let foreign = self.foreign.take_if(|(epoch, ..)| asked == Some(*epoch) || right == *epoch)?;
+        if foreign.0 != right {
+            self.refused = Some(foreign.0);
+        }
+        Some(foreign)
+    }
+
+    fn has_hole(&self) -> bool {
+        !self.held.is_empty() || self.foreign.is_some() || self.disputed.is_some()
+    }
+
+    /// Keeps an event for later. Where there is no room, the last of all goes; `false` if that is this one.
+    fn hold(&mut self, seq: u64, event: &Arc<Event>, memory: &Arc<Memory>) -> bool {
+        if self.held.contains_key(&seq) {
+            return true;
+        }
+        loop {
+            let held = if self.held.len() < MAX_HELD { Held::new(event, memory) } else { None };
+            if let Some(held) = held {
+                self.held.insert(seq, held);
+                return true;
+            }
+            if self.held.last_key_value().is_none_or(|(last, _)| *last <= seq) {
+                return false;
+            }
+            self.held.pop_last();
+        }
+    }
 }
 
 /// What the database is asked about a stream.
@@ -120,14 +161,10 @@ impl Position {
             epoch: head.epoch,
             seq: head.last_seq,
             id: head.last_id,
-            held: BTreeMap::new(),
-            memory: Arc::clone(held),
-            foreign: None,
-            refused: None,
-            fruitless: 0,
-            recent,
             doubtful: false,
-            disputed: None,
+            recent,
+            memory: Arc::clone(held),
+            unsettled: None,
         }
     }
 
@@ -149,43 +186,27 @@ impl Position {
     /// Takes an event of the stream; what may be delivered now is appended to `ready`, in order.
     pub(crate) fn offer(&mut self, epoch: i64, seq: u64, event: Arc<Event>, ready: &mut Vec<Arc<Event>>) -> Offer {
         if epoch != self.epoch {
-            if self.refused == Some(epoch) {
+            let unsettled = self.unsettled.get_or_insert_default();
+            if unsettled.refused == Some(epoch) {
                 return Offer::Old;
             }
-            if self.foreign.as_ref().is_none_or(|(known, first, _)| *known != epoch || seq < *first) {
+            if unsettled.foreign.as_ref().is_none_or(|(known, first, _)| *known != epoch || seq < *first) {
                 // What it replaces makes room first.
-                self.foreign = None;
-                self.foreign = Some((epoch, seq, Held::new(&event, &self.memory)));
+                unsettled.foreign = None;
+                unsettled.foreign = Some((epoch, seq, Held::new(&event, &self.memory)));
             }
             return Offer::OtherEpoch;
         }
         if seq <= self.seq {
             return self.compare(seq, &event);
         }
-        if seq > self.seq + 1 || self.disputed.is_some() {
-            return if self.hold(seq, &event) { Offer::Held } else { Offer::NoRoom };
+        if seq > self.seq + 1 || self.disputed().is_some() {
+            let unsettled = self.unsettled.get_or_insert_default();
+            return if unsettled.hold(seq, &event, &self.memory) { Offer::Held } else { Offer::NoRoom };
         }
         self.deliver(seq, event, ready);
         self.deliver_held(ready);
         Offer::Ready
-    }
-
-    /// Keeps an event for later. Where there is no room, the last of all goes; `false` if that is this one.
-    fn hold(&mut self, seq: u64, event: &Arc<Event>) -> bool {
-        if self.held.contains_key(&seq) {
-            return true;
-        }
-        loop {
-            let held = if self.held.len() < MAX_HELD { Held::new(event, &self.memory) } else { None };
-            if let Some(held) = held {
-                self.held.insert(seq, held);
-                return true;
-            }
-            if self.held.last_key_value().is_none_or(|(last, _)| *last <= seq) {
-                return false;
-            }
-            self.held.pop_last();
-        }
     }
 
     /// Gives back the memory of the newest events: the database is asked for them.
@@ -200,8 +221,8 @@ impl Position {
         let delivered = if back == 0 { self.id } else { recent() };
         match delivered.zip(id_of(event)) {
             Some((delivered, id)) if delivered != id => {
-                if self.disputed.is_none_or(|(first, _)| seq < first) {
-                    self.disputed = Some((seq, delivered));
+                if self.disputed().is_none_or(|(first, _)| seq < first) {
+                    self.unsettled.get_or_insert_default().disputed = Some((seq, delivered));
                 }
                 self.doubt();
                 Offer::Disputed
@@ -212,15 +233,18 @@ impl Position {
 
     /// What to ask the database: for what is missing, and for what is disputed.
     pub(crate) fn question(&self) -> Question {
-        let after = self.disputed.map_or(self.seq, |(seq, _)| seq - 1);
-        Question { at: self.seq, after, epoch: self.foreign.as_ref().map(|(epoch, ..)| *epoch) }
+        let after = self.disputed().map_or(self.seq, |(seq, _)| seq - 1);
+        let foreign = self.unsettled.as_ref().and_then(|unsettled| unsettled.foreign.as_ref());
+        Question { at: self.seq, after, epoch: foreign.map(|(epoch, ..)| *epoch) }
     }
 
     /// The answer to a question settles a dispute, if there was one when it was asked. Returns whether
     /// the database does not have what was delivered: the stream has another history.
     pub(crate) fn settle(&mut self, question: &Question, rows: &[(i64, u64, Arc<Event>)]) -> bool {
-        let Some((seq, delivered)) = self.disputed.filter(|(seq, _)| *seq > question.after) else { return false };
-        self.disputed = None;
+        let disputed = self.unsettled.as_mut().map(|unsettled| &mut unsettled.disputed);
+        let Some((seq, delivered)) = disputed.and_then(|it| it.take_if(|(seq, _)| *seq > question.after)) else {
+            return false;
+        };
         let row = rows.iter().find(|(_, of_row, _)| *of_row == seq);
         row.and_then(|(_, _, event)| id_of(event)) != Some(delivered)
     }
@@ -228,7 +252,18 @@ impl Position {
     /// Something is missing before what is held, or contradicts what was delivered, or another epoch has
     /// shown itself.
     pub(crate) fn has_hole(&self) -> bool {
-        !self.held.is_empty() || self.foreign.is_some() || self.disputed.is_some()
+        self.unsettled.as_ref().is_some_and(|unsettled| unsettled.has_hole())
+    }
+
+    fn disputed(&self) -> Option<(u64, Uuid)> {
+        self.unsettled.as_ref()?.disputed
+    }
+
+    /// Lets go of what is held before `seq`.
+    fn hold_from(&mut self, seq: u64) {
+        if let Some(unsettled) = &mut self.unsettled {
+            unsettled.held.retain(|held, _| *held >= seq);
+        }
     }
 
     /// Gives up on what is missing before `seq`: the database does not have it (any more).
@@ -237,7 +272,7 @@ impl Position {
             self.seq = seq - 1;
             self.id = None;
             self.recent.forget();
-            self.held.retain(|held, _| *held >= seq);
+            self.hold_from(seq);
             self.deliver_held(ready);
         }
     }
@@ -247,9 +282,9 @@ impl Position {
         if head.last_seq > self.seq {
             self.seq = head.last_seq;
             self.id = head.last_id;
-            self.fruitless = 0;
             self.recent.forget();
-            self.held.retain(|held, _| *held > head.last_seq);
+            self.hold_from(head.last_seq + 1);
+            self.bears_fruit();
         }
     }
 
@@ -263,16 +298,17 @@ impl Position {
         ready: &mut Vec<Arc<Event>>,
     ) -> bool {
         // Whether one that has come since the question is of the stream is not said yet.
-        let foreign = self.foreign.take_if(|(epoch, ..)| question.epoch == Some(*epoch) || head.epoch == *epoch);
-        self.refused = foreign.as_ref().map(|(epoch, ..)| *epoch).filter(|epoch| *epoch != head.epoch).or(self.refused);
+        let foreign = self.unsettled.as_mut().and_then(|unsettled| unsettled.judge_epoch(head.epoch, question.epoch));
         self.doubtful = false;
         if head.epoch == self.epoch && head.last_seq >= question.at && !refuted && !self.is_another(head) {
             return false;
         }
         let afresh = self.epoch != 0;
         self.recent.forget();
-        self.held.clear();
-        self.disputed = None;
+        if let Some(unsettled) = &mut self.unsettled {
+            unsettled.held.clear();
+            unsettled.disputed = None;
+        }
         self.epoch = head.epoch;
         match foreign {
             Some((epoch, seq, Some(first))) if epoch == head.epoch => {
@@ -353,29 +389,41 @@ impl Position {
     /// Called when the database had nothing for a hole. What is held although the database knows of
     /// nothing like it is of a history that is no more; it is dropped at the third time.
     pub(crate) fn give_up_after_a_while(&mut self) {
-        self.fruitless += 1;
-        if self.fruitless >= 3 {
-            self.held.clear();
-            self.foreign = None;
-            self.fruitless = 0;
+        let Some(unsettled) = &mut self.unsettled else { return };
+        unsettled.fruitless += 1;
+        if unsettled.fruitless >= 3 {
+            unsettled.held.clear();
+            unsettled.foreign = None;
+            unsettled.fruitless = 0;
         }
     }
 
     /// What is held and may be delivered now.
     pub(crate) fn deliver_held(&mut self, ready: &mut Vec<Arc<Event>>) {
-        while self.disputed.is_none()
-            && let Some(held) = self.held.remove(&(self.seq + 1))
+        while let Some(unsettled) = &mut self.unsettled
+            && unsettled.disputed.is_none()
+            && let Some(held) = unsettled.held.remove(&(self.seq + 1))
         {
             self.deliver(self.seq + 1, Arc::clone(&held.event), ready);
         }
     }
 
+    /// The stream has gone on. What is settled by now takes no memory any more.
+    fn bears_fruit(&mut self) {
+        if let Some(unsettled) = &mut self.unsettled {
+            unsettled.fruitless = 0;
+            if !unsettled.has_hole() && unsettled.refused.is_none() {
+                self.unsettled = None;
+            }
+        }
+    }
+
     fn deliver(&mut self, seq: u64, event: Arc<Event>, ready: &mut Vec<Arc<Event>>) {
         self.seq = seq;
-        self.fruitless = 0;
         self.doubtful = false;
         self.id = id_of(&event);
         self.recent.push(self.id, &event);
+        self.bears_fruit();
         ready.push(event);
     }
 }
@@ -468,7 +516,10 @@ mod tests {
         for seq in (11..=40).rev() {
             assert_eq!(one.offer(1, seq, event(seq), &mut ready), Offer::Held);
         }
-        assert_eq!(one.held.keys().copied().collect::<Vec<_>>(), (11..=30).collect::<Vec<_>>());
+        assert_eq!(
+            one.unsettled.as_ref().unwrap().held.keys().copied().collect::<Vec<_>>(),
+            (11..=30).collect::<Vec<_>>()
+        );
         assert_eq!(one.offer(1, 31, event(31), &mut ready), Offer::NoRoom);
         assert_eq!(other.offer(1, 5, event(5), &mut ready), Offer::NoRoom, "all streams share it");
         assert_eq!(other.offer(2, 5, event(5), &mut ready), Offer::OtherEpoch);

@@ -16,11 +16,11 @@ use crate::handlers::SharedHandler;
 use crate::websocket::WireFrame;
 
 /// Bounds of one stream.
-const STREAM_EVENTS: usize = 1024;
+const STREAM_EVENTS: u32 = 1024;
 const STREAM_BYTES: usize = 256 * 1024;
 
 /// More than so many would most likely have no room, so they are not read.
-const WORTH_READING: usize = 400;
+const WORTH_READING: u32 = 400;
 
 /// How long an event is of use: clients of a node that left are back by then.
 const KEEP: Duration = Duration::from_secs(300);
@@ -62,7 +62,7 @@ impl Memory {
 pub(crate) struct Recent {
     memory: Arc<Memory>,
     /// How many are kept at most.
-    most: usize,
+    most: u32,
     /// Older ones may be read from the database and put before.
     grows_back: bool,
     /// Most streams are quiet: boxed, they cost a pointer.
@@ -106,7 +106,7 @@ impl Recent {
 
     /// Keeps so many at most, for streams of which the database keeps few rows.
     pub(crate) fn at_most(mut self, most: usize) -> Self {
-        self.most = self.most.min(most);
+        self.most = u32::try_from(most).map_or(self.most, |most| most.min(self.most));
         self
     }
 
@@ -117,7 +117,7 @@ impl Recent {
     /// Whether it is of use to read older rows, until there are `wanted` in all.
     pub(crate) fn wants(&self, wanted: u64) -> bool {
         let open = self.grows_back && self.memory.limit > 0;
-        let most = self.most.min(WORTH_READING) as u64;
+        let most = u64::from(self.most.min(WORTH_READING));
         open && wanted <= most && self.window.as_ref().is_none_or(|window| !window.complete)
     }
 
@@ -128,7 +128,7 @@ impl Recent {
         if bytes > STREAM_BYTES {
             return self.forget();
         }
-        while self.len() >= self.most || self.bytes() + bytes > STREAM_BYTES || !self.memory.take(bytes) {
+        while self.len() >= self.most as usize || self.bytes() + bytes > STREAM_BYTES || !self.memory.take(bytes) {
             if !self.pop() {
                 return self.forget();
             }
@@ -164,7 +164,7 @@ impl Recent {
         let now = Instant::now();
         for (id, frame) in rows.into_iter().rev() {
             let bytes = FRAME_COST + frame.len();
-            if self.len() >= self.most || self.bytes() + bytes > STREAM_BYTES || !self.memory.take(bytes) {
+            if self.len() >= self.most as usize || self.bytes() + bytes > STREAM_BYTES || !self.memory.take(bytes) {
                 complete = true;
                 break;
             }

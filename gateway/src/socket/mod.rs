@@ -71,12 +71,8 @@ pub struct Socket {
     pub(crate) table: Arc<Table>,
     /// Bytes that may wait in the outbox; 0 is no limit.
     outbox_limit: usize,
-    /// Bytes more that may, of who is told to wait.
-    slack: usize,
-    /// Who waits while the client is behind, to be told when it is not any more.
-    feeder: OnceLock<Box<dyn Fn() + Send + Sync>>,
-    /// What hears groups for it, if its consumer is the site's own.
-    ear: OnceLock<Arc<dyn ear::Ear>>,
+    /// Boxed: only sockets whose consumer is the site's own have it.
+    of_site: Option<Box<OfSite>>,
     io: OnceLock<TcpStream>,
     state: Mutex<Queues>,
     waker: AtomicWaker,
@@ -100,6 +96,16 @@ pub struct Socket {
     pub(crate) expires_at: AtomicU64,
     /// A sign-in that is looked at again. On its own, as most have none.
     recheck: Option<Box<Recheck>>,
+}
+
+/// What a socket has whose consumer is the site's own.
+struct OfSite {
+    /// Bytes more that may wait in the outbox: who fills it is told to wait.
+    slack: usize,
+    /// Who waits while the client is behind, to be told when it is not any more.
+    feeder: OnceLock<Box<dyn Fn() + Send + Sync>>,
+    /// What hears groups for it.
+    ear: OnceLock<Arc<dyn ear::Ear>>,
 }
 
 /// Who a socket is.
@@ -128,11 +134,18 @@ struct Queues {
     flush_due: bool,
     /// The feeder waits.
     behind: bool,
-    inbox: VecDeque<Arc<Event>>,
-    inbox_bytes: usize,
-    closing: Option<CloseReason>,
+    /// While there is something in it.
+    inbox: Option<Box<Inbox>>,
+    /// Boxed, as it is seldom there for long.
+    closing: Option<Box<CloseReason>>,
     /// Nothing is queued any more: the close frame is out, or the connection is gone.
     shut: bool,
+}
+
+#[derive(Default)]
+struct Inbox {
+    events: VecDeque<Arc<Event>>,
+    bytes: usize,
 }
 
 /// What [`Socket::push`] did.
@@ -161,9 +174,7 @@ impl Socket {
             counted_address,
             table,
             outbox_limit,
-            slack: 0,
-            feeder: OnceLock::new(),
-            ear: OnceLock::new(),
+            of_site: None,
             io: OnceLock::new(),
             state: Mutex::default(),
             waker: AtomicWaker::new(),
@@ -180,25 +191,31 @@ impl Socket {
         }
     }
 
-    /// The same for a socket whose outbox is filled at the client's pace: who fills it asks whether it
+    /// The same for a consumer of the site's own. Its outbox is filled at the client's pace: who fills it asks whether it
     /// [is behind](Self::is_behind), and is told to wait. So much more may come until that is heard.
-    pub(crate) fn with_slack(self, slack: usize) -> Self {
-        Self { slack, ..self }
+    pub(crate) fn of_site(self, slack: usize) -> Self {
+        let of_site = OfSite { slack, feeder: OnceLock::new(), ear: OnceLock::new() };
+        Self { of_site: Some(Box::new(of_site)), ..self }
     }
 
-    /// What to do when a client that was behind is not any more. Only the first one counts.
+    /// What to do when a client that was behind is not any more, of a socket [of the site's](Self::of_site). Only the
+    /// first one counts.
     pub(crate) fn when_caught_up(&self, feeder: impl Fn() + Send + Sync + 'static) {
-        let _ = self.feeder.set(Box::new(feeder));
+        if let Some(of_site) = &self.of_site {
+            let _ = of_site.feeder.set(Box::new(feeder));
+        }
     }
 
-    /// What hears groups for it. Only the first one counts.
+    /// What hears groups for a socket [of the site's](Self::of_site). Only the first one counts.
     pub(crate) fn hear_with(&self, ear: Arc<dyn ear::Ear>) {
-        let _ = self.ear.set(ear);
+        if let Some(of_site) = &self.of_site {
+            let _ = of_site.ear.set(ear);
+        }
     }
 
     /// What hears groups for it, if its consumer is the site's own.
     pub(crate) fn ear(&self) -> Option<&Arc<dyn ear::Ear>> {
-        self.ear.get()
+        self.of_site.as_ref()?.ear.get()
     }
 
     /// Whether half of what may wait for the client does. If so, the feeder is told once less than a quarter does.
@@ -240,7 +257,7 @@ impl Socket {
     pub(crate) fn shed(&self) {
         let mut state = self.state.lock();
         if state.closing.is_none() {
-            state.closing = Some(CloseReason::SlowConsumer);
+            state.closing = Some(Box::new(CloseReason::SlowConsumer));
             state.give_up_queued();
             drop(state);
             self.waker.wake();
@@ -286,7 +303,8 @@ impl Socket {
 
     /// Queues a frame. Waits for nothing.
     pub(crate) fn push(&self, frame: &WireFrame) -> Pushed {
-        self.push_within(frame, self.outbox_limit + self.slack)
+        let slack = self.of_site.as_ref().map_or(0, |of_site| of_site.slack);
+        self.push_within(frame, self.outbox_limit + slack)
     }
 
     /// The same for what no consumer has sent, and none can wait with.
@@ -309,12 +327,16 @@ impl Socket {
             let _ = state.write_to(io);
         }
         if is_full(&state) {
-            state.closing = Some(CloseReason::SlowConsumer);
+            state.closing = Some(Box::new(CloseReason::SlowConsumer));
             drop(state);
             self.waker.wake();
             return Pushed::Full;
         }
         state.waiting += frame.len();
+        if state.outbox.capacity() == 0 {
+            // Mostly one frame goes at a time, and its room stays: as many as would be made by itself take 128 bytes.
+            state.outbox.reserve_exact(1);
+        }
         state.outbox.push_back(frame.clone());
         if state.blocked || state.flush_due {
             return Pushed::Queued;
@@ -367,13 +389,13 @@ impl Socket {
             Err(_) => {
                 state.shut = true;
                 state.drop_outbox();
-                state.closing.get_or_insert(CloseReason::Lost);
+                state.closing.get_or_insert_with(|| Box::new(CloseReason::Lost));
                 drop(state);
                 self.waker.wake();
             }
         }
         // Not before the lock is free: it takes others.
-        if caught_up && let Some(feeder) = self.feeder.get() {
+        if caught_up && let Some(feeder) = self.of_site.as_ref().and_then(|of_site| of_site.feeder.get()) {
             feeder();
         }
     }
@@ -422,7 +444,7 @@ impl Socket {
     pub fn close(&self, reason: CloseReason) {
         let mut state = self.state.lock();
         if state.closing.is_none() {
-            state.closing = Some(reason);
+            state.closing = Some(Box::new(reason));
             drop(state);
             self.waker.wake();
         }
@@ -445,20 +467,20 @@ impl Socket {
         let mut state = self.state.lock();
         state.shut = true;
         state.drop_outbox();
-        state.inbox = VecDeque::new();
-        state.inbox_bytes = 0;
+        state.inbox = None;
     }
 
     /// Queues an event for the consumer's own handler. `false` when the consumer does not keep up.
     pub(crate) fn push_event(&self, event: Arc<Event>) -> bool {
         let bytes = event.weight();
         let mut state = self.state.lock();
-        let full = state.inbox.len() >= INBOX_EVENTS || state.inbox_bytes + bytes > INBOX_BYTES;
-        if full && !state.inbox.is_empty() {
+        let inbox = state.inbox.get_or_insert_default();
+        let full = inbox.events.len() >= INBOX_EVENTS || inbox.bytes + bytes > INBOX_BYTES;
+        if full && !inbox.events.is_empty() {
             return false;
         }
-        state.inbox_bytes += bytes;
-        state.inbox.push_back(event);
+        inbox.bytes += bytes;
+        inbox.events.push_back(event);
         drop(state);
         self.waker.wake();
         true
@@ -466,16 +488,17 @@ impl Socket {
 
     pub(crate) fn pop_event(&self) -> Option<Arc<Event>> {
         let mut state = self.state.lock();
-        let event = state.inbox.pop_front();
-        state.inbox_bytes -= event.as_ref().map_or(0, |event| event.weight());
-        if state.inbox.is_empty() && state.inbox.capacity() > 0 {
-            state.inbox = VecDeque::new();
+        let inbox = state.inbox.as_mut()?;
+        let event = inbox.events.pop_front();
+        inbox.bytes -= event.as_ref().map_or(0, |event| event.weight());
+        if inbox.events.is_empty() {
+            state.inbox = None;
         }
         event
     }
 
     pub(crate) fn closing(&self) -> Option<CloseReason> {
-        self.state.lock().closing.clone()
+        self.state.lock().closing.as_deref().cloned()
     }
 
     pub(crate) fn is_blocked(&self) -> bool {
@@ -666,6 +689,12 @@ mod tests {
         client.unwrap()
     }
 
+    #[test]
+    fn a_socket_is_small() {
+        // In an `Arc`, and as large as the allocator makes it: 320 bytes.
+        assert!(size_of::<Socket>() + 16 <= 320, "{}", size_of::<Socket>());
+    }
+
     #[tokio::test]
     async fn more_than_may_wait_can_come_in_one_turn_to_a_client_that_reads() {
         let socket = socket(40_000);
@@ -727,7 +756,7 @@ mod tests {
         assert!(few.push_event(event(2 * INBOX_BYTES)), "one is let in whatever its size");
         assert_eq!(pushed(&few, 1), 0);
         few.pop_event().unwrap();
-        assert_eq!(few.state.lock().inbox_bytes, 0);
+        assert!(few.state.lock().inbox.is_none());
     }
 
     #[test]
