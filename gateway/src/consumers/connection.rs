@@ -94,8 +94,11 @@ impl Handshake {
     pub(crate) fn serve(self, on_upgrade: OnUpgrade) -> impl Future<Output = ()> + Send {
         let upgrade = Box::pin(self.upgrade(on_upgrade));
         async move {
-            if let Some(connection) = upgrade.await {
-                connection.run().await;
+            if let Some(mut connection) = upgrade.await {
+                connection.begin();
+                let reason = connection.serve().await;
+                // Nothing may look at the reason here, or the task would have room for it all the time.
+                Box::pin(connection.end(reason)).await;
             }
         }
     }
@@ -188,25 +191,22 @@ impl Connection {
         }
     }
 
-    async fn run(mut self: Box<Self>) {
-        let node = Arc::clone(self.ctx.node());
+    fn begin(&self) {
+        let node = self.ctx.node();
         node.metrics.connections.inc();
         node.metrics.connections_opened.inc();
         tracing::info!(
             channel = %self.ctx.channel_name(), user = ?self.ctx.username(), worker = self.consumer.worker(),
             "WSCONNECT {}", logged(&self.ctx.socket().path)
         );
-        show(&node, self.ctx.socket(), None);
-        drop(node);
-        let reason = self.serve().await;
-        if reason == CloseReason::InternalError {
-            consumer_failed(&self.ctx, "a handler");
-        }
-        Box::pin(self.end(reason)).await;
+        show(node, self.ctx.socket(), None);
     }
 
     /// Says goodbye, to the client and to the consumer.
     async fn end(mut self: Box<Self>, reason: CloseReason) {
+        if reason == CloseReason::InternalError {
+            consumer_failed(&self.ctx, "a handler");
+        }
         let node = Arc::clone(self.ctx.node());
         let code = reason.code();
         let said = match &reason {
@@ -267,7 +267,7 @@ impl Connection {
     /// Does what is to be done, however long it takes. Nothing is read meanwhile, so no silence of the client
     /// counts; what waits to be written still is. No `async fn`: its step would count in every idle socket's size.
     fn do_step(&mut self, step: Step) -> impl Future<Output = Outcome> + Send {
-        let (socket, clock) = (Arc::clone(self.ctx.socket()), self.ctx.node().clock.clone());
+        let (socket, node) = (Arc::clone(self.ctx.socket()), Arc::clone(self.ctx.node()));
         let mut handler = self.handler_of(step);
         let mut since = None;
         poll_fn(move |task| {
@@ -275,13 +275,13 @@ impl Connection {
             match (&polled, since) {
                 (Poll::Ready(_), None) => {}
                 (Poll::Ready(_), Some(since)) => {
-                    let now = clock.seconds();
+                    let now = node.clock.seconds();
                     socket.listen_again(now - since, now);
                 }
                 (Poll::Pending, _) => {
                     since.get_or_insert_with(|| {
                         socket.stop_listening();
-                        clock.seconds()
+                        node.clock.seconds()
                     });
                     socket.register(task.waker());
                     socket.poll_flush(task);
@@ -551,4 +551,26 @@ pub(crate) struct FoundOrigin<'a> {
     pub(crate) forwarded_host: Option<&'a HeaderValue>,
     /// What an operator may want to change.
     pub(crate) change: &'static str,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::lines::{self, Of};
+
+    /// What the task of a socket is made of.
+    fn task_size<F: Future>(_: fn(Handshake, OnUpgrade) -> F) -> usize {
+        fn size<F, G>(_: fn(Of, F) -> G) -> usize {
+            size_of::<G>()
+        }
+        size(lines::of::<F>)
+    }
+
+    #[test]
+    fn an_idle_connection_is_small() {
+        // tokio and the tracker of tasks add 112 bytes, and it is as large as the allocator makes it: 256, or else 384.
+        let task = task_size(Handshake::serve);
+        assert!(task + 112 <= 256, "{task}");
+        assert!(size_of::<Connection>() <= 160, "{}", size_of::<Connection>());
+    }
 }
