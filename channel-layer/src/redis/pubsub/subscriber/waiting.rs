@@ -44,7 +44,8 @@ impl Registry {
         if let Some(group) = &mut entry.group {
             group.standings().filter(|standing| !standing.pending.is_empty()).for_each(|standing| {
                 standing.confirmed = true;
-                standing.pending.clear();
+                // Emptied it would keep room for more, in the group of each user.
+                standing.pending = Vec::new();
             });
         }
         for join in std::mem::take(&mut entry.joins) {
