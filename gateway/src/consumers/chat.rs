@@ -26,7 +26,7 @@ pub struct ChatConsumer {
     /// Names of the rooms this socket hears, sorted.
     rooms: Vec<Box<str>>,
     /// Rooms that the token names, for as long as the socket lives.
-    named: Vec<String>,
+    named: Box<[String]>,
     /// Rooms that this socket has heard and hears no more. Nearly always there are none.
     left: Option<Box<Left>>,
     /// Bad frames in a row.
@@ -64,7 +64,7 @@ impl Consumer for ChatConsumer {
         if ctx.access() != Access::Full {
             return self.connect_anonymous(ctx, enter).await;
         }
-        self.named = scope.user.rooms.clone();
+        self.named = scope.user.rooms.as_slice().into();
         let Admitted { rooms, unheard, version, joined } = self.load_rooms(ctx, enter.clone()).await?;
         // Who is in too many rooms to hear this one is let in all the same: the others are theirs.
         let is_theirs = |enter: &String| rooms.iter().any(|room| room.name == *enter) || unheard.contains(enter);
@@ -116,7 +116,7 @@ impl Consumer for ChatConsumer {
             ClientFrame::Ping => send::pong(ctx, client_id),
             ClientFrame::Auth { token } => match send::renew(ctx, &token, client_id).await? {
                 Some(rooms) => {
-                    self.named = rooms;
+                    self.named = rooms.into();
                     self.refresh(ctx).await
                 }
                 None => Ok(()),
@@ -245,7 +245,7 @@ impl ChatConsumer {
     async fn load_rooms(&self, ctx: &Context, enter: Option<String>) -> Result<Admitted, Refusal> {
         let open = ctx.node().config.room_policy == RoomPolicy::Open;
         let anonymous = ctx.access() != Access::Full;
-        let ask = Ask { user: ctx.username().clone(), enter, named: self.named.clone(), open, anonymous };
+        let ask = Ask { user: ctx.username().clone(), enter, named: self.named.to_vec(), open, anonymous };
         match ctx.node().admissions.admit(ask).await {
             Ok(admitted) => {
                 if !admitted.unheard.is_empty() {
@@ -295,7 +295,7 @@ impl ChatConsumer {
         }
         // A room taken away counts also when the token named it. The hub has taken the socket out already.
         if let Some(removed) = event.text("removed") {
-            self.named.retain(|room| room != removed);
+            self.named = std::mem::take(&mut self.named).into_iter().filter(|room| room != removed).collect();
             if let Ok(at) = self.rooms.binary_search_by(|known| (**known).cmp(removed)) {
                 let room = self.rooms.remove(at);
                 self.leave(ctx, room);

@@ -359,12 +359,16 @@ impl Context {
             return Ok(());
         }
         // Noted before the wait, so that a connection dropped in between leaves them again.
+        let before = self.groups.len();
         self.groups.reserve_exact(new.len());
         self.groups.extend(new.iter().map(|(group, _)| group.clone()));
-        self.node.hub.join(&self.socket, new, self.streams != Streams::Live).await.map_err(|error| {
+        let joined = self.node.hub.join(&self.socket, new, self.streams != Streams::Live).await.map_err(|error| {
             self.tell("groups could not be joined", &error);
             Refusal::Unavailable
-        })
+        })?;
+        self.groups.truncate(before);
+        self.groups.extend(joined);
+        Ok(())
     }
 
     /// Takes this connection out of a group. Not a member is fine.

@@ -225,23 +225,26 @@ impl Hub {
         self.relay.get().map(Relay::new_channel)
     }
 
-    /// Adds a socket to groups; returns when all of them are heard on this node. What the node lacks of them is asked for
-    /// in one go.
+    /// Adds a socket to groups; returns when all of them are heard on this node, with their names as the node has them:
+    /// all sockets in a group share one. What the node lacks of them is asked for in one go.
     pub(crate) async fn join(
         &self,
         socket: &Arc<Socket>,
         groups: Vec<(GroupName, Option<Stream>)>,
         held: bool,
-    ) -> Result<(), JoinError> {
+    ) -> Result<Vec<GroupName>, JoinError> {
         let joins = self.joins.get().ok_or(JoinError::Stopped)?;
+        let mut joined = Vec::with_capacity(groups.len());
         let mut lacking = groups;
         loop {
             lacking.retain(|(name, stream)| {
                 let mut member = Some(Member::new(socket, held && stream.is_some()));
-                !self.group(name).is_some_and(|group| group.add(&mut member, stream.as_ref()))
+                let group = self.group(name).filter(|group| group.add(&mut member, stream.as_ref()));
+                joined.extend(group.as_ref().map(|group| group.name.clone()));
+                group.is_none()
             });
             if lacking.is_empty() {
-                return Ok(());
+                return Ok(joined);
             }
             joins.make_live(lacking.clone()).await?;
         }

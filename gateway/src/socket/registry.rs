@@ -4,8 +4,9 @@
 //! connect costs no statement and no Redis command, and a crashed node leaves nothing to clean up.
 //! Who wants to know it of all nodes asks them (`peers.rs`).
 
-use std::collections::HashMap;
-use std::hash::{BuildHasher, RandomState};
+use std::borrow::Borrow;
+use std::collections::{HashMap, HashSet};
+use std::hash::{BuildHasher, Hash, Hasher, RandomState};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -23,12 +24,35 @@ type Users = HashMap<Arc<str>, Vec<Arc<Socket>>>;
 
 /// All sockets of a node.
 pub struct Registry {
-    by_channel: [Mutex<HashMap<ChannelName, Arc<Socket>>>; SHARDS],
+    by_channel: [Mutex<HashSet<OfChannel>>; SHARDS],
     by_user: [Mutex<Users>; SHARDS],
     pub(crate) addresses: Arc<Addresses>,
     count: AtomicUsize,
     hasher: RandomState,
 }
+
+/// A socket, as the one of its channel name. A map would keep the name beside each once more.
+struct OfChannel(Arc<Socket>);
+
+impl Borrow<str> for OfChannel {
+    fn borrow(&self) -> &str {
+        self.0.channel_name.as_str()
+    }
+}
+
+impl Hash for OfChannel {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.0.channel_name.as_str().hash(state);
+    }
+}
+
+impl PartialEq for OfChannel {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.channel_name == other.0.channel_name
+    }
+}
+
+impl Eq for OfChannel {}
 
 /// A limit that a new socket would exceed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -62,7 +86,7 @@ impl Registry {
             self.link(socket, limits, visitor)?;
         }
         let shard = self.shard(socket.channel_name.as_str());
-        self.by_channel[shard].lock().insert(socket.channel_name.clone(), Arc::clone(socket));
+        self.by_channel[shard].lock().insert(OfChannel(Arc::clone(socket)));
         Ok(())
     }
 
@@ -103,7 +127,7 @@ impl Registry {
     /// Ends the link. Only this socket's: the user's other sockets stay.
     pub(crate) fn remove(&self, socket: &Socket) {
         let shard = self.shard(socket.channel_name.as_str());
-        if self.by_channel[shard].lock().remove(&socket.channel_name).is_none() {
+        if !self.by_channel[shard].lock().remove(socket.channel_name.as_str()) {
             return;
         }
         self.count_out(socket);
@@ -117,7 +141,7 @@ impl Registry {
     }
 
     pub(crate) fn by_channel(&self, name: &ChannelName) -> Option<Arc<Socket>> {
-        self.by_channel[self.shard(name.as_str())].lock().get(name).cloned()
+        self.by_channel[self.shard(name.as_str())].lock().get(name.as_str()).map(|of| Arc::clone(&of.0))
     }
 
     /// The user's sockets on this node.
@@ -153,7 +177,10 @@ impl Registry {
 
     /// All sockets, collected shard by shard.
     pub(crate) fn all(&self) -> Vec<Arc<Socket>> {
-        self.by_channel.iter().flat_map(|shard| shard.lock().values().cloned().collect::<Vec<_>>()).collect()
+        self.by_channel
+            .iter()
+            .flat_map(|shard| shard.lock().iter().map(|of| Arc::clone(&of.0)).collect::<Vec<_>>())
+            .collect()
     }
 
     fn shard(&self, key: &str) -> usize {
