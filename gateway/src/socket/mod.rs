@@ -87,7 +87,7 @@ pub struct Socket {
     /// Bytes that wait until it has caught up, of all its streams.
     held: AtomicUsize,
     /// Bytes of its own that wait to be stored.
-    unstored: AtomicUsize,
+    unstored: AtomicU32,
     /// Nothing is read until fewer of them do.
     held_back: AtomicBool,
     /// Version of the stored memberships this socket hears; 0 when it hears no rooms.
@@ -183,7 +183,7 @@ impl Socket {
             pinged: AtomicBool::new(false),
             deaf: AtomicBool::new(false),
             held: AtomicUsize::new(0),
-            unstored: AtomicUsize::new(0),
+            unstored: AtomicU32::new(0),
             held_back: AtomicBool::new(false),
             memberships: AtomicU64::new(0),
             expires_at: AtomicU64::new(expires_at),
@@ -276,12 +276,12 @@ impl Socket {
 
     /// Notes bytes that wait to be stored.
     pub(crate) fn begin_storing(&self, bytes: u32) {
-        self.unstored.fetch_add(bytes as usize, Ordering::SeqCst);
+        self.unstored.fetch_add(bytes, Ordering::SeqCst);
     }
 
     /// Notes that they wait no more.
     pub(crate) fn end_storing(&self, bytes: u32) {
-        self.unstored.fetch_sub(bytes as usize, Ordering::SeqCst);
+        self.unstored.fetch_sub(bytes, Ordering::SeqCst);
         if self.held_back.swap(false, Ordering::SeqCst) {
             self.waker.wake();
         }
@@ -289,7 +289,7 @@ impl Socket {
 
     /// Whether so many bytes or fewer wait to be stored. If not, its owner is woken when that may have changed.
     pub(crate) fn is_within(&self, share: usize) -> bool {
-        let within = || self.unstored.load(Ordering::SeqCst) <= share;
+        let within = || self.unstored.load(Ordering::SeqCst) as usize <= share;
         // Looked at again after the note, or what ends in between would wake nobody.
         within() || {
             self.held_back.store(true, Ordering::SeqCst);
