@@ -1,6 +1,7 @@
 //! What the parts of a running node share: whoever serves a socket, publishes or looks after the node has all of it at
 //! hand. `start.rs` puts it together.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -65,6 +66,8 @@ pub struct Node {
     pub(crate) publishing: Budget,
     /// Bytes that bodies of API calls may take.
     pub(crate) bodies: Budget,
+    /// Redactions that other nodes could not be told of yet.
+    pub(crate) untold: parking_lot::Mutex<VecDeque<(GroupName, Event)>>,
     pub(crate) wrong_keys: WrongKeys,
     /// Lines of the log that refused API calls may take.
     pub(crate) refusals: parking_lot::Mutex<Bucket>,

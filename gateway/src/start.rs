@@ -32,7 +32,7 @@ use crate::metrics::{ByResult, Metrics};
 use crate::names::GroupNames;
 use crate::node::Node;
 use crate::peers::Peers;
-use crate::publish::ingest;
+use crate::publish::{changes, ingest};
 use crate::rate::{Bucket, WrongKeys};
 use crate::redis::{self, Deployment};
 use crate::seal::Seals;
@@ -194,6 +194,7 @@ impl RunningNode {
             health,
             publishing: Budget::new(config.limits.publish_bytes),
             bodies: Budget::new(BODIES),
+            untold: parking_lot::Mutex::default(),
             wrong_keys: WrongKeys::default(),
             refusals: parking_lot::Mutex::new(Bucket::full(LINES_AT_ONCE, Instant::now())),
             memory: MemoryLimit::of(config.limits.memory_bytes),
@@ -243,6 +244,7 @@ impl RunningNode {
         memory::start(&node, &background, &stop);
         stalls::start(&node.metrics, &background, &stop);
         background.spawn(stop.clone().run_until_cancelled_owned(memberships::watch(Arc::clone(&node))));
+        background.spawn(stop.clone().run_until_cancelled_owned(changes::tell_again(Arc::clone(&node))));
         background.spawn(stop.clone().run_until_cancelled_owned(secrets::keep_reading(Arc::clone(&node))));
         background.spawn(stop.clone().run_until_cancelled_owned(Arc::clone(&node.peers).answer_others()));
         background.spawn(stop.clone().run_until_cancelled_owned(Arc::clone(&node.peers).tell_of_losses()));

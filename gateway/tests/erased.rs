@@ -3,6 +3,8 @@
 
 mod common;
 
+use std::time::Duration;
+
 use common::{TestNode, eventually};
 use serde_json::json;
 use testkit::postgres::Postgres;
@@ -57,6 +59,50 @@ async fn a_redacted_message_keeps_its_place_for_all_who_come_and_who_are_there()
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_redaction_that_nobody_could_be_told_of_is_told_when_redis_is_back() {
+    let (mut redis, [one, two]) = two().await;
+    let mut alice = one.at().v1("/ws/chat/lobby/", "alice").await;
+    let mut bob = two.at().v1("/ws/chat/lobby/", "bob").await;
+    alice.rooms().await;
+    bob.rooms().await;
+    let id = alice.say_acked("lobby", "secret", "1").await["id"].as_str().unwrap().to_owned();
+    assert_eq!(bob.hears().await, "secret");
+    redis.kill();
+    let path = format!("/api/rooms/lobby/messages/{id}");
+    assert_eq!(one.at().api("DELETE", &path, None).await.0, 200);
+    redis.restart_empty();
+    // On the node that did it, and on the other.
+    for client in [&mut alice, &mut bob] {
+        client.patience = Duration::from_secs(60);
+        let frame = client.until(|frame| frame["type"] == "redacted").await;
+        assert_eq!(frame["id"], json!(id));
+    }
+    for node in [&one, &two] {
+        let mut carol = node.at().v1("/ws/chat/lobby/", "carol").await;
+        carol.send(json!({"cate": "resume", "rooms": {"lobby": 0}})).await;
+        let frame = carol.until(|frame| frame["type"] == "chat").await;
+        assert_eq!((&frame["message"], &frame["redacted"]), (&json!(""), &json!(true)), "{frame}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_redaction_comes_behind_what_a_client_catches_up_with() {
+    let (_redis, [one, two]) = two().await;
+    let mut alice = one.at().v1("/ws/chat/lobby/", "alice").await;
+    let id = alice.say_acked("lobby", "secret", "1").await["id"].as_str().unwrap().to_owned();
+    // Held until its first frame.
+    let mut bob = two.at().v1("/ws/chat/lobby/", "bob").await;
+    assert_eq!(one.at().api("DELETE", &format!("/api/rooms/lobby/messages/{id}"), None).await.0, 200);
+    alice.until(|frame| frame["type"] == "redacted").await;
+    bob.send(json!({"cate": "resume", "rooms": {"lobby": 0}})).await;
+    let mut types = Vec::new();
+    while types.last().is_none_or(|last| last != "resumed") {
+        types.push(bob.frame().await["type"].as_str().unwrap().to_owned());
+    }
+    assert_eq!(types, ["chat", "redacted", "resumed"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_user_who_is_erased_leaves_nothing_but_places() {
     let (redis, [one, two]) = two().await;
     let mut sockets = [one.join("alice", "lobby").await, two.at().connect("/ws/chat/attic/", "alice").await];
@@ -102,6 +148,7 @@ async fn a_user_who_is_erased_leaves_nothing_but_places() {
     assert_eq!(one.at().api("GET", "/api/rooms/lobby", None).await.1["members"], json!(["bob"]));
     assert_eq!(one.at().api("DELETE", "/api/users/alice?keep_messages=true", None).await.1["messages"], 0);
     assert_eq!(one.at().api("DELETE", "/api/users/anon.x", None).await.0, 400);
+    assert_eq!(one.at().api("DELETE", "/api/users/alice?keep_message=true", None).await.0, 400, "misspelt");
     // Who comes back is known anew, on the node that knew her before as well.
     let _again = one.at().connect("/ws/notifications/", "alice").await;
     bob.send(json!({"cate": "notification", "user_name": "alice", "message": "welcome", "client_id": "n"})).await;

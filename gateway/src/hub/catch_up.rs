@@ -64,18 +64,18 @@ impl Hub {
         let _reading = self.reading[self.hasher.hash_one(name) as usize % self.reading.len()].lock().await;
         loop {
             // Whoever was here before may have read it.
-            let (epoch, to) = match self.recall_now(name, stream, place, most) {
+            let (epoch, to, generation) = match self.recall_now(name, stream, place, most) {
                 Recall::Missed(frames, last) => return Ok(Some((frames, last))),
                 Recall::Unknown => return Ok(None),
-                Recall::Before { epoch, to } => (epoch, to),
+                Recall::Before { epoch, to, generation } => (epoch, to, generation),
             };
             let _permit = permits.acquire().await;
             let rows = self.metrics.time_store("recall", self.rows_before(stream, epoch, to)).await?;
             // Nothing that belongs there: the database has other rows, or none any more.
             let Some((rows, complete)) = rows else { return Ok(None) };
-            let fitted = self
-                .group(name)
-                .and_then(|group| group.with_position(|_, position| position.remember(epoch, to, rows, complete)));
+            let fitted = self.group(name).and_then(|group| {
+                group.with_position(|_, position| position.remember((epoch, to, generation), rows, complete))
+            });
             if fitted != Some(true) {
                 return Ok(None);
             }

@@ -19,6 +19,7 @@ use crate::metrics::{ByReason, ByType};
 use crate::socket::{Pushed, Socket};
 use crate::tail::{Passed, To, What};
 use crate::websocket::WireFrame;
+use crate::words::EventType;
 
 /// Frames are joined up to this size: what a socket writes at a time anyway.
 const JOINED_BYTES: usize = 64 * 1024;
@@ -72,6 +73,10 @@ impl Turn {
             None => self.groups.push(GroupBatch { group: Arc::clone(group), events: vec![(event, seq)] }),
         }
     }
+}
+
+fn is_redaction(event: &Event) -> bool {
+    EventType::of_event(event) == Some(EventType::Redacted)
 }
 
 /// How many sockets have got the frame of an event.
@@ -160,10 +165,14 @@ impl Hub {
         dirty: &mut Vec<Arc<Socket>>,
     ) {
         for (((event, seq), kind), sent) in batch.events.iter().zip(&rendered.kinds).zip(&mut rendered.sent) {
-            if let (Some(seq), Kind::Frame(rendering)) = (seq, kind)
-                && !member.takes(*seq, &rendering.frame)
-            {
-                continue;
+            if let Kind::Frame(rendering) = kind {
+                let takes = match seq {
+                    Some(seq) => member.takes(*seq, &rendering.frame),
+                    None => !is_redaction(event) || member.takes_redaction(&rendering.frame),
+                };
+                if !takes {
+                    continue;
+                }
             }
             *sent += self.hand_over(&member.socket, event, kind, dirty);
         }

@@ -29,6 +29,9 @@ pub(super) struct Member {
     hold: Option<Box<Hold>>,
 }
 
+/// How many redactions wait until a client has caught up.
+const REDACTIONS: usize = 100;
+
 /// Stored frames that wait until their client has caught up. All streams of a socket share what may wait.
 struct Hold {
     socket: Arc<Socket>,
@@ -38,11 +41,20 @@ struct Hold {
     overflowed: bool,
     /// The stream has begun afresh since: what the client has caught up with was of another history.
     afresh: bool,
+    /// They follow what the client is being sent, which may have been read before them.
+    redactions: Vec<WireFrame>,
 }
 
 impl Hold {
     fn new(socket: &Arc<Socket>) -> Box<Self> {
-        Box::new(Self { socket: Arc::clone(socket), frames: Vec::new(), bytes: 0, overflowed: false, afresh: false })
+        Box::new(Self {
+            socket: Arc::clone(socket),
+            frames: Vec::new(),
+            bytes: 0,
+            overflowed: false,
+            afresh: false,
+            redactions: Vec::new(),
+        })
     }
 
     fn keep(&mut self, seq: u64, frame: &WireFrame) {
@@ -94,6 +106,13 @@ impl Member {
         }
         let Some(hold) = &mut self.hold else { return true };
         hold.keep(seq, frame);
+        false
+    }
+
+    /// Whether the frame of a redaction is to go to the socket now; while its client catches up it is kept.
+    pub(super) fn takes_redaction(&mut self, frame: &WireFrame) -> bool {
+        let Some(hold) = self.hold.as_mut().filter(|hold| hold.redactions.len() < REDACTIONS) else { return true };
+        hold.redactions.push(frame.clone());
         false
     }
 }
@@ -404,15 +423,21 @@ impl Group {
             if !hold.as_ref().is_some_and(|hold| hold.afresh) {
                 member.sent = member.sent.max(sent);
             }
-            let Some(hold) = hold else { return Released::Live };
+            let Some(mut hold) = hold else { return Released::Live };
             for (_, frame) in hold.frames.iter().filter(|(seq, _)| *seq > member.sent) {
                 member.socket.push(frame);
             }
+            let redactions = std::mem::take(&mut hold.redactions);
             if !hold.overflowed {
+                for frame in &redactions {
+                    member.socket.push(frame);
+                }
                 return Released::Live;
             }
             // What comes now must not pass what was dropped: the caller reads that and releases again.
-            member.hold = Some(Hold::new(&member.socket));
+            let mut hold = Hold::new(&member.socket);
+            hold.redactions = redactions;
+            member.hold = Some(hold);
             Released::Overflowed
         })
         .unwrap_or(Released::Live)
@@ -462,6 +487,25 @@ mod tests {
         assert!(group.grows(at(30)) && !group.grows(at(31)) && !group.grows(at(32)));
         assert!(!group.is_due(at(39)) && group.is_due(at(40)) && !group.is_due(at(41)));
         assert!(!group.grows(at(45)) && group.is_due(at(50)) && !group.is_due(at(60)) && group.grows(at(61)));
+    }
+
+    #[test]
+    fn a_redaction_follows_what_was_read_before_it() {
+        let (socket, group) = (socket(100_000), Group::new(GroupName::parse("one").unwrap()));
+        let (chat, redaction) = (WireFrame::text("chat"), WireFrame::text("redaction"));
+        assert!(group.add(&mut Some(Member::new(&socket, true)), None));
+        group.for_each(|member| {
+            assert!(!member.takes_redaction(&redaction) && !member.takes(2, &chat));
+        });
+        assert_eq!((group.release(&socket, 1), socket.waiting()), (Released::Live, chat.len() + redaction.len()));
+        group.for_each(|member| assert!(member.takes_redaction(&redaction), "nothing is held any more"));
+        // Also when the stream has to be read once more.
+        group.hold(&socket);
+        group.for_each(|member| {
+            assert!(!member.takes_redaction(&redaction) && !member.takes(3, &WireFrame::text(&"x".repeat(200_000))));
+        });
+        assert_eq!((group.release(&socket, 2), socket.waiting()), (Released::Overflowed, chat.len() + redaction.len()));
+        assert_eq!((group.release(&socket, 3), socket.waiting()), (Released::Live, chat.len() + 2 * redaction.len()));
     }
 
     #[test]

@@ -427,6 +427,8 @@ impl RelaySink for Sink {
                 }
                 Delivery::Reconnected(_) => {
                     hub.layer_down.store(false, Ordering::Relaxed);
+                    // A redaction may have been missed: whoever comes back is sent what the database has.
+                    hub.forget_recent();
                     hub.compare_now();
                     continue;
                 }

@@ -132,7 +132,7 @@ pub(crate) enum Recall {
     /// Everything after the client's place, up to this `seq`.
     Missed(Vec<WireFrame>, u64),
     /// Rows up to `to`, of this epoch, would have to be read for an answer.
-    Before { epoch: i64, to: u64 },
+    Before { epoch: i64, to: u64, generation: u16 },
     /// Only the database can tell.
     Unknown,
 }
@@ -347,7 +347,8 @@ impl Position {
         if needed > kept {
             let to = self.seq - kept;
             let worth_it = self.epoch != 0 && self.recent.wants(needed);
-            return if worth_it { Recall::Before { epoch: self.epoch, to } } else { Recall::Unknown };
+            let generation = self.recent.generation();
+            return if worth_it { Recall::Before { epoch: self.epoch, to, generation } } else { Recall::Unknown };
         }
         let Ok(count) = usize::try_from(missed) else { return Recall::Unknown };
         if checked.is_some() && self.recent.id(count) != checked {
@@ -365,10 +366,19 @@ impl Position {
     }
 
     /// Puts rows from the database before what is in memory, if they still fit there: ascending, the
-    /// last one is `to`. `complete`: there are no older ones. Returns whether they fitted.
-    pub(crate) fn remember(&mut self, epoch: i64, to: u64, rows: Vec<(u64, Uuid, WireFrame)>, complete: bool) -> bool {
+    /// last one is `to`, and nothing was forgotten since they were asked for. `complete`: there are no older
+    /// ones. Returns whether they fitted.
+    pub(crate) fn remember(
+        &mut self,
+        (epoch, to, generation): (i64, u64, u16),
+        rows: Vec<(u64, Uuid, WireFrame)>,
+        complete: bool,
+    ) -> bool {
         let contiguous = rows.iter().rev().enumerate().all(|(back, (seq, ..))| *seq + back as u64 == to);
-        let fits = epoch == self.epoch && self.seq.checked_sub(to) == Some(self.recent.len() as u64) && contiguous;
+        let fits = epoch == self.epoch
+            && generation == self.recent.generation()
+            && self.seq.checked_sub(to) == Some(self.recent.len() as u64)
+            && contiguous;
         if fits {
             self.recent.put_before(rows.into_iter().map(|(_, id, frame)| (id, frame)).collect(), complete);
         }
@@ -591,8 +601,9 @@ mod tests {
         assert_eq!(missed(recall(&mut position, place(10))), 0);
         assert_eq!(missed(recall(&mut position, ClientPosition { seq: 7, id: None })), 3);
         // The row of the place itself is not there, nor what is before it.
-        assert_eq!(recall(&mut position, place(7)), Recall::Before { epoch: 1, to: 7 });
-        assert_eq!(recall(&mut position, ClientPosition { seq: 0, id: None }), Recall::Before { epoch: 1, to: 7 });
+        let before = Recall::Before { epoch: 1, to: 7, generation: 0 };
+        assert_eq!(recall(&mut position, place(7)), before);
+        assert_eq!(recall(&mut position, ClientPosition { seq: 0, id: None }), before);
         for other in
             [ClientPosition { seq: 9, id: Some(id(1)) }, ClientPosition { seq: 10, id: Some(id(1)) }, place(11)]
         {
@@ -602,16 +613,26 @@ mod tests {
     }
 
     #[test]
+    fn rows_read_before_something_was_redacted_are_not_remembered() {
+        let mut position = at_ten();
+        position.forget_recent();
+        let Recall::Before { epoch, to, generation } = recall(&mut position, place(9)) else { panic!() };
+        position.forget_recent();
+        assert!(!position.remember((epoch, to, generation), vec![row(9), row(10)], false));
+        assert!(position.remember((epoch, to, generation + 1), vec![row(9), row(10)], false));
+    }
+
+    #[test]
     fn rows_are_remembered_only_where_they_fit() {
         let mut position = at_ten();
-        assert!(!position.remember(2, 7, vec![row(6), row(7)], false), "another epoch");
-        assert!(!position.remember(1, 6, vec![row(5), row(6)], false), "not right before");
-        assert!(!position.remember(1, 7, vec![row(5), row(7)], false), "a hole");
-        assert_eq!(recall(&mut position, place(7)), Recall::Before { epoch: 1, to: 7 });
-        assert!(position.remember(1, 7, vec![row(6), row(7)], false));
+        assert!(!position.remember((2, 7, 0), vec![row(6), row(7)], false), "another epoch");
+        assert!(!position.remember((1, 6, 0), vec![row(5), row(6)], false), "not right before");
+        assert!(!position.remember((1, 7, 0), vec![row(5), row(7)], false), "a hole");
+        assert_eq!(recall(&mut position, place(7)), Recall::Before { epoch: 1, to: 7, generation: 0 });
+        assert!(position.remember((1, 7, 0), vec![row(6), row(7)], false));
         assert_eq!(missed(recall(&mut position, place(6))), 4);
-        assert_eq!(recall(&mut position, place(5)), Recall::Before { epoch: 1, to: 5 });
-        assert!(position.remember(1, 5, Vec::new(), true));
+        assert_eq!(recall(&mut position, place(5)), Recall::Before { epoch: 1, to: 5, generation: 0 });
+        assert!(position.remember((1, 5, 0), Vec::new(), true));
         assert_eq!(recall(&mut position, place(5)), Recall::Unknown, "the database has nothing older");
     }
 

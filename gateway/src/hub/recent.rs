@@ -65,6 +65,8 @@ pub(crate) struct Recent {
     most: u32,
     /// Older ones may be read from the database and put before.
     grows_back: bool,
+    /// Changes whenever everything is dropped: what was read before may be no more what the database has.
+    generation: u16,
     /// Most streams are quiet: boxed, they cost a pointer.
     window: Option<Box<Window>>,
 }
@@ -96,12 +98,12 @@ enum Body {
 impl Recent {
     /// Nothing yet, of a stream that many clients come back to.
     pub(crate) fn shared(memory: &Arc<Memory>) -> Self {
-        Self { memory: Arc::clone(memory), most: STREAM_EVENTS, grows_back: true, window: None }
+        Self { memory: Arc::clone(memory), most: STREAM_EVENTS, grows_back: true, generation: 0, window: None }
     }
 
     /// Nothing yet, of one user's stream: what was there before is read by its client alone.
     pub(crate) fn private(memory: &Arc<Memory>) -> Self {
-        Self { memory: Arc::clone(memory), most: STREAM_EVENTS, grows_back: false, window: None }
+        Self { memory: Arc::clone(memory), most: STREAM_EVENTS, grows_back: false, generation: 0, window: None }
     }
 
     /// Keeps so many at most, for streams of which the database keeps few rows.
@@ -215,6 +217,11 @@ impl Recent {
     pub(crate) fn forget(&mut self) {
         self.memory.give_back(self.bytes());
         self.window = None;
+        self.generation = self.generation.wrapping_add(1);
+    }
+
+    pub(crate) fn generation(&self) -> u16 {
+        self.generation
     }
 
     fn bytes(&self) -> usize {

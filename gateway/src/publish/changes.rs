@@ -1,5 +1,6 @@
 //! Changes of rooms and members, from every door. Each is stored in its place among the others, then told to open sockets.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use channel_layer::{Event, GroupName, NameError};
@@ -16,6 +17,12 @@ const AT_ONCE: usize = 64;
 
 /// How long the stream's clock is waited for. Without it the database's is as good, as far as the two agree.
 const CLOCK_TIME: Duration = Duration::from_millis(500);
+
+/// Redactions that are kept for nodes that could not be told, at most.
+const UNTOLD: usize = 1000;
+
+/// How often it is tried again to tell them.
+const TELL_EVERY: Duration = Duration::from_secs(1);
 
 /// Now, as the ids of the stream's entries have it.
 pub(crate) async fn now(node: &Node) -> ChangeTime {
@@ -63,11 +70,39 @@ async fn tell(node: &Node, group: Result<GroupName, NameError>, event: Event) {
     let Ok(group) = group else { return };
     let event = node.seals.word(event, group.as_str());
     if let Err(error) = node.layer.group_send(&group, &event).await {
-        // The other nodes find out by themselves, as soon as they compare (`upkeep/memberships.rs`).
+        // Of members the other nodes find out by themselves, as soon as they compare (`upkeep/memberships.rs`).
         tracing::warn!(
             error = &error as &dyn std::error::Error,
             "other nodes could not be told of a change of members, or of a redacted message"
         );
+        if EventType::of_event(&event) == Some(EventType::Redacted) {
+            keep_untold(node, group.clone(), event.clone());
+        }
         node.hub.deliver_here(group, event);
+    }
+}
+
+/// Keeps a redaction until the layer takes it. The oldest goes where there are too many: what the other nodes have in
+/// memory they forget by themselves when their layer is back, so only pages that show the text go on showing it.
+fn keep_untold(node: &Node, group: GroupName, event: Event) {
+    let mut untold = node.untold.lock();
+    if untold.len() >= UNTOLD {
+        untold.pop_front();
+        tracing::warn!(most = UNTOLD, "the oldest of the redactions that other nodes are to be told of is given up");
+    }
+    untold.push_back((group, event));
+}
+
+/// Tells the other nodes what they could not be told, until the node stops.
+pub(crate) async fn tell_again(node: Arc<Node>) {
+    loop {
+        tokio::time::sleep(TELL_EVERY).await;
+        loop {
+            let Some((group, event)) = node.untold.lock().pop_front() else { break };
+            if node.layer.group_send(&group, &event).await.is_err() {
+                node.untold.lock().push_front((group, event));
+                break;
+            }
+        }
     }
 }
