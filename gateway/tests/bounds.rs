@@ -184,6 +184,11 @@ async fn long_messages_come_in_short_pages_without_a_hole() {
 
 /// A client that takes hardly anything: its kernel keeps little, and so does the node's for it.
 async fn slow_reader(door: Door, user: &str, room: &str) -> Result<TcpStream, u16> {
+    slow_reader_with(door, user, room, "").await
+}
+
+/// The same with a header more.
+async fn slow_reader_with(door: Door, user: &str, room: &str, header: &str) -> Result<TcpStream, u16> {
     let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
     socket.set_recv_buffer_size(4096).unwrap();
     socket.set_tcp_mss(536).unwrap();
@@ -191,7 +196,7 @@ async fn slow_reader(door: Door, user: &str, room: &str) -> Result<TcpStream, u1
     let mut stream = tokio::net::TcpSocket::from_std_stream(socket.into()).connect(door.public).await.unwrap();
     let request = format!(
         "GET /ws/chat/{room}/ HTTP/1.1\r\nHost: {}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
-         Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nAuthorization: Bearer {}\r\n\r\n",
+         Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nAuthorization: Bearer {}\r\n{header}\r\n",
         door.public,
         token(user)
     );
@@ -208,6 +213,37 @@ async fn slow_reader(door: Door, user: &str, room: &str) -> Result<TcpStream, u1
             Err(503)
         }
         status => Err(status),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_stops_reading_while_it_catches_up_is_closed_as_dead() {
+    let limits = [("limits.outbox_bytes", "200000"), ("limits.ping_seconds", "1"), ("limits.pong_seconds", "1")];
+    let node = TestNode::start(&[&limits[..], &[("limits.frames_per_second", "0")]].concat()).await;
+    let mut alice = node.join("alice", "lobby").await;
+    for n in 0..100 {
+        alice.say_acked("lobby", &"x".repeat(60_000), &n.to_string()).await;
+    }
+    let header = "Sec-WebSocket-Protocol: gateway.v1\r\n";
+    let mut reader = slow_reader_with(node.at(), "bob", "lobby", header).await.unwrap();
+    // Masked with nothing.
+    let resume = br#"{"cate":"resume","rooms":{"lobby":{"seq":0}}}"#;
+    reader.write_all(&[&[0x81, 0x80 | resume.len() as u8, 0, 0, 0, 0], &resume[..]].concat()).await.unwrap();
+    let open = async || node.at().api("GET", "/api/users/bob", None).await.1["sockets"].as_array().unwrap().len();
+    assert_eq!(open().await, 1);
+    eventually("the node gives it up", || async { open().await == 0 }).await;
+    assert!(node.metric(r#"gateway_connections_closed_total{code="4000"}"#).await >= 1.0);
+    // Who takes little, but steadily, goes on.
+    let mut slow = slow_reader_with(node.at(), "carol", "lobby", header).await.unwrap();
+    slow.write_all(&[&[0x81, 0x80 | resume.len() as u8, 0, 0, 0, 0], &resume[..]].concat()).await.unwrap();
+    let (mut taken, mut buffer) = (0, vec![0; 100_000]);
+    let begin = Instant::now();
+    while taken < 100 * 60_000 {
+        let bytes = tokio::time::timeout(common::PATIENCE, slow.read(&mut buffer)).await.unwrap().unwrap();
+        assert!(bytes > 0, "closed after {taken} bytes");
+        taken += bytes;
+        // Longer than a ping and its answer may take.
+        tokio::time::sleep_until(begin + Duration::from_secs(5) * (taken as u32 / 1000) / 6000).await;
     }
 }
 

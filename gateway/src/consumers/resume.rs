@@ -83,7 +83,7 @@ pub(crate) async fn resume(
 async fn send_all(ctx: &Context, group: &GroupName, stream: &Stream, frames: &[WireFrame]) -> bool {
     let mut sent = 0;
     while let Some(next) = frames.get(sent) {
-        room_for(ctx.socket(), next.len()).await;
+        room_for(ctx, next.len()).await;
         if ctx.socket().closing().is_some() {
             return true;
         }
@@ -120,8 +120,14 @@ fn has_room(socket: &Socket, bytes: usize) -> bool {
     waiting == 0 || waiting + bytes <= socket.outbox_limit() / 4 * 3
 }
 
-/// Waits until so many bytes more may wait for the client, or it is gone.
-async fn room_for(socket: &Socket, bytes: usize) {
+/// Waits until so many bytes more may wait for the client, or it is gone: closed by what else happens to it, or as one
+/// that takes nothing, like any client that is silent for long.
+async fn room_for(ctx: &Context, bytes: usize) {
+    let socket = ctx.socket();
+    if has_room(socket, bytes) {
+        return;
+    }
+    socket.waits_for_client(ctx.node().clock.seconds());
     poll_fn(|task| {
         socket.register(task.waker());
         socket.poll_flush(task);
@@ -129,6 +135,7 @@ async fn room_for(socket: &Socket, bytes: usize) {
         if done { Poll::Ready(()) } else { Poll::Pending }
     })
     .await;
+    socket.waits_no_more();
 }
 
 fn kind(stream: &Stream) -> &'static str {
@@ -217,7 +224,7 @@ impl<'a> PageReader<'a> {
                 // The rest of the page does not wait here for the client: it is read again.
                 self.page = (self.page / 2).max(MIN_PAGE);
                 drop(shown);
-                room_for(ctx.socket(), bytes).await;
+                room_for(ctx, bytes).await;
                 if ctx.socket().closing().is_some() {
                     return Ok(true);
                 }

@@ -13,7 +13,7 @@ mod ring;
 use std::collections::VecDeque;
 use std::net::IpAddr;
 use std::os::fd::AsFd;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::task::Poll;
 
@@ -35,6 +35,11 @@ const INBOX_EVENTS: usize = 256;
 
 /// The same in bytes, about.
 const INBOX_BYTES: usize = 1 << 20;
+
+/// Nothing is read, because a handler is at work.
+const DEAF: u8 = 1;
+/// That handler waits for the client.
+const WAITS: u8 = 2;
 
 /// What a frame takes in an outbox beside its bytes, about. A flood of pongs is many times its bytes.
 pub(crate) const FRAME_COST: usize = 64;
@@ -82,8 +87,8 @@ pub struct Socket {
     takes: AtomicBool,
     /// A ping is out and nothing has been heard since.
     pub(crate) pinged: AtomicBool,
-    /// Nothing is read, because a handler is at work.
-    deaf: AtomicBool,
+    /// Whether anybody listens to the client: [`DEAF`], [`WAITS`].
+    listening: AtomicU8,
     /// Bytes that wait until it has caught up, of all its streams.
     held: AtomicUsize,
     /// Bytes of its own that wait to be stored.
@@ -181,7 +186,7 @@ impl Socket {
             heard_at: AtomicU32::new(now),
             takes: AtomicBool::new(false),
             pinged: AtomicBool::new(false),
-            deaf: AtomicBool::new(false),
+            listening: AtomicU8::new(0),
             held: AtomicUsize::new(0),
             unstored: AtomicU32::new(0),
             held_back: AtomicBool::new(false),
@@ -546,13 +551,24 @@ impl Socket {
 
     /// Notes that from now on nothing the client sends is read.
     pub(crate) fn stop_listening(&self) {
-        self.deaf.store(true, Ordering::Relaxed);
+        self.listening.fetch_or(DEAF, Ordering::Relaxed);
+    }
+
+    /// The handler waits for the client to take something: until [`waits_no_more`](Self::waits_no_more) its silence
+    /// counts, from this second on.
+    pub(crate) fn waits_for_client(&self, now: u32) {
+        self.heard(now);
+        self.listening.fetch_or(WAITS, Ordering::Release);
+    }
+
+    pub(crate) fn waits_no_more(&self) {
+        self.listening.fetch_and(!WAITS, Ordering::Release);
     }
 
     /// Ends that, at this second, after so many.
     pub(crate) fn listen_again(&self, seconds: u32, now: u32) {
         self.forgive(seconds, now);
-        self.deaf.store(false, Ordering::Release);
+        self.listening.fetch_and(!DEAF, Ordering::Release);
     }
 
     /// Seconds in which nobody listened are no silence of the client's.
@@ -565,7 +581,7 @@ impl Socket {
     /// For how many seconds nothing has come from the client, and whether anybody listened.
     pub(crate) fn silence(&self, now: u32) -> (u32, bool) {
         // In this order: what `listen_again` has added goes with its second store.
-        let listening = !self.deaf.load(Ordering::Acquire);
+        let listening = self.listening.load(Ordering::Acquire) != DEAF;
         (now.saturating_sub(self.heard_at.load(Ordering::Relaxed)), listening)
     }
 }
