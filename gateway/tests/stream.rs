@@ -188,3 +188,51 @@ async fn a_node_begins_with_what_it_had_taken_before_it_stopped_and_a_backlog_ta
     let transactions = node.metric("gateway_store_batch_size_count").await;
     assert!(transactions <= 50.0, "{transactions} transactions for {BACKLOG} entries");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backlog_is_stored_in_its_order_and_of_one_identity_the_first_counts() {
+    const ENTRIES: usize = 600;
+    let redis = RedisServer::start();
+    for n in 0..ENTRIES {
+        // Each identity twice, one right behind the other.
+        let (id, data) = ((n / 2).to_string(), json!({"message": n.to_string()}).to_string());
+        add(&redis, &["id", &id, "source", "s", "type", "notification", "to", "user:alice", "data", &data]);
+        let id = format!("own-{n}");
+        // What means nothing may be anything.
+        redis.raw(&[
+            b"XADD",
+            b"gateway:events",
+            b"*",
+            b"id",
+            id.as_bytes(),
+            b"source",
+            b"s",
+            b"type",
+            b"notification",
+            b"to",
+            b"user:bob",
+            b"data",
+            data.as_bytes(),
+            b"note",
+            b"\xff",
+            b"\xfe",
+            b"x",
+        ]);
+    }
+    let node = TestNode::start(&[("redis-url", &redis.url())]).await;
+    is_empty(&redis).await;
+    let messages = async |user: &str| {
+        let (mut all, mut before) = (Vec::new(), String::new());
+        loop {
+            let path = format!("/api/users/{user}/notifications?limit=100{before}");
+            let (_, page) = node.at().api("GET", &path, None).await;
+            let page = page["notifications"].as_array().unwrap().clone();
+            let Some(first) = page.first() else { return all };
+            before = format!("&before={}", first["seq"]);
+            let texts = page.iter().map(|one| one["message"].as_str().unwrap().parse::<usize>().unwrap());
+            all.splice(0..0, texts);
+        }
+    };
+    assert_eq!(messages("bob").await, (0..ENTRIES).collect::<Vec<_>>());
+    assert_eq!(messages("alice").await, (0..ENTRIES).step_by(2).collect::<Vec<_>>());
+}

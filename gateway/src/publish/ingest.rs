@@ -22,6 +22,7 @@ use redis::{self, Cmd};
 use serde_json::value::RawValue;
 use time::OffsetDateTime;
 use tokio::sync::{Notify, OnceCell};
+use tokio::task::coop::unconstrained;
 use tokio::time::Instant;
 
 use super::envelope::{self, Delivery, Envelope, Failed, Outcome, Recipients, Unusable, unusable};
@@ -317,7 +318,9 @@ impl Ingest {
             return Ok(());
         }
         let makings = Makings::new();
-        let mut finished = pin!(join_all(taken.iter().map(|taken| self.finish(taken, &makings))));
+        // Each comes to its place in the writer's queue at its first turn, which Tokio must not end early: so they are
+        // stored in their order.
+        let mut finished = pin!(unconstrained(join_all(taken.iter().map(|taken| self.finish(taken, &makings)))));
         let verdicts = loop {
             tokio::select! {
                 verdicts = &mut finished => break verdicts,
@@ -725,11 +728,15 @@ fn numbers(id: &str) -> (u64, u64) {
     (ms.parse().unwrap_or(0), seq.parse().unwrap_or(0))
 }
 
+/// Names of fields that mean something.
+const FIELDS: [&str; 8] = ["id", "source", "type", "to", "data", "time", "expires_at", "traceparent"];
+
 /// What an entry's fields say.
 fn delivery(entry: &Entry, now: OffsetDateTime, data_bytes: usize) -> Result<Delivery, Unusable> {
     let mut texts = HashMap::new();
     for (name, value) in &entry.fields {
-        let name = String::from_utf8_lossy(name);
+        // What no field of ours is means nothing.
+        let Some(name) = FIELDS.into_iter().find(|known| known.as_bytes() == &**name) else { continue };
         let value = std::str::from_utf8(value).map_err(|_| unusable("malformed", format!("{name} is not UTF-8")))?;
         texts.insert(name, value);
     }
