@@ -49,6 +49,13 @@ pub(crate) fn whole(value: &Value) -> Option<u64> {
     }
 }
 
+/// The same as a field that may be missing.
+pub(crate) fn optional_whole<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Error> {
+    let value: Option<Value> = serde::Deserialize::deserialize(deserializer)?;
+    let whole = |value| whole(&value).ok_or_else(|| serde::de::Error::custom("not a whole number, 0 or more"));
+    value.map(whole).transpose()
+}
+
 /// Bytes of a JSON text without the blanks between its values, and with each character as short as it can be
 /// written: what a sender's library makes of it should not count.
 /// One that is `enough` short as it is is not looked into.

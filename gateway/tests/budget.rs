@@ -80,10 +80,21 @@ async fn unseen(door: Door, user: &str) -> Value {
     door.api("GET", &format!("/api/users/{user}/notifications?limit=1"), None).await.1["unseen"].clone()
 }
 
-/// The reasons of the dead letters, the newest first.
+/// The dead letters, the newest first. With large ones Redis may be busy for longer than an answer may take.
+async fn letters(door: Door) -> Value {
+    let letters = tokio::sync::OnceCell::new();
+    eventually("the dead letters are shown", || async {
+        let (status, page) = door.api("GET", "/api/dead", None).await;
+        status == 200 && letters.set(page["dead"].clone()).is_ok()
+    })
+    .await;
+    letters.into_inner().unwrap()
+}
+
+/// Their reasons.
 async fn dead(door: Door) -> Vec<String> {
-    let (_, page) = door.api("GET", "/api/dead", None).await;
-    let letters = page["dead"].as_array().unwrap().iter();
+    let letters = letters(door).await;
+    let letters = letters.as_array().unwrap().iter();
     letters.map(|letter| letter["fields"]["reason"].as_str().unwrap().split(':').next().unwrap().to_owned()).collect()
 }
 
@@ -210,8 +221,8 @@ async fn entries_of_any_size_become_dead_letters_as_they_are() {
     assert!(grown < MOST, "{} MiB", grown / MIB);
     // They are what they were.
     let letters: Vec<String> = {
-        let (_, page) = node.door.api("GET", "/api/dead", None).await;
-        let letters = page["dead"].as_array().unwrap().iter().rev();
+        let letters = letters(node.door).await;
+        let letters = letters.as_array().unwrap().iter().rev();
         letters.map(|letter| letter["dead_id"].as_str().unwrap().to_owned()).collect()
     };
     let raw = |id: &str| {

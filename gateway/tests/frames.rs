@@ -155,6 +155,32 @@ async fn a_ping_is_answered_though_the_rate_is_used_up() {
 }
 
 #[tokio::test]
+async fn a_burst_or_a_rate_of_nothing_is_no_limit() {
+    for off in ["limits.frames_burst", "limits.frames_per_second"] {
+        let node = TestNode::start(&[(off, "0")]).await;
+        let mut alice = node.join("alice", "lobby").await;
+        for _ in 0..300 {
+            alice.send(json!({"cate": "typing", "group_name": "lobby"})).await;
+        }
+        assert_eq!(answer(&mut alice, json!({"cate": "rooms"}), "still there").await["type"], "rooms", "{off}");
+    }
+}
+
+#[tokio::test]
+async fn a_number_of_a_call_may_have_a_point() {
+    let node = TestNode::start(&[]).await;
+    let mut alice = node.join("alice", "lobby").await;
+    let seen = node.at().api("POST", "/api/users/alice/seen", Some(json!({"up_to": 1.0}))).await;
+    assert_eq!(seen.0, 200, "{seen:?}");
+    for code in [json!(99.0), json!(4001.5), json!(-1), json!(70_000)] {
+        let refused = node.at().api("POST", "/api/users/alice/disconnect", Some(json!({"code": code}))).await;
+        assert_eq!(refused.0, 400, "{refused:?}");
+    }
+    assert_eq!(node.at().api("POST", "/api/users/alice/disconnect", Some(json!({"code": 4001.0}))).await.0, 200);
+    assert_eq!(alice.closed().await, 4001);
+}
+
+#[tokio::test]
 async fn pages_of_any_origin_may_import_the_client_and_nothing_else() {
     let node = TestNode::start(&[]).await;
     let at = node.at().public;

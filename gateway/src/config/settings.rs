@@ -251,7 +251,7 @@ pub const SETTINGS: &[Setting] = &[
     text(
         "limits.frames_burst",
         Some("100"),
-        "Frames a socket may send at once; after as many more it is closed with 1008",
+        "Frames a socket may send at once; after as many more it is closed with 1008. 0, as of frames_per_second, is no limit",
     ),
     text(
         "limits.rooms_per_user",

@@ -393,7 +393,7 @@ impl Connection {
         let node = self.ctx.node();
         let limits = &node.config.limits;
         let is_answer = matches!(message, Message::Pong) && std::mem::take(&mut self.pong_is_due);
-        if limits.frames_per_second == 0 || is_answer || !self.is_metered {
+        if limits.frames_per_second == 0 || limits.frames_burst == 0 || is_answer || !self.is_metered {
             return Ok(Verdict::Serve);
         }
         let now = Instant::now();

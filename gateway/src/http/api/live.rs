@@ -48,18 +48,19 @@ pub(super) async fn announce(call: &Call, node: &Node) -> ApiResult {
 #[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Goodbye {
-    code: Option<u16>,
+    #[serde(default, deserialize_with = "crate::json::optional_whole")]
+    code: Option<u64>,
     reason: Option<String>,
 }
 
 /// Closes a user's sockets on all nodes.
 pub(super) async fn disconnect(call: &Call, node: &Node, user: &str) -> ApiResult {
     let Goodbye { code, reason } = if call.body.is_empty() { Goodbye::default() } else { call.body()? };
-    if code.is_some_and(|code| !close::is_sendable(code)) {
+    if code.is_some_and(|code| !u16::try_from(code).is_ok_and(close::is_sendable)) {
         return Err(Problem::bad("code is none that a socket can be closed with"));
     }
     let group = node.names.user(user).map_err(|_| Problem::bad("the user is not a valid name"))?;
-    let event = envelope::disconnect(code.map(u64::from), reason);
+    let event = envelope::disconnect(code, reason);
     envelope::run(node, What::Live(group, event)).await?;
     Ok(json!({"user": user, "disconnected": true}))
 }

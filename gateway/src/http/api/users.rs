@@ -64,6 +64,11 @@ pub(super) async fn notifications(call: &Call, node: &Node, user: &str) -> Resul
 
 /// Takes a user away: closes the sockets, takes them out of all rooms, deletes the inbox and what they have written.
 pub(super) async fn erase(call: &Call, node: &Node, user: &str) -> ApiResult {
+    let names = call.query.split('&').filter(|pair| !pair.is_empty()).map(|pair| pair.split('=').next());
+    if names.into_iter().any(|name| name != Some("keep_messages")) {
+        // A misspelt one would take away what was to be kept.
+        return Err(Problem::bad("keep_messages is all that can be said here"));
+    }
     let keeps = call.query::<bool>("keep_messages")?.unwrap_or(false);
     let group = node.names.user(user).map_err(|_| Problem::bad("the user is not a valid name"))?;
     envelope::run(node, What::Live(group, envelope::disconnect(None, None))).await?;
@@ -103,6 +108,7 @@ pub(super) async fn erase(call: &Call, node: &Node, user: &str) -> ApiResult {
 #[serde(deny_unknown_fields)]
 struct Marked {
     ids: Option<Vec<Uuid>>,
+    #[serde(default, deserialize_with = "crate::json::optional_whole")]
     up_to: Option<u64>,
 }
 
