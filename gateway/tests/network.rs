@@ -57,7 +57,7 @@ fn l5_a_link_that_loses_a_fifth_and_is_slow_works_and_nobody_is_taken_for_dead()
 /// L5: the answer to a ping comes behind all that was on its way before; who takes that is not dead.
 #[test]
 fn l5_who_takes_a_long_page_over_a_slow_link_is_not_taken_for_dead() {
-    in_a_network("0", "192kbit", "inside_a_page_is_long");
+    in_a_network("0", "256kbit", "inside_a_page_is_long");
 }
 
 /// The node in the network of one of the tests above; none outside of it.
@@ -66,10 +66,10 @@ async fn inside(limits: &[(&str, &str)]) -> Option<TestNode> {
     Some(TestNode::start(&[limits, &[("listen", &format!("127.0.0.1:{port}"))]].concat()).await)
 }
 
-/// A page of 256 KB takes 11 s, more than twice as long as anybody may be silent.
+/// A page takes 9 s, longer than anybody may be silent; what of it waits in the kernel, where nobody sees it go, less.
 #[tokio::test(flavor = "multi_thread")]
 async fn inside_a_page_is_long() {
-    let Some(node) = inside(&[("limits.ping_seconds", "1"), ("limits.pong_seconds", "4")]).await else { return };
+    let Some(node) = inside(&[("limits.ping_seconds", "1"), ("limits.pong_seconds", "6")]).await else { return };
     let mut alice = node.join("alice", "lobby").await;
     let rows: Vec<Append> = (0..40).map(|_| large_message()).collect();
     assert!(node.running.node().store.append(&rows).await.unwrap().iter().all(Result::is_ok));
@@ -78,8 +78,8 @@ async fn inside_a_page_is_long() {
     let page = alice.ask(json!({"cate": "history", "group_name": "lobby", "limit": 100})).await;
     assert!(page["messages"].as_array().is_some_and(|messages| messages.len() > 30), "as many as a page has room for");
     println!("the page took {:.1} s", began.elapsed().as_secs_f64());
-    // The node has not heard of what was put into its database; so all of it comes once more, and then the ack.
-    assert_eq!(alice.say_acked("lobby", "still here", "1").await["type"], "ack");
+    alice.send(json!({"cate": "ping"})).await;
+    alice.until(|frame| frame["type"] == "pong").await;
     assert_eq!(node.metric("gateway_connections_closed_total{code=\"4000\"}").await, 0.0);
 }
 
