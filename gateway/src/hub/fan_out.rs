@@ -19,7 +19,6 @@ use crate::metrics::{ByReason, ByType};
 use crate::socket::{Pushed, Socket};
 use crate::tail::{Passed, To, What};
 use crate::websocket::WireFrame;
-use crate::words::EventType;
 
 /// Frames are joined up to this size: what a socket writes at a time anyway.
 const JOINED_BYTES: usize = 64 * 1024;
@@ -73,10 +72,6 @@ impl Turn {
             None => self.groups.push(GroupBatch { group: Arc::clone(group), events: vec![(event, seq)] }),
         }
     }
-}
-
-fn is_redaction(event: &Event) -> bool {
-    EventType::of_event(event) == Some(EventType::Redacted)
 }
 
 /// How many sockets have got the frame of an event.
@@ -168,7 +163,7 @@ impl Hub {
             if let Kind::Frame(rendering) = kind {
                 let takes = match seq {
                     Some(seq) => member.takes(*seq, &rendering.frame),
-                    None => !is_redaction(event) || member.takes_redaction(&rendering.frame),
+                    None => member.takes_unstored(event, &rendering.frame),
                 };
                 if !takes {
                     continue;

@@ -14,6 +14,7 @@ use crate::hub::position::{Offer, Position, Question};
 use crate::hub::recent::{Memory, Recent};
 use crate::socket::{FRAME_COST, Socket};
 use crate::websocket::WireFrame;
+use crate::words::EventType;
 
 /// How long a group without members is kept.
 const LINGER: Duration = Duration::from_secs(5);
@@ -109,9 +110,13 @@ impl Member {
         false
     }
 
-    /// Whether the frame of a redaction is to go to the socket now; while its client catches up it is kept.
-    pub(super) fn takes_redaction(&mut self, frame: &WireFrame) -> bool {
-        let Some(hold) = self.hold.as_mut().filter(|hold| hold.redactions.len() < REDACTIONS) else { return true };
+    /// Whether the frame of an event that is not stored is to go to the socket now. Only redactions are kept, while
+    /// their client catches up.
+    pub(super) fn takes_unstored(&mut self, event: &Event, frame: &WireFrame) -> bool {
+        let Some(hold) = &mut self.hold else { return true };
+        if hold.redactions.len() >= REDACTIONS || EventType::of_event(event) != Some(EventType::Redacted) {
+            return true;
+        }
         hold.redactions.push(frame.clone());
         false
     }
@@ -493,16 +498,19 @@ mod tests {
     fn a_redaction_follows_what_was_read_before_it() {
         let (socket, group) = (socket(100_000), Group::new(GroupName::parse("one").unwrap()));
         let (chat, redaction) = (WireFrame::text("chat"), WireFrame::text("redaction"));
+        let event = Event::new(EventType::Redacted.as_str());
         assert!(group.add(&mut Some(Member::new(&socket, true)), None));
         group.for_each(|member| {
-            assert!(!member.takes_redaction(&redaction) && !member.takes(2, &chat));
+            assert!(!member.takes_unstored(&event, &redaction) && !member.takes(2, &chat));
         });
         assert_eq!((group.release(&socket, 1), socket.waiting()), (Released::Live, chat.len() + redaction.len()));
-        group.for_each(|member| assert!(member.takes_redaction(&redaction), "nothing is held any more"));
+        group.for_each(|member| assert!(member.takes_unstored(&event, &redaction), "nothing is held any more"));
         // Also when the stream has to be read once more.
         group.hold(&socket);
         group.for_each(|member| {
-            assert!(!member.takes_redaction(&redaction) && !member.takes(3, &WireFrame::text(&"x".repeat(200_000))));
+            assert!(
+                !member.takes_unstored(&event, &redaction) && !member.takes(3, &WireFrame::text(&"x".repeat(200_000)))
+            );
         });
         assert_eq!((group.release(&socket, 2), socket.waiting()), (Released::Overflowed, chat.len() + redaction.len()));
         assert_eq!((group.release(&socket, 3), socket.waiting()), (Released::Live, chat.len() + 2 * redaction.len()));

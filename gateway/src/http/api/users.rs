@@ -64,8 +64,8 @@ pub(super) async fn notifications(call: &Call, node: &Node, user: &str) -> Resul
 
 /// Takes a user away: closes the sockets, takes them out of all rooms, deletes the inbox and what they have written.
 pub(super) async fn erase(call: &Call, node: &Node, user: &str) -> ApiResult {
-    let names = call.query.split('&').filter(|pair| !pair.is_empty()).map(|pair| pair.split('=').next());
-    if names.into_iter().any(|name| name != Some("keep_messages")) {
+    let mut names = call.query.split('&').filter(|pair| !pair.is_empty()).map(|pair| pair.split('=').next());
+    if names.any(|name| name != Some("keep_messages")) {
         // A misspelt one would take away what was to be kept.
         return Err(Problem::bad("keep_messages is all that can be said here"));
     }
