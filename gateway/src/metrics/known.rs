@@ -99,7 +99,7 @@ const FRAMES_BAD: &[&str] = &[
     "user_not_found",
 ];
 const EVENTS_DROPPED: &[&str] =
-    &["disputed", "duplicate", "held_full", "incomplete", "no_channel", "old", "queue_full", "rendering"];
+    &["disputed", "duplicate", "held_full", "incomplete", "no_channel", "old", "queue_full", "rendering", "untold"];
 const EVENTS_FORGED: &[&str] = &["repeated", "stale", "unknown_key", "unsealed", "wrong"];
 const OPERATIONS: &[&str] = &[
     "admit",

@@ -9,6 +9,7 @@ use persistence::{AppendError, Change, ChangeKind, ChangeTime, Changed, StoreErr
 use uuid::Uuid;
 
 use crate::events;
+use crate::metrics::ByReason;
 use crate::node::Node;
 use crate::words::EventType;
 
@@ -88,6 +89,7 @@ fn keep_untold(node: &Node, group: GroupName, event: Event) {
     let mut untold = node.untold.lock();
     if untold.len() >= UNTOLD {
         untold.pop_front();
+        node.metrics.layer_events_dropped.get_or_create(&ByReason { reason: "untold" }).inc();
         tracing::warn!(most = UNTOLD, "the oldest of the redactions that other nodes are to be told of is given up");
     }
     untold.push_back((group, event));
