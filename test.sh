@@ -235,6 +235,9 @@ if compgen -G "${CARGO_HOME:-$HOME/.cargo}/advisory-dbs/*/crates" >/dev/null; th
 else
   say "advisories: not checked, as their database is not on this machine (cargo deny fetch)"
 fi
+# Before the tests, as it takes the program away for a moment.
+export TEST_WHEELS=$scratch/wheels
+check "wheels" clients/django/check.sh wheels "$TEST_WHEELS"
 check "build" build_tests
 # It mostly waits, too, and needs nothing but the binaries.
 setsid clients/django/check.sh >"$scratch/django" 2>&1 &

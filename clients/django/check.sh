@@ -1,10 +1,13 @@
 #!/usr/bin/env bash
-# Checks the Django app:  check.sh [install]
+# Checks the Django app:  check.sh [install | wheels DIRECTORY]
 #   install   make the Python environments only; test.sh does so before it builds
+#   wheels    build the wheels of the app and of the program, which the swap installs: TEST_WHEELS=DIRECTORY. With
+#             GATEWAY_LONG that of the program from a release build
 # With each Django that it supports and this machine has a Python for: the tests, on SQLite; with one of them also those
 # that depend on the database on PostgreSQL; ruff, mypy; the wheel, built, and installed into an empty environment. One of
 # the tests is the swap: a project on Daphne goes to the gateway by both wheels, and back; what each step took is told.
 set -euo pipefail
+wheels_to=${2:+$(realpath -m "$2")}
 cd "$(dirname "${BASH_SOURCE[0]}")"
 environments=$(cd ../.. && pwd)/.venv/django
 
@@ -41,8 +44,21 @@ install() {
   done
 }
 
+# maturin moves the program out of Cargo's directory and then copies it back: nothing that starts it may run meanwhile.
+wheels() {
+  local profile=release path=$PATH
+  if [ -z "${GATEWAY_LONG-}" ]; then
+    profile=dev path="$PWD/tests/bin:$PATH"
+  fi
+  "$environments/5.2/bin/python" -m build --wheel --no-isolation --outdir "$1" . &&
+    PATH=$path PROFILE=$profile MATURIN=$environments/swap/bin/maturin server/build.sh "$1"
+}
+
 install
-[ "${1-}" != install ] || exit 0
+case ${1-} in
+  install) exit ;;
+  wheels) wheels "${wheels_to:?check.sh wheels DIRECTORY}"; exit ;;
+esac
 
 directory=$(mktemp -d)
 trap 'rm -rf "$directory"' EXIT
@@ -77,6 +93,10 @@ PYTHON
   env -u TEST_GATEWAY PATH=/usr/bin:/bin PYTHONPATH=. clean/bin/python site.py "$OLDPWD/../js/client.js"
 }
 
+if [ -z "${TEST_WHEELS-}" ]; then
+  export TEST_WHEELS=$directory/wheels
+  wheels "$TEST_WHEELS" >"$directory/log" 2>&1 || { cat "$directory/log"; exit 1; }
+fi
 # What is tagged `once` depends on no Django. Two at a time: they mostly wait.
 (
   suite "Django 4.2" 4.2 tests --exclude-tag once

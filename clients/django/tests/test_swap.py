@@ -16,7 +16,6 @@ import sys
 import tempfile
 import time
 import urllib.request
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from unittest import TestCase
@@ -39,11 +38,18 @@ TABLES = [
 
 
 def packages():
-    """Where the project's packages are, and maturin: made by `check.sh install`."""
+    """Where the project's packages are: made by `check.sh install`."""
     found = next((ROOT / ".venv/django/swap").glob("lib/python3*/site-packages"), None)
     if found is None:
         raise AssertionError("run clients/django/check.sh install")
     return found
+
+
+def built_wheels():
+    """Where both wheels are, of this tree: made by `check.sh wheels DIRECTORY`, and by `check.sh` for itself."""
+    if "TEST_WHEELS" not in os.environ:
+        raise AssertionError("run clients/django/check.sh wheels DIRECTORY, and set TEST_WHEELS to it")
+    return Path(os.environ["TEST_WHEELS"])
 
 
 class Process:
@@ -197,23 +203,6 @@ class SwapTests(TestCase):
             found = re.search(rf"^{name} (\S+)$", answer.read().decode(), re.MULTILINE)
         return float(found[1])
 
-    def build(self):
-        """Both wheels, of this tree; or those that are in the directory TEST_WHEELS."""
-        if "TEST_WHEELS" in os.environ:
-            return Path(os.environ["TEST_WHEELS"])
-        wheels = self.directory / "wheels"
-        build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", wheels, HERE]
-        subprocess.run([*map(str, build)], check=True, capture_output=True)
-        maturin = packages().parents[2] / "bin/maturin"
-        environment = {**os.environ, "MATURIN": str(maturin)}
-        if not LONG:
-            environment |= {"PROFILE": "dev", "PATH": f"{HERE}/tests/bin:{os.environ['PATH']}"}
-        done = subprocess.run(
-            [HERE / "server/build.sh", wheels], check=False, env=environment, capture_output=True, text=True
-        )
-        self.assertEqual(done.returncode, 0, done.stderr[-4000:])
-        return wheels
-
     # ---- what is to be seen ----
 
     def numbers(self, texts, count):
@@ -242,7 +231,6 @@ class SwapTests(TestCase):
     # ---- the test ----
 
     def test_there_and_back(self):
-        wheels = self.stack.enter_context(ThreadPoolExecutor()).submit(self.build)
         with self.step("make an environment"):
             self.run_in(self.directory, sys.executable, "-m", "venv", "--without-pip", "venv")
             self.deploy("before")
@@ -273,9 +261,8 @@ class SwapTests(TestCase):
             browser.shows("bob", "I see")
         browser.talk()
 
-        with self.step("both wheels are built, beside the rest"):
-            wheels = wheels.result()
         with self.step("pip install"):
+            wheels = built_wheels()
             [app], [program] = wheels.glob("channel_gateway-*.whl"), wheels.glob("channel_gateway_server-*.whl")
             self.pip("install", *([] if LONG else ["--no-index"]), f"{app}[server]", program)
             self.run_in(self.directory, self.directory / "venv/bin/gateway", "version")
