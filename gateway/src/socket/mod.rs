@@ -6,6 +6,7 @@
 
 pub(crate) mod addresses;
 pub(crate) mod ear;
+mod kernel;
 pub(crate) mod registry;
 #[cfg_attr(not(all(feature = "io-uring", target_os = "linux")), path = "no_ring.rs")]
 mod ring;
@@ -130,9 +131,13 @@ pub(crate) struct Identity {
 struct Queues {
     outbox: VecDeque<WireFrame>,
     /// Bytes of the first frame that are written already.
-    written: usize,
+    written: u32,
     /// Bytes still to be written.
     waiting: usize,
+    /// Bytes the kernel has taken that came behind the last ping of ours; below 0 until it has taken that one.
+    behind_ping: i32,
+    /// How many bytes the client's kernel had not confirmed, up to the end of that ping, when it was queued.
+    ping_was_off: i32,
     /// The kernel's buffer was full at the last write; the owner waits for it to drain.
     blocked: bool,
     /// Somebody has queued frames and will flush.
@@ -430,7 +435,7 @@ impl Socket {
             .iter()
             .map(|(_, io, state)| ring::Write {
                 socket: io.as_fd(),
-                bytes: &state.outbox[0].as_bytes()[state.written..],
+                bytes: &state.outbox[0].as_bytes()[state.written as usize..],
             })
             .collect();
         let written = ring::write(&writes);
@@ -549,6 +554,22 @@ impl Socket {
         self.takes.swap(false, Ordering::Relaxed)
     }
 
+    /// Notes where the ping of ours ends that has been queued.
+    pub(crate) fn note_ping(&self) {
+        let Some(io) = self.io.get() else { return };
+        let mut state = self.state.lock();
+        state.behind_ping = -i32::try_from(state.waiting).unwrap_or(i32::MAX);
+        state.ping_was_off = state.ping_is_off(io).unwrap_or_default();
+    }
+
+    /// Whether that ping cannot have been answered: it has not arrived, as it comes behind all that was sent before it,
+    /// and of that the client's kernel has taken something since. What waits in our kernel's buffer makes no other sign.
+    pub(crate) fn ping_is_on_its_way(&self) -> bool {
+        let state = self.state.lock();
+        let off = self.io.get().and_then(|io| state.ping_is_off(io));
+        off.is_some_and(|off| (1..state.ping_was_off).contains(&off))
+    }
+
     /// Notes that from now on nothing the client sends is read.
     pub(crate) fn stop_listening(&self) {
         self.listening.fetch_or(DEAF, Ordering::Relaxed);
@@ -611,10 +632,15 @@ impl Queues {
         self.waiting + self.outbox.len() * FRAME_COST
     }
 
+    /// How many bytes the client's kernel has not confirmed, up to the end of the last ping.
+    fn ping_is_off(&self, io: &TcpStream) -> Option<i32> {
+        Some(kernel::unconfirmed(io)?.saturating_sub(self.behind_ping))
+    }
+
     /// Forgets what is queued, except a frame that is half written.
     fn give_up_queued(&mut self) {
         let half_written = (self.written > 0).then(|| self.outbox.pop_front()).flatten();
-        self.waiting = half_written.as_ref().map_or(0, |frame| frame.len()) - self.written;
+        self.waiting = half_written.as_ref().map_or(0, |frame| frame.len()) - self.written as usize;
         self.outbox = half_written.into_iter().collect();
     }
 
@@ -624,7 +650,7 @@ impl Queues {
             static JOINED: std::cell::RefCell<Vec<u8>> = const { std::cell::RefCell::new(Vec::new()) };
         }
         while let Some(first) = self.outbox.front() {
-            let first_rest = &first.as_bytes()[self.written..];
+            let first_rest = &first.as_bytes()[self.written as usize..];
             let written = if self.outbox.len() == 1 || first_rest.len() >= WRITE_BYTES {
                 io.try_write(first_rest)
             } else {
@@ -657,14 +683,17 @@ impl Queues {
 
     fn advance(&mut self, count: usize) {
         self.waiting -= count;
-        self.written += count;
+        self.behind_ping = self.behind_ping.saturating_add(i32::try_from(count).unwrap_or(i32::MAX));
+        let mut written = self.written as usize + count;
         while let Some(first) = self.outbox.front() {
-            if self.written < first.len() {
+            if written < first.len() {
                 break;
             }
-            self.written -= first.len();
+            written -= first.len();
             self.outbox.pop_front();
         }
+        // A frame's length is limited by what may wait.
+        self.written = written as u32;
     }
 
     fn drop_outbox(&mut self) {
@@ -745,6 +774,32 @@ mod tests {
         let pong = WireFrame::pong(b"");
         let pushed = (0..).take_while(|_| socket.push(&pong) != Pushed::Full).count();
         assert!((500..=40_000 / FRAME_COST).contains(&pushed), "{pushed}");
+    }
+
+    /// Reads until that is so.
+    async fn read_until(client: &mut TcpStream, socket: &Socket, is_so: impl Fn() -> bool) {
+        let mut buffer = vec![0; 1 << 16];
+        while !is_so() {
+            socket.flush();
+            let read = tokio::time::timeout(std::time::Duration::from_millis(10), client.read(&mut buffer));
+            assert!(!matches!(read.await, Ok(Err(_) | Ok(0))));
+        }
+    }
+
+    #[tokio::test]
+    async fn a_ping_is_on_its_way_while_what_is_before_it_goes_on_arriving() {
+        let socket = socket(1 << 20);
+        let mut client = attached(&socket).await;
+        let frame = WireFrame::text(&"x".repeat(16_000));
+        while socket.backlog() == 0 {
+            socket.send(&frame);
+        }
+        socket.send(&WireFrame::ping());
+        socket.note_ping();
+        assert!(!socket.ping_is_on_its_way(), "nothing has been taken");
+        read_until(&mut client, &socket, || socket.ping_is_on_its_way()).await;
+        read_until(&mut client, &socket, || !socket.ping_is_on_its_way()).await;
+        assert!(socket.is_flushed());
     }
 
     #[tokio::test]

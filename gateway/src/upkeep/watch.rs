@@ -110,10 +110,15 @@ fn look_at(node: &Node, socket: &Socket, ping: &WireFrame, now: u32, millis: u64
     let (silent, listening) = socket.silence(now);
     if socket.pinged.load(Ordering::Relaxed) {
         if listening && patience > 0 && silent >= every + patience {
-            socket.close(CloseReason::PingTimeout);
+            if socket.ping_is_on_its_way() {
+                socket.heard(now);
+            } else {
+                socket.close(CloseReason::PingTimeout);
+            }
         }
     } else if silent >= every {
         socket.pinged.store(true, Ordering::Relaxed);
         node.send_to(socket, ping, "ping");
+        socket.note_ping();
     }
 }
