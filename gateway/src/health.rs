@@ -187,7 +187,7 @@ impl Health {
             }
         };
         let channel = socket.map(|(channel, _)| tracing::field::display(channel));
-        let user = socket.map(|(_, user)| tracing::field::debug(user));
+        let user = socket.map(|(_, user)| &**user);
         match is_due.then(|| self.seldom.again(what, "")).flatten() {
             Some(times) => tracing::warn!(channel, user, error, times, "{what}"),
             None => tracing::debug!(channel, user, error, "{what}"),

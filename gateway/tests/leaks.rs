@@ -119,6 +119,9 @@ async fn a10_no_command_prints_a_secret_whatever_is_wrong() {
         ("jwt-secret", "canary-canary-canary,canary"),
         ("api-key", "canary\u{7}canary"),
         ("layer-encryption-keys", ",canary"),
+        ("jwks", "http://user:canary@127.0.0.1:1/x?key=canary"),
+        ("auth-url", "http://127.0.0.1:1/x?key=canary"),
+        ("otlp-endpoint", "http://127.0.0.1:1/x?key=canary"),
     ] {
         for command in [&["check-config", "--live"][..], &["migrate"], &["config"]] {
             run(command, but(&good, &[wrong]), None);

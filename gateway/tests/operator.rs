@@ -126,6 +126,20 @@ async fn all_that_a_node_could_not_do_is_told_before_it_starts() {
     }
     assert!(!bad.err.contains("SELECT on") && !bad.err.contains("XADD"), "{}", bad.err);
     assert!(bad.out.contains("may not EVAL"), "{}", bad.out);
+    // A node has been here, of another database than the one that is to be used.
+    drop(TestNode::start(&[("redis-url", &redis.url()), ("database-url", &database), ("namespace", "taken")]).await);
+    let sign_in = [
+        ("GATEWAY_NAMESPACE", "taken"),
+        ("GATEWAY_DATABASE_URL", "sqlite::memory:"),
+        ("GATEWAY_REDIS_URL", &redis.url()),
+        ("GATEWAY_JWKS", "/no/such/file"),
+        ("GATEWAY_AUTH_URL", "http://127.0.0.1:1/who"),
+    ];
+    let foreign = gateway(&["check-config", "--live"], &sign_in).await;
+    assert_eq!(foreign.code, 1);
+    for what in ["another deployment", "the JWKS", "ask Django, http://127.0.0.1:1/who"] {
+        assert!(foreign.err.contains(what), "{what}: {}", foreign.err);
+    }
     // Nobody there.
     let nowhere = check("postgres://nobody@127.0.0.1:1/x", "redis://127.0.0.1:1").await;
     assert!(
@@ -256,6 +270,9 @@ fn n12_a_thread_that_stands_still_is_counted_and_timers_tell_how_late_all_are() 
     assert!(runtime.block_on(node.metric("gateway_event_loop_stalls_total")) > begun as f64);
     release.send(()).unwrap();
     runtime.block_on(blocked).unwrap().unwrap();
+    // Some looks later it is known to go on; until then another stall of it is the same one.
+    let fired = of(&metrics.encode(), "count");
+    wait::until("timers go on", PATIENCE, || of(&metrics.encode(), "count") > fired + 4);
 
     // All of them: everything is late.
     let (begun, before, both) = (stalls(), late(), Arc::new(std::sync::Barrier::new(3)));

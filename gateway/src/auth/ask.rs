@@ -241,8 +241,7 @@ impl AskDjango {
         at_once: usize,
         health: &Arc<Health>,
     ) -> Result<Self, reqwest::Error> {
-        // A proxy from the environment is for the way out; Django is on this network.
-        let http = http_client::builder().no_proxy().pool_max_idle_per_host(at_once).build()?;
+        let http = client(at_once)?;
         health.note_part(NAME, true, false);
         Ok(Self {
             url: RwLock::new(url),
@@ -254,6 +253,17 @@ impl AskDjango {
             health: Arc::clone(health),
             lines: SeldomOfKind::default(),
         })
+    }
+
+    /// Asks as somebody who shows nothing. Nobody is known then, or kept out; anything else is an error.
+    pub(crate) async fn try_once(
+        url: &reqwest::Url,
+        secret: Option<&SecretString>,
+        time: Duration,
+    ) -> Result<(), Silence> {
+        let http = client(1).map_err(BodyError::from)?;
+        let headers = Question::empty().headers(header(secret).as_ref());
+        timeout(time, exchange(&http, url.clone(), headers)).await.unwrap_or(Err(Silence::Late(time))).map(drop)
     }
 
     /// Another place and another secret from now on. What another place has said counts no more.
@@ -321,15 +331,7 @@ impl AskDjango {
     async fn exchange(&self, question: &Question) -> Result<Reply, Silence> {
         let headers = question.headers(self.secret.read().as_ref());
         let url = self.url.read().clone();
-        let answer = self.http.get(url).headers(headers).send().await.map_err(BodyError::from)?;
-        match answer.status() {
-            StatusCode::OK => {}
-            StatusCode::UNAUTHORIZED => return Ok(Reply::Unauthorized),
-            StatusCode::FORBIDDEN => return Ok(Reply::Forbidden),
-            status => return Err(Silence::Status { status, to: http_client::redirected_to(answer.headers()) }),
-        }
-        let body = http_client::body(answer, MAX_ANSWER).await?;
-        reply(&body).map_err(Silence::Malformed)
+        exchange(&self.http, url, headers).await
     }
 
     /// Asks now and then, while Django does not answer, whether it does; runs until the node stops.
@@ -344,9 +346,26 @@ impl AskDjango {
     }
 }
 
+fn client(at_once: usize) -> Result<reqwest::Client, reqwest::Error> {
+    // A proxy from the environment is for the way out; Django is on this network.
+    http_client::builder().no_proxy().pool_max_idle_per_host(at_once).build()
+}
+
+async fn exchange(http: &reqwest::Client, url: reqwest::Url, headers: HeaderMap) -> Result<Reply, Silence> {
+    let answer = http.get(url).headers(headers).send().await.map_err(BodyError::from)?;
+    match answer.status() {
+        StatusCode::OK => {}
+        StatusCode::UNAUTHORIZED => return Ok(Reply::Unauthorized),
+        StatusCode::FORBIDDEN => return Ok(Reply::Forbidden),
+        status => return Err(Silence::Status { status, to: http_client::redirected_to(answer.headers()) }),
+    }
+    let body = http_client::body(answer, MAX_ANSWER).await?;
+    reply(&body).map_err(Silence::Malformed)
+}
+
 /// Why an answer is none.
 #[derive(Debug, thiserror::Error)]
-enum Silence {
+pub(crate) enum Silence {
     #[error("did not answer within {} s", .0.as_secs_f64())]
     Late(Duration),
     #[error("answered {}{to}", status.as_u16())]

@@ -91,6 +91,13 @@ impl Jwks {
         Ok(Self { source, http, state: watch::Sender::default(), wanted: Notify::new(), over })
     }
 
+    /// Reads it once; how many of its keys are of use.
+    pub(crate) async fn try_once(source: &Source) -> Result<usize, JwksError> {
+        let late = || JwksError::Late(source.to_string());
+        let jwks = Self::new(source.clone()).map_err(|error| JwksError::Url(source.to_string(), error.into()))?;
+        timeout(READ_TIME, jwks.read()).await.map_err(|_late| late())?.map(|(keys, _)| keys.len())
+    }
+
     /// Whether it is read from there.
     pub(crate) fn is_of(&self, source: &Source) -> bool {
         self.source == *source

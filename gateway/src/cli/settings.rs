@@ -7,6 +7,7 @@ use clap::ArgMatches;
 
 use crate::config::{Collected, Config, ConfigErrors, RoomPolicy, SETTINGS, Source, collect, read_settings};
 use crate::files::Files;
+use crate::http_client;
 use crate::memory::limit_here;
 
 /// Collects the settings of a command line.
@@ -102,6 +103,10 @@ pub fn show(collected: &Collected, config: &Config) -> String {
             Some(_) if setting.secret && collected.source(setting.name) != Source::Default => "(hidden)".to_owned(),
             Some(value) => match here(setting.name).filter(|_| value == "0") {
                 Some(here) => format!("{value} ({here})"),
+                // User, password and query of a URL may be secrets.
+                None if value.contains("://") && ["jwks", "auth-url", "otlp-endpoint"].contains(&setting.name) => {
+                    reqwest::Url::parse(value).map_or_else(|_| "(hidden)".to_owned(), |url| http_client::shown(&url))
+                }
                 None => value.to_owned(),
             },
         };

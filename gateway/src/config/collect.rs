@@ -72,8 +72,12 @@ impl Collected {
     pub fn check_environment(&mut self, names: impl IntoIterator<Item = String>) -> Result<(), ConfigErrors> {
         let mut odd: Vec<String> = names.into_iter().filter_map(|name| misspelt(&name)).collect();
         odd.sort();
-        let strict = self.get("strict-env").is_some_and(|text| !matches!(text, "0" | "false" | "no" | "off"));
-        if strict && !odd.is_empty() {
+        let strict = self.get("strict-env").map(str::to_ascii_lowercase);
+        let is_strict = strict.is_some_and(|text| !matches!(text.as_str(), "0" | "false" | "no" | "off"));
+        if is_strict && !odd.is_empty() {
+            if let Err(ConfigErrors(others)) = super::Config::from_collected(self) {
+                odd.extend(others);
+            }
             return Err(ConfigErrors(odd));
         }
         self.odd = odd;
@@ -225,6 +229,11 @@ fn read_file(text: &str, bridges: &mut Vec<Table>, errors: &mut Vec<String>) -> 
                     bridges.push(read_bridge(number + 1, bridge, errors));
                 }
             }
+            // What one holds that is none is told of by its keys.
+            toml::Value::Table(section) if section.is_empty() && !is_section(&key) => {
+                let nearest = sections().min_by_key(|known| strsim::levenshtein(known, &key)).unwrap_or_default();
+                errors.push(format!("[{key}]: no such section; did you mean [{nearest}]?"));
+            }
             toml::Value::Table(section) => {
                 for (inner, value) in section {
                     insert(&mut values, format!("{key}.{inner}"), value, errors);
@@ -271,6 +280,14 @@ fn insert(values: &mut HashMap<String, String>, key: String, value: toml::Value,
         }
     };
     values.insert(key, text);
+}
+
+fn sections() -> impl Iterator<Item = &'static str> {
+    SETTINGS.iter().filter_map(|setting| Some(setting.name.split_once('.')?.0))
+}
+
+fn is_section(name: &str) -> bool {
+    sections().any(|known| known == name)
 }
 
 fn unknown_key(key: &str) -> String {

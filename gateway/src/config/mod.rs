@@ -237,10 +237,7 @@ impl Config {
         let config = reader.read();
         reader.errors.sort();
         reader.errors.dedup();
-        match config {
-            Some(config) if reader.errors.is_empty() => Ok(config),
-            _ => Err(ConfigErrors(reader.errors)),
-        }
+        if reader.errors.is_empty() { Ok(config) } else { Err(ConfigErrors(reader.errors)) }
     }
 
     /// Whether this is a proxy of ours.
@@ -460,8 +457,22 @@ mod tests {
             config(&[], &[("GATEWAY_LISTEN", "nowhere"), ("GATEWAY_ROOM_POLICY", "all")], "[limits]\nframe_byte = 1\n")
                 .unwrap_err();
         assert!(errors.iter().any(|error| error.contains("limits.frame_byte") && error.contains("limits.frame_bytes")));
-        let errors = config(&[], &[("GATEWAY_LISTEN", "nowhere"), ("GATEWAY_ROOM_POLICY", "all")], "").unwrap_err();
-        assert_eq!(errors.len(), 2, "{errors:?}");
+        let wrong = [
+            ("listen", "nowhere"),
+            ("internal-listen", "9000"),
+            ("room-policy", "all"),
+            ("log-format", "xml"),
+            ("database-wait-seconds", "long"),
+            ("auth-at-once", "many"),
+            ("strict-env", "maybe"),
+        ];
+        let errors = config(&wrong, &[], "").unwrap_err();
+        assert!(errors.len() == wrong.len(), "{errors:?}");
+        for section in ["[limts]\n", "[extra]", "limts = {}"] {
+            let errors = config(&[], &[], section).unwrap_err();
+            assert!(errors.len() == 1 && errors[0].contains("no such section; did you mean ["), "{errors:?}");
+        }
+        assert!(config(&[], &[], "[limits]\n[drain]\n").is_ok());
     }
 
     #[test]

@@ -69,6 +69,13 @@ impl Reading<'_> {
         let keys: Vec<ApiKey> =
             self.list("api-key").iter().enumerate().map(|(index, text)| ApiKey::parse(text, index + 1)).collect();
         for (index, key) in keys.iter().enumerate() {
+            let whole = key.whole.expose_secret();
+            if key.prefix == 0 && whole.ends_with(':') {
+                self.errors.push(format!("api-key: entry {} has a name and no key", index + 1));
+            }
+            if !whole.bytes().all(|byte| matches!(byte, b' '..=b'~')) {
+                self.errors.push(format!("api-key: entry {} has characters that no header carries", index + 1));
+            }
             if keys[..index].iter().any(|other| other.name == key.name) {
                 self.errors.push(format!("api-key: two keys are called {}", key.name));
             }
@@ -135,6 +142,10 @@ mod tests {
         let keys = config(&[], &[], file).unwrap().api_keys;
         assert!(keys.len() == 2 && keys[0].is("a,b"), "{keys:?}");
         assert!(config(&[], &[], "").unwrap().api_keys.is_empty());
+        for wrong in ["shop:", "shop:schlüssel", "a,b\u{7f}", "tab\there"] {
+            let error = config(&[("api-key", wrong)], &[], "").unwrap_err().join("\n");
+            assert!(error.contains("api-key: entry") && !error.contains(wrong), "{error}");
+        }
         let twice = config(&[("api-key", "shop:one,shop:canary")], &[], "").unwrap_err();
         assert_eq!(twice, ["api-key: two keys are called shop"]);
     }

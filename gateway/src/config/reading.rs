@@ -18,8 +18,10 @@ pub(super) struct Reading<'a> {
 }
 
 impl Reading<'_> {
-    pub(super) fn read(&mut self) -> Option<Config> {
+    pub(super) fn read(&mut self) -> Config {
         let dev = self.flag("dev");
+        // It is `collect` that goes by it, and notes no mistakes.
+        self.flag("strict-env");
         let layer = self.layer();
         let user_group = self.text("user-group");
         if let Err(why) = crate::names::check_template(&user_group, layer.raw_group_names) {
@@ -88,9 +90,9 @@ impl Reading<'_> {
         if !["sqlite", "postgres", "postgresql", "mysql", "mariadb"].contains(&scheme.as_str()) {
             self.errors.push("database-url: must begin with sqlite:, postgres:// or mysql://".to_owned());
         }
-        Some(Config {
-            listen: self.address("listen")?,
-            internal_listen: self.address("internal-listen")?,
+        Config {
+            listen: self.address("listen"),
+            internal_listen: self.address("internal-listen"),
             layer,
             namespace,
             user_group,
@@ -141,7 +143,7 @@ impl Reading<'_> {
             drain,
             retention,
             bridges: self.bridges(),
-        })
+        }
     }
 
     fn log_level(&mut self) -> Option<String> {
@@ -242,16 +244,16 @@ impl Reading<'_> {
     /// A time that must be some: what is given up at once is never had.
     pub(super) fn some_time(&mut self, key: &str) -> Duration {
         const LEAST: Duration = Duration::from_millis(100);
-        let seconds: f64 = self.number(key);
-        let time = Duration::try_from_secs_f64(seconds).ok().filter(|time| *time >= LEAST);
+        let seconds = self.text(key).parse().ok().map(Duration::try_from_secs_f64);
+        let time = seconds.and_then(Result::ok).filter(|time| *time >= LEAST);
         time.unwrap_or_else(|| self.wrong(key, "must be a number of seconds, at least 0.1", LEAST))
     }
 
     /// A number of things that happen at the same time, of which there must be one.
     fn at_once(&mut self, key: &str) -> usize {
         const MOST: usize = 65_536;
-        match self.number(key) {
-            number if (1..=MOST).contains(&number) => number,
+        match self.text(key).parse() {
+            Ok(number) if (1..=MOST).contains(&number) => number,
             _ => self.wrong(key, "must be a number from 1 to 65536", 1),
         }
     }
@@ -259,9 +261,9 @@ impl Reading<'_> {
     /// Less than an envelope may have would let nothing large through.
     fn publish_bytes(&mut self) -> u32 {
         const LEAST: u32 = 4 << 20;
-        match self.number("limits.publish_bytes") {
-            bytes if bytes >= LEAST => bytes,
-            _ => self.wrong("limits.publish_bytes", "must be at least 4194304", LEAST),
+        match self.text("limits.publish_bytes").parse() {
+            Ok(bytes) if bytes >= LEAST => bytes,
+            _ => self.wrong("limits.publish_bytes", "must be a number, at least 4194304", LEAST),
         }
     }
 
@@ -272,10 +274,12 @@ impl Reading<'_> {
         }
     }
 
+    /// 0 is no limit but that of what is stored.
     fn data_bytes(&mut self) -> usize {
-        match self.number("limits.data_bytes") {
-            bytes if bytes <= persistence::MAX_DATA_BYTES => bytes,
-            _ => self.wrong("limits.data_bytes", "at most 1048576", 0),
+        match self.text("limits.data_bytes").parse() {
+            Ok(0) => persistence::MAX_DATA_BYTES,
+            Ok(bytes) if bytes <= persistence::MAX_DATA_BYTES => bytes,
+            _ => self.wrong("limits.data_bytes", "must be a number, at most 1048576", 0),
         }
     }
 
@@ -295,15 +299,14 @@ impl Reading<'_> {
         self.list(key).into_iter().map(SecretString::from).collect()
     }
 
-    fn address(&mut self, key: &str) -> Option<SocketAddr> {
+    fn address(&mut self, key: &str) -> SocketAddr {
         let text = self.text(key);
         // `localhost:8000` is what people type.
         let parsed =
             text.strip_prefix("localhost:").map_or_else(|| text.parse(), |port| format!("127.0.0.1:{port}").parse());
-        match parsed {
-            Ok(address) => Some(address),
-            Err(_) => self.wrong(key, "must be an address and a port, like 127.0.0.1:8000", None),
-        }
+        parsed.unwrap_or_else(|_| {
+            self.wrong(key, "must be an address and a port, like 127.0.0.1:8000", ([127, 0, 0, 1], 0).into())
+        })
     }
 
     fn networks(&mut self, key: &str) -> Vec<IpNet> {

@@ -240,7 +240,7 @@ pub const SETTINGS: &[Setting] = &[
     text(
         "limits.data_bytes",
         Some("16384"),
-        "Bytes of the data that a sender may give beside the text of a message, at most 1048576; over it too_large. 0: none",
+        "Bytes of the data that a sender may give beside the text of a message, at most 1048576; over it too_large. 0: that many",
     ),
     text("limits.outbox_bytes", Some("1048576"), "Bytes that may wait for a slow client; over it close 4008"),
     text(

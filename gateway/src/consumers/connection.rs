@@ -147,7 +147,7 @@ fn consumer_failed(ctx: &Context, what: &'static str) {
     if let Some(times) = LINE.again() {
         let socket = ctx.socket();
         tracing::warn!(
-            channel = %socket.channel_name, user = ?socket.user, times,
+            channel = %socket.channel_name, user = &*socket.user, times,
             "{what} of the consumer at {} failed: its socket ends", logged(&socket.path)
         );
     }
@@ -196,7 +196,7 @@ impl Connection {
         node.metrics.connections.inc();
         node.metrics.connections_opened.inc();
         tracing::info!(
-            channel = %self.ctx.channel_name(), user = ?self.ctx.username(), worker = self.consumer.worker(),
+            channel = %self.ctx.channel_name(), user = &**self.ctx.username(), worker = self.consumer.worker(),
             "WSCONNECT {}", logged(&self.ctx.socket().path)
         );
         show(node, self.ctx.socket(), None);
@@ -224,7 +224,7 @@ impl Connection {
         let socket = self.ctx.socket();
         let seconds = (time::OffsetDateTime::now_utc() - socket.since).whole_seconds().max(0);
         tracing::info!(
-            channel = %socket.channel_name, user = ?socket.user, code, reason = %reason.text(), seconds,
+            channel = %socket.channel_name, user = &*socket.user, code, reason = %reason.text(), seconds,
             frames = self.frames, "WSDISCONNECT {} {reason}", logged(&socket.path)
         );
         show(&node, socket, Some(code));

@@ -151,7 +151,7 @@ impl Visit {
                 }
                 None => {
                     tracing::warn!(
-                        channel = %socket.channel_name, user = ?socket.user, path = bridge.path(),
+                        channel = %socket.channel_name, user = &*socket.user, path = bridge.path(),
                         subprotocol = ?accepted.subprotocol,
                         "an application accepted with a subprotocol or a header that no answer can carry"
                     );

@@ -190,7 +190,7 @@ impl Hub {
                     self.metrics.inbox_full.inc();
                     if let Some(times) = self.warnings.again("inbox", "full") {
                         tracing::warn!(
-                            event_type = event.event_type(), channel = %socket.channel_name, user = ?socket.user, times,
+                            event_type = event.event_type(), channel = %socket.channel_name, user = &*socket.user, times,
                             "an event was dropped: the consumer's own handlers take longer than its events come. \
                              Have them wait for less, or make them shared"
                         );

@@ -14,7 +14,9 @@ use tokio::sync::Notify;
 use tokio::time::timeout;
 use uuid::Uuid;
 
+use crate::auth::{AskDjango, Jwks};
 use crate::config::Config;
+use crate::http_client;
 use crate::layer;
 use crate::redis;
 use crate::storing::store::store_options;
@@ -90,7 +92,25 @@ pub async fn check_live(config: &Config) -> Findings {
         found.clock("Redis", time);
     }
     found.warnings.extend(redis::other_layer(&config.layer).await);
+    sign_in(config, &mut found).await;
     found
+}
+
+/// Who is asked about visitors.
+async fn sign_in(config: &Config, found: &mut Findings) {
+    if let Some(source) = &config.jwks {
+        match Jwks::try_once(source).await {
+            Ok(0) => found.warn("the JWKS has no key that is of use here".to_owned()),
+            Ok(keys) => found.good(format!("the JWKS has keys: {keys}")),
+            Err(error) => found.wrong("the JWKS", &error),
+        }
+    }
+    if let Some(url) = &config.auth_url {
+        match AskDjango::try_once(url, config.auth_secret.as_ref(), config.auth_time).await {
+            Ok(()) => found.good("ask Django is answered".to_owned()),
+            Err(why) => found.errors.push(format!("ask Django, {}: it {why}", http_client::shown(url))),
+        }
+    }
 }
 
 /// Returns the deployment's id, if there is one yet.

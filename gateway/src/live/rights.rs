@@ -166,12 +166,11 @@ async fn real_keys(
             found.errors.push(format!("{key} in Redis is no stream: delete it, or choose another --namespace"));
         }
     }
-    if let Some(deployment) = deployment {
-        match Deployment::new(server.clone(), config, deployment).look().await {
-            Ok(()) => {}
-            Err(DeploymentError::Unavailable(failed)) => return Err(failed),
-            Err(error) => found.errors.push(error.to_string()),
-        }
+    // A database that is empty gets an id that no Redis knows.
+    match Deployment::new(server.clone(), config, deployment.unwrap_or_default()).look().await {
+        Ok(()) => {}
+        Err(DeploymentError::Unavailable(failed)) => return Err(failed),
+        Err(error) => found.errors.push(error.to_string()),
     }
     Ok(())
 }

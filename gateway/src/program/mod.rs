@@ -93,7 +93,11 @@ async fn command(matches: &clap::ArgMatches, routes: Router) -> ExitCode {
     };
     let config = match Config::from_collected(&collected) {
         Ok(config) => config,
-        Err(errors) => return wrong_settings(&errors),
+        Err(errors) => {
+            // A misspelt variable may be why.
+            config::warnings(&collected).iter().for_each(|warning| complain(&format!("warning: {warning}")));
+            return wrong_settings(&errors);
+        }
     };
     let result = match command {
         "config" => {

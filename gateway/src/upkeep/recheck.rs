@@ -112,7 +112,7 @@ impl Due {
         if self.set(NEVER) {
             count(node, reason, 1);
             let socket = &self.socket;
-            tracing::info!(channel = %socket.channel_name, user = ?socket.user, reason, "a sign-in is over");
+            tracing::info!(channel = %socket.channel_name, user = &*socket.user, reason, "a sign-in is over");
             socket.close(close);
         }
     }
