@@ -1,6 +1,7 @@
 """Consumers of groups as sites have them, the Channels tutorial's among them, word for word."""
 
 import asyncio
+import contextlib
 import json
 import os
 
@@ -144,8 +145,17 @@ class NotShared(AsyncJsonWebsocketConsumer):
         await self.close(4001)
 
     @shared
+    async def closes_quietly(self, event):
+        with contextlib.suppress(BaseException):
+            await self.close(4002)
+
+    @shared
     async def reads(self, event):
         await self.send_json(self.scope["path"])
+
+    @shared
+    async def reads_all(self, event):
+        await self.send_json(sorted(vars(self).keys() & {"mine", "scope"}))
 
     @shared
     async def fails(self, event):
@@ -180,6 +190,27 @@ class Stays(AsyncJsonWebsocketConsumer):
         await self.send_json({"by": event["by"], "number": event["number"], **self.gateway_state})
 
 
+class JoinsLate(AsyncJsonWebsocketConsumer):
+    """Joins a group while its worker leaves, and says when it goes on."""
+
+    gateway_reattach = True
+
+    async def connect(self):
+        if self.scope["extensions"].get("gateway.reattach"):
+            print("goes on", flush=True)
+            await self.channel_layer.group_add("late", self.channel_name)
+        await self.accept()
+
+    async def receive_json(self, content):
+        await self.send_json("begun")
+        await asyncio.sleep(content)
+        await self.channel_layer.group_add("late", self.channel_name)
+        await self.channel_layer.group_send("late", {"type": "late"})
+
+    async def late(self, event):
+        await self.send_json("late")
+
+
 class Greets(Stays):
     """The same on another server, or one that does not ask for it."""
 
@@ -199,6 +230,51 @@ class Lingers(AsyncJsonWebsocketConsumer):
 
     async def said(self, event):
         await self.send_json(event["text"])
+
+
+class Late(AsyncWebsocketConsumer):
+    """Joins and leaves groups when its client has gone."""
+
+    #: Whether it has begun to wait for `may_join`, or to connect.
+    waits: asyncio.Event
+    may_join: asyncio.Event
+    #: What was done, in its order.
+    done = []
+
+    async def joins(self, where):
+        await self.channel_layer.group_add("late", self.channel_name)
+        await self.channel_layer.group_discard("late", self.channel_name)
+        Late.done.append(where)
+
+    async def connect(self):
+        if self.scope["query_string"] != b"connect":
+            await self.accept()
+            return
+        Late.waits.set()
+        await Late.may_join.wait()
+        await self.joins("connect")
+
+    async def receive(self, text_data):
+        Late.waits.set()
+        await Late.may_join.wait()
+        await self.joins("receive")
+
+    async def disconnect(self, code):
+        await self.joins("disconnect")
+        Late.done.append(code)
+
+
+class LateSync(WebsocketConsumer):
+    """The synchronous one; the node is told of the end while it joins."""
+
+    def connect(self):
+        async_to_sync(self.channel_layer.group_add)("late", self.channel_name)
+        Late.done.append("connect")
+
+    def disconnect(self, code):
+        async_to_sync(self.channel_layer.group_add)("late", self.channel_name)
+        async_to_sync(self.channel_layer.group_discard)("late", self.channel_name)
+        Late.done += ["disconnect", code]
 
 
 class Ordered(JsonWebsocketConsumer):
@@ -236,7 +312,10 @@ def application():
         path("ws/not-shared/", NotShared.as_asgi()),
         path("ws/stays/", Stays.as_asgi()),
         path("ws/greets/", Greets.as_asgi()),
+        path("ws/joins-late/", JoinsLate.as_asgi()),
         path("ws/lingers/", Lingers.as_asgi()),
+        path("ws/late/", Late.as_asgi()),
+        path("ws/late-sync/", LateSync.as_asgi()),
         path("ws/ordered/", Ordered.as_asgi()),
         path("ws/asks/", Asks.as_asgi()),
     ]

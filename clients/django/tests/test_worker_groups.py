@@ -22,13 +22,13 @@ from channels_redis.pubsub import RedisPubSubChannelLayer
 from django.conf import settings
 from django.test import TransactionTestCase, override_settings, tag
 
-from channel_gateway.testing import Node
+from channel_gateway.testing import GatewayCommunicator, Node
 from channel_gateway.worker.layer import GatewayLayer
 
 from . import group_consumers
 from .bridge import SECRET
 from .clients import GatewayClient, Refused, until
-from .group_consumers import Counted
+from .group_consumers import Counted, Late
 from .run import WITH_US, free_port, redis_at
 from .test_worker_live import LONG, Live, WithGateway, knows_bridges
 
@@ -164,6 +164,27 @@ class ConsumerOfGroupsCases:
         for each in clients:
             self.assertEqual((await each.ended())[0], 1011)
         self.assertEqual(Counted.runs["fails"], 3)
+
+    async def test_groups_of_a_client_that_has_left(self):
+        server = await self.serve(group_consumers.application())
+        for where in ("connect", "receive"):
+            Late.waits, Late.may_join, Late.done = asyncio.Event(), asyncio.Event(), []
+            if where == "connect":
+                communicator = GatewayCommunicator(self.node.url + "/ws/late/?connect")
+                opening = asyncio.ensure_future(communicator.connect(30))
+                await Late.waits.wait()
+                communicator._writer.transport.abort()
+                with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+                    await opening
+            else:
+                client = await server.client("/ws/late/")
+                await client.say("x")
+                await Late.waits.wait()
+                await client.vanish()
+            await until(lambda: all(each.instance.closed for each in server.worker.mailboxes.values()))
+            Late.may_join.set()
+            await until(lambda: len(Late.done) == 3)
+            self.assertEqual(Late.done, [where, "disconnect", 1006])
 
     async def test_own_and_group_keep_the_senders_order(self):
         server = await self.serve(group_consumers.application())
@@ -600,6 +621,43 @@ class ReattachTests(unittest.IsolatedAsyncioTestCase):
                 self.assertEqual(numbers, sorted(set(numbers)))
                 self.assertEqual(numbers[-1], count - 1)
                 self.assertGreaterEqual(len(numbers), count - 3)
+
+    async def test_what_a_group_brings_that_is_joined_while_leaving(self):
+        await self.start_node()
+        first = await self.start_worker(1)
+        await self.linked(1)
+        client = await GatewayClient.open(self.node.url, "/ws/joins-late/")
+        await client.say("1")
+        self.assertEqual(json.loads(await client.hears()), "begun")
+        await self.start_worker(2)
+        await self.linked(2)
+        first.send_signal(signal.SIGTERM)
+        self.assertEqual(json.loads(await client.hears()), "late")
+        await client.close()
+
+    async def test_a_socket_that_has_ended_goes_on_nowhere(self):
+        await self.start_node()
+        first = await self.start_worker(1)
+        await self.linked(1)
+        client = await GatewayClient.open(self.node.url, "/ws/joins-late/")
+        await client.say("0")
+        self.assertEqual(json.loads(await client.hears()), "begun")
+        first.send_signal(signal.SIGTERM)
+        # Nobody takes new ones, so nobody takes this one; then it is gone.
+        with self.assertRaises(Refused):
+            while True:
+                await (await GatewayClient.open(self.node.url, "/ws/joins-late/")).close()
+        await client.close(4000)
+        while await self.metric('gateway_bridge_sockets{path="/"}'):
+            await asyncio.sleep(0.05)
+        await asyncio.to_thread(first.wait, 60)
+        await self.start_worker(2)
+        await self.linked(1)
+        another = await GatewayClient.open(self.node.url, "/ws/joins-late/")
+        await another.say("0")
+        self.assertEqual(json.loads(await another.hears()), "begun")
+        self.assertNotIn("goes on", (self.directory / "log-2").read_text())
+        await another.close()
 
     async def test_without_it_all_are_told_to_come_back_spread(self):
         _, heard = await self.under_publishers("/ws/greets/", self.leave_alone)

@@ -214,10 +214,7 @@ impl Link {
     }
 
     fn join(&self, seat: &Arc<Seat>, group: &str) {
-        if seat.is_detached() {
-            return self.joined(seat, group, true);
-        }
-        match seat.client().join(group) {
+        match seat.client().join(group, seat.is_detached()) {
             Joining::Joined => self.joined(seat, group, true),
             Joining::Refused => self.joined(seat, group, false),
             Joining::Later(join) => {

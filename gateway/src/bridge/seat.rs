@@ -39,7 +39,7 @@ pub(crate) trait Client: Send + Sync {
     fn seated(&self, seat: &Arc<Seat>);
 
     /// Adds it to a group.
-    fn join(&self, group: &str) -> Joining;
+    fn join(&self, group: &str, leaves: bool) -> Joining;
 
     /// Takes it out of a group.
     fn leave(&self, group: &str);

@@ -115,10 +115,15 @@ impl LinkedSocket {
         self.current.lock().seated.clone()
     }
 
+    /// Whether the socket has ended, or is about to.
+    fn is_over(&self) -> bool {
+        self.socket.closing().is_some() || self.groups.state.lock().is_over
+    }
+
     /// Goes on with another worker, or has the client come back.
     async fn go_on(self: Arc<Self>) {
         let moved = self.move_on().await;
-        let is_over = self.socket.closing().is_some() || self.groups.state.lock().is_over;
+        let is_over = self.is_over();
         // One that was closed for what it had to hold is over by then.
         if moved.is_some() || !is_over || self.groups.has_overflowed() {
             self.bridge.moved(moved);
@@ -154,10 +159,13 @@ impl LinkedSocket {
             self.bridge.turn_to_move().await
         };
         let _turn = timeout(seat.window().max(HOLD_TIME), turn).await.ok()??;
+        if self.is_over() {
+            return None;
+        }
         let begun = self.groups.hold(seat);
         let deadline = begun + HOLD_TIME;
         timeout_at(deadline, seat.has_ended()).await.ok()?;
-        if self.socket.closing().is_some() {
+        if self.is_over() {
             return None;
         }
         let (left, attempt) = (seat.left(), self.moves.fetch_add(1, Ordering::Relaxed) + 1);
@@ -376,12 +384,14 @@ impl Client for LinkedSocket {
         self.groups.hearing.lock().seat = Arc::downgrade(seat);
     }
 
-    fn join(&self, group: &str) -> Joining {
+    fn join(&self, group: &str, leaves: bool) -> Joining {
         // A name that the layer refuses would hold up all that is joined together with it.
         let Ok(name) = self.node.names.plain(group) else { return Joining::Refused };
         {
             let mut state = self.groups.state.lock();
-            state.stale.retain(|stale| *stale != name);
+            if !leaves {
+                state.stale.retain(|stale| *stale != name);
+            }
             if state.joined.contains(&name) {
                 return Joining::Joined;
             }
@@ -389,6 +399,10 @@ impl Client for LinkedSocket {
                 return Joining::Refused;
             }
             state.joined.push(name.clone());
+            if leaves {
+                // What it brings is for the successor, if that joins it too.
+                state.stale.push(name.clone());
+            }
         }
         if self.node.hub.listen_now(&self.socket, &name) {
             return Joining::Joined;
@@ -455,12 +469,12 @@ impl Client for LinkedSocket {
 
     fn failed(&self, why: &str) {
         let why = why.escape_debug();
-        tracing::warn!(channel = %self.socket.channel_name, user = ?self.socket.user, "the application failed on {:?}: {why}", self.socket.path);
+        tracing::warn!(channel = %self.socket.channel_name, user = &*self.socket.user, "the application failed on {:?}: {why}", self.socket.path);
     }
 
     fn cancelled(&self, worker: &str) {
         tracing::warn!(
-            channel = %self.socket.channel_name, user = ?self.socket.user, worker, path = self.bridge.path(),
+            channel = %self.socket.channel_name, user = &*self.socket.user, worker, path = self.bridge.path(),
             "a consumer had not returned 10 s after its disconnect and was cancelled"
         );
     }
