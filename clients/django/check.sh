@@ -51,7 +51,7 @@ wheels() {
     profile=dev path="$PWD/tests/bin:$PATH"
   fi
   "$environments/5.2/bin/python" -m build --wheel --no-isolation --outdir "$1" . &&
-    PATH=$path PROFILE=$profile MATURIN=$environments/swap/bin/maturin server/build.sh "$1"
+    CARGO_TERM_QUIET=true PATH=$path PROFILE=$profile MATURIN=$environments/swap/bin/maturin server/build.sh "$1"
 }
 
 install

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Sequence
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 from django.apps import AppConfig
 from django.conf import settings
@@ -19,6 +20,7 @@ from django.utils.module_loading import import_string
 
 from .backends import BACKENDS
 from .conf import MIN_SECRET_BYTES, Conf, read
+from .policy import REQUIRED
 from .toml import CORE, PUBSUB, allowed_origins, database_url, layer_kind, redis_url, session_engine, sign_in
 
 TAG = "gateway"
@@ -151,7 +153,8 @@ def _shared_redis() -> Iterable[CheckMessage]:
         if "redis" not in str(cache.get("BACKEND", "")).lower():
             continue
         where = cache.get("LOCATION") or ""
-        places = {_place(each) for each in (where.split(",") if isinstance(where, str) else where)}
+        database = (cache.get("OPTIONS") or {}).get("db", 0)
+        places = {_place(each, database) for each in (where.split(",") if isinstance(where, str) else where)}
         if places & layer:
             yield Warn(
                 f"The cache '{alias}' is in the same Redis database as the channel layer: cache.clear() deletes the"
@@ -161,9 +164,8 @@ def _shared_redis() -> Iterable[CheckMessage]:
             )
 
 
-def _place(url: Any) -> tuple[str, int, str]:
-    from urllib.parse import urlsplit
-
+def _place(url: Any, database: Any = 0) -> tuple[str, int, str]:
+    """Where a URL leads, as redis-py reads it; ``database`` where it names none."""
     parts = urlsplit(str(url).strip())
     host = parts.hostname or parts.path
     host = "localhost" if host in ("127.0.0.1", "::1") else host
@@ -171,7 +173,9 @@ def _place(url: Any) -> tuple[str, int, str]:
         port = parts.port or 6379
     except ValueError:
         port = 6379
-    return host, port, (parts.path.strip("/") or "0") if parts.hostname else "0"
+    in_query = parse_qs(parts.query).get("db", [""])[0]
+    in_path = parts.path.strip("/") if parts.hostname else ""
+    return host, port, in_query or in_path or str(database)
 
 
 def _names(found: Conf) -> Iterable[CheckMessage]:
@@ -205,8 +209,15 @@ def _refused(message: str) -> CheckMessage:
 
 
 def _sessions(found: Conf) -> Iterable[CheckMessage]:
-    wrong = session_engine()[1]
-    if wrong and "session" in sign_in(found):
+    wrong, ways = session_engine()[1], sign_in(found)
+    if wrong and ways == ("jwt",) and found.sign_in is None and "django.contrib.sessions" in settings.INSTALLED_APPS:
+        yield Warn(
+            f"Sessions are no way to sign in, only tokens are, as the gateway cannot read the sessions: {wrong}.",
+            hint="Say GATEWAY['SIGN_IN'] = ['jwt'] if that is meant, or let the gateway ask Django (AUTH_URL,"
+            " AUTH_SECRET).",
+            id="gateway.W009",
+        )
+    if wrong and "session" in ways:
         yield Error(
             f"The gateway cannot read the sessions: {wrong}.",
             hint="Take 'session' out of GATEWAY['SIGN_IN'], and let the gateway ask Django (AUTH_URL, AUTH_SECRET) or"
@@ -218,7 +229,7 @@ def _sessions(found: Conf) -> Iterable[CheckMessage]:
 def _classes(found: Conf) -> Iterable[CheckMessage]:
     policy, backend = "channel_gateway.policy.Policy", "channel_gateway.backends.Backend"
     for key, path, default, methods in (
-        ("POLICY", found.policy, policy, ("rooms", "can_enter", "user", "expires_at")),
+        ("POLICY", found.policy, policy, REQUIRED),
         ("BACKEND", BACKENDS.get(found.backend, found.backend), backend, ("send",)),
     ):
         try:

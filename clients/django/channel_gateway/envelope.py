@@ -154,7 +154,15 @@ def _recipients(to: Any, depth: int) -> Iterator[str]:
 def users(to: Any) -> list[str]:
     """``user:NAME`` for users and for names of users."""
     each = [to] if _is_one(to) else list(to)
-    return [f"user:{names.name_of(user)}" for user in each]
+    return [f"user:{name_of(user)}" for user in each]
+
+
+def name_of(user: Any) -> str:
+    """What the gateway calls a user. Raises ``InvalidEvent`` for what is none, too."""
+    try:
+        return names.name_of(user)
+    except TypeError as error:
+        raise InvalidEvent(str(error)) from error
 
 
 def rooms(to: Any) -> list[str]:
@@ -277,6 +285,11 @@ def _check_kinds(type: str, everyone: list[str]) -> None:
         raise InvalidEvent("everyone cannot be one of several")
 
 
+def _no_number(word: str) -> None:
+    """NaN and Infinity: Python reads them, browsers do not."""
+    raise ValueError(f"{word} is no JSON")
+
+
 def _check_data(type: str, data: Mapping[str, Any]) -> None:
     if type in ("chat", "notification"):
         if "message" not in data:
@@ -301,13 +314,14 @@ def _check_data(type: str, data: Mapping[str, Any]) -> None:
             raise InvalidEvent(f"data.reason is over {MAX_REASON_BYTES} bytes")
     elif type == "gateway.send":
         try:
-            frame = json.loads(text("data.text", data.get("text")))
-        except ValueError as error:
+            frame = json.loads(text("data.text", data.get("text")), parse_constant=_no_number)
+        except (ValueError, RecursionError) as error:
             raise InvalidEvent("data.text must be a JSON object") from error
         if not isinstance(frame, dict):
             raise InvalidEvent("data.text must be a JSON object")
-        if frame.get("type") in OWN_FRAMES:
-            raise InvalidEvent(f"a frame of the site's own may not have the type {frame['type']!r}")
+        kind = frame.get("type")
+        if isinstance(kind, (list, dict)) or kind in OWN_FRAMES:
+            raise InvalidEvent(f"a frame of the site's own may not have the type {kind!r}")
     elif type in ("member.add", "member.remove"):
         members = data.get("users")
         if not isinstance(members, (list, tuple)) or not members:

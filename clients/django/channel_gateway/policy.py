@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from datetime import datetime
-from typing import Any
+from typing import Any, Final
 
 from django.http import HttpRequest
+from django.utils.module_loading import import_string
+
+from .conf import conf
 
 
 class Policy:
@@ -33,3 +36,23 @@ class Policy:
     def expires_at(self, user: Any, request: HttpRequest) -> datetime | None:
         """When a sign-in by ``auth/`` ends. ``None``: the gateway asks again every few minutes instead."""
         return None
+
+
+#: What a class has to have that does not inherit; the rest is the default's.
+REQUIRED: Final = ("rooms", "can_enter")
+_OPTIONAL: Final = ("user", "expires_at")
+
+
+class _Completed(Policy):
+    """A class of the site's that does not inherit."""
+
+    def __init__(self, own: Any) -> None:
+        for name in (*REQUIRED, *_OPTIONAL):
+            if name in REQUIRED or callable(getattr(own, name, None)):
+                setattr(self, name, getattr(own, name))
+
+
+def policy() -> Policy:
+    """The site's policy."""
+    own = import_string(conf().policy)()
+    return own if isinstance(own, Policy) else _Completed(own)

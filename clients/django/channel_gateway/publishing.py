@@ -10,7 +10,7 @@ from typing import Any
 
 from django.db import DEFAULT_DB_ALIAS, transaction
 
-from . import envelope, names, relay, seldom
+from . import envelope, relay, seldom
 from .backends import backend
 from .conf import WHEN, conf
 from .envelope import Entry
@@ -145,7 +145,7 @@ def _members(
 def _message(message: Any, data: Mapping[str, Any] | None, from_user: Any) -> dict[str, Any]:
     content: dict[str, Any] = {"message": envelope.text("message", message)}
     if from_user is not None:
-        content["from_user"] = from_user if isinstance(from_user, str) else names.name_of(from_user)
+        content["from_user"] = from_user if isinstance(from_user, str) else envelope.name_of(from_user)
     if data is not None:
         content["data"] = data
     return content

@@ -60,16 +60,19 @@ def _saved(*, instance: Any, raw: bool, using: str, **_: Any) -> None:
     if raw or not before:
         return
     old = before.get(type(instance).USERNAME_FIELD)
-    if old is not None and old != instance.get_username():
-        # To the gateway that is somebody else.
+    is_renamed = old is not None and old != instance.get_username()
+    if is_renamed:
+        # To the gateway that is somebody else, and the sockets are the old one's.
         memberships.renamed(instance, str(old), using)
-        if "logout" in conf().signals and is_valid_name(str(old)):
-            with publishing.quietly("gateway.disconnect"):
-                publishing.disconnect(f"user:{old}", code=4401, reason="renamed", using=using)
-    elif before.get("is_active") and not instance.is_active:
-        _close(instance, 4403, "deactivated", using)
+        if not is_valid_name(str(old)):
+            return
+    who = str(old) if is_renamed else instance
+    if before.get("is_active") and not instance.is_active:
+        _close(who, 4403, "deactivated", using)
+    elif is_renamed and "logout" in conf().signals:
+        _close(who, 4401, "renamed", using)
     elif "password" in before and before["password"] != instance.password:
-        _close(instance, 4401, "password changed", using)
+        _close(who, 4401, "password changed", using)
 
 
 def _deleted(*, instance: Any, using: str, **_: Any) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import secrets as random
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -47,6 +47,8 @@ class NodeConfig:
     plain: dict[str, Any] = field(default_factory=dict)
     #: The same, of what nobody may see. A list has several entries.
     secret: dict[str, list[str]] = field(default_factory=dict, repr=False)
+    #: The tables of ``[[bridge]]``; their secrets are in ``secret``, as ``bridge.1.secret`` and so on.
+    bridges: list[dict[str, Any]] = field(default_factory=list)
     #: What cannot be said in the file.
     notes: list[str] = field(default_factory=list)
 
@@ -120,12 +122,37 @@ def node_config() -> NodeConfig:
         config.secret.pop(key, None)
         config.plain.pop(key, None)
         if key in _SECRETS:
-            config.secret[key] = [_text(each) for each in value] if isinstance(value, (list, tuple)) else [_text(value)]
+            config.secret[key] = _texts(value)
+        elif key == "bridge" and _has_tables(value):
+            _bridges(config, value)
+        elif isinstance(value, Mapping) or _has_tables(value):
+            raise ImproperlyConfigured(f"GATEWAY['CONFIG'] has tables in {key!r}, where the gateway has none")
         elif key in _URLS and isinstance(value, str):
             _put_url(config, key, value)
         else:
             config.plain[key] = value
     return config
+
+
+def _has_tables(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) and any(isinstance(each, Mapping) for each in value)
+
+
+def _bridges(config: NodeConfig, given: Iterable[Any]) -> None:
+    for number, table in enumerate(given, 1):
+        if not isinstance(table, Mapping):
+            raise ImproperlyConfigured(f"GATEWAY['CONFIG']['bridge'] must hold dicts only: number {number} is none")
+        plain = {str(key).replace("-", "_"): value for key, value in table.items()}
+        if any(isinstance(value, Mapping) or _has_tables(value) for value in plain.values()):
+            raise ImproperlyConfigured(f"GATEWAY['CONFIG']['bridge'] has tables in number {number}")
+        secret = plain.pop("secret", None)
+        if secret:
+            config.secret[_secret_of(number)] = _texts(secret)
+        config.bridges.append(plain)
+
+
+def _secret_of(number: int) -> str:
+    return f"bridge.{number}.secret"
 
 
 def _layer(config: NodeConfig, found: Conf) -> None:
@@ -230,6 +257,10 @@ def _session_cache_url() -> str:
     where = cache.get("LOCATION", "")
     first = where if isinstance(where, str) else (list(where) or [""])[0]
     return str(first).split(",")[0].strip()
+
+
+def _texts(value: Any) -> list[str]:
+    return [_text(each) for each in value] if isinstance(value, (list, tuple)) else [_text(value)]
 
 
 def _text(value: Any) -> str:
@@ -360,12 +391,12 @@ def _value(value: Any) -> str:
     return '"' + "".join(c if c >= " " and c != "\x7f" else f"\\u{ord(c):04x}" for c in quoted) + '"'
 
 
-def render(config: NodeConfig, directory: Path | None) -> str:
+def render(config: NodeConfig, directory: Path) -> str:
     """The file's text. ``directory`` is where the secrets are."""
     lines = ["# Settings of the channel gateway for this site, made by `manage.py gateway_config`."]
-    if config.secret and directory is not None:
+    if variables := environment(config, directory):
         lines.append(f"# Secrets are in files; the node's environment names them ({directory / ENVIRONMENT}):")
-        lines += [f"#   {each}" for each in environment(config, directory)]
+        lines += [f"#   {each}" for each in variables]
     lines += [f"# NOTE: {note}" for note in config.notes]
     sections: dict[str, list[str]] = {"": []}
     for key, value in config.plain.items():
@@ -375,7 +406,18 @@ def render(config: NodeConfig, directory: Path | None) -> str:
         if section:
             lines += ["", f"[{section}]"]
         lines += entries
+    for table in _bridge_tables(config, directory):
+        lines += ["", "[[bridge]]", *(f"{name} = {_value(value)}" for name, value in table.items())]
     return "\n".join(lines) + "\n"
+
+
+def _bridge_tables(config: NodeConfig, directory: Path) -> list[dict[str, Any]]:
+    """The tables as the file has them: no variable could name the secret of one of several."""
+    tables = []
+    for number, table in enumerate(config.bridges, 1):
+        key = _secret_of(number)
+        tables.append({**table, "secret_file": secret_path(directory, key)} if key in config.secret else table)
+    return tables
 
 
 #: Beside the secrets: what a service manager reads into the node's environment.
@@ -388,8 +430,10 @@ def secret_path(directory: Path, key: str) -> Path:
 
 
 def environment(config: NodeConfig, directory: Path) -> list[str]:
-    """``GATEWAY_…_FILE=PATH`` for each secret."""
-    return [f"{environment_name(key)}_FILE={secret_path(directory, key)}" for key in config.secret]
+    """``GATEWAY_…_FILE=PATH`` for each secret; those of ``[[bridge]]`` are named in the file."""
+    in_file = {_secret_of(number) for number in range(1, len(config.bridges) + 1)}
+    named = [key for key in config.secret if key not in in_file]
+    return [f"{environment_name(key)}_FILE={secret_path(directory, key)}" for key in named]
 
 
 def content(key: str, entries: list[str]) -> str:
@@ -463,6 +507,7 @@ def differences(config: NodeConfig, file: Path, directory: Path) -> list[str]:
             found.append(f"{key} is missing; the site has {_value(value)}")
         elif not _same(given[key], value):
             found.append(f"{key} is {_value(given[key])}; the site has {_value(value)}")
+    found += _bridge_differences(_bridge_tables(config, directory), given.get("bridge"))
     for key, entries in config.secret.items():
         if key in given:
             if not _same(given[key], entries):
@@ -478,6 +523,26 @@ def differences(config: NodeConfig, file: Path, directory: Path) -> list[str]:
                 found.append(f"{key} is another one than the site's, in {path}")
             elif path.stat().st_mode & 0o077:
                 found.append(f"{path} can be read by others: chmod 600")
+    return found
+
+
+def _bridge_differences(wanted: list[dict[str, Any]], given: Any) -> list[str]:
+    if not wanted:
+        return []
+    tables = given if _has_tables(given) else []
+    if len(tables) != len(wanted):
+        return [f"there are {len(tables)} [[bridge]]; the site has {len(wanted)}"]
+    found = []
+    for number, (table, own) in enumerate(zip(tables, wanted, strict=True), 1):
+        for key in dict.fromkeys([*own, *table]):
+            if key == "secret":
+                found.append(f"bridge {number}: secret stands in the file; the site has it in a file of its own")
+            elif key not in table:
+                found.append(f"bridge {number}: {key} is missing; the site has {_value(own[key])}")
+            elif key not in own:
+                found.append(f"bridge {number}: {key} is {_value(table[key])}; the site says nothing of it")
+            elif not _same(table[key], own[key]):
+                found.append(f"bridge {number}: {key} is {_value(table[key])}; the site has {_value(own[key])}")
     return found
 
 

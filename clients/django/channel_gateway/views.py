@@ -12,7 +12,6 @@ from django.contrib.auth import SESSION_KEY
 from django.core.exceptions import ImproperlyConfigured
 from django.http import HttpRequest, JsonResponse
 from django.utils.crypto import constant_time_compare
-from django.utils.module_loading import import_string
 from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_GET, require_http_methods
 
@@ -22,6 +21,7 @@ from .envelope import rfc3339
 from .exceptions import InvalidEvent
 from .names import is_valid_name, name_of, room_name
 from .policy import Policy
+from .policy import policy as the_policy
 from .tokens import make_token, read_token
 
 _View = TypeVar("_View", bound=Callable[..., Any])
@@ -33,10 +33,6 @@ except ImportError:  # before Django 5.1
     def login_not_required(view_func: _View) -> _View:
         """Nothing to be exempt from."""
         return view_func
-
-
-def _policy() -> Policy:
-    return import_string(conf().policy)()  # type: ignore[no-any-return]
 
 
 def _is_user(user: Any) -> bool:
@@ -65,7 +61,7 @@ def token(request: HttpRequest) -> JsonResponse:
 
     ``?room=NAME`` asks for the right to one more room: 404 if the policy does not give it.
     """
-    policy = _policy()
+    policy = the_policy()
     user = policy.user(request)
     if not _is_user(user):
         return JsonResponse({"error": "not signed in"}, status=401)
@@ -97,7 +93,7 @@ def auth(request: HttpRequest) -> JsonResponse:
     if not _knows_secret(request):
         seldom.error("auth", "a request to %s came without the right X-Gateway-Secret", request.path)
         return JsonResponse({"error": "not found"}, status=404)
-    policy = _policy()
+    policy = the_policy()
     expires_at: datetime | None = None
     user = policy.user(request)
     bearer = _bearer(request)

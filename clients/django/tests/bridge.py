@@ -137,6 +137,7 @@ class Socket:
         self.credit = 0
         self.sent = 0
         self.ends = []
+        self.is_closed = False
         self.ended = asyncio.get_running_loop().create_future()
 
     def _frame(self, kind, body):
@@ -180,6 +181,7 @@ class Socket:
 
     def closed(self, code=1000, reason=""):
         """The client's end, or the node's answer to the application's."""
+        self.is_closed = True
         self.node.write(CLOSED, self.sid, struct.pack("<H", code) + reason.encode())
 
     def pause(self, paused=True):

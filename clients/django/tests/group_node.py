@@ -31,6 +31,8 @@ class GroupNode(Node):
         # What sockets answer JOIN with, and SEND.
         self.refuses = set()
         self.sends = 0
+        # Groups at whose JOIN the client leaves.
+        self.ends_at = set()
         self.detached = set()
 
     async def dial(self, *args, **more):
@@ -41,9 +43,12 @@ class GroupNode(Node):
     def _frame(self, kind, sid, body):
         if kind == JOIN:
             group = body.decode()
-            if group not in self.refuses:
+            if group in self.ends_at and not self.sockets[sid].is_closed:
+                self.sockets[sid].closed(1006)
+            refused = group in self.refuses or self.sockets[sid].is_closed
+            if not refused:
                 self.groups.setdefault(group, []).append(sid)
-            self.write(JOINED, sid, bytes((group in self.refuses,)) + body)
+            self.write(JOINED, sid, bytes((refused,)) + body)
         elif kind == LEAVE:
             if sid in self.groups.get(body.decode(), ()) and sid not in self.detached:
                 self.groups[body.decode()].remove(sid)

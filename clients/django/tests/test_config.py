@@ -272,12 +272,60 @@ class CommandTests(SimpleTestCase):
     @gateway(SIGN_IN=["jwt"], BINARY=settings.GATEWAY["BINARY"])
     def test_the_gateway_takes_the_file(self):
         self.config("--output", str(self.file))
+        self.check_config()
+
+    def check_config(self):
         environment = {key: value for key, value in os.environ.items() if not key.startswith("GATEWAY_")}
         lines = (self.secrets / "gateway.env").read_text().splitlines()
         environment |= dict(line.split("=", 1) for line in lines)
         command = [settings.GATEWAY["BINARY"], "check-config", "--config", str(self.file)]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         self.assertEqual(done.returncode, 0, done.stdout + done.stderr)
+
+    def test_several_bridges(self):
+        canary = "canary-0123456789"
+        tables = [
+            {"path": "/ws/orders/", "workers": "unix:/run/w-*.sock", "secret": canary, "slow-seconds": 2.5},
+            {"path": "/ws/", "workers": "tcp://workers:9100", "secret": f"{canary}-2", "auth": "gateway"},
+        ]
+        with gateway(SIGN_IN=["jwt"], BINARY=settings.GATEWAY["BINARY"], CONFIG={"bridge": tables}):
+            _, out, err = self.config("--output", str(self.file))
+            text = self.file.read_text()
+            self.assertNotIn("canary", out + err + text + repr(toml.node_config()))
+            read = toml.tomllib.loads(text)["bridge"]
+            self.assertEqual([each["path"] for each in read], ["/ws/orders/", "/ws/"])
+            self.assertEqual((read[0]["slow_seconds"], read[1]["auth"]), (2.5, "gateway"))
+            for each, secret in zip(read, (canary, f"{canary}-2"), strict=True):
+                path = Path(each["secret_file"])
+                self.assertEqual((path.read_text(), stat.S_IMODE(path.stat().st_mode)), (f"{secret}\n", 0o600))
+            self.assertNotIn("BRIDGE", (self.secrets / "gateway.env").read_text())
+            self.check_config()
+            self.assertEqual(self.config("--check", str(self.file))[:2], (0, ""))
+            self.file.write_text(text.replace('"gateway"', '"app"') + 'ca = "/ca.pem"\n')
+            code, out, _ = self.config("--check", str(self.file))
+            self.assertEqual(code, 1)
+            self.assertIn('bridge 2: auth is "app"; the site has "gateway"\n', out)
+            self.assertIn('bridge 2: ca is "/ca.pem"; the site says nothing of it\n', out)
+            self.file.write_text(text.partition("[[bridge]]")[0] + f'[[bridge]]\nsecret = "{canary}"\n')
+            out = self.config("--check", str(self.file))[1]
+            self.assertEqual(out, "there are 1 [[bridge]]; the site has 2\n")
+        with gateway(SIGN_IN=["jwt"], CONFIG={"bridge": tables[:1]}):
+            out = self.config("--check", str(self.file))[1]
+            self.assertIn("bridge 1: path is missing", out)
+            self.assertIn("bridge 1: secret stands in the file", out)
+            self.assertNotIn("canary", out)
+
+    def test_tables_where_the_gateway_has_none(self):
+        secret = {"secret": "canary-0123456789"}
+        for given in (
+            {"bridges": [secret]},
+            {"bridge": [secret, "x"]},
+            {"x": {"y": secret}},
+            {"bridge": [{"x": secret}]},
+        ):
+            with gateway(CONFIG=given), self.assertRaises(CommandError) as raised:
+                self.config()
+            self.assertNotIn("canary", str(raised.exception))
 
     def test_wrong_settings(self):
         with gateway(NAMESPCE="x"), self.assertRaises(CommandError):
@@ -301,7 +349,13 @@ class CheckTests(TestCase):
         with files:
             self.assertEqual(self.ids(JWT_SECRET=None), ["gateway.E002"])
             self.assertEqual(self.ids(SIGN_IN=["session"]), ["gateway.E006"])
-            self.assertEqual(self.ids(), [])
+            self.assertEqual(self.ids(), ["gateway.W009"])
+            self.assertEqual(self.ids(SIGN_IN=["jwt"]), [])
+            # Django is asked who a cookie is.
+            self.assertEqual(self.ids(AUTH_URL="http://localhost/gateway/auth/"), [])
+            installed = [each for each in settings.INSTALLED_APPS if each != "django.contrib.sessions"]
+            with mock.patch.object(settings, "INSTALLED_APPS", installed):
+                self.assertEqual(self.ids(), [])
         self.assertEqual(self.ids(SIGN_IN=["jwt", "auth"], JWT_SECRET=None), ["gateway.E002"] * 2)
         self.assertEqual(self.ids(JWT_SECRET=None), ["gateway.W008"])
         self.assertEqual(self.ids(JWT_SECRET=None, SIGN_IN=["session"]), [])
@@ -318,6 +372,7 @@ class CheckTests(TestCase):
         self.assertEqual(self.ids(USER_NAME="id", JWT_USER_ID_CLAIM="user_id"), [])
         self.assertEqual(self.ids(USER_NAME="id", SIGN_IN=["jwt"]), [])
         self.assertEqual(self.ids(POLICY="no.such"), ["gateway.E007"])
+        self.assertEqual(self.ids(POLICY="tests.test_views.TwoMethods"), [])
         self.assertEqual(
             self.ids(POLICY="django.contrib.auth.models.User", BACKEND="builtins.dict"), ["gateway.E007"] * 2
         )
@@ -328,15 +383,24 @@ class CheckTests(TestCase):
             self.assertEqual(self.ids(), ["gateway.W007"])
 
     def test_cache_and_layer_in_one_database(self):
-        for location, found in (
-            ("redis://localhost:6379", ["gateway.W001"]),
-            ("redis://127.0.0.1:6379/0", ["gateway.W001"]),
-            ("redis://localhost:6379/1", []),
-            (["redis://x", "redis://localhost"], ["gateway.W001"]),
+        same = ["gateway.W001"]
+        for location, options, host, found in (
+            ("redis://localhost:6379", {}, ("localhost", 6379), same),
+            ("redis://127.0.0.1:6379/0", {}, ("localhost", 6379), same),
+            ("redis://localhost:6379/1", {}, ("localhost", 6379), []),
+            (["redis://x", "redis://localhost"], {}, ("localhost", 6379), same),
+            ("redis://localhost", {"db": 1}, ("localhost", 6379), []),
+            ("redis://localhost", {"db": "1"}, "redis://localhost/1", same),
+            ("redis://localhost?db=1", {}, ("localhost", 6379), []),
+            # What the address says comes first, and its query before its path.
+            ("redis://localhost/0", {"db": 1}, ("localhost", 6379), same),
+            ("redis://localhost/1?db=0", {"db": 1}, ("localhost", 6379), same),
+            ("unix:///run/redis.sock?db=1", {}, "unix:///run/redis.sock", []),
+            ("unix:///run/redis.sock?db=1", {}, "unix:///run/redis.sock?db=1", same),
         ):
-            caches = {"default": {"BACKEND": REDIS_CACHE, "LOCATION": location}}
-            with override_settings(CACHES=caches), layer(hosts=[("localhost", 6379)]):
-                self.assertEqual(self.ids(), found, location)
+            caches = {"default": {"BACKEND": REDIS_CACHE, "LOCATION": location, "OPTIONS": options}}
+            with override_settings(CACHES=caches), layer(hosts=[host]):
+                self.assertEqual(self.ids(), found, (location, options, host))
 
     def test_silenced(self):
         from django.core.management import call_command

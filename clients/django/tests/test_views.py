@@ -35,6 +35,16 @@ class RoomsPolicy(Policy):
         return room.startswith("open-")
 
 
+class TwoMethods:
+    """All that a policy has to have."""
+
+    def rooms(self, user):
+        return ["all"]
+
+    def can_enter(self, user, room):
+        return room == "open"
+
+
 class Lazy(SimpleLazyObject):
     def __bool__(self):
         return False
@@ -85,6 +95,15 @@ class TokenTests(LogMixin, TestCase):
         self.assertEqual(found["user_id"], str(self.ann.pk))
         for room in ("secret", "a/b"):
             self.assertEqual(self.client.get("/gateway/token/", {"room": room}).status_code, 404)
+
+    @gateway(POLICY="tests.test_views.TwoMethods")
+    def test_a_policy_of_two_methods(self):
+        self.assertEqual(self.client.get("/gateway/token/").status_code, 401)
+        self.client.force_login(self.ann)
+        token = self.client.get("/gateway/token/?room=open").json()["token"]
+        self.assertEqual(claims(token)["rooms"], ["all", "open"])
+        answer = self.client.get("/gateway/auth/", headers=ASK)
+        self.assertEqual(answer.json(), {"user": {"id": str(self.ann.pk), "username": "ann"}, "rooms": ["all"]})
 
     @gateway(USER_NAME="id")
     def test_named_by_id(self):
@@ -341,6 +360,20 @@ class SignalTests(LogMixin, GatewayTestMixin, TestCase):
         self.assertEqual(self.closed(self.ann.save), [(["user:ann"], 4403)])
         self.assertEqual(self.closed(self.ann.save), [])
         self.assertEqual(self.closed(self.ann.delete), [(["user:ann"], 4403)])
+
+    def test_renamed(self):
+        def rename(name, **changed):
+            for key, value in {"username": name, **changed}.items():
+                setattr(self.ann, key, value)
+            self.ann.save()
+
+        self.assertEqual(self.closed(lambda: rename("anne")), [(["user:ann"], 4401)])
+        # The sockets are those of the name before.
+        self.assertEqual(self.closed(lambda: rename("anna", is_active=False)), [(["user:anne"], 4403)])
+        self.assertEqual(self.closed(lambda: rename("ann", is_active=True)), [(["user:anna"], 4401)])
+        with gateway(SIGNALS=["deactivated"], BACKEND="locmem"):
+            self.assertEqual(self.closed(lambda: rename("anne")), [])
+            self.assertEqual(self.closed(lambda: rename("anna", is_active=False)), [(["user:anne"], 4403)])
 
     def test_by_a_proxy(self):
         guest = Guest.objects.get(pk=self.ann.pk)

@@ -8,10 +8,14 @@ import threading
 
 import msgpack
 from asgiref.sync import async_to_sync
+from channels.auth import AuthMiddlewareStack
 from channels.exceptions import ChannelFull
 from channels.layers import get_channel_layer
+from channels.routing import ProtocolTypeRouter, URLRouter
+from channels.sessions import CookieMiddleware, InstanceSessionWrapper, SessionMiddleware, SessionMiddlewareStack
 from django.conf import settings
 from django.test import SimpleTestCase, TransactionTestCase, override_settings, tag
+from django.urls import path as django_path
 from redis.exceptions import ConnectionError as RedisIsAway
 
 from channel_gateway.worker import frames
@@ -20,7 +24,7 @@ from channel_gateway.worker.layer import GatewayLayer, differs, place, same_plac
 from . import asgi, group_consumers
 from .bridge import SECRET
 from .clients import DirectClient, says_json, until
-from .group_consumers import Counted, Lingers
+from .group_consumers import Counted, Late, Lingers
 from .group_node import GroupNode
 from .run import free_port
 from .test_worker_consumers import Direct, WithWorker
@@ -82,15 +86,22 @@ class WorkerLayerTests(WithWorker, TransactionTestCase):
         await self.serve()
         clients = await self.room("/ws/not-shared/", 2)
         logging.getLogger("channel_gateway.worker").setLevel(logging.CRITICAL)
-        for kind, why in (("counts", "it reads self.mine"), ("reads", "it reads self.scope")):
+        for kind, why, heard in (
+            ("counts", "it reads self.mine", 1),
+            ("reads", "it reads self.scope", "/ws/not-shared/"),
+            ("reads_all", "it reads self.__dict__", ["mine", "scope"]),
+        ):
             self.node.publish("not-shared", {"type": kind})
             for each in clients:
-                self.assertIn(json.loads(await each.hears()), (1, "/ws/not-shared/"))
+                self.assertEqual(json.loads(await each.hears()), heard)
             self.assertEqual(self.node.outcome, (frames.NOT_SHARED, why))
-        self.node.publish("not-shared", {"type": "closes"})
-        for each in clients:
-            self.assertEqual((await each.ended())[0], 4001)
-        self.assertEqual(self.node.outcome, (frames.NOT_SHARED, "it sends 'websocket.close'"))
+        for kind, code in (("closes", 4001), ("closes_quietly", 4002)):
+            self.node.outcome = None
+            clients = await self.room("/ws/not-shared/", 2) if kind == "closes_quietly" else clients
+            self.node.publish("not-shared", {"type": kind})
+            for each in clients:
+                self.assertEqual((await each.ended())[0], code)
+            self.assertEqual(self.node.outcome, (frames.NOT_SHARED, "it sends 'websocket.close'"))
         clients = await self.room("/ws/not-shared/", 2)
         self.node.publish("not-shared", {"type": "fails"})
         for each in clients:
@@ -187,6 +198,71 @@ class WorkerLayerTests(WithWorker, TransactionTestCase):
         self.assertEqual((socket.ends[0][0], "refuses the group" in socket.ends[0][1]), (frames.RAISED, True))
         socket.closed(1006)
         await until(lambda: not server.worker.mailboxes)
+
+    async def test_groups_of_a_socket_that_has_ended(self):
+        """A client that leaves meanwhile is no error, and its instance gets its disconnect."""
+        server = await self.serve()
+        # The end comes with the refusal, or before anything is asked for.
+        for ends_at in ({"late"}, set()):
+            self.node.ends_at = ends_at
+            for where in ("connect", "receive"):
+                Late.waits, Late.may_join, Late.done = asyncio.Event(), asyncio.Event(), []
+                socket = self.node.open("/ws/late/", query=where.encode(), channel_name="sitespecific.0")
+                if where == "receive":
+                    self.assertEqual((await socket.next())[0], "accept")
+                    socket.say("x")
+                await Late.waits.wait()
+                if not ends_at:
+                    socket.closed(1006)
+                    await until(lambda: server.worker.mailboxes["sitespecific.0"].instance.closed)
+                Late.may_join.set()
+                with self.subTest(where, ends_at=ends_at):
+                    self.assertEqual((await socket.end(), socket.ends), (frames.RETURNED, [(frames.RETURNED, "")]))
+                    self.assertEqual(Late.done, [where, "disconnect", 1006])
+        self.node.ends_at, Late.done = {"late"}, []
+        socket = self.node.open("/ws/late-sync/", channel_name="sitespecific.0")
+        self.assertEqual((await socket.end(), Late.done), (frames.RETURNED, ["connect", "disconnect", 1006]))
+        await until(lambda: not server.worker.mailboxes)
+
+    async def test_shared_behind_the_whole_stack(self):
+        """Channels' sessions wrap what is sent, and leave it as it is; another middleware may change it."""
+
+        class Upper:
+            def __init__(self, inner):
+                self.inner = inner
+
+            async def __call__(self, scope, receive, send):
+                async def upper(message):
+                    await send({**message, "text": message["text"].upper()} if "text" in message else message)
+
+                await self.inner(scope, receive, upper)
+
+        class Shouts(InstanceSessionWrapper):
+            async def send(self, message):
+                await super().send({**message, "text": message["text"].upper()} if "text" in message else message)
+
+        class ShoutingSessions(SessionMiddleware):
+            async def __call__(self, scope, receive, send):
+                wrapper = Shouts(scope, send)
+                await wrapper.resolve_session()
+                await self.inner(wrapper.scope, receive, wrapper.send)
+
+        routes = URLRouter([django_path("ws/shared/<str:room_name>/", group_consumers.TutorialShared.as_asgi())])
+        for stack, runs, text in (
+            (AuthMiddlewareStack(routes), 1, '{"message": "hello"}'),
+            (AuthMiddlewareStack(SessionMiddlewareStack(routes)), 1, '{"message": "hello"}'),
+            (AuthMiddlewareStack(Upper(routes)), 3, '{"MESSAGE": "HELLO"}'),
+            (Upper(AuthMiddlewareStack(routes)), 3, '{"MESSAGE": "HELLO"}'),
+            (CookieMiddleware(ShoutingSessions(routes)), 3, '{"MESSAGE": "HELLO"}'),
+        ):
+            Counted.runs.clear()
+            server = await self.serve(ProtocolTypeRouter({"websocket": stack}))
+            clients = await self.room("/ws/shared/lobby/", 3)
+            self.node.publish("chat_lobby", {"type": "chat.message", "message": "hello"})
+            for each in clients:
+                self.assertEqual(await each.hears(), text)
+            self.assertEqual(Counted.runs, {"shared": runs}, stack)
+            await server.worker.stop()
 
     async def test_what_a_consumer_does_not_receive_is_bounded(self):
         going = asyncio.Event()

@@ -47,29 +47,31 @@ class Node:
 
     def start(self, timeout: float = 30) -> Node:
         """Returns when it is ready."""
-        # Between looking for a free port and taking it somebody else may.
+        self._directory = Path(tempfile.mkdtemp(prefix="gateway-test-"))
+        # Between looking for a free port and taking it somebody else may. The database stays: with another one the
+        # Redis that was named would be another deployment's.
         for attempt in range(3):
             try:
-                return self._start(timeout)
+                return self._start(timeout, self._directory)
             except GatewayError:
-                self.stop()
-                if attempt == 2:
+                if attempt == 2 or "in use" not in self.log():
+                    self.stop()
                     raise
+                self._end()
         return self
 
-    def _start(self, timeout: float) -> Node:
-        self._directory = Path(tempfile.mkdtemp(prefix="gateway-test-"))
+    def _start(self, timeout: float, directory: Path) -> Node:
         self.port, self.internal_port = _free_ports()
         given = {
             "listen": f"127.0.0.1:{self.port}",
             "internal_listen": f"127.0.0.1:{self.internal_port}",
-            "database_url": f"sqlite://{self._directory}/gateway.db?mode=rwc",
+            "database_url": f"sqlite://{directory}/gateway.db?mode=rwc",
             "drain.delay_seconds": 0,
             **self.config,
         }
         clean = {key: value for key, value in os.environ.items() if not key.startswith("GATEWAY_")}
         variables = {environment_name(key): _text(value) for key, value in given.items()}
-        self._log = self._directory / "log"
+        self._log = directory / "log"
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(  # noqa: S603
                 [*_with_us(), self.program, "serve"],
@@ -99,6 +101,12 @@ class Node:
 
     def stop(self) -> None:
         """Ends it and removes what it has written."""
+        self._end()
+        if self._directory is not None:
+            shutil.rmtree(self._directory, ignore_errors=True)
+            self._directory = None
+
+    def _end(self) -> None:
         process, self._process = self._process, None
         if process is not None:
             if process.poll() is None:
@@ -113,9 +121,6 @@ class Node:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
-        if self._directory is not None:
-            shutil.rmtree(self._directory, ignore_errors=True)
-            self._directory = None
 
     def __enter__(self) -> Node:
         """Starts it."""

@@ -147,6 +147,11 @@ class Instance:
         """Whether the application has not returned."""
         return self._task is not None
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether the socket has ended, for the node as for the application."""
+        return self._state == ENDED
+
     # What the application calls
 
     async def receive(self) -> Message:

@@ -256,9 +256,10 @@ class GatewayLayer:
         return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self._server.loop))
 
     async def _join(self, mailbox: Mailbox, group: str) -> None:
-        link, sid = mailbox.instance.link, mailbox.instance.sid
-        if not link.connected or not mailbox.instance.running:
-            # The socket has ended, and its groups with it.
+        instance = mailbox.instance
+        link, sid = instance.link, instance.sid
+        if not link.connected or not instance.running or instance.has_ended:
+            # Its groups have ended with the socket.
             return
         if mailbox.joining is None:
             mailbox.joining = {}
@@ -268,6 +269,9 @@ class GatewayLayer:
         link.write(frames.frame(frames.JOIN, sid, group.encode()))
         if not await answer:
             mailbox.groups.discard(group)
+            if instance.has_ended:
+                # Its end has come before the refusal, and is the reason for it.
+                return
             raise RuntimeError(f"the node refuses the group {group!r}: no such name, or the socket is in too many")
 
     def _leave(self, mailbox: Mailbox, group: str) -> None:

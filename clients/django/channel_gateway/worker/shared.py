@@ -63,7 +63,7 @@ class Sharing:
             instance.consumer = consumer
         if not handlers and not reattach:
             return
-        if handlers and getattr(send, "__self__", None) is not instance:
+        if handlers and not _is_own(send, instance):
             self._tell(type(consumer), "what it sends passes through a middleware")
             handlers = ()
         name = self._variant(consumer) if handlers else ""
@@ -184,9 +184,9 @@ class Sharing:
             raise RuntimeError("no instance of this class has run here")
         cls, made_with = self._variants[name]
         stub = self._stub(cls)
-        state = vars(stub)
+        state = _state_of(stub)
         state.update(copy.deepcopy(made_with) if made_with else {})
-        state["base_send"] = _sender(said, sync=bool(getattr(cls, "_sync", False)))
+        state["base_send"] = _sender(stub, said, sync=bool(getattr(cls, "_sync", False)))
         await stub.dispatch(event)
         if "_gateway_touched" in state:
             raise NotShared(state["_gateway_touched"])
@@ -198,6 +198,7 @@ class Sharing:
                 "__getattr__": _no("reads"),
                 "__setattr__": _no("sets"),
                 "__delattr__": _no("deletes"),
+                "__dict__": property(lambda stub: _touched(stub, "it reads self.__dict__")),
                 "__module__": cls.__module__,
                 "__qualname__": cls.__qualname__,
                 "__doc__": cls.__doc__,
@@ -209,19 +210,36 @@ class Sharing:
         return object.__new__(made)
 
 
+def _is_own(send: Any, instance: Instance) -> bool:
+    """Whether what is sent reaches the instance unchanged."""
+    # Channels' sessions stand in the way of each consumer behind `AuthMiddlewareStack`, and look at HTTP alone. A class
+    # that inherits from theirs may do more.
+    wrapper = getattr(sys.modules.get("channels.sessions"), "InstanceSessionWrapper", None)
+    while wrapper is not None and getattr(send, "__func__", None) is wrapper.send and type(send.__self__) is wrapper:
+        send = send.__self__.real_send
+    return getattr(send, "__self__", None) is instance
+
+
+def _state_of(stub: Any) -> dict[str, Any]:
+    """What stands in a stub, whose own ``__dict__`` is out of bounds for the handler."""
+    found = next(vars(each)["__dict__"] for each in reversed(type(stub).__mro__) if "__dict__" in vars(each))
+    return found.__get__(stub)  # type: ignore[no-any-return]
+
+
+def _touched(stub: Any, why: str) -> Any:
+    # Remembered, as the handler may catch what is raised.
+    _state_of(stub)["_gateway_touched"] = why
+    raise NotShared(why)
+
+
 def _no(does: str) -> Any:
-    def touched(self: Any, name: str, *_: Any) -> Any:
-        why = f"it {does} self.{name}"
-        vars(self)["_gateway_touched"] = why
-        raise NotShared(why)
-
-    return touched
+    return lambda stub, name, *_: _touched(stub, f"it {does} self.{name}")
 
 
-def _sender(said: list[tuple[int, bytes]], *, sync: bool) -> Any:
+def _sender(stub: Any, said: list[tuple[int, bytes]], *, sync: bool) -> Any:
     def take(message: Any) -> None:
         if message["type"] != "websocket.send":
-            raise NotShared(f"it sends {message['type']!r}")
+            _touched(stub, f"it sends {message['type']!r}")
         text = message.get("text")
         if text is not None:
             said.append((frames.TEXT, text.encode()))
