@@ -113,6 +113,11 @@ pub(crate) fn is_sendable(code: u16) -> bool {
     matches!(code, 1000..=1003 | 1007..=1014 | 3000..=4999)
 }
 
+/// The same of a number that somebody has written.
+pub(crate) fn is_sendable_code(code: u64) -> bool {
+    u16::try_from(code).is_ok_and(is_sendable)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,5 +1,7 @@
 //! Events on the channel layer and what they look like to a browser (`docs/protocol.md`).
 
+use std::borrow::Cow;
+
 use channel_layer::{Event, Value};
 use persistence::{Message, Seen};
 use serde::Serialize;
@@ -79,7 +81,7 @@ struct ChatFrame<'a> {
     message: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
     data: Option<data::Shown<'a>>,
-    from_user: &'a str,
+    from_user: Cow<'a, str>,
     date: &'a str,
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     redacted: bool,
@@ -95,7 +97,7 @@ struct NotificationFrame<'a> {
     message: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
     data: Option<data::Shown<'a>>,
-    from_user: &'a str,
+    from_user: Cow<'a, str>,
     date: &'a str,
 }
 
@@ -110,7 +112,7 @@ pub(crate) fn chat_message(event: &Event) -> Option<Rendering> {
         display_name: event.text("display_name").unwrap_or(group_name),
         message: event.text("message")?,
         data: data::Shown::of(event, seq.is_some()),
-        from_user: event.text("from_user").unwrap_or_default(),
+        from_user: from_user(event),
         date: event.text("date").unwrap_or_default(),
         redacted: seq.is_some() && event.get("redacted").and_then(Value::as_bool).unwrap_or(false),
     };
@@ -126,10 +128,20 @@ pub(crate) fn notification_message(event: &Event) -> Option<Rendering> {
         seq,
         message: event.text("message")?,
         data: data::Shown::of(event, seq.is_some()),
-        from_user: event.text("from_user").unwrap_or_default(),
+        from_user: from_user(event),
         date: event.text("date").unwrap_or_default(),
     };
     Some(Rendering::json(FrameType::Notification.as_str(), &frame)?.kept_for_resume())
+}
+
+/// The name of who says it. Sites that know people by their keys write a number.
+fn from_user(event: &Event) -> Cow<'_, str> {
+    match event.get("from_user") {
+        Some(Value::Text(name)) => Cow::Borrowed(name),
+        Some(Value::Int(key)) => key.to_string().into(),
+        Some(Value::UInt(key)) => key.to_string().into(),
+        _ => "".into(),
+    }
 }
 
 /// `gateway.send` → its text as it is, or as the standard would have it, if that is a JSON object and not one of our own frames.
@@ -322,6 +334,8 @@ mod tests {
         assert_eq!((&shown["data"], shown["seq"].is_null()), (&serde_json::json!({"b": [1, null], "a": {}}), true));
         assert_eq!(rendered(&event.clone().with("data", "own"), notification_message).get("data"), None);
         assert_eq!(rendered(&event, notification_message)["id"], 17);
+        let by_key = event.clone().with("from_user", 5);
+        assert_eq!(rendered(&by_key, notification_message)["from_user"], "5");
         assert!(chat_message(&Event::new("chat.message").with("message", 5).with("group_name", "x")).is_none());
     }
 

@@ -292,6 +292,19 @@ async fn bad_input_costs_its_sender_an_error_and_nobody_else_anything() {
         alice.send_text("no json").await;
     }
     assert_eq!(alice.closed().await, 1008);
+    // A token that is not good makes a bad frame, and a good one ends the row.
+    let auth = |token: &str| json!({"cate": "auth", "token": token});
+    let mut alice = node.at().v1("/ws/chat/lobby/", "alice").await;
+    for good in [true, false] {
+        for _ in 0..19 {
+            assert_eq!(alice.ask(auth("no token")).await["code"], "invalid");
+        }
+        if good {
+            assert_eq!(alice.ask(auth(&token("alice"))).await["type"], "auth");
+        }
+    }
+    alice.send(auth("no token")).await;
+    assert_eq!(alice.closed().await, 1008);
 }
 
 #[tokio::test]

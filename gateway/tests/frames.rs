@@ -167,6 +167,15 @@ async fn a_burst_or_a_rate_of_nothing_is_no_limit() {
 }
 
 #[tokio::test]
+async fn data_of_no_limit_may_be_large() {
+    let node = TestNode::start(&[("limits.data_bytes", "0")]).await;
+    let mut alice = node.join("alice", "lobby").await;
+    let data = json!({"a": "x".repeat(30_000)});
+    let chat = json!({"cate": "chat", "group_name": "lobby", "message": "hi", "data": data, "client_id": "1"});
+    assert_eq!(answer(&mut alice, chat, "1").await["type"], "ack");
+}
+
+#[tokio::test]
 async fn a_number_of_a_call_may_have_a_point() {
     let node = TestNode::start(&[]).await;
     let mut alice = node.join("alice", "lobby").await;
@@ -174,6 +183,9 @@ async fn a_number_of_a_call_may_have_a_point() {
     assert_eq!(seen.0, 200, "{seen:?}");
     for code in [json!(99.0), json!(4001.5), json!(-1), json!(70_000)] {
         let refused = node.at().api("POST", "/api/users/alice/disconnect", Some(json!({"code": code}))).await;
+        assert_eq!(refused.0, 400, "{refused:?}");
+        let event = json!({"type": "gateway.disconnect", "to": "user:alice", "data": {"code": code}});
+        let refused = node.at().api("POST", "/api/events", Some(event)).await;
         assert_eq!(refused.0, 400, "{refused:?}");
     }
     assert_eq!(node.at().api("POST", "/api/users/alice/disconnect", Some(json!({"code": 4001.0}))).await.0, 200);

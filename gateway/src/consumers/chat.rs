@@ -114,7 +114,7 @@ impl Consumer for ChatConsumer {
                 send::resume(ctx, rooms, notifications, |room| self.hears(room), client_id).await
             }
             ClientFrame::Ping => send::pong(ctx, client_id),
-            ClientFrame::Auth { token } => match send::renew(ctx, &token, client_id).await? {
+            ClientFrame::Auth { token } => match send::renew(ctx, &mut self.bad, &token, client_id).await? {
                 Some(rooms) => {
                     self.named = rooms.into();
                     self.refresh(ctx).await
@@ -139,7 +139,7 @@ fn tell_of_unheard(ctx: &Context, admitted: &Admitted) {
     ctx.node().metrics.rooms_unheard.inc();
     if let Some(times) = LINE.again() {
         let (heard, unheard) = (admitted.rooms.len(), admitted.unheard.len());
-        tracing::warn!(channel = %ctx.channel_name(), user = ?ctx.username(), heard, unheard, times,
+        tracing::warn!(channel = %ctx.channel_name(), user = &**ctx.username(), heard, unheard, times,
             "a user is in more rooms than limits.rooms_per_user and hears the oldest: raise it, or take the user out of some");
     }
 }
@@ -219,7 +219,7 @@ impl ChatConsumer {
             && let Ok(group) = ctx.node().names.room(room)
             && ctx.node().tell(&group, events::typing_event(room, ctx.username())).is_err()
         {
-            tracing::debug!(channel = %ctx.channel_name(), user = ?ctx.username(), "typing could not be told");
+            tracing::debug!(channel = %ctx.channel_name(), user = &**ctx.username(), "typing could not be told");
         }
         Ok(())
     }

@@ -56,7 +56,7 @@ impl Consumer for NotificationConsumer {
             ClientFrame::Resume { rooms, notifications } => {
                 send::resume(ctx, rooms, notifications, |_| false, client_id).await
             }
-            ClientFrame::Auth { token } => send::renew(ctx, &token, client_id).await.map(|_| ()),
+            ClientFrame::Auth { token } => send::renew(ctx, &mut self.bad, &token, client_id).await.map(|_| ()),
             ClientFrame::Ping => send::pong(ctx, client_id),
             // This socket hears no rooms, so none is its own.
             ClientFrame::Chat { .. }

@@ -35,19 +35,27 @@ pub(super) fn read(ctx: &Context, bad: &mut u8, frame: Frame) -> Result<Option<A
     };
     match parsed {
         Ok(asked) => {
-            *bad = 0;
+            // Of this kind only a good token makes a good frame.
+            if !matches!(asked.frame, ClientFrame::Auth { .. }) {
+                *bad = 0;
+            }
             let (cate, client_id) = (asked.frame.cate().as_str(), asked.client_id.as_deref());
-            tracing::debug!(cate, client_id, channel = %ctx.channel_name(), user = ?ctx.username(), "a frame has come");
+            tracing::debug!(cate, client_id, channel = %ctx.channel_name(), user = &**ctx.username(), "a frame has come");
             ctx.node().metrics.frames_received.get_or_create(&ByCate { cate }).inc();
             Ok(Some(asked))
         }
         Err(error) => {
             ctx.node().metrics.frames_received.get_or_create(&ByCate { cate: "bad" }).inc();
             answer_error(ctx, &error);
-            *bad += 1;
-            if *bad < BAD_FRAMES { Ok(None) } else { Err(CloseReason::PolicyViolation("too many bad frames")) }
+            one_more(bad).map(|()| None)
         }
     }
+}
+
+/// Counts a bad frame; after so many in a row the socket is closed.
+fn one_more(bad: &mut u8) -> Outcome {
+    *bad += 1;
+    if *bad < BAD_FRAMES { Ok(()) } else { Err(CloseReason::PolicyViolation("too many bad frames")) }
 }
 
 /// Says that frames are dropped; they are counted already.
@@ -171,6 +179,7 @@ async fn catch_up(
 /// Renews the sign-in in place. Returns the rooms that the new token names, or `None` when it was refused.
 pub(super) async fn renew(
     ctx: &Context,
+    bad: &mut u8,
     token: &str,
     client_id: Option<String>,
 ) -> Result<Option<Vec<String>>, crate::CloseReason> {
@@ -183,9 +192,10 @@ pub(super) async fn renew(
         }
         Err(_) => {
             refuse(ErrorCode::Invalid, "the token is not valid");
-            return Ok(None);
+            return one_more(bad).map(|()| None);
         }
     };
+    *bad = 0;
     if user.name != *ctx.username() {
         refuse(ErrorCode::Forbidden, "the token is another user's");
         return Ok(None);
@@ -264,7 +274,7 @@ async fn store(ctx: &Context, stream: Stream, content: Content, client_id: Optio
         let (kind, text) = match result {
             Ok(appended) => {
                 let Appended { id, seq, .. } = &appended;
-                tracing::debug!(%id, seq, client_id, channel = %socket.channel_name, user = ?socket.user, "a frame's message is committed");
+                tracing::debug!(%id, seq, client_id, channel = %socket.channel_name, user = &*socket.user, "a frame's message is committed");
                 match client_id {
                     Some(client_id) => (FrameType::Ack, ack(&client_id, &appended)),
                     None => return,

@@ -340,7 +340,9 @@ impl Hub {
     /// The event, with a date if it is a message that nobody has stored: the time it came here.
     fn dated(&self, mut event: Arc<Event>) -> Arc<Event> {
         let is_message = EventType::of_event(&event).is_some_and(|kind| kind.trust() == Trust::Position);
-        if is_message && event.text("date").is_none() {
+        // One of its own stays if clients can read it.
+        let is_date = |date| OffsetDateTime::parse(date, &Rfc3339).is_ok();
+        if is_message && !event.text("date").is_some_and(is_date) {
             Arc::make_mut(&mut event).set("date", events::rfc3339(self.health.clock.database()));
         }
         event

@@ -15,6 +15,7 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use super::changes;
+use crate::close;
 use crate::data;
 use crate::events;
 use crate::json;
@@ -265,8 +266,7 @@ fn meaning(kind: &str, data: &RawValue, source: &Arc<str>, id: &str, data_bytes:
         .map_err(|error| unusable("malformed", format!("data is malformed: {error}")))?;
     match kind {
         DISCONNECT => {
-            let code = data.code.and_then(|code| json::whole(&json::read(code.get().as_bytes()).ok()?));
-            let reason = data.reason.and_then(|reason| json::read::<String>(reason.get().as_bytes()).ok());
+            let (code, reason) = end(data.code.as_deref(), data.reason.as_deref())?;
             return Ok(Meaning::Live(disconnect(code, reason)));
         }
         SEND => return frame(data.text.as_deref()).map(Meaning::Live),
@@ -303,6 +303,20 @@ fn meaning(kind: &str, data: &RawValue, source: &Arc<str>, id: &str, data_bytes:
         unusable(reason, format!("data.{}", wrong.detail()))
     })?;
     Ok(Meaning::Store { from_user, message, data })
+}
+
+/// With which code and reason sockets are to be closed.
+fn end(code: Option<&RawValue>, reason: Option<&RawValue>) -> Result<(Option<u64>, Option<String>), Unusable> {
+    let whole = |code: &RawValue| json::whole(&json::read(code.get().as_bytes()).ok()?);
+    let code = code.map(|code| {
+        let sendable = whole(code).filter(|&code| close::is_sendable_code(code));
+        sendable.ok_or_else(|| unusable("malformed", "data.code is none that a socket can be closed with"))
+    });
+    let reason = reason.map(|reason| {
+        let text = json::read::<String>(reason.get().as_bytes());
+        text.map_err(|_| unusable("malformed", "data.reason must be text"))
+    });
+    Ok((code.transpose()?, reason.transpose()?))
 }
 
 /// The event that closes sockets.
@@ -586,6 +600,16 @@ mod tests {
         assert_eq!(more.content(), Some(["api", "x", r#"{ "a":1.10}"#]));
         assert_eq!(reason(r#"{"message":"x","data":[1]}"#), "malformed");
         assert_eq!(reason(&format!(r#"{{"message":"x","data":{{"a":"{}"}}}}"#, "x".repeat(100))), "too_large");
+        let end = |code: &str, reason: &str| {
+            let [code, reason] = [code, reason].map(|json| serde_json::from_str::<Box<RawValue>>(json).unwrap());
+            super::end(Some(&code), Some(&reason)).map_err(|wrong| wrong.reason)
+        };
+        assert_eq!(end("4001.0", r#""bye""#), Ok((Some(4001), Some("bye".to_owned()))));
+        for (code, reason) in
+            [("999", r#""""#), ("1005", r#""""#), ("-1", r#""""#), (r#""4403""#, r#""""#), ("4403", "5")]
+        {
+            assert_eq!(end(code, reason), Err("malformed"), "{code} {reason}");
+        }
         let cut = delivery(r#"{"message":"\ud800","\ud800":1}"#).unwrap();
         assert_eq!(cut.content(), Some(["api", "\u{fffd}", ""]));
     }

@@ -429,7 +429,14 @@ impl Ingest {
         let [event, source, to] = ["id", "source", "to"].map(field);
         let [kind, traceparent] = ["type", "traceparent"].map(field);
         tracing::warn!(
-            entry = id, id = ?event, ?source, ?to, r#type = ?kind, traceparent, reason, detail,
+            entry = id,
+            id = event,
+            source,
+            to,
+            r#type = kind,
+            traceparent,
+            reason,
+            detail,
             "an event went to the dead letters"
         );
         self.node.metrics.stream_dead.get_or_create(&ByReason { reason }).inc();

@@ -131,18 +131,18 @@ pub(crate) struct Signed<'a> {
     pub(crate) signature: &'a [u8],
 }
 
-/// Tries the keys that may have made it. One without an id may have made any; and who names none is tried with all.
+/// Tries the keys that may have made it: those of the id that is named, or all where none is.
 pub(crate) fn verify(keys: &[Key], signed: &Signed<'_>) -> Verdict {
     let is_named = |key: &Key| signed.key_id.is_none() || key.id.as_deref() == signed.key_id;
     let mut verdict = match keys.iter().any(is_named) {
         true => Verdict::NoSuchAlgorithm,
         false => Verdict::NoSuchKey,
     };
-    for key in keys.iter().filter(|key| is_named(key) || key.id.is_none()) {
+    for key in keys.iter().filter(|key| is_named(key)) {
         match key.verifies(signed) {
             Some(true) => return Verdict::Good,
-            Some(false) if is_named(key) => verdict = Verdict::Bad,
-            _ => {}
+            Some(false) => verdict = Verdict::Bad,
+            None => {}
         }
     }
     verdict
@@ -475,7 +475,7 @@ pub(crate) mod tests {
         let (hs, rs) = (Algorithm::HS256, Algorithm::RS256);
         assert_eq!(say(&[key(Some("a"))], Some("a"), hs), Verdict::Good);
         assert_eq!(say(&[key(Some("a"))], None, hs), Verdict::Good);
-        assert_eq!(say(&[key(None)], Some("a"), hs), Verdict::Good);
+        assert_eq!(say(&[key(None), key(Some("b"))], Some("a"), hs), Verdict::NoSuchKey);
         assert_eq!(say(&[key(Some("a"))], Some("b"), hs), Verdict::NoSuchKey);
         assert_eq!(say(&[key(Some("a"))], Some("a"), rs), Verdict::NoSuchAlgorithm);
         assert_eq!(say(&[Key::secret(b"another secret..")], None, hs), Verdict::Bad);

@@ -56,7 +56,7 @@ struct Goodbye {
 /// Closes a user's sockets on all nodes.
 pub(super) async fn disconnect(call: &Call, node: &Node, user: &str) -> ApiResult {
     let Goodbye { code, reason } = if call.body.is_empty() { Goodbye::default() } else { call.body()? };
-    if code.is_some_and(|code| !u16::try_from(code).is_ok_and(close::is_sendable)) {
+    if code.is_some_and(|code| !close::is_sendable_code(code)) {
         return Err(Problem::bad("code is none that a socket can be closed with"));
     }
     let group = node.names.user(user).map_err(|_| Problem::bad("the user is not a valid name"))?;

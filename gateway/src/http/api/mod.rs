@@ -175,7 +175,7 @@ async fn serve(
     let is_polled = matches!(&found, Some(Ok((operation, _))) if operation.is_polled());
     let mut to = None;
     let serving = async {
-        let (operation, names) = found.ok_or_else(|| Problem::bad("the path is not UTF-8"))??;
+        let (operation, names) = found.ok_or_else(|| Problem::bad("the path is no percent-encoded UTF-8"))??;
         let mut span = node.traces.begin("api", SpanKind::Server, Parent::of(&headers));
         if let Some(trace) = span.trace_id() {
             line.record("trace_id", display(trace));
@@ -205,12 +205,18 @@ async fn serve(
     if let Some((session, client)) = operator.filter(|_| !is_polled) {
         let status = served.as_ref().map_or_else(Problem::status, |_| StatusCode::OK).as_u16();
         let path: String = text.chars().take(problem::LOGGED_PATH).collect();
-        tracing::info!(session = session.id, %client, status, to, "an operator asked: {method} /api/{path:?}");
+        tracing::info!(session = session.id, %client, status, to, "an operator asked: {method} /api/{path}");
     }
     served
 }
 
 fn decode(part: &str) -> Option<String> {
+    // Half of a code may stand for itself in other servers; nobody means it.
+    let codes = part.split('%').skip(1);
+    let is_code = |rest: &str| rest.as_bytes().get(..2).is_some_and(|two| two.iter().all(u8::is_ascii_hexdigit));
+    if !codes.into_iter().all(is_code) {
+        return None;
+    }
     percent_encoding::percent_decode_str(part).decode_utf8().ok().map(|part| part.into_owned())
 }
 

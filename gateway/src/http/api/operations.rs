@@ -82,7 +82,7 @@ impl Operation {
     /// was sent: who takes a segment for none, or for a step up, means another path.
     pub(super) fn find<'a>(method: &str, path: &'a [String]) -> Result<(Self, Vec<&'a str>), Problem> {
         let no_such_path = || Problem::new(http::StatusCode::NOT_FOUND, "no such path");
-        if path.iter().any(|segment| matches!(segment.as_str(), "" | "." | "..")) {
+        if path.iter().any(|segment| is_no_segment(segment)) {
             return Err(no_such_path());
         }
         // Whoever may GET may ask for the head of it; the server leaves out the body.
@@ -100,6 +100,11 @@ impl Operation {
         }
         Err(Problem::method_not_allowed(&allowed))
     }
+}
+
+/// Whether others might read it as another path, once it is decoded.
+fn is_no_segment(segment: &str) -> bool {
+    segment.split('/').any(|part| matches!(part, "" | "." | ".."))
 }
 
 /// The names in a path, if it is of this form.
@@ -147,6 +152,10 @@ mod tests {
             ("GET", "/rooms"),
         ] {
             assert!(find(method, path).unwrap_err().starts_with("404"), "{method} {path}");
+        }
+        for segment in ["lobby/", "/", "../../metrics", "a/./b"] {
+            let path = ["rooms".to_owned(), segment.to_owned()];
+            assert_eq!(Operation::find("PUT", &path).unwrap_err().answer().status(), 404, "{segment}");
         }
         assert!(find("GET", "rooms/a/b").unwrap_err().starts_with("404"));
         assert!(find("GET", "").unwrap_err().starts_with("404"));
