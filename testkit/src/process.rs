@@ -11,6 +11,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use crate::wait;
+
 /// The watchdog: starts the server in a process group of its own and obeys one-line orders on its
 /// standard input. When that pipe ends, for whatever reason, it stops the server and removes the
 /// directory. `$1` is the directory, `$2` the signal of an orderly stop, the rest the command.
@@ -140,8 +142,17 @@ impl Guarded {
     }
 
     /// Freezes the server with all its children (`SIGSTOP`): connections stay open, and no answer comes.
+    /// Returns when each of its threads stands still: the signal stops them one by one, and on a busy machine the last
+    /// one goes on for long.
     pub fn pause(&mut self) {
         self.order("all STOP");
+        wait::until("the server stands still", Duration::from_secs(30), || self.stands_still());
+    }
+
+    /// Also one that has ended.
+    fn stands_still(&self) -> bool {
+        let Ok(threads) = fs::read_dir(format!("/proc/{}/task", self.pid)) else { return true };
+        threads.flatten().all(|thread| matches!(state(&thread.path().join("stat")), None | Some('T' | 'Z' | 'X')))
     }
 
     /// Ends a [`pause`](Self::pause).
@@ -184,9 +195,7 @@ impl Guarded {
     }
 
     fn state(&self) -> Option<char> {
-        let stat = fs::read_to_string(format!("/proc/{}/stat", self.pid)).ok()?;
-        // "pid (name) state …"; the name may hold anything, so look behind its last bracket.
-        stat.rsplit(')').next()?.trim_start().chars().next()
+        state(Path::new(&format!("/proc/{}/stat", self.pid)))
     }
 
     /// The last lines the server wrote, for messages of failing tests.
@@ -229,4 +238,11 @@ impl Drop for Guarded {
         // When the watchdog has ended, the server is dead and the directory gone.
         let _ = self.watchdog.wait();
     }
+}
+
+/// The state of a process or thread, as its file in `/proc` says it.
+fn state(stat: &Path) -> Option<char> {
+    let stat = fs::read_to_string(stat).ok()?;
+    // "pid (name) state …"; the name may hold anything, so look behind its last bracket.
+    stat.rsplit(')').next()?.trim_start().chars().next()
 }
