@@ -7,6 +7,7 @@ the workspace's target/debug.
 import getpass
 import json
 import os
+import random
 import shutil
 import signal
 import socket
@@ -28,6 +29,19 @@ def free_port():
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
         return one.getsockname()[1]
+
+
+def free_ports(count):
+    """The first of so many in a row, above those that the system gives to connections."""
+    while True:
+        first = random.randrange(61000, 65536 - count)
+        try:
+            for port in range(first, first + count):
+                with socket.socket() as one:
+                    one.bind(("127.0.0.1", port))
+        except OSError:
+            continue
+        return first
 
 
 def wait(what, is_there, seconds=30):

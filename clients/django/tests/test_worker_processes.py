@@ -16,7 +16,7 @@ from django.test import tag
 
 from .bridge import SECRET, LinkEnded, Node
 from .clients import until
-from .run import WITH_US, free_port
+from .run import WITH_US, free_port, free_ports
 
 # As on a machine where neither Django nor Channels nor Redis' client is.
 BARE = """
@@ -166,9 +166,7 @@ class ProcessTests(WithProcesses):
         self.assertEqual(len((self.directory / "ends").read_text().splitlines()), 2)
 
     async def test_a_killed_parent_takes_its_processes_along(self):
-        port = free_port()
-        if port > 65000:
-            port -= 1000
+        port = free_ports(2)
         parent = self.start("--processes", "2", "--drain-seconds", "0", listen=f"tcp://127.0.0.1:{port}")
         nodes = [await self.dial(f"tcp://127.0.0.1:{port + number}") for number in (0, 1)]
         parent.kill()
