@@ -622,13 +622,18 @@ class ReattachTests(unittest.IsolatedAsyncioTestCase):
                 self.assertEqual(numbers[-1], count - 1)
                 self.assertGreaterEqual(len(numbers), count - 3)
 
-    async def test_what_a_group_brings_that_is_joined_while_leaving(self):
+    async def begun(self, seconds):
+        """A client of the one worker, whose consumer is busy for so long."""
         await self.start_node()
-        first = await self.start_worker(1)
+        worker = await self.start_worker(1)
         await self.linked(1)
         client = await GatewayClient.open(self.node.url, "/ws/joins-late/")
-        await client.say("1")
+        await client.say(str(seconds))
         self.assertEqual(json.loads(await client.hears()), "begun")
+        return worker, client
+
+    async def test_what_a_group_brings_that_is_joined_while_leaving(self):
+        first, client = await self.begun(1)
         await self.start_worker(2)
         await self.linked(2)
         first.send_signal(signal.SIGTERM)
@@ -636,12 +641,7 @@ class ReattachTests(unittest.IsolatedAsyncioTestCase):
         await client.close()
 
     async def test_a_socket_that_has_ended_goes_on_nowhere(self):
-        await self.start_node()
-        first = await self.start_worker(1)
-        await self.linked(1)
-        client = await GatewayClient.open(self.node.url, "/ws/joins-late/")
-        await client.say("0")
-        self.assertEqual(json.loads(await client.hears()), "begun")
+        first, client = await self.begun(0)
         first.send_signal(signal.SIGTERM)
         # Nobody takes new ones, so nobody takes this one; then it is gone.
         with self.assertRaises(Refused):

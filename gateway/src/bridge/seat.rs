@@ -38,7 +38,7 @@ pub(crate) trait Client: Send + Sync {
     /// It has this seat now.
     fn seated(&self, seat: &Arc<Seat>);
 
-    /// Adds it to a group.
+    /// Adds it to a group; for its successor, where the one who asks leaves.
     fn join(&self, group: &str, leaves: bool) -> Joining;
 
     /// Takes it out of a group.
