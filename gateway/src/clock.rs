@@ -34,7 +34,12 @@ impl Clock {
 
     /// Milliseconds since the node started.
     pub(crate) fn millis(&self) -> u64 {
-        self.start.elapsed().as_millis() as u64
+        self.millis_at(Instant::now())
+    }
+
+    /// What [`millis`](Self::millis) says at that moment.
+    pub(crate) fn millis_at(&self, moment: Instant) -> u64 {
+        moment.saturating_duration_since(self.start).as_millis() as u64
     }
 
     /// When, in [`millis`](Self::millis), it will be so many seconds since 1970 by the database's clock as it stands now.

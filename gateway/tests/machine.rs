@@ -7,6 +7,7 @@ use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
 use common::{NodeProcess, eventually, token};
+use futures_util::future::join_all;
 use testkit::postgres::Postgres;
 use testkit::redis::RedisServer;
 
@@ -98,10 +99,9 @@ async fn n4_a_node_that_was_frozen_keeps_its_sockets_and_brings_what_they_missed
     let settings = [("redis-url", &redis.url()[..]), ("database-url", &database)];
     let mut one = NodeProcess::start(&[&settings[..], &pings].concat());
     let two = NodeProcess::start(&settings);
-    let mut users = Vec::new();
-    for number in 0..USERS {
-        users.push(one.door.join(&format!("user-{number}"), "lobby").await);
-    }
+    // All at once: of the first ones no answer to a ping is missed while the last ones come.
+    let names: Vec<_> = (0..USERS).map(|number| format!("user-{number}")).collect();
+    let mut users = join_all(names.iter().map(|name| one.door.join(name, "lobby"))).await;
     let mut bob = two.door.join("bob", "lobby").await;
     let pings = async || one.door.metric("gateway_frames_sent_total{type=\"ping\"}").await as usize;
     eventually("pings are out, which nobody has read yet", async || pings().await >= USERS).await;
@@ -110,10 +110,11 @@ async fn n4_a_node_that_was_frozen_keeps_its_sockets_and_brings_what_they_missed
     let mut said = 0;
     while frozen.elapsed() < Duration::from_secs(9) {
         said += 1;
-        assert_eq!(bob.say_acked("lobby", &said.to_string(), &said.to_string()).await["type"], "ack");
-        for user in &mut users {
+        let ack = bob.say_acked("lobby", &said.to_string(), &said.to_string()).await;
+        assert_eq!(ack["type"], "ack", "{ack}{}", two.log());
+        for (user, name) in users.iter_mut().zip(&names) {
             // The answers to the pings.
-            assert_eq!(user.hear_within(Duration::from_millis(1)).await, None);
+            assert_eq!(user.hear_within(Duration::from_millis(1)).await, None, "{name} {said}{}", one.log());
         }
     }
     one.process.resume();

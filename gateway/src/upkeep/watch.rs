@@ -25,10 +25,13 @@ pub(crate) async fn watch(node: Arc<Node>) {
     let (mut before, mut layer) = (Instant::now(), Layer::default());
     loop {
         ticks.tick().await;
-        let (now, millis) = (node.clock.seconds(), node.clock.millis());
+        // All from one reading: a process frozen between two would take its own absence for its clients' silence.
+        let reading = Instant::now();
+        let millis = node.clock.millis_at(reading);
+        let now = (millis / 1000) as u32;
         // A process that was frozen, or got no time, has not listened to anybody either.
-        let late = before.elapsed();
-        before = Instant::now();
+        let late = reading.duration_since(before);
+        before = reading;
         let away = if late >= 2 * EVERY { late.as_secs() as u32 + 1 } else { 0 };
         for sockets in node.registry.all().chunks(PER_TURN) {
             for socket in sockets {
