@@ -37,6 +37,7 @@ class Node:
         self.drain = asyncio.get_running_loop().create_future()
         self.ended = asyncio.Event()
         self.pongs = 0
+        self.answers_pings, self.unanswered = True, []
         self.reading = asyncio.Event()
         self.reading.set()
         self._last = 0
@@ -65,6 +66,10 @@ class Node:
     def write(self, kind, sid, body=b""):
         self.writer.write(frame(kind, sid, body))
 
+    def answer_pings(self):
+        while self.unanswered and self.answers_pings:
+            self.write(PONG, 0, self.unanswered.pop(0))
+
     async def read(self):
         try:
             length, kind, sid = HEAD.unpack(await self.reader.readexactly(HEAD.size))
@@ -78,7 +83,8 @@ class Node:
                 await self.reading.wait()
                 kind, sid, body = await self.read()
                 if kind == PING:
-                    self.write(PONG, 0, body)
+                    self.unanswered.append(body)
+                    self.answer_pings()
                 elif kind == PONG:
                     self.pongs += 1
                 elif kind == DRAIN:

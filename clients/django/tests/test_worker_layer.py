@@ -108,6 +108,44 @@ class WorkerLayerTests(WithWorker, TransactionTestCase):
             self.assertEqual((await each.ended())[0], 1011)
         self.assertEqual(self.node.outcome, (frames.FAILED, "ValueError: as asked"))
 
+    async def test_a_group_is_left_when_the_node_says_so(self):
+        ended = asyncio.Event()
+
+        async def application(scope, receive, send):
+            layer = get_channel_layer()
+            await receive()
+            await send({"type": "websocket.accept"})
+            channel = await layer.new_channel()
+            await layer.group_add("left", channel)
+            while (event := await receive())["type"] != "websocket.disconnect":
+                await (layer.group_discard("left", channel) if event["text"] == "leave" else layer.flush())
+                await layer.group_add("left", channel)
+                await send({"type": "websocket.send", "text": "again"})
+            await layer.group_discard("left", channel)
+            ended.set()
+
+        await self.serve(application)
+        (client,) = await self.room("/", 1)
+        await until(lambda: self.node.groups.get("left"))
+        for text in ("leave", "flush"):
+            self.node.answers_pings = False
+            await client.say(text)
+            await until(lambda: self.node.unanswered)
+            # It has heard of it, and may have sent events before.
+            self.assertEqual(self.node.groups["left"], [])
+            await asyncio.sleep(0.05)
+            self.assertEqual(self.node.groups["left"], [], "nothing goes on before its answer")
+            self.node.answers_pings = True
+            self.node.answer_pings()
+            self.assertEqual(await client.hears(), "again")
+            self.assertEqual(len(self.node.groups["left"]), 1)
+        # Nobody waits for a node that is gone.
+        self.node.answers_pings = False
+        await client.say("leave")
+        await until(lambda: self.node.unanswered)
+        self.node.close()
+        await asyncio.wait_for(ended.wait(), 30)
+
     async def test_a_channel_is_the_newest_instances(self):
         """A socket that is taken again may be with the instance after it before the first one has ended."""
         await self.serve()

@@ -184,15 +184,15 @@ class GatewayLayer:
             await self._in_loop(self._join(mailbox, group))
 
     async def group_discard(self, group: str, channel: str) -> None:
-        """Leaves a group; not being in it is fine."""
+        """Returns when the node hears nothing of the group for this channel; not being in it is fine."""
         self._check_group(group)
         mailbox = self._mailbox(channel)
         if mailbox is None:
             await self.inner.group_discard(group, channel)
         elif asyncio.get_running_loop() is self._server.loop:
-            self._leave(mailbox, group)
+            await self._leave(mailbox, group)
         else:
-            await self._in_loop(self._leave_there(mailbox, group))
+            await self._in_loop(self._leave(mailbox, group))
 
     async def group_send(self, group: str, message: Mapping[str, Any]) -> None:
         """Sends to a group, behind what the calling instance has sent to its client.
@@ -274,12 +274,15 @@ class GatewayLayer:
                 return
             raise RuntimeError(f"the node refuses the group {group!r}: no such name, or the socket is in too many")
 
-    def _leave(self, mailbox: Mailbox, group: str) -> None:
+    async def _leave(self, mailbox: Mailbox, group: str) -> None:
+        self._tell_left(mailbox, group)
+        # With a socket that has ended the node has left its groups.
+        if not mailbox.instance.has_ended:
+            await mailbox.instance.link.taken()
+
+    def _tell_left(self, mailbox: Mailbox, group: str) -> None:
         mailbox.groups.discard(group)
         mailbox.instance.link.write(frames.frame(frames.LEAVE, mailbox.instance.sid, group.encode()))
-
-    async def _leave_there(self, mailbox: Mailbox, group: str) -> None:
-        self._leave(mailbox, group)
 
     def _way(self) -> tuple[Link | None, int]:
         """The caller's own link, so that order is kept; else any."""
@@ -304,10 +307,16 @@ class GatewayLayer:
         return await link.outgoing.send(sid, channel.encode(), event)
 
     async def _flush(self) -> None:
+        links = set()
+        for mailbox in list(self._server.mailboxes.values()):
+            for group in list(mailbox.groups):
+                self._tell_left(mailbox, group)
+                links.add(mailbox.instance.link)
+        for link in links:
+            await link.taken()
+        # What came before the node had left is forgotten too.
         for mailbox in list(self._server.mailboxes.values()):
             mailbox.clear()
-            for group in list(mailbox.groups):
-                self._leave(mailbox, group)
 
     # What Channels and channels_redis say of names and messages
 

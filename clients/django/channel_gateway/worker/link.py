@@ -60,6 +60,8 @@ class Link(asyncio.Protocol):
         self._last_sid = 0
         self._silent = 0
         self._pings = 0
+        #: Who waits for the node to have taken all that was written: the body of the ping that asks.
+        self._asked: dict[bytes, asyncio.Future[None]] = {}
         #: What was dropped since this link began, by its reason; the node is told.
         self.counts: dict[str, int] = {}
         self._told: dict[str, int] = {}
@@ -109,6 +111,10 @@ class Link(asyncio.Protocol):
             instance.disconnect(1006, "")
             if not instance.running:
                 self.sockets.pop(instance.sid, None)
+        for asked in self._asked.values():
+            if not asked.done():
+                asked.set_result(None)
+        self._asked.clear()
         self.outgoing.end()
         self._resume()
         self.server.left(self)
@@ -185,7 +191,9 @@ class Link(asyncio.Protocol):
         elif kind == frames.PING:
             self.write(frames.frame(frames.PONG, 0, body))
         elif kind == frames.PONG:
-            pass
+            asked = self._asked.pop(body, None)
+            if asked is not None and not asked.done():
+                asked.set_result(None)
         elif kind == frames.OPEN:
             self._open(sid, frames.unpack(body))
         elif frames.TEXT <= kind <= frames.RESUME and kind != frames.CLOSE:
@@ -297,12 +305,24 @@ class Link(asyncio.Protocol):
         if self._silent > SILENT_PINGS:
             self._give_up("silent", f"nothing was heard for {SILENT_PINGS * PING_SECONDS:.0f} s")
             return
-        self._pings += 1
-        self.write(frames.frame(frames.PING, 0, self._pings.to_bytes(8, "little")))
+        self._write_ping()
         if self._told != self.counts:
             self._told = dict(self.counts)
             self.write(frames.packed(frames.COUNTS, 0, self._told))
         self._start_timer(PING_SECONDS, self._ping)
+
+    def _write_ping(self) -> bytes:
+        self._pings += 1
+        body = self._pings.to_bytes(8, "little")
+        self.write(frames.frame(frames.PING, 0, body))
+        return body
+
+    async def taken(self) -> None:
+        """Returns when the node has done what it was told so far, or when the link has ended: it works in order."""
+        if self.connected:
+            asked = self.loop.create_future()
+            self._asked[self._write_ping()] = asked
+            await asked
 
     def count(self, reason: str) -> None:
         """One more that was dropped."""
