@@ -48,7 +48,7 @@ pub(crate) struct Args {
     #[arg(long, global = true, value_name = "FILE")]
     pub(crate) gateway: Option<PathBuf>,
     /// Sign in by these cookies, NAME=VALUE a line, instead of tokens (bench/sessions.py)
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, global = true, value_name = "FILE")]
     cookies: Option<PathBuf>,
     /// The nodes' database
     #[arg(long, value_enum, default_value = "sqlite")]
@@ -123,7 +123,7 @@ impl Args {
         format!("gateway {}, redis-server {redis}, database {:?}", env!("CARGO_PKG_VERSION"), self.database)
     }
 
-    fn cookies(&self) -> Result<Vec<String>> {
+    pub(crate) fn cookies(&self) -> Result<Vec<String>> {
         let Some(file) = &self.cookies else { return Ok(Vec::new()) };
         let text = std::fs::read_to_string(file).with_context(|| file.display().to_string())?;
         Ok(text.lines().map(str::to_owned).collect())

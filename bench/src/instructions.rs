@@ -18,10 +18,10 @@ const OUT: &str = "callgrind.out";
 
 /// Prints the counts. Each is the difference of two runs of which one does twice as much, so that
 /// what starting and stopping costs is in neither.
-pub(crate) fn count(gateway: &Path) -> Result<()> {
+pub(crate) fn count(gateway: &Path, cookies: &[String]) -> Result<()> {
     anyhow::ensure!(testkit::process::on_path("valgrind"), "valgrind is missing: apt-get install valgrind");
-    let deliver = |messages| run(gateway, MEMBERS, messages);
-    let connect = |sockets| run(gateway, sockets, 0);
+    let deliver = |messages| run(gateway, cookies, MEMBERS, messages);
+    let connect = |sockets| run(gateway, cookies, sockets, 0);
     let each = |twice: u64, once: u64, count: usize| (twice as f64 - once as f64) / count as f64;
     let (once, twice) = (deliver(MESSAGES)?, deliver(2 * MESSAGES)?);
     let messages = each(twice, once, MESSAGES);
@@ -34,18 +34,12 @@ pub(crate) fn count(gateway: &Path) -> Result<()> {
 }
 
 /// The instructions of a node that so many sockets join and hear so many messages, one at a time.
-fn run(gateway: &Path, sockets: usize, messages: usize) -> Result<u64> {
+fn run(gateway: &Path, cookies: &[String], sockets: usize, messages: usize) -> Result<u64> {
     eprintln!("{sockets} sockets, {messages} messages");
     let wrapper = ["valgrind".to_owned(), "--tool=callgrind".to_owned(), format!("--callgrind-out-file={OUT}")];
     let mut site = Site::start(gateway, &wrapper, 1, Limits::Off, Database::Sqlite)?;
-    let crowd = Crowd {
-        addresses: &site.addresses,
-        secret: &site.secret,
-        cookies: &[],
-        sockets,
-        room_size: MEMBERS,
-        resume: false,
-    };
+    let crowd =
+        Crowd { addresses: &site.addresses, secret: &site.secret, cookies, sockets, room_size: MEMBERS, resume: false };
     let mut generator = Generator::new(&crowd)?;
     // One after another: what goes together would depend on timing.
     generator.open(1)?;

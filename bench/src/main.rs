@@ -36,7 +36,7 @@ fn main() -> Result<ExitCode> {
     // Each socket is a file, here and there.
     rlimit::increase_nofile_limit(u64::MAX)?;
     if let Some(Command::Instructions) = args.command {
-        instructions::count(&servers::gateway_binary(args.gateway.as_deref())?)?;
+        instructions::count(&servers::gateway_binary(args.gateway.as_deref())?, &args.cookies()?)?;
         return Ok(ExitCode::SUCCESS);
     }
     let (scenarios, bench) = (args.scenarios()?, args.bench()?);

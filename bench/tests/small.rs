@@ -21,12 +21,12 @@ fn gateway() -> PathBuf {
 
 /// The rows for twenty sockets and half a second.
 fn rows(arguments: &[&str]) -> Vec<Value> {
-    rows_of("20", arguments)
+    rows_of("20", "0.5", arguments)
 }
 
-fn rows_of(sockets: &str, arguments: &[&str]) -> Vec<Value> {
+fn rows_of(sockets: &str, seconds: &str, arguments: &[&str]) -> Vec<Value> {
     let mut command = Command::new(env!("CARGO_BIN_EXE_gateway-bench"));
-    command.args(["--json", "--members", sockets, "--crowd", sockets, "--duration", "0.5"]).args(arguments);
+    command.args(["--json", "--members", sockets, "--crowd", sockets, "--duration", seconds]).args(arguments);
     let output = command.output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let report: Value = serde_json::from_slice(&output.stdout).unwrap();
@@ -53,7 +53,8 @@ fn nothing_wrong(row: &Value) {
 fn neighbours_are_let_in_and_closed_alone() {
     let gateway = gateway();
     // Fewer sockets would have to say so much each that they exceed the default limits themselves.
-    let rows = rows_of("1000", &["--gateway", gateway.to_str().unwrap(), "--only", "slow,flood"]);
+    // So that a slow reader's buffers are full before the end.
+    let rows = rows_of("1000", "2", &["--gateway", gateway.to_str().unwrap(), "--only", "slow,flood"]);
     for (scenario, code) in [("slow", "4008"), ("flood", "1008")] {
         let row = row(&rows, scenario);
         nothing_wrong(row);
