@@ -237,10 +237,10 @@ fn reload(node: &RunningNode, collected: &mut Collected, arguments: &clap::ArgMa
     }
     log.set_level(config.log_level.as_deref());
     config.drain.warning().iter().for_each(|warning| tracing::warn!("{warning}"));
-    tracing::info!(changed = changed.join(", "), "the settings were read again");
     for setting in fixed {
         tracing::warn!(setting, "another value of this setting needs a restart");
     }
+    tracing::info!(changed = changed.join(", "), "the settings were read again");
     *collected = new;
 }
 
