@@ -4,7 +4,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test suite fails by panicking")]
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 use tokio::time::timeout;
@@ -301,23 +302,29 @@ pub async fn ping_answers(layer: Layer) {
 
 /// Several readers of one channel share its events: each goes to exactly one.
 pub async fn readers_share_a_channel(layer: Layer) {
+    const EVENTS: usize = 50;
     let channel = layer.new_channel("").await.unwrap();
+    let (taken, deadline) = (AtomicUsize::new(0), Instant::now() + PATIENCE);
     let read = async || {
         let mut heard = Vec::new();
-        while let Ok(event) = timeout(SILENCE, layer.receive(&channel)).await {
-            heard.push(event.unwrap().get("n").and_then(crate::Value::as_i64).unwrap());
+        while taken.load(Ordering::Relaxed) < EVENTS && Instant::now() < deadline {
+            if let Ok(event) = timeout(SILENCE, layer.receive(&channel)).await {
+                heard.push(event.unwrap().get("n").and_then(crate::Value::as_i64).unwrap());
+                taken.fetch_add(1, Ordering::Relaxed);
+            }
         }
         heard
     };
     let send = async {
-        for n in 0..50 {
+        for n in 0..EVENTS as i64 {
             layer.send(&channel, &event(n)).await.unwrap();
         }
     };
     let (one, two, three, ()) = tokio::join!(read(), read(), read(), send);
     let mut all = [one, two, three].concat();
     all.sort_unstable();
-    assert_eq!(all, (0..50).collect::<Vec<_>>());
+    assert_eq!(all, (0..EVENTS as i64).collect::<Vec<_>>());
+    nothing_comes(&layer, &channel).await;
 }
 
 /// A relay whose handle is dropped hears nothing more, and its groups are as if it had left.

@@ -233,8 +233,10 @@ async fn an_event_that_expires_in_a_channel_s_inbox_is_counted() {
     let server = RedisServer::start();
     let layer = RedisCoreLayer::builder(&server.url()).expiry(1).connect().await.unwrap();
     let own = layer.new_channel("").await.unwrap();
-    assert!(timeout(Duration::from_millis(20), layer.receive(&own)).await.is_err());
-    until("its pop is left over", || server.cli(&["CLIENT", "LIST"]).contains("cmd=bzmpop")).await;
+    // On a busy machine a receiver may have given up before its pop is sent.
+    while !server.cli(&["CLIENT", "LIST"]).contains("cmd=bzmpop") {
+        assert!(timeout(Duration::from_millis(20), layer.receive(&own)).await.is_err());
+    }
     layer.send(&own, &numbered(1)).await.unwrap();
     until("the pop takes it", || layer.stats().received == 1).await;
     assert!(timeout(Duration::from_millis(2_500), std::future::pending::<()>()).await.is_err());

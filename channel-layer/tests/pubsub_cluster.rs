@@ -180,10 +180,10 @@ async fn r8_a_node_that_hands_over_in_peace_is_left() {
 #[tokio::test(flavor = "multi_thread")]
 async fn r10_probes_of_every_node_are_heard_also_after_a_slot_has_moved() {
     let cluster = Cluster::start();
-    let builder = RedisPubSubLayer::builder(&cluster.url()).probe_every(Duration::from_millis(300));
+    let builder = RedisPubSubLayer::builder(&cluster.url()).probe_every(Duration::from_secs(1));
     let mut site = Site::new(builder.connect().await.unwrap(), &["room"]).await;
     let started = Instant::now();
-    while started.elapsed() < Duration::from_secs(2) {
+    while started.elapsed() < Duration::from_secs(3) {
         site.works().await;
     }
     assert_eq!((site.layer.stats().probes_missed, site.downs), (0, 0), "probes are heard");

@@ -113,6 +113,9 @@ async fn four_readers(server: &RedisServer, shards: u8, python: usize) -> (Vec<u
     let hosts: Vec<String> = (0..shards).map(|number| server.database(number)).collect();
     let build = || RedisCoreLayer::builder_with_hosts(&hosts).capacity(JOBS).connect();
     let job = channel("job");
+    // They take long to start, and our readers give up when nothing comes.
+    let peers: Vec<Peer> = (0..python).map(|_| Peer::core(&json!({ "hosts": hosts }))).collect();
+    let sender = build().await.unwrap();
     let mut readers = JoinSet::new();
     for _ in 0..4 {
         let (layer, job) = (build().await.unwrap(), job.clone());
@@ -124,9 +127,7 @@ async fn four_readers(server: &RedisServer, shards: u8, python: usize) -> (Vec<u
             taken
         });
     }
-    let peers: Vec<Peer> = (0..python).map(|_| Peer::core(&json!({ "hosts": hosts }))).collect();
     let taking: Vec<_> = peers.iter().map(|peer| peer.receive_all("job", Duration::from_secs(2))).collect();
-    let sender = build().await.unwrap();
     for n in 0..JOBS {
         sender.send(&job, &numbered(n)).await.unwrap();
     }

@@ -122,10 +122,7 @@ async fn nobody_posts_to_or_hears_a_room_they_are_not_in() {
     assert_eq!((frame["message"].as_str(), frame["display_name"].as_str()), (Some("among us"), Some("Secret!")));
     // Membership changes while the sockets are open.
     assert_eq!(door.api("PUT", "/api/rooms/secret/members/bob", None).await.0, 200);
-    eventually("bob is told", || async { door.metric("gateway_groups").await >= 3.0 }).await;
-    bob.send(json!({"cate": "rooms"})).await;
-    let rooms = bob.until(|frame| frame["type"] == "rooms").await;
-    assert_eq!(rooms["rooms"][0]["group_name"], "secret", "{rooms}");
+    while bob.rooms().await != ["secret"] {}
     alice.say("secret", "welcome bob").await;
     assert_eq!(bob.hears().await, "welcome bob");
     assert_eq!(door.api("DELETE", "/api/rooms/secret/members/bob", None).await.1["removed"], true);
@@ -265,7 +262,7 @@ async fn whom_a_browser_may_notify_is_a_setting() {
 #[tokio::test]
 async fn a_signed_in_socket_ends_with_its_token() {
     let node = TestNode::start(&[]).await;
-    let path = format!("/ws/chat/?token={}", token_with("alice", &[], 2));
+    let path = format!("/ws/chat/?token={}", token_with("alice", &[], 4));
     let mut alice = node.at().try_connect(&path, &[]).await.unwrap();
     assert_eq!(alice.closed().await, 4401);
 }
@@ -326,7 +323,7 @@ async fn too_large_a_message_closes_with_1009_from_its_header() {
 async fn who_floods_is_warned_and_then_closed() {
     let node = TestNode::start(&[("limits.frames_per_second", "10"), ("limits.frames_burst", "10")]).await;
     let mut alice = node.join("alice", "lobby").await;
-    for _ in 0..30 {
+    for _ in 0..100 {
         if !alice.try_send_text(r#"{"cate":"rooms"}"#).await {
             break;
         }

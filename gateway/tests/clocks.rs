@@ -264,7 +264,7 @@ async fn readyz_answers_in_time_whatever_hangs() {
         let began = Instant::now();
         let (status, ready) = readyz(door).await;
         // A busy machine may take a while; a part that hangs would take longer.
-        assert!(began.elapsed() < Duration::from_millis(1500), "{:?}", began.elapsed());
+        assert!(began.elapsed() < Duration::from_secs(3), "{:?}", began.elapsed());
         assert_eq!((status, &ready["status"], &ready["ready"]), (503, &json!("unavailable"), &json!(false)), "{ready}");
         assert_eq!(ready[part], "unavailable", "{ready}");
     };

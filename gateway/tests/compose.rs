@@ -226,7 +226,9 @@ impl Life {
     async fn writer(self: Arc<Self>) {
         let mut client: Option<Client> = None;
         let mut number = 0;
-        while !self.ends.load(Ordering::Relaxed) {
+        // What may have been stored without an ack is said once more.
+        let mut unsure = false;
+        while unsure || !self.ends.load(Ordering::Relaxed) {
             let Some(open) = client.as_mut() else {
                 client = try_open(self.door, "writer", PATIENT).await;
                 continue;
@@ -234,6 +236,7 @@ impl Life {
             let id = format!("message-{number}");
             let frame = json!({"cate": "chat", "group_name": "lobby", "message": id, "client_id": id});
             let acked = open.try_send_text(&frame.to_string()).await && acked(open, &id).await;
+            unsure = !acked;
             if !acked {
                 client = None;
                 continue;

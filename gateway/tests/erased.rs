@@ -90,10 +90,13 @@ async fn a_redaction_comes_behind_what_a_client_catches_up_with() {
     let (_redis, [one, two]) = two().await;
     let mut alice = one.at().v1("/ws/chat/lobby/", "alice").await;
     let id = alice.say_acked("lobby", "secret", "1").await["id"].as_str().unwrap().to_owned();
+    let mut carol = two.at().v1("/ws/chat/lobby/", "carol").await;
+    carol.rooms().await;
     // Held until its first frame.
     let mut bob = two.at().v1("/ws/chat/lobby/", "bob").await;
     assert_eq!(one.at().api("DELETE", &format!("/api/rooms/lobby/messages/{id}"), None).await.0, 200);
-    alice.until(|frame| frame["type"] == "redacted").await;
+    // The other node has it too.
+    carol.until(|frame| frame["type"] == "redacted").await;
     bob.send(json!({"cate": "resume", "rooms": {"lobby": 0}})).await;
     let mut types = Vec::new();
     while types.last().is_none_or(|last| last != "resumed") {

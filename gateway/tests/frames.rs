@@ -146,7 +146,8 @@ async fn history_between_two_messages_begins_at_the_older() {
 async fn a_ping_is_answered_though_the_rate_is_used_up() {
     let node = TestNode::start(&[("limits.frames_per_second", "1"), ("limits.frames_burst", "5")]).await;
     let mut alice = node.join("alice", "lobby").await;
-    for _ in 0..6 {
+    // More than a pause of this machine may give back, fewer than would end it.
+    for _ in 0..9 {
         alice.send(json!({"cate": "rooms", "client_id": "r"})).await;
     }
     let refused = alice.until(|frame| frame["type"] == "error").await;

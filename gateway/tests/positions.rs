@@ -3,12 +3,12 @@
 
 mod common;
 
-use channel_layer::{Event, GroupName};
+use channel_layer::{ChannelLayer, Event, GroupName, RedisPubSubLayer};
 use common::{Client, TestNode, eventually};
 use persistence::{Append, Appended, Stream};
 use serde_json::{Value, json};
 use testkit::postgres::Postgres;
-use testkit::proxy::ChaosProxy;
+use testkit::proxy::{ChaosProxy, Way};
 use testkit::redis::RedisServer;
 
 const QUIET: [(&str, &str); 2] = [("retention.interval_seconds", "0"), ("limits.frames_per_second", "0")];
@@ -70,7 +70,8 @@ async fn hears(client: &mut Client, seqs: impl IntoIterator<Item = u64>) {
 async fn a_hole_that_closes_by_itself_costs_nothing_and_another_one_statement_for_all_members() {
     const MEMBERS: usize = 20;
     let redis = RedisServer::start();
-    let node = start(&[("redis-url", &redis.url())]).await;
+    let proxy = ChaosProxy::redis(redis.port());
+    let node = start(&[("redis-url", &proxy.url())]).await;
     let mut members = Vec::new();
     for number in 0..MEMBERS {
         members.push(node.join(&format!("user-{number}"), "lobby").await);
@@ -81,8 +82,13 @@ async fn a_hole_that_closes_by_itself_costs_nothing_and_another_one_statement_fo
     let of = |at: usize| event(&lobby(), "any", &rooms[at - 1]);
     let statements = || node.running.node().store.statements();
     let before = statements();
-    // Two nodes commit in order and publish out of order.
-    publish(&node, [of(3), of(1), of(2)]);
+    // Two nodes commit in order and publish out of order. All three arrive together: a hole is given 50 ms to close.
+    let others = RedisPubSubLayer::connect(&redis.url()).await.unwrap();
+    proxy.hold(Way::ToClient);
+    for (group, event) in [of(3), of(1), of(2)] {
+        others.group_send(&group, &node.running.node().sealed(&group, event)).await.unwrap();
+    }
+    proxy.pass();
     for member in &mut members {
         hears(member, 1..=3).await;
     }

@@ -73,7 +73,10 @@ async fn large_messages_reach_a_client_with_a_small_outbox() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_in_memory_costs_no_statement_and_more_than_that_is_paged() {
-    let node = TestNode::start(&[("limits.frames_per_second", "0"), ("limits.resume_frames", "0")]).await;
+    // Statements are counted, and retention has some of its own.
+    let settings =
+        [("limits.frames_per_second", "0"), ("limits.resume_frames", "0"), ("retention.interval_seconds", "0")];
+    let node = TestNode::start(&settings).await;
     let mut bob = node.join("bob", "lobby").await;
     let mut ids = vec![Value::Null];
     for n in 1..=1100 {

@@ -91,7 +91,7 @@ async fn rotate(layer: &str) {
     let mut sent = 0;
     let mut still_here = async |alice: &mut common::Client| {
         sent += 1;
-        alice.say_acked("lobby", "still here", &format!("id-{sent}")).await;
+        assert_eq!(alice.say_acked("lobby", "still here", &format!("id-{sent}")).await["type"], "ack");
     };
     still_here(&mut alice).await;
     assert_eq!((status(node.door, "first-key").await, status(node.door, "second-key").await), (200, 401));
@@ -248,7 +248,7 @@ async fn renew_certificates(layer: &str) {
     std::fs::write(&key, &renewed.client_key).unwrap();
     hangup(&node);
     eventually("it is told", async || node.log().contains("the settings stay as they were: redis-url")).await;
-    alice.say_acked("lobby", "between", "2").await;
+    assert_eq!(alice.say_acked("lobby", "between", "2").await["type"], "ack");
     // What is made from now on is made with the new ones, and only those are let in.
     write_certificates(&dir, &renewed.ca, &renewed.client_certificate, &renewed.client_key);
     trust_database(&postgres);

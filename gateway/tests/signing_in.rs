@@ -362,7 +362,7 @@ async fn another_jwks_other_keys_and_another_view_are_taken_over_while_sockets_s
     assert_eq!(name(asked("/ws/chat/lobby/").await.unwrap(), "lobby").await, "dave");
     assert_eq!(header(&second.heads.lock()[0], "X-Gateway-Secret"), Some("the second secret of all"));
     assert_eq!(tab.ask(json!({"cate": "rooms"})).await["type"], "rooms", "who was there stays");
-    assert_eq!(door.get("/readyz").await.0, 200);
+    eventually("it is ready", || async { door.get("/readyz").await.0 == 200 }).await;
 
     node.reload(&after[1..]);
     assert_eq!(with_token(door, "/ws/chat/", &new.token_of("carol")).await.err(), Some(401));
@@ -419,7 +419,7 @@ async fn a_jwks_that_is_not_there_yet_is_503_for_who_needs_it_and_nobody_else() 
     })
     .await;
     assert!(with_token(door, "/ws/chat/", &old.token_of("alice")).await.is_ok());
-    assert_eq!(door.get("/readyz").await.0, 200);
+    eventually("it is ready", || async { door.get("/readyz").await.0 == 200 }).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -697,7 +697,8 @@ async fn no_more_than_64_questions_are_under_way() {
         ok(&json!({"user": {"id": user, "username": user}}))
     })
     .await;
-    let node = node_that_asks(&site, &[]).await;
+    // The first question waits until the last one has come.
+    let node = node_that_asks(&site, &[("auth-seconds", "30")]).await;
     let door = node.at();
     site.open.send_replace(false);
     let mut visits = JoinSet::new();

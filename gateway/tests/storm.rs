@@ -25,7 +25,8 @@ async fn v1(door: Door, user: &str) -> Client {
     let bearer = format!("Bearer {}", token(user));
     let headers = [("authorization", bearer.as_str()), ("sec-websocket-protocol", "gateway.v1")];
     for _ in 0..20 {
-        if let Ok(client) = door.try_connect("/ws/chat/", &headers).await {
+        // As long as the node may take.
+        if let Some(client) = door.knock_patiently("/ws/chat/", &headers, Duration::from_secs(60)).await {
             return client;
         }
     }

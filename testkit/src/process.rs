@@ -66,6 +66,12 @@ pub fn private_dir(name: &str) -> PathBuf {
     dir
 }
 
+/// Whether no thread of the process runs any more: it is frozen, or has ended.
+pub fn stands_still(pid: u32) -> bool {
+    let Ok(threads) = fs::read_dir(format!("/proc/{pid}/task")) else { return true };
+    threads.flatten().all(|thread| matches!(state(&thread.path().join("stat")), None | Some('T' | 'Z' | 'X')))
+}
+
 /// Whether a program can be found on the search path.
 pub fn on_path(program: &str) -> bool {
     let path = std::env::var_os("PATH").unwrap_or_default();
@@ -146,13 +152,7 @@ impl Guarded {
     /// one goes on for long.
     pub fn pause(&mut self) {
         self.order("all STOP");
-        wait::until("the server stands still", Duration::from_secs(30), || self.stands_still());
-    }
-
-    /// Also one that has ended.
-    fn stands_still(&self) -> bool {
-        let Ok(threads) = fs::read_dir(format!("/proc/{}/task", self.pid)) else { return true };
-        threads.flatten().all(|thread| matches!(state(&thread.path().join("stat")), None | Some('T' | 'Z' | 'X')))
+        wait::until("the server stands still", Duration::from_secs(30), || stands_still(self.pid));
     }
 
     /// Ends a [`pause`](Self::pause).

@@ -186,7 +186,7 @@ async fn core_three_members_of_one_process_each_hear_one_message_once(site: Site
 }
 
 async fn core_group_sends_over_ten_shards_reach_1_10_and_100_members_in_time(site: Site) {
-    for (count, seconds) in [(1, 1), (10, 1), (100, 10)] {
+    for (count, seconds) in [(1, 10), (10, 10), (100, 10)] {
         let layer = site.sharded(10).connect().await.unwrap();
         let room = group(&format!("test-group-{count}"));
         let mut members = Vec::new();

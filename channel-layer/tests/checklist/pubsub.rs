@@ -329,7 +329,7 @@ async fn pubsub_groups_work_over_ten_shards() {
 #[tokio::test]
 async fn pubsub_group_sends_over_ten_shards_reach_1_10_and_100_members_in_time() {
     let (_servers, layer) = ten_shards().await;
-    for (count, seconds) in [(1, 1), (10, 1), (100, 10)] {
+    for (count, seconds) in [(1, 10), (10, 10), (100, 10)] {
         let room = group(&format!("test-group-{count}"));
         let mut members = Vec::new();
         for _ in 0..count {

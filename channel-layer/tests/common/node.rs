@@ -135,9 +135,15 @@ impl Node {
         self.order(&json!({ "undecodable": true })).as_u64().unwrap()
     }
 
+    /// After `STOP` it returns when each thread stands still: they stop one by one.
     pub fn signal(&self, signal: &str) {
         let sent = Command::new("kill").args([&format!("-{signal}"), &self.process.id().to_string()]).status().unwrap();
         assert!(sent.success(), "kill -{signal}");
+        if signal == "STOP" {
+            testkit::wait::until("the node stands still", Duration::from_secs(30), || {
+                testkit::process::stands_still(self.process.id())
+            });
+        }
     }
 
     /// Kills it, as a crash does.

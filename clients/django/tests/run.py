@@ -25,23 +25,39 @@ HERE = Path(__file__).resolve().parent.parent
 WITH_US = ["setpriv", "--pdeathsig", "TERM"] if shutil.which("setpriv") else []
 
 
-def free_port():
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return one.getsockname()[1]
+_marks = []
+
+
+def _is_free(port):
+    """Whether nobody has it, and no other test was given it: the name is forgotten with this process. The Rust tests
+    use the same names."""
+    mark = socket.socket(socket.AF_UNIX)
+    try:
+        with socket.socket() as one:
+            one.bind(("127.0.0.1", port))
+        mark.bind(f"\0testkit-port-{port}")
+    except OSError:
+        mark.close()
+        return False
+    mark.listen()
+    _marks.append(mark)
+    return True
+
+
+def free_port(and_above=0):
+    """A port below those that the system gives to connections, and the one so far above it if that is asked for."""
+    while True:
+        port = random.randrange(15000, 22000 if and_above else 32000)
+        if _is_free(port) and (not and_above or _is_free(port + and_above)):
+            return port
 
 
 def free_ports(count):
     """The first of so many in a row, above those that the system gives to connections."""
     while True:
         first = random.randrange(61000, 65536 - count)
-        try:
-            for port in range(first, first + count):
-                with socket.socket() as one:
-                    one.bind(("127.0.0.1", port))
-        except OSError:
-            continue
-        return first
+        if all(_is_free(port) for port in range(first, first + count)):
+            return first
 
 
 def wait(what, is_there, seconds=30):

@@ -19,9 +19,8 @@ from .run import WITH_US, free_port, wait
 
 @contextmanager
 def server(*arguments, sentinel=None):
-    directory, port = Path(tempfile.mkdtemp(prefix="gateway-redis-")), free_port()
-    while port > 55535:  # a cluster's second port is 10,000 higher
-        port = free_port()
+    # A cluster's second port is 10,000 higher.
+    directory, port = Path(tempfile.mkdtemp(prefix="gateway-redis-")), free_port(and_above=10_000)
     command = [*WITH_US, "redis-server"]
     if sentinel:
         (directory / "sentinel.conf").write_text(sentinel)

@@ -421,9 +421,9 @@ test("a gateway that has been silent is asked, and given up when it stays so", a
 
 test("whoever talks is not asked, and what was under way for long is a sign of life", async () => {
   const server = await start((frame, socket) => frame.client_id && frame.cate === "chat" && socket.reply(ack(frame)));
-  const gateway = client(server, { pingAfter: 200, pingTimeout: 400 });
+  const gateway = client(server, { pingAfter: 1000, pingTimeout: 2000 });
   await server.until(() => server.sockets.length === 1);
-  const told = setInterval(() => server.sockets[0].reply({ type: "typing" }), 50);
+  const told = setInterval(() => server.sockets[0].reply({ type: "typing" }), 100);
   cleanups.push(() => clearInterval(told));
   for (let n = 0; n < 30; n += 1) await next(gateway, "typing");
   assert.equal(ofCate("ping")(server).length, 0);
@@ -431,7 +431,7 @@ test("whoever talks is not asked, and what was under way for long is a sign of l
   await server.until(() => ofCate("ping")(server).length === 1);
   // Frames that keep coming in while the pong is behind them.
   for (let n = 0; n < 4; n += 1) {
-    await new Promise((resolve) => setTimeout(resolve, 200));
+    await new Promise((resolve) => setTimeout(resolve, 900));
     server.sockets[0].reply({ type: "typing" });
   }
   assert.equal(gateway.state, "open");

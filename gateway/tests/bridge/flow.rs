@@ -233,9 +233,9 @@ async fn the_sockets_of_a_worker_that_leaves_go_one_after_the_other_however_few(
         link.end(closed.sid, 0, "").await;
     }
     // Over half of the window: at 0, 0.5, 1, 1.5 and 2 s.
-    assert!(told[0] < Duration::from_secs(1), "{told:?}");
-    assert!(told.windows(2).all(|two| two[1] - two[0] > Duration::from_millis(200)), "{told:?}");
-    assert!(told[4] >= Duration::from_secs(2) && told[4] < Duration::from_secs(5), "{told:?}");
+    let not_before = |number: u32| Duration::from_millis(500) * number;
+    assert!((0..).zip(&told).all(|(number, told)| *told >= not_before(number)), "{told:?}");
+    assert!(told[0] < Duration::from_secs(1) && told[4] < Duration::from_secs(5), "{told:?}");
 }
 
 #[tokio::test]

@@ -150,7 +150,7 @@ async fn what_is_held_is_bounded_and_who_finds_no_successor_comes_back_by_itself
     third.send(super::worker::DENY, again, &super::worker::deny(403, &[], b"")).await;
     assert_eq!(guest.closed().await.0, 1012);
     eventually("both are counted", || async {
-        site.metric("gateway_bridge_reattached_total{path=\"/ws/orders/\",outcome=\"closed\"}").await >= 1.0
+        site.metric("gateway_bridge_reattached_total{path=\"/ws/orders/\",outcome=\"closed\"}").await == 2.0
     })
     .await;
 }

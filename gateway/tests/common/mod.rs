@@ -143,7 +143,7 @@ impl Door {
         }
         let (socket, response) = tokio_tungstenite::connect_async(request).await?;
         let protocol = response.headers().get("sec-websocket-protocol").map(|value| value.to_str().unwrap().to_owned());
-        Ok(Client { socket, protocol, pings: 0, patience: PATIENCE })
+        Ok(Client { socket, protocol, pings: 0, patience: PATIENCE, aside: None })
     }
 
     /// A call to the API: status and JSON.
@@ -214,6 +214,8 @@ pub struct Client {
     pub pings: usize,
     /// How long to wait for something to hear.
     pub patience: Duration,
+    /// What was said last, where it came before its ack and was not heard since.
+    aside: Option<Value>,
 }
 
 /// What a client hears.
@@ -245,10 +247,22 @@ impl Client {
         self.send(json!({"cate": "chat", "group_name": room, "message": text})).await;
     }
 
-    /// Says something and waits until it is committed: the ack.
+    /// Says something and waits until it is committed: the ack. What was said is heard after it, in whatever order the
+    /// two came; all else that came before the ack is skipped.
     pub async fn say_acked(&mut self, room: &str, text: &str, id: &str) -> Value {
+        self.aside = None;
         self.send(json!({"cate": "chat", "group_name": room, "message": text, "client_id": id})).await;
-        self.until(|frame| frame["client_id"] == id).await
+        let mut own = None;
+        loop {
+            let frame = self.frame().await;
+            if frame["client_id"] == id {
+                self.aside = own;
+                return frame;
+            }
+            if frame["type"] == "chat" && frame["group_name"] == room && frame["message"] == text {
+                own = Some(frame);
+            }
+        }
     }
 
     /// Asks for something: the frame of the same type, or an error.
@@ -271,6 +285,9 @@ impl Client {
 
     /// The next frame or close; pings are answered on the way.
     pub async fn hear_within(&mut self, patience: Duration) -> Option<Heard> {
+        if let Some(frame) = self.aside.take() {
+            return Some(Heard::Frame(frame));
+        }
         timeout(patience, async {
             loop {
                 match self.socket.next().await {

@@ -55,10 +55,9 @@ async fn mariadb_dies_and_comes_back() {
     dies_and_comes_back(MariaDb::start()).await;
 }
 
-async fn connect(server: &impl Server, statement_timeout: Duration) -> Store {
+async fn connect(server: &impl Server, change: impl FnOnce(&mut StoreOptions)) -> Store {
     let mut options = StoreOptions::new(server.url());
-    options.acquire_timeout = Duration::from_millis(500);
-    options.statement_timeout = statement_timeout;
+    change(&mut options);
     let store = Store::connect(options).await.unwrap();
     store.migrate().await.unwrap();
     store.create_room("lobby", None).await.unwrap();
@@ -77,7 +76,7 @@ async fn append_again(store: &Store) -> u64 {
 }
 
 async fn dies_and_comes_back(mut server: impl Server) {
-    let store = connect(&server, Duration::from_secs(10)).await;
+    let store = connect(&server, |options| options.statement_timeout = Duration::from_secs(10)).await;
     let mut acknowledged = Vec::new();
     for round in 0..3 {
         // Killed under load: what was acknowledged must be there afterwards.
@@ -132,7 +131,11 @@ async fn mariadb_freezes() {
 }
 
 async fn freezes(mut server: impl Server) {
-    let store = connect(&server, Duration::from_secs(1)).await;
+    let store = connect(&server, |options| {
+        options.acquire_timeout = Duration::from_millis(500);
+        options.statement_timeout = Duration::from_secs(1);
+    })
+    .await;
     let first = append_again(&store).await;
     server.pause();
     let mut tasks = tokio::task::JoinSet::new();
@@ -363,12 +366,11 @@ async fn d5_a_deadlock_on_mariadb_is_tried_again_and_nothing_is_lost() {
     let transaction = |[first, second]: [&str; 2]| {
         format!(
             "CREATE TABLE IF NOT EXISTS much (n INT); START TRANSACTION; INSERT INTO much SELECT seq FROM seq_1_to_1000; \
-             SELECT 1 FROM gateway_rooms WHERE name = '{first}' FOR UPDATE; DO SLEEP(1.5); \
+             SELECT 1 FROM gateway_rooms WHERE name = '{first}' FOR UPDATE; DO SLEEP(5); \
              SELECT 1 FROM gateway_rooms WHERE name = '{second}' FOR UPDATE; COMMIT"
         )
     };
-    let held =
-        "SELECT count(*) FROM information_schema.processlist WHERE info LIKE 'DO SLEEP(1.5)%' AND db = DATABASE()";
+    let held = "SELECT count(*) FROM information_schema.processlist WHERE info LIKE 'DO SLEEP(5)%' AND db = DATABASE()";
     deadlocked(server.fresh_database(), held, |url, sql| server.sql(url, sql), transaction).await;
 }
 
