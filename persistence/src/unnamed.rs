@@ -37,8 +37,9 @@ impl Pooled {
     }
 
     pub(crate) async fn begin(&self) -> Result<Unnamed, DbErr> {
-        let transaction = self.pool.begin_with(AssertSqlSafe(self.begin.clone())).await.map_err(connect_error)?;
-        Ok(Unnamed(Mutex::new(transaction)))
+        // Boxed: it is 15 KiB, a part of the future of every statement, and those are moved some times.
+        let begin = Box::pin(self.pool.begin_with(AssertSqlSafe(self.begin.clone())));
+        Ok(Unnamed(Mutex::new(begin.await.map_err(connect_error)?)))
     }
 
     /// Reads the rows of a statement that writes, in a transaction of its own.
