@@ -254,6 +254,7 @@ async fn every_refusal_is_a_problem_document() {
         ("PATCH /api/rooms/a", key.into(), 405, "allow: get, put, delete\r\n"),
         ("OPTIONS /api/events", key.into(), 405, "allow: post\r\n"),
         ("GET /api/rooms/%FF", key.into(), 400, ""),
+        ("GET /api/rooms/%zz", key.into(), 400, ""),
         ("GET /api/rooms/a%2Fb", key.into(), 400, ""),
         ("GET /api/rooms//history", key.into(), 404, ""),
         ("DELETE /api/rooms//", key.into(), 404, ""),

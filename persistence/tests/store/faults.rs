@@ -366,11 +366,11 @@ async fn d5_a_deadlock_on_mariadb_is_tried_again_and_nothing_is_lost() {
     let transaction = |[first, second]: [&str; 2]| {
         format!(
             "CREATE TABLE IF NOT EXISTS much (n INT); START TRANSACTION; INSERT INTO much SELECT seq FROM seq_1_to_1000; \
-             SELECT 1 FROM gateway_rooms WHERE name = '{first}' FOR UPDATE; DO SLEEP(5); \
+             SELECT 1 FROM gateway_rooms WHERE name = '{first}' FOR UPDATE; DO SLEEP(2); \
              SELECT 1 FROM gateway_rooms WHERE name = '{second}' FOR UPDATE; COMMIT"
         )
     };
-    let held = "SELECT count(*) FROM information_schema.processlist WHERE info LIKE 'DO SLEEP(5)%' AND db = DATABASE()";
+    let held = "SELECT count(*) FROM information_schema.processlist WHERE info LIKE 'DO SLEEP(2)%' AND db = DATABASE()";
     deadlocked(server.fresh_database(), held, |url, sql| server.sql(url, sql), transaction).await;
 }
 
