@@ -160,11 +160,14 @@ impl Sentinels {
     }
 
     /// Starts the data server that was killed again, empty, and waits until the sentinels have made it
-    /// a replica, so that the next failover can go there.
+    /// a replica and it has what the primary has, so that the next failover can go there.
     pub fn bring_back(&mut self) {
         self.replica().restart_empty();
         wait::until("becoming a replica", FAILOVER, || {
+            // What the sentinels know of it may be of before.
+            let replica = self.data.iter().find(|server| server.port() != self.primary);
             self.sentinels.iter().filter(|one| one.awake()).all(|one| self.is_settled(one))
+                && replica.is_some_and(linked)
         });
     }
 
