@@ -53,7 +53,7 @@ fn nothing_wrong(row: &Value) {
 fn neighbours_are_let_in_and_closed_alone() {
     let gateway = gateway();
     // Fewer sockets would have to say so much each that they exceed the default limits themselves.
-    // So that a slow reader's buffers are full before the end.
+    // In less time a slow reader's buffers might not be full before the end.
     let rows = rows_of("1000", "2", &["--gateway", gateway.to_str().unwrap(), "--only", "slow,flood"]);
     for (scenario, code) in [("slow", "4008"), ("flood", "1008")] {
         let row = row(&rows, scenario);

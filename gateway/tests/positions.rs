@@ -147,7 +147,8 @@ async fn a_restored_backup_begins_afresh_for_all_and_reaches_who_has_resumed_bef
     let mut bob = node.join("bob", "lobby").await;
     let mut acks = Vec::new();
     for n in 1..=5 {
-        acks.push(say_and_hear(&mut bob, n).await);
+        acks.push(bob.say_acked("lobby", &n.to_string(), &n.to_string()).await);
+        assert_eq!(bob.hears().await, n.to_string());
     }
     let mut alice = node.at().v1("/ws/chat/lobby/", "alice").await;
     alice.send(json!({"cate": "resume", "rooms": {"lobby": {"seq": 5, "id": acks[4]["id"]}}})).await;
@@ -166,24 +167,6 @@ async fn a_restored_backup_begins_afresh_for_all_and_reaches_who_has_resumed_bef
     // A plain client is told nothing it did not ask for.
     let frame = bob.frame().await;
     assert_eq!((&frame["message"], &frame["seq"]), (&json!("after"), &json!(3)));
-}
-
-/// Says it, and returns its ack when both that and the chat frame have come, in whatever order.
-async fn say_and_hear(client: &mut Client, seq: u64) -> Value {
-    let text = seq.to_string();
-    client.send(json!({"cate": "chat", "group_name": "lobby", "message": text, "client_id": text})).await;
-    let (mut ack, mut heard) = (None, false);
-    loop {
-        let frame = client.frame().await;
-        heard |= frame["type"] == "chat" && frame["seq"] == seq;
-        if frame["type"] == "ack" {
-            ack = Some(frame);
-        }
-        match ack {
-            Some(ack) if heard => return ack,
-            _ => {}
-        }
-    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
